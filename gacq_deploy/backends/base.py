@@ -1,0 +1,91 @@
+"""What is an engine? Named arrays in, named arrays out, opened and closed like a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gacq_deploy.errors import EngineError
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, numpy dtype name and shape of an input or output; None marks a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Something that runs one denoiser step. Every backend and every test double has this shape."""
+
+    @property
+    def label(self) -> str:
+        """What really runs, for reports: ``onnxruntime-1.32.0/CPUExecutionProvider``."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Declared inputs."""
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Declared outputs."""
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once on host arrays.
+
+        Raises:
+            EngineError: a name, dtype or shape does not fit, an input is not finite, or the engine is closed.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def check_feeds(infos: tuple[TensorInfo, ...], feeds: Feeds, *, engine: str) -> None:
+    """Check names, dtypes, shapes, one common batch size and finiteness: INT8 graphs hide NaN.
+
+    Raises:
+        EngineError: naming the input, what it is and what it should be.
+    """
+    wanted = {i.name for i in infos}
+    if wanted != set(feeds):
+        raise EngineError(
+            f"{engine}: inputs {sorted(feeds)} were given, the engine takes {sorted(wanted)}.",
+            "Pass exactly the engine's inputs by name.",
+        )
+    for info in infos:
+        _check_feed(info, feeds[info.name], engine)
+    batches = {i.name: feeds[i.name].shape[0] for i in infos if i.shape and i.shape[0] is None}
+    if len(set(batches.values())) > 1:
+        raise EngineError(f"{engine}: inputs disagree on the batch size: {batches}.", "Give every input the same rows.")
+
+
+def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
+    if value.dtype.name != info.dtype:
+        raise EngineError(f"{engine}: input '{info.name}' is {value.dtype.name}, expected {info.dtype}.")
+    fits = value.ndim == len(info.shape) and all(
+        want is None or want == got for want, got in zip(info.shape, value.shape, strict=True)
+    )
+    if not fits or 0 in value.shape:
+        shape = [("batch" if i == 0 else "any") if d is None else d for i, d in enumerate(info.shape)]
+        raise EngineError(f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1.")
+    if np.issubdtype(value.dtype, np.floating) and not bool(np.isfinite(value).all()):
+        row = int(np.argwhere(~np.isfinite(value))[0][0])
+        raise EngineError(
+            f"{engine}: input '{info.name}' holds NaN or Inf, first in batch row {row}.",
+            "An INT8 graph would turn it into plausible numbers; find its source.",
+        )

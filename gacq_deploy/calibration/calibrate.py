@@ -1,0 +1,335 @@
+"""The calibration stage, in order: samples, ranges, blocks, probe, artifact. Each step is kept once it is finished."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gacq_deploy import __version__
+from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
+from gacq_deploy.calibration.journal import Journal, scalar
+from gacq_deploy.calibration.probe import record_probe
+from gacq_deploy.calibration.reconstruction import ReconstructionResult, reconstruct_block
+from gacq_deploy.calibration.replay import Replay, chunk_size, full_pass
+from gacq_deploy.calibration.weights import SampleWeights, UniformWeights, checked_weights, effective_samples
+from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.graph import Block, ModelGraph, trace_model
+from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
+from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
+from gacq_deploy.recipe import Recipe, resolve_plan
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.spec import QuantPlan, Site, TensorParams
+from gacq_deploy.storage import Array, digest_array, digest_file, digest_json, lock_directory, read_json, write_json
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What every step of one calibration needs."""
+
+    recipe: Recipe
+    denoiser: Denoiser
+    graph: ModelGraph
+    plan: QuantPlan
+    samples: CalibrationSet
+    journal: Journal
+    weights: SampleWeights
+    report: Reporter
+
+    @property
+    def chunk(self) -> int:
+        return chunk_size(self.graph, self.recipe.calibration.memory_mb)
+
+
+def calibrate(
+    recipe: Recipe,
+    directory: RunDirectory,
+    *,
+    fresh: bool = False,
+    weights: SampleWeights | None = None,
+    report: Reporter = SILENT,
+) -> CalibrationArtifact:
+    """Learn rounding and activation scales; resume what is unfinished, return at once what is finished.
+
+    Args:
+        recipe: sections model, samples, quantization and calibration decide the result, bit for bit.
+        directory: receives ``recipe.yaml``, ``samples.safetensors``, ``work/`` and ``artifact/``.
+        fresh: forget finished steps and the samples first.
+        weights: one weight per training sample and block; uniform by default.
+        report: progress.
+
+    Raises:
+        RecipeError: the directory holds another recipe's run, or a rule does not fit the model.
+        CalibrationError: a value is not finite; finished blocks are kept.
+        ArtifactError: a finished step was altered.
+        ResourceError: the disk is full, or another process uses the directory.
+    """
+    with lock_directory(directory.root):
+        if fresh:
+            _forget(directory)
+        _check_same_recipe(recipe, directory)
+        torch.set_num_threads(recipe.calibration.threads)
+        denoiser = load_denoiser(recipe.model)
+        graph = trace_model(denoiser)
+        plan = make_plan(recipe, graph)
+        recipe.save(directory.recipe_path)
+        samples_sha256 = _ensure_samples(recipe, directory, denoiser, report)
+        chosen = weights or UniformWeights()
+        key = _work_key(recipe, denoiser, samples_sha256, chosen)
+        finished = _finished(directory, key)
+        if finished is not None:
+            report.note("calibration is already done")
+            return finished
+        samples = load_samples(directory.samples_path, sha256=samples_sha256).training
+        if len(samples) == 0:
+            raise CalibrationError("All trajectories are held out for validation.", "Raise samples.trajectories.")
+        directory.work.mkdir(exist_ok=True)
+        session = _Session(
+            recipe, denoiser, graph, plan, samples, Journal(directory.work, key), chosen, report
+        )
+        artifact = _learn(session, directory, samples_sha256)
+        artifact.save(directory.artifact)
+        return load_artifact(directory.artifact)
+
+
+def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
+    """Resolve the recipe's rules against the model; sites that read one tensor always share a scale.
+
+    Raises:
+        RecipeError: see :func:`gacq_deploy.recipe.resolve_plan`.
+    """
+    ties = dict(graph.ties) if recipe.quantization.tie_concat else {s: str(f) for s, f in graph.shared_tensor.items()}
+    plan = resolve_plan(recipe, graph.sites, ties)
+    if not plan.modules:
+        raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
+    return plan
+
+
+def _learn(session: _Session, directory: RunDirectory, samples_sha256: str) -> CalibrationArtifact:
+    started, cpu = time.time(), time.process_time()
+    digests = {
+        str(e.site): digest_array(session.denoiser.module.get_submodule(e.site.module).get_parameter("weight").numpy())
+        for e in session.plan.of_role("weight")
+    }
+    scales = _ensure_ranges(session)
+    layers = insert_quantizers(session.denoiser.module, session.plan, scales)
+    history = _ensure_blocks(session, layers, directory)
+    settings = session.recipe.parity.probe
+    probe = record_probe(
+        session.denoiser, session.graph, settings, session.recipe.samples.steps, session.chunk, session.report
+    )
+    document = session.recipe.document()
+    return CalibrationArtifact(
+        model=session.denoiser.record,
+        plan=session.plan,
+        params=_collect_params(session.plan, layers),
+        weight_digests=digests,
+        recipe={k: document[k] for k in ("model", "samples", "quantization", "calibration")},
+        samples_sha256=samples_sha256,
+        history=history,
+        probe=probe,
+        build={
+            "work_key": session.journal.key,
+            "started_unix": round(started),
+            "wall_s": round(time.time() - started, 1),
+            "cpu_s": round(time.process_time() - cpu, 1),
+            "gacq_deploy": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _ensure_ranges(session: _Session) -> dict[str, float]:
+    done = session.journal.get("ranges")
+    if done is None:
+        chunks = -(-len(session.samples) // session.chunk)
+        session.report.stage("estimate ranges", 2 * chunks)
+
+        def run() -> Iterator[None]:
+            for _ in full_pass(session.denoiser, session.samples, session.chunk):
+                session.report.advance()
+                yield
+
+        scales = estimate_activation_scales(session.denoiser.module, session.plan, run)
+        session.journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
+        done = session.journal.get("ranges")
+        assert done is not None
+    return {tie: float(value) for tie, value in done.items()}
+
+
+def _ensure_blocks(
+    session: _Session, layers: dict[str, QuantizedLayer], directory: RunDirectory
+) -> tuple[BlockRecord, ...]:
+    """Load finished blocks, learn the others in execution order."""
+    blocks = session.graph.blocks
+    finished = set(session.journal.steps)
+    remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]
+    replay = Replay(
+        session.denoiser, session.graph, session.samples, directory.work, session.recipe.calibration.memory_mb
+    )
+    session.report.stage("reconstruct blocks", len(blocks))
+    learned: set[int] = set()
+    history = []
+    for index, block in enumerate(blocks):
+        data = replay.prepare(index) if remaining and index <= remaining[-1] else None
+        if mine := _planned(block, layers):
+            learnable = _new_quantizers(mine, learned)
+            done = session.journal.get(_step(index, block))
+            if done is None:
+                assert data is not None
+                sample_weights = checked_weights(session.weights, block.name, session.samples)
+                settings = session.recipe.calibration.reconstruction
+                seed = session.recipe.calibration.seed * 100_003 + index
+                result = reconstruct_block(block.name, mine, learnable, data, sample_weights, settings, seed)
+                session.journal.put(
+                    _step(index, block), _pack(mine, result, effective_samples(sample_weights))
+                )
+                done = session.journal.get(_step(index, block))
+                assert done is not None
+            history.append(_unpack(block, mine, done))
+            session.report.advance(loss=history[-1].loss_end)
+        else:
+            session.report.advance()
+        if data is not None and index < remaining[-1]:
+            replay.advance(index, data)
+    replay.close()
+    return tuple(history)
+
+
+def _step(index: int, block: Block) -> str:
+    return f"block-{index:03d}-{block.name}"
+
+
+def _planned(block: Block, layers: dict[str, QuantizedLayer]) -> dict[str, QuantizedLayer]:
+    names = {s.module for s in block.sites}
+    return {name: layer for name, layer in layers.items() if name in names}
+
+
+def _new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tuple[ActivationQuantizer, ...]:
+    """Return the input quantizers first met in this block: a tie across blocks is learned in its first one."""
+    fresh = {id(layer.input_quantizer): layer.input_quantizer for layer in layers.values()}
+    chosen = tuple(q for key, q in fresh.items() if key not in learned)
+    learned.update(fresh)
+    return chosen
+
+
+def _pack(layers: dict[str, QuantizedLayer], result: ReconstructionResult, effective: float) -> dict[str, Array]:
+    step: dict[str, Array] = {
+        "loss_start": scalar(result.loss_start),
+        "loss_end": scalar(result.loss_end),
+        "kept": scalar(float(result.kept)),
+        "effective_samples": scalar(effective),
+    }
+    for name, layer in layers.items():
+        step[f"{name}:weight.codes"] = layer.codes.numpy()
+        step[f"{name}:input.scale"] = scalar(float(layer.input_quantizer.scale))
+    return step
+
+
+def _unpack(block: Block, layers: dict[str, QuantizedLayer], step: dict[str, Array]) -> BlockRecord:
+    for name, layer in layers.items():
+        layer.codes = torch.from_numpy(step[f"{name}:weight.codes"])
+        layer.input_quantizer.set_scale(float(step[f"{name}:input.scale"]))
+    return BlockRecord(
+        name=block.name,
+        sites=len(layers),
+        loss_start=float(step["loss_start"]),
+        loss_end=float(step["loss_end"]),
+        kept=bool(step["kept"]),
+        effective_samples=float(step["effective_samples"]),
+    )
+
+
+def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[Site, TensorParams]:
+    params: dict[Site, TensorParams] = {}
+    for entry in plan:
+        layer = layers.get(entry.site.module)
+        if layer is None:
+            raise RecipeError(
+                f"Site '{entry.site}' is planned but its module's weight is float.", "Quantize both or neither."
+            )
+        if entry.site.role == "weight":
+            params[entry.site] = TensorParams(layer.weight_scale.numpy(), layer.codes.numpy())
+        else:
+            quantizer = layer.input_quantizer if entry.site.role == "input" else layer.output_quantizer
+            assert quantizer is not None
+            params[entry.site] = TensorParams(np.array(float(quantizer.scale), np.float32))
+    return params
+
+
+def _ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser, report: Reporter) -> str:
+    """Collect the samples unless the recorded ones belong to this model and recipe; return their sha256."""
+    section = recipe.samples.model_dump(mode="json")
+    # which samples are taken does not depend on it; their last bits may
+    key = digest_json({"weights": denoiser.record.weights_sha256, "samples": section, "torch": torch.__version__})
+    if directory.samples_record_path.is_file() and directory.samples_path.is_file():
+        record = read_json(directory.samples_record_path, what="Samples record", hint="Run again with --fresh.")
+        if record.get("key") == key:
+            if digest_file(directory.samples_path) != record.get("sha256"):
+                raise ArtifactError(
+                    f"Calibration samples {directory.samples_path} were altered: their sha256 differs from samples.json.",
+                    "Run `gacq-deploy calibrate --fresh` to collect them again.",
+                )
+            return str(record["sha256"])
+    collect_samples(denoiser, recipe.samples, directory.samples_path, report)
+    load_samples(directory.samples_path)
+    sha256 = digest_file(directory.samples_path)
+    write_json(directory.samples_record_path, {"key": key, "sha256": sha256})
+    return sha256
+
+
+def _work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights) -> str:
+    return digest_json(
+        {
+            "recipe": recipe.calibration_digest,
+            "probe": recipe.parity.probe.model_dump(mode="json"),
+            "model": denoiser.record.weights_sha256,
+            "samples": samples_sha256,
+            "weights": weights.name,
+            "torch": torch.__version__,
+        }
+    )
+
+
+def _finished(directory: RunDirectory, key: str) -> CalibrationArtifact | None:
+    if not (directory.artifact / "manifest.json").is_file():
+        return None
+    artifact = load_artifact(directory.artifact)
+    return artifact if artifact.build.get("work_key") == key else None
+
+
+def _forget(directory: RunDirectory) -> None:
+    shutil.rmtree(directory.work, ignore_errors=True)
+    directory.samples_record_path.unlink(missing_ok=True)
+    directory.recipe_path.unlink(missing_ok=True)
+
+
+def _check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
+    if not directory.recipe_path.is_file():
+        return
+    old = directory.load_recipe()
+    if old.calibration_digest != recipe.calibration_digest:
+        changed = _differences(old.document(), recipe.document())
+        relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
+        raise RecipeError(
+            f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
+            "Choose another directory with -o, or start over with --fresh.",
+        )
+
+
+def _differences(old: object, new: object, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))]
+    return [] if old == new else [prefix]

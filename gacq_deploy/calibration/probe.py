@@ -1,0 +1,100 @@
+"""What does the fake-quantized model answer? Recorded once, as the reference of every exported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from gacq_deploy.artifact import Probe
+from gacq_deploy.calibration.replay import full_pass
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.graph import ModelGraph
+from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.progress import Reporter
+from gacq_deploy.quant.layers import QuantizedLayer, float_mode, output_mode, quantized_layers
+from gacq_deploy.recipe import ProbeSection, SamplesSection
+from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.spec import Site
+from gacq_deploy.storage import Array
+
+
+def record_probe(
+    denoiser: Denoiser, graph: ModelGraph, section: ProbeSection, steps: int, chunk: int, report: Reporter
+) -> Probe:
+    """Run float, input- and output-quantized models on float trajectories unseen by calibration.
+
+    ``graph`` was traced on the float model. Outputs are kept for all ``M = trajectories * steps`` states; the
+    fake-quantized tensors for ``local_samples`` of them, spread over the timesteps.
+    """
+    states = _collect(denoiser, section, steps, report)
+    local = states.rows(np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int))
+    module = denoiser.module
+
+    def outputs(samples: CalibrationSet) -> Array:
+        return np.concatenate(list(full_pass(denoiser, samples, chunk)))
+
+    with float_mode(module):
+        answers = {"float": outputs(states)}
+    answers["input_quant"] = outputs(states)
+    with output_mode(module):
+        answers["output_quant"] = outputs(states)
+    tensors: dict[str, dict[str, Array]] = {}
+    with _recording(module, graph, outputs_too=False) as recorded:
+        outputs(local)
+        tensors["input_quant"] = recorded()
+    with output_mode(module), _recording(module, graph, outputs_too=True) as recorded:
+        outputs(local)
+        tensors["output_quant"] = recorded()
+    inputs = {"sample": states.latents, "timestep": states.timesteps, **states.conditioning}
+    # the local rows are stored, too, so that nothing has to be told about which ones they are
+    local_inputs = {"sample": local.latents, "timestep": local.timesteps, **local.conditioning}
+    tensors["inputs"] = dict(local_inputs)
+    return Probe(inputs=inputs, outputs=answers, local=tensors)
+
+
+def _collect(denoiser: Denoiser, section: ProbeSection, steps: int, report: Reporter) -> CalibrationSet:
+    wanted = SamplesSection(trajectories=section.trajectories, steps=steps, validation_share=0, seed=section.seed)
+    with TemporaryDirectory() as folder, float_mode(denoiser.module):
+        path = Path(folder) / "probe.safetensors"
+        collect_samples(denoiser, wanted, path, report)
+        return load_samples(path)
+
+
+@contextmanager
+def _recording(module: nn.Module, graph: ModelGraph, *, outputs_too: bool) -> Iterator[Callable[[], dict[str, Array]]]:
+    """Record each fake-quantized tensor once, under the first site that reads it."""
+    pieces: dict[str, list[Array]] = {}
+
+    def keep(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            pieces.setdefault(str(site), []).append(output.numpy().copy())
+
+        return hook
+
+    def keep_input(site: Site, layer: QuantizedLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            pieces.setdefault(str(site), []).append(layer.input_quantizer(args[0]).numpy().copy())
+
+        return hook
+
+    with ExitStack() as stack:
+        planned = quantized_layers(module)
+        for name, layer in planned.items():
+            if _first_planned_reader(graph, planned, name):
+                hook = layer.register_forward_pre_hook(keep_input(Site(name, "input"), layer))
+                stack.callback(hook.remove)
+            if outputs_too and layer.output_quantizer is not None:
+                stack.callback(layer.register_forward_hook(keep(Site(name, "output"))).remove)
+        yield lambda: {site: np.concatenate(parts) for site, parts in pieces.items()}
+
+
+def _first_planned_reader(graph: ModelGraph, planned: dict[str, QuantizedLayer], name: str) -> bool:
+    first = graph.shared_tensor[Site(name, "input")]
+    readers = [s.module for s, f in graph.shared_tensor.items() if f == first and s.module in planned]
+    return readers[0] == name

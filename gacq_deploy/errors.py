@@ -1,0 +1,68 @@
+"""What can go wrong, and what should the user do?
+
+GacqError                  message (what, with the values; where) and hint (what to do)
+├── UsageError             a bad argument, option or input value
+│   └── RecipeError        file:line, key, allowed values
+├── ModelError             unknown family, unsupported layer, site not found
+├── CalibrationError       loss not finite, empty set
+├── ArtifactError          schema version, digest, missing tensor: stale, corrupt or unverified
+├── ExportError            no node for a site, opset, lint
+├── EngineError            load or run failed, input outside the declared shape
+├── GateError              a gate was evaluated and failed
+├── BackendUnavailable     a package, provider or device is missing (hint: the pip line)
+└── ResourceError          out of disk, memory or time; directory busy
+"""
+
+from __future__ import annotations
+
+
+class GacqError(Exception):
+    """Something a user can mend. ``str()`` is the message and, on a new line, the hint."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(GacqError):
+    """An argument, option or input value is wrong."""
+
+
+class RecipeError(UsageError):
+    """A recipe cannot be read, validated or resolved against the model."""
+
+
+class ModelError(GacqError):
+    """The model's family, layers or configuration are not supported."""
+
+
+class CalibrationError(GacqError):
+    """Calibration cannot start or had to stop."""
+
+
+class ArtifactError(GacqError):
+    """A file is stale, corrupt, of another version, or belongs to another model."""
+
+
+class ExportError(GacqError):
+    """The float graph or the Q/DQ graph cannot be made, or is illegal."""
+
+
+class EngineError(GacqError):
+    """An engine failed to load or to run."""
+
+
+class GateError(GacqError):
+    """A gate was evaluated and failed."""
+
+
+class BackendUnavailable(GacqError):
+    """A package, execution provider or device is missing."""
+
+
+class ResourceError(GacqError):
+    """Disk, memory or time ran out, or another process holds the directory."""

@@ -1,0 +1,111 @@
+"""What is in this artifact, and which rule put it there?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.recipe import QuantizationSection, Rule, matching_rules
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.spec import PlannedSite
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """One quantized tensor: what was asked, by which rule, and what was computed."""
+
+    site: str
+    bits: int
+    granularity: str
+    rule: int
+    """Number of the winning rule, from 1; 0 when the recipe in the manifest has none for it."""
+    rule_text: str
+    range: str
+    tie: str
+    scale_min: float
+    scale_max: float
+    saturated: float | None
+    """Weights: share of codes at either end of the grid."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A verified artifact in numbers."""
+
+    directory: str
+    digest: str
+    model: dict[str, Any]
+    samples_sha256: str
+    sites: tuple[SiteView, ...]
+    blocks: tuple[BlockRecord, ...]
+    versions: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**asdict(self), "blocks": [block.model_dump(mode="json") for block in self.blocks]}
+
+
+def inspect_artifact(directory: Path) -> Inspection:
+    """Read an artifact folder, or the one inside a run directory.
+
+    Raises:
+        ArtifactError: there is none, or it is stale, corrupt or altered.
+    """
+    folder = _artifact_folder(directory)
+    artifact = load_artifact(folder)
+    try:
+        rules = QuantizationSection.model_validate(artifact.recipe["quantization"]).rules
+    except (KeyError, ValidationError) as error:
+        raise ArtifactError(
+            f"The recipe recorded in {folder} has no valid quantization rules: {error!r}.",
+            "Run `gacq-deploy calibrate` again.",
+        ) from error
+    return Inspection(
+        directory=str(folder),
+        digest=artifact.manifest_digest,
+        model=artifact.model.model_dump(mode="json"),
+        samples_sha256=artifact.samples_sha256,
+        sites=tuple(_view(entry, artifact, rules) for entry in artifact.plan),
+        blocks=artifact.history,
+        versions=dict(artifact.build),
+    )
+
+
+def _artifact_folder(directory: Path) -> Path:
+    inner = RunDirectory(directory).artifact
+    for candidate in (inner, directory):
+        if (candidate / "manifest.json").is_file():
+            return candidate
+    raise ArtifactError(
+        f"{directory} is neither a run directory with an artifact nor an artifact folder.",
+        f"Run `gacq-deploy calibrate -r RECIPE -o {directory}` first.",
+    )
+
+
+def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rule]) -> SiteView:
+    params = artifact.params[entry.site]
+    matching = matching_rules(rules, entry.site)
+    rule = rules[matching[-1]] if matching else None
+    saturated = None
+    if params.codes is not None:
+        at_ends = (params.codes <= entry.spec.qmin) | (params.codes >= entry.spec.qmax)
+        saturated = float(np.mean(at_ends))
+    return SiteView(
+        site=str(entry.site),
+        bits=entry.spec.bits,
+        granularity="tensor" if entry.spec.axis is None else f"axis {entry.spec.axis}",
+        rule=matching[-1] + 1 if matching else 0,
+        rule_text=f"match {rule.match!r} role {rule.role}" if rule else "-",
+        range=entry.range_method,
+        tie="" if entry.tie == str(entry.site) else entry.tie,
+        scale_min=float(params.scale.min()),
+        scale_max=float(params.scale.max()),
+        saturated=saturated,
+    )

@@ -1,0 +1,40 @@
+"""How is diffusers' UNet2DModel called? Unconditional, or with class labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from gacq_deploy.errors import ModelError
+from gacq_deploy.models.base import Conditioning, Family
+
+
+def _call(module: nn.Module, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    output: Tensor = module(sample, timestep, return_dict=False, **conditioning)[0]
+    return output
+
+
+def _conditioning(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    embed_type, classes = config.get("class_embed_type"), config.get("num_class_embeds")
+    if embed_type is not None:
+        raise ModelError(
+            f"UNet2DModel with class_embed_type={embed_type!r} is not supported.",
+            "Supported: no classes, or a class table (num_class_embeds).",
+        )
+    if classes is None:
+        return {}
+    return {"class_labels": {"dtype": "int64", "shape": [], "num_classes": int(classes)}}
+
+
+UNET2D = Family(
+    name="UNet2DModel",
+    call=_call,
+    conditioning=_conditioning,
+    block_types=(ResnetBlock2D, Attention, Downsample2D, Upsample2D),
+)

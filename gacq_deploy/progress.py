@@ -1,0 +1,34 @@
+"""How far is a stage? A stage reports; who draws it is the caller's business."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Receives what a long stage has to say."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Start a stage of ``total`` units; it ends when the next one starts or the command ends."""
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        """Say that ``n`` more units are done, with named values worth showing."""
+
+    def note(self, text: str) -> None:
+        """Say one line that should stay visible."""
+
+
+class SilentReporter:
+    """Says nothing."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""
+
+
+SILENT: Reporter = SilentReporter()

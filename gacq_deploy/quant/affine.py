@@ -1,0 +1,36 @@
+"""What does an INT8 engine do to a number? Symmetric affine quantization, exactly as the engines compute it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes straight through (Bengio et al. 2013)."""
+    return x + (x.round() - x).detach() if x.requires_grad else x.round()
+
+
+def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Return ``clamp(round(x / scale), qmin, qmax) * scale``: the float value an INT8 engine works with.
+
+    ``x`` float32 of any shape, ``scale`` float32, scalar or broadcastable, > 0. Differentiable in ``x`` and
+    ``scale``; the gradient in ``scale`` is LSQ's (Esser et al. 2020), without its scaling factor.
+    """
+    if not (x.requires_grad or scale.requires_grad):
+        return (x / scale).round_().clamp_(qmin, qmax).mul_(scale)
+    codes = x / scale
+    codes = codes + (codes.round() - codes).detach()
+    return codes.clamp(qmin, qmax) * scale
+
+
+def channel_shape(scale: Tensor, ndim: int, axis: int) -> Tensor:
+    """Return a per-channel ``scale`` [channels] reshaped to broadcast along ``axis`` of a rank-``ndim`` tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return scale.reshape(shape)
+
+
+def quantize_codes(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Return the int8 codes of ``x``: round half to even, clamp."""
+    return (x / scale).round().clamp(qmin, qmax).to(torch.int8)

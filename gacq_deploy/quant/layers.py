@@ -1,0 +1,128 @@
+"""How does a float layer pretend to be INT8?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gacq_deploy.quant.affine import channel_shape, fake_quantize
+from gacq_deploy.quant.rounding import AdaRound
+from gacq_deploy.spec import TensorSpec
+
+
+class ActivationQuantizer(nn.Module):
+    """A static per-tensor activation quantizer; sites of one tie share one object.
+
+    The scale is ``initial * exp(log_gain)``: positive whatever the optimiser does.
+    """
+
+    def __init__(self, spec: TensorSpec, scale: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.initial = torch.tensor(scale, dtype=torch.float32)
+        self.log_gain = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    @property
+    def scale(self) -> Tensor:
+        """Current scale, float32 scalar."""
+        return self.initial * self.log_gain.exp()
+
+    def freeze(self) -> None:
+        """Make the current scale the static one; learning ends."""
+        self.set_scale(float(self.scale.detach()))
+
+    def set_scale(self, scale: float) -> None:
+        """Fix the scale."""
+        self.initial = torch.tensor(scale, dtype=torch.float32)
+        self.log_gain.requires_grad_(False)
+        self.log_gain.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize ``x``."""
+        return fake_quantize(x, self.scale, self.spec.qmin, self.spec.qmax)
+
+
+class QuantizedLayer(nn.Module):
+    """A Conv or Linear with fake-quantized weight and input, and, for the CPU flavour, output.
+
+    ``codes`` [as weight] int8 and ``weight_scale`` [channels] float32 are the deployable weight. While ``rounding``
+    is set, its soft weight is used instead. ``enabled = False`` gives the float layer back.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        spec: TensorSpec,
+        weight_scale: Tensor,
+        codes: Tensor,
+        input_quantizer: ActivationQuantizer,
+        output_quantizer: ActivationQuantizer | None,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.spec = spec
+        self.weight_scale = weight_scale
+        self.codes = codes
+        self.input_quantizer = input_quantizer
+        self.output_quantizer = output_quantizer
+        self.rounding: AdaRound | None = None
+        self.enabled = True
+        self.quantize_output = False
+
+    @property
+    def float_weight(self) -> Tensor:
+        """The float weight."""
+        weight: Tensor = self.layer.get_parameter("weight")
+        return weight
+
+    def weight(self) -> Tensor:
+        """Return the weight the engine computes with: codes times scale, or the soft weight while learning."""
+        if self.rounding is not None:
+            return self.rounding.soft_weight()
+        axis = self.spec.axis or 0
+        return self.codes.float() * channel_shape(self.weight_scale, self.codes.ndim, axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer on the fake-quantized input."""
+        if not self.enabled:
+            float_output: Tensor = self.layer(x)
+            return float_output
+        output: Tensor = functional_call(self.layer, {"weight": self.weight()}, (self.input_quantizer(x),))
+        if self.quantize_output and self.output_quantizer is not None:
+            return self.output_quantizer(output)  # type: ignore[no-any-return]
+        return output
+
+
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
+    """Return the quantized layers inside ``module`` by their name there."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, QuantizedLayer)}
+
+
+@contextmanager
+def float_mode(module: nn.Module) -> Iterator[None]:
+    """Run ``module`` as the float model inside the context."""
+    layers = [layer for layer in quantized_layers(module).values() if layer.enabled]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+@contextmanager
+def output_mode(module: nn.Module) -> Iterator[None]:
+    """Quantize convolution outputs too inside the context (the placement of the CPU flavour)."""
+    layers = list(quantized_layers(module).values())
+    for layer in layers:
+        layer.quantize_output = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.quantize_output = False

@@ -1,0 +1,104 @@
+"""Which scale fits a tensor? Min-max, percentile and MSE estimators; for weights and for streamed activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gacq_deploy.quant.affine import channel_shape, fake_quantize
+from gacq_deploy.spec import TensorSpec
+
+SCALE_FLOOR = 1e-12
+"""Dead tensors and channels get this scale: engines refuse scale 0, and it is far above denormals."""
+_BINS = 4096
+_RATIOS = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class RangeMethod:
+    """A range estimator as the plan names it: ``minmax``, ``percentile:99.9`` or ``mse:2.4``."""
+
+    name: str
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> RangeMethod:
+        """Return the estimator that ``text`` names.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        name, _, value = text.partition(":")
+        if name not in ("minmax", "percentile", "mse"):
+            raise ValueError(f"unknown range method {text!r}")
+        return cls(name, float(value) if value else 0.0)
+
+
+def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tensor:
+    """Return the per-channel scale [channels] float32 of ``weight`` along ``spec.axis``."""
+    axis = spec.axis or 0
+    rows = weight.detach().movedim(axis, 0).flatten(1).double()
+    largest = rows.abs().amax(1)
+    if method.name == "percentile":
+        largest = torch.quantile(rows.abs(), method.value / 100, dim=1)
+    scale = (largest / spec.qmax).clamp_min(SCALE_FLOOR)
+    if method.name == "mse":
+        scale = _least_error_per_row(rows, scale, spec, method.value)
+    return scale.float()
+
+
+def _least_error_per_row(rows: Tensor, scale: Tensor, spec: TensorSpec, p: float) -> Tensor:
+    best = torch.full_like(scale, torch.inf)
+    chosen = scale.clone()
+    for ratio in _RATIOS.flip(0):
+        candidate = scale * ratio
+        quantized = fake_quantize(rows, channel_shape(candidate, 2, 0), spec.qmin, spec.qmax)
+        error = (rows - quantized).abs().pow(p).sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = torch.where(better, candidate, chosen)
+    return chosen
+
+
+class ActivationRange:
+    """Collects |x| of a streamed tensor in two passes: the largest value, then a histogram up to it.
+
+    The result does not depend on how the stream is cut into chunks (counts are integers).
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._counts: Tensor | None = None
+
+    def observe_largest(self, x: Tensor) -> None:
+        """First pass."""
+        self.largest = max(self.largest, float(x.abs().amax()))
+
+    def observe_histogram(self, x: Tensor) -> None:
+        """Second pass, after every tensor of the first."""
+        if self.largest == 0.0:
+            return
+        bins = (x.abs().flatten() * (_BINS / self.largest)).long().clamp_(max=_BINS - 1)
+        counts = torch.bincount(bins, minlength=_BINS)
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def scale(self, spec: TensorSpec, method: RangeMethod) -> float:
+        """Return the estimated scale; asymmetric int8 bounds are treated as ``qmax`` on both sides."""
+        top = max(self.largest / spec.qmax, SCALE_FLOOR)
+        if method.name == "minmax" or self._counts is None:
+            return top
+        width = self.largest / _BINS
+        if method.name == "percentile":
+            share = self._counts.double().cumsum(0) / self._counts.sum()
+            index = int(torch.searchsorted(share, method.value / 100).clamp(max=_BINS - 1))
+            return max((index + 1) * width / spec.qmax, SCALE_FLOOR)
+        centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
+        errors = [self._error(centres, top * float(r), spec, method.value) for r in _RATIOS]
+        return top * float(_RATIOS[int(torch.tensor(errors).argmin())])
+
+    def _error(self, centres: Tensor, scale: float, spec: TensorSpec, p: float) -> float:
+        quantized = fake_quantize(centres, torch.tensor(scale, dtype=torch.float64), spec.qmin, spec.qmax)
+        assert self._counts is not None
+        return float(((centres - quantized).abs().pow(p) * self._counts).sum())

@@ -1,0 +1,407 @@
+"""What did the user ask for? YAML becomes frozen, validated models; errors name file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gacq_deploy.errors import RecipeError
+from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorSpec
+from gacq_deploy.storage import digest_json, write_bytes
+
+SCHEMA = "gacq-deploy/recipe/1"
+_DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    """Which denoiser."""
+
+    source: str = "builtin:fashion16"
+    """`builtin:NAME`, a pipeline or model folder, or a hub id."""
+    component: str | None = None
+    """Pipeline component that is the denoiser; found by itself when there is one of `unet`, `transformer`."""
+    revision: str | None = None
+    """Hub revision."""
+    classes: int | None = Field(default=None, ge=1)
+    """Real classes, when the class table also holds a null class; default: the whole table."""
+    sample_size: int | None = Field(default=None, ge=1)
+    """Height and width, when the model's configuration does not tell."""
+
+
+class SamplesSection(_Section):
+    """Which states of float trajectories the model is calibrated on."""
+
+    trajectories: int = Field(default=48, ge=1)
+    """Number of seeds; every chosen step of each is kept."""
+    steps: int = Field(default=20, ge=1)
+    """Sampler steps of a trajectory."""
+    keep_every: int = Field(default=1, ge=1)
+    """Keep every k-th step (timesteps stay evenly spread)."""
+    validation_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of whole trajectories that is held out (at least one when above 0)."""
+    batch: int = Field(default=16, ge=1)
+    """Trajectories run together; never changes which samples are taken."""
+    seed: int = Field(default=0, ge=0)
+
+
+class MinMaxRange(_Section):
+    """Largest absolute value."""
+
+    method: Literal["minmax"]
+
+
+class PercentileRange(_Section):
+    """A percentile of the absolute values."""
+
+    method: Literal["percentile"]
+    percentile: float = Field(default=99.9, gt=50, le=100)
+
+
+class MseRange(_Section):
+    """The scale with the least error |x - q(x)|^p."""
+
+    method: Literal["mse"]
+    p: float = Field(default=2.4, ge=1, le=4)
+
+
+RangeMethod = Annotated[MinMaxRange | PercentileRange | MseRange, Field(discriminator="method")]
+
+
+class Rule(_Section):
+    """One line of the quantization rules; the last rule that matches a site wins."""
+
+    match: str
+    """Shell wildcard on the module's dotted name."""
+    role: Role | Literal["*"] = "*"
+    bits: int | None = Field(default=None, ge=2, le=8)
+    range: RangeMethod | None = None
+    ignore: bool = False
+    """True keeps the site float."""
+    optional: bool = False
+    """True allows the rule to match nothing in this model."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Rule:
+        if not self.ignore and self.bits is None:
+            raise ValueError("a rule needs 'bits' or 'ignore: true'")
+        return self
+
+
+class QuantizationSection(_Section):
+    """Which tensors are quantized, and how."""
+
+    rules: tuple[Rule, ...]
+    """Ordered; the last match wins; a site that no rule matches is an error."""
+    tie_concat: bool = True
+    """Tensors that meet at a skip concat share one activation scale."""
+
+
+class ReconstructionSection(_Section):
+    """AdaRound block reconstruction (Nagel et al. 2020, BRECQ 2021)."""
+
+    iterations: int = Field(default=400, ge=0)
+    """Adam steps per block; 0 keeps nearest rounding and the estimated scales."""
+    batch: int = Field(default=32, ge=1)
+    lr_rounding: float = Field(default=1e-2, gt=0)
+    lr_scale: float = Field(default=1e-3, ge=0)
+    """Learning rate of log activation scales; 0 keeps the estimated ones."""
+    rounding_lambda: float = Field(default=1e-2, ge=0)
+    beta: tuple[float, float] = (20.0, 2.0)
+    """Annealing of the rounding regulariser."""
+    warmup: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the iterations without the rounding regulariser."""
+
+
+class WeightingSection(_Section):
+    """How much each calibration sample counts in each block."""
+
+    mode: Literal["uniform"] = "uniform"
+
+
+class CalibrationSection(_Section):
+    """How rounding and scales are learned."""
+
+    reconstruction: ReconstructionSection = ReconstructionSection()
+    weighting: WeightingSection = WeightingSection()
+    memory_mb: int = Field(default=2048, ge=64)
+    """Bound on activations held in memory at once; the cache itself is memory-mapped on disk."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads; part of the recipe because it changes the last bits of float sums."""
+    seed: int = Field(default=0, ge=0)
+
+
+class ExportSection(_Section):
+    """What the ONNX files look like."""
+
+    opset: int = Field(default=20, ge=19, le=22)
+    targets: Literal["trt", "cpu", "both"] = "both"
+    external_data_mb: int = Field(default=1024, ge=1)
+    """Larger graphs keep their weights in one file beside them."""
+
+
+class ProbeSection(_Section):
+    """What the torch fake-quantized model is recorded on, as reference of the exported graphs."""
+
+    trajectories: int = Field(default=8, ge=1)
+    local_samples: int = Field(default=4, ge=1)
+    """States for which every quantized tensor is recorded."""
+    seed: int = Field(default=900_000, ge=0)
+
+
+class BudgetSection(_Section):
+    """Gates against the float model: what the user sees."""
+
+    eps_sqnr_db: float = 20.0
+    """Least teacher-forced SQNR of the model output in any timestep bucket."""
+    eps_cosine: float = 0.99
+    """Least teacher-forced cosine in any timestep bucket."""
+    trajectory_cosine: float = 0.95
+    """Least mean cosine of the final states of free-running trajectories."""
+    image_psnr_db: float = 30.0
+    """Least mean PSNR between same-seed images."""
+    image_ssim: float = 0.9
+    """Least mean SSIM between same-seed images."""
+
+
+class ParitySection(_Section):
+    """What parity measures and which gates must hold."""
+
+    probe: ProbeSection = ProbeSection()
+    buckets: int = Field(default=5, ge=1)
+    images: int = Field(default=64, ge=1)
+    """Same-seed images compared with the float model."""
+    steps: int = Field(default=20, ge=1)
+    seed: int = Field(default=700_000, ge=0)
+    noise_floor_runs: int = Field(default=3, ge=1)
+    local_equal_share: float = Field(default=0.999, gt=0, le=1)
+    """Share of values that must agree to `local_rtol` block by block."""
+    local_rtol: float = Field(default=1e-4, gt=0)
+    error_difference_db: float = Field(default=0.5, gt=0)
+    """Candidate and reference must be equally far from float, in every bucket."""
+    budget: BudgetSection = BudgetSection()
+
+
+class RuntimeSection(_Section):
+    """Defaults of `run`."""
+
+    steps: int = Field(default=20, ge=1)
+    batch: int = Field(default=16, ge=1)
+    eta: float = Field(default=0.0, ge=0, le=1)
+
+
+class Recipe(_Section):
+    """Everything a run directory is made from."""
+
+    schema_: Literal["gacq-deploy/recipe/1"] = Field(default=SCHEMA, alias="schema")
+    name: str
+    description: str = ""
+    model: ModelSection = ModelSection()
+    samples: SamplesSection = SamplesSection()
+    quantization: QuantizationSection
+    calibration: CalibrationSection = CalibrationSection()
+    export: ExportSection = ExportSection()
+    parity: ParitySection = ParitySection()
+    runtime: RuntimeSection = RuntimeSection()
+
+    def document(self) -> dict[str, Any]:
+        """Return the resolved recipe as plain data, defaults filled in."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the resolved recipe."""
+        return digest_json(self.document())
+
+    @property
+    def calibration_digest(self) -> str:
+        """Sha256 of the sections that decide what calibration learns; the others may change without a new run."""
+        document = self.document()
+        return digest_json({k: document[k] for k in ("model", "samples", "quantization", "calibration")})
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe atomically."""
+        text = yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
+        write_bytes(path, text.encode())
+
+
+def recipe_directory() -> Path:
+    """Return the folder of the built-in recipes: inside the wheel, or at the root of a checkout."""
+    packaged = Path(str(resources.files("gacq_deploy"))) / "recipes"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "recipes"
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """Return name -> file of the built-in recipes."""
+    return {p.stem: p for p in sorted(recipe_directory().glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a built-in recipe by name, or a file, and apply ``a.b=value`` overrides through the same validation.
+
+    Raises:
+        RecipeError: not found, not YAML, unknown key, value out of range; with file and line.
+    """
+    path = builtin_recipes().get(name_or_path, Path(name_or_path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(builtin_recipes()) or "none"
+        raise RecipeError(
+            f"Recipe '{name_or_path}' is neither a built-in recipe nor a file.", f"Built-in recipes: {known}."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Recipe {path} cannot be read: {error}.", "Pass a UTF-8 YAML file.") from error
+    return parse_recipe(text, origin=str(path), overrides=overrides)
+
+
+def parse_recipe(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate the YAML ``text``; ``origin`` names it in errors.
+
+    Raises:
+        RecipeError: as for :func:`load_recipe`.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{origin}{line}: not valid YAML: {problem}.", "Mend the file at that line.") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{origin}: a recipe is a mapping, got {type(document).__name__}.", _DOCS_HINT)
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, node, origin, overrides), _DOCS_HINT) from None
+
+
+def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str] | None = None) -> QuantPlan:
+    """Decide for every site of the model what the rules ask for.
+
+    Args:
+        recipe: its ``quantization.rules`` are applied in order, the last match wins.
+        sites: weight, input and output sites in execution order.
+        ties: site -> tie name; a site without one stands alone.
+
+    Raises:
+        RecipeError: a rule that matches nothing, a site no rule matches, a weight quantized without its input or
+            the reverse (TensorRT would fall back to half precision).
+    """
+    ties = ties or {}
+    used: set[int] = set()
+    planned: list[PlannedSite] = []
+    for site in sites:
+        matching = matching_rules(recipe.quantization.rules, site)
+        if not matching:
+            raise RecipeError(
+                f"No quantization rule matches site '{site}'.", "Start the rules with `match: '*'` for a default."
+            )
+        used.update(matching)
+        winner = recipe.quantization.rules[matching[-1]]
+        if not winner.ignore:
+            planned.append(_plan_site(site, winner, ties.get(site, str(site))))
+    for number, rule in enumerate(recipe.quantization.rules):
+        if number not in used and not rule.optional:
+            raise RecipeError(
+                f"Rule {number + 1} (match '{rule.match}', role '{rule.role}') matches no layer of this model.",
+                "Correct the pattern (`gacq-deploy calibrate --dry-run` lists the sites), or add `optional: true`.",
+            )
+    plan = QuantPlan(tuple(planned))
+    _check_pairs(plan)
+    return plan
+
+
+def matching_rules(rules: Sequence[Rule], site: Site) -> list[int]:
+    """Return the positions of the rules that match ``site``, in order; the last one wins."""
+    return [
+        number
+        for number, rule in enumerate(rules)
+        if rule.role in ("*", site.role) and fnmatchcase(site.module, rule.match)
+    ]
+
+
+def _plan_site(site: Site, rule: Rule, tie: str) -> PlannedSite:
+    bits = rule.bits or 8
+    is_weight = site.role == "weight"
+    spec = TensorSpec(bits=bits, axis=0 if is_weight else None, narrow=is_weight)
+    method = rule.range or MseRange(method="mse")
+    return PlannedSite(site, spec, tie, encode_range(method))
+
+
+def encode_range(method: MinMaxRange | PercentileRange | MseRange) -> str:
+    """Return a range method as text (``percentile:99.9``), the form the plan and the manifest keep."""
+    match method:
+        case PercentileRange():
+            return f"percentile:{method.percentile:g}"
+        case MseRange():
+            return f"mse:{method.p:g}"
+        case _:
+            return "minmax"
+
+
+def _check_pairs(plan: QuantPlan) -> None:
+    weights = {e.site.module for e in plan.of_role("weight")}
+    inputs = {e.site.module for e in plan.of_role("input")}
+    for module in sorted(weights ^ inputs):
+        have, lack = ("weight", "input") if module in weights else ("input", "weight")
+        raise RecipeError(
+            f"Module '{module}' has a quantized {have} but a float {lack}: no engine runs that in INT8.",
+            "Quantize both or neither in quantization.rules.",
+        )
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {override!r} is not of the form a.b=value.", "Example: --set samples.steps=10")
+    *parents, last = key.split(".")
+    section: Any = document
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override!r}: '{parent}' is not a section.", _DOCS_HINT)
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell.") from None
+
+
+def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overrides: Sequence[str]) -> str:
+    lines = []
+    for item in error.errors():
+        loc = [part for part in item["loc"] if part not in ("minmax", "percentile", "mse") or part == item["loc"][-1]]
+        key = ".".join(str(part) for part in loc)
+        from_override = next((o for o in overrides if key.startswith(o.partition("=")[0])), None)
+        place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"
+        given = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
+        lines.append(f"{place}: {key or 'recipe'}: {item['msg']}{given}")
+    return "\n".join(lines)
+
+
+def _line(node: yaml.Node | None, loc: Sequence[int | str]) -> int:
+    line = 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            match = next(((k, v) for k, v in node.value if k.value == part), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,90 @@
+"""What lies where in a run directory?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run; nothing is created or read until asked."""
+
+    root: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        """Resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def samples_path(self) -> Path:
+        """Calibration samples."""
+        return self.root / "samples.safetensors"
+
+    @property
+    def samples_record_path(self) -> Path:
+        """Digest of the samples and of what they were collected from."""
+        return self.root / "samples.json"
+
+    @property
+    def work(self) -> Path:
+        """Finished blocks and the activation cache; may be deleted, then calibrate starts over."""
+        return self.root / "work"
+
+    @property
+    def artifact(self) -> Path:
+        """What calibration learned."""
+        return self.root / "artifact"
+
+    @property
+    def onnx(self) -> Path:
+        """Exported graphs."""
+        return self.root / "onnx"
+
+    @property
+    def float_onnx(self) -> Path:
+        """Float graph."""
+        return self.onnx / "float.onnx"
+
+    @property
+    def int8_onnx(self) -> Path:
+        """Canonical Q/DQ graph (TensorRT, OpenVINO)."""
+        return self.onnx / "int8.onnx"
+
+    @property
+    def cpu_onnx(self) -> Path:
+        """Flavour for ONNX Runtime's integer kernels."""
+        return self.onnx / "int8.cpu.onnx"
+
+    @property
+    def onnx_manifest(self) -> Path:
+        """Digests of the exported graphs and of what they were made from."""
+        return self.onnx / "manifest.json"
+
+    @property
+    def parity_json(self) -> Path:
+        """Verdict of `parity`."""
+        return self.root / "parity.json"
+
+    @property
+    def bench_json(self) -> Path:
+        """Result of `bench`."""
+        return self.root / "bench.json"
+
+    def load_recipe(self) -> Recipe:
+        """Read the resolved recipe.
+
+        Raises:
+            ArtifactError: this is not a run directory.
+            RecipeError: the saved recipe was edited into something invalid.
+        """
+        if not self.recipe_path.is_file():
+            raise ArtifactError(
+                f"{self.root} is not a run directory: it has no recipe.yaml.",
+                f"Run `gacq-deploy calibrate -r RECIPE -o {self.root}` first.",
+            )
+        return parse_recipe(self.recipe_path.read_text(encoding="utf-8"), origin=str(self.recipe_path))

@@ -1,0 +1,130 @@
+"""Which tensor, how many bits, which granularity? The vocabulary every other room speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["weight", "input", "output"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One tensor to quantize: a module's dotted name and the tensor's role there.
+
+    ``str(site)`` (``down_blocks.0.resnets.0.conv1:input``) is its key in the plan, the artifact, the ONNX
+    node names and the parity report.
+    """
+
+    module: str
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.role}"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Return the site that ``str`` wrote.
+
+        Raises:
+            ValueError: ``text`` is not ``<module>:<role>``.
+        """
+        module, _, role = text.rpartition(":")
+        for known in ROLES:
+            if role == known and module:
+                return cls(module, known)
+        raise ValueError(f"{text!r} is not '<module>:weight|input|output'")
+
+
+class TensorSpec(BaseModel):
+    """How a tensor is *asked* to be quantized: symmetric integers, per tensor or along ``axis``.
+
+    Weights use [-(2^(b-1)-1), 2^(b-1)-1], activations [-2^(b-1), 2^(b-1)-1], both in an int8 container.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: int = Field(ge=2, le=8)
+    axis: int | None = None
+    narrow: bool = False
+    """True drops the most negative code (weights)."""
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer code."""
+        return -(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer code."""
+        return int(2 ** (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """A site with its spec; sites with the same ``tie`` share one scale."""
+
+    site: Site
+    spec: TensorSpec
+    tie: str
+    range_method: str = "mse"
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """The sites that will be quantized, in execution order. At most one entry a site."""
+
+    entries: tuple[PlannedSite, ...]
+    _by_site: Mapping[Site, PlannedSite] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_site = {e.site: e for e in self.entries}
+        if len(by_site) != len(self.entries):
+            raise ValueError("a site is planned twice")
+        object.__setattr__(self, "_by_site", by_site)
+
+    def __iter__(self) -> Iterator[PlannedSite]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def get(self, site: Site) -> PlannedSite | None:
+        """Return the entry of ``site``, or None if it stays float."""
+        return self._by_site.get(site)
+
+    def of_role(self, role: Role) -> tuple[PlannedSite, ...]:
+        """Return the entries of one role, in execution order."""
+        return tuple(e for e in self.entries if e.site.role == role)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules whose weight is quantized, in execution order."""
+        return tuple(e.site.module for e in self.of_role("weight"))
+
+
+@dataclass(frozen=True)
+class TensorParams:
+    """What was *computed* for a site: ``x ~ codes * scale``, zero point 0.
+
+    ``scale`` is float32, rank 0 (per tensor) or ``[channels]`` (along the spec's axis), finite and > 0.
+    ``codes`` (weights only) is int8 in the shape of the weight.
+    """
+
+    scale: NDArray[np.float32]
+    codes: NDArray[np.int8] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale.dtype != np.float32 or self.scale.ndim > 1:
+            raise ValueError(f"scale must be float32 of rank 0 or 1, got {self.scale.dtype} rank {self.scale.ndim}")
+        tiny = float(np.finfo(np.float32).tiny)
+        if not bool(np.all(np.isfinite(self.scale) & (self.scale >= tiny))):
+            raise ValueError("every scale must be finite, positive and not denormal")
+        if self.codes is not None and self.codes.dtype != np.int8:
+            raise ValueError(f"codes must be int8, got {self.codes.dtype}")
