@@ -1,6 +1,6 @@
-"""How does DDIM step from noise to image? In numpy, equal to diffusers' ``DDIMScheduler`` (Song et al. 2021, eq. 12).
+"""How does DDIM step from noise to image? In numpy, equal to diffusers' ``DDIMScheduler``.
 
-The arithmetic follows torch's on purpose (float32 values, cumulative products summed in double precision): at the
+Song et al. 2021, eq. 12. Cumulative alphas are float32 made in double precision, as torch makes them: at the
 noisiest timesteps a last bit of ``alpha`` is multiplied by a thousand.
 """
 
@@ -36,7 +36,7 @@ SAME_PROCESS = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-"""Scheduler classes of diffusers whose configuration describes the same noising process, so DDIM may follow it."""
+"""Scheduler classes of diffusers whose configuration describes the same noising process."""
 
 _HINT = "Choose another scheduler: `run --scheduler NAME` takes any scheduler class of diffusers."
 _NOISE_STREAM = 1 << 50
@@ -68,7 +68,7 @@ class DdimConfig(BaseModel):
 def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
     """Read a diffusers scheduler configuration as ``DDIMScheduler.from_config`` does.
 
-    Keys that diffusers lists under ``_use_default_values`` were defaults of the *other* class and are dropped.
+    Keys listed under ``_use_default_values`` were defaults of the *other* class and are dropped.
 
     Raises:
         ModelError: another noising process, or a value DDIM does not know.
@@ -111,6 +111,7 @@ def make_timesteps(config: DdimConfig, steps: int) -> NDArray[np.int64]:
         UsageError: fewer than one step, or more than the model was trained with.
     """
     total = config.num_train_timesteps
+    chosen: NDArray[Any]
     if not 1 <= steps <= total:
         raise UsageError(
             f"{steps} sampler steps: the model was trained with {total}.", f"Choose 1 to {total}."
@@ -125,7 +126,7 @@ def make_timesteps(config: DdimConfig, steps: int) -> NDArray[np.int64]:
     timesteps = np.ascontiguousarray(chosen, dtype=np.int64)
     if int(timesteps[0]) >= total:
         raise UsageError(
-            f"{steps} steps with steps_offset {config.steps_offset} begin at timestep {timesteps[0]} of {total}.",
+            f"{steps} steps with steps_offset {config.steps_offset} begin at {timesteps[0]} of {total}.",
             f"Choose at most {total // 2} steps.",
         )
     return timesteps
@@ -183,7 +184,7 @@ class DdimSampler:
         alphas = alphas_cumprod(parsed)
         if parsed.prediction_type == "epsilon" and float(alphas[timesteps[0]]) == 0.0:
             raise ModelError(
-                "An epsilon-predicting model cannot start at zero signal (rescale_betas_zero_snr): it divides by 0.",
+                "An epsilon-predicting model cannot start at zero signal (rescale_betas_zero_snr).",
                 "Set timestep_spacing to 'leading' in the scheduler's configuration.",
             )
         return cls(parsed, steps, eta, timesteps, alphas)
@@ -205,38 +206,34 @@ class DdimSampler:
             UsageError: eta > 0 without noise.
         """
         alpha, alpha_prev = self._alpha_pair(index)
-        beta = np.float32(1) - alpha
-        clean, epsilon = self._predict(output, sample, alpha, beta)
+        clean, epsilon = self._predict(output, sample, alpha)
         clean = self._bound(clean)
-        one = np.float32(1)
-        variance = ((one - alpha_prev) / beta) * (one - alpha / alpha_prev)
-        sigma = np.float32(self.eta) * np.sqrt(variance)
-        direction = np.sqrt(np.maximum(one - alpha_prev - sigma**2, np.float32(0))) * epsilon
-        previous = np.sqrt(alpha_prev) * clean + direction
+        variance = (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
+        direction = np.float32(math.sqrt(max(1 - alpha_prev - self.eta**2 * variance, 0.0)))
+        previous = np.float32(math.sqrt(alpha_prev)) * clean + direction * epsilon
         if self.eta > 0:
             if noise is None:
                 raise UsageError(
                     f"DDIM with eta = {self.eta} needs noise.", "Pass it, or sample through begin()."
                 )
-            previous = previous + sigma * noise
+            previous = previous + np.float32(self.eta * math.sqrt(max(variance, 0.0))) * noise
         return np.asarray(previous, dtype=np.float32)
 
-    def _alpha_pair(self, index: int) -> tuple[np.float32, np.float32]:
+    def _alpha_pair(self, index: int) -> tuple[float, float]:
+        """Return cumulative alphas at the step and before it, in double: eta = 1 subtracts near equals."""
         timestep = int(self.timesteps[index])
         before = timestep - self.config.num_train_timesteps // self.steps
-        final = np.float32(1) if self.config.set_alpha_to_one else self.alphas[0]
-        return self.alphas[timestep], self.alphas[before] if before >= 0 else final
+        final = 1.0 if self.config.set_alpha_to_one else float(self.alphas[0])
+        return float(self.alphas[timestep]), float(self.alphas[before]) if before >= 0 else final
 
-    def _predict(
-        self, output: Floats, sample: Floats, alpha: np.float32, beta: np.float32
-    ) -> tuple[Floats, Floats]:
+    def _predict(self, output: Floats, sample: Floats, alpha: float) -> tuple[Floats, Floats]:
         """Return (predicted clean sample, predicted noise)."""
-        root_alpha, root_beta = np.sqrt(alpha), np.sqrt(beta)
+        root_alpha, root_beta = np.float32(math.sqrt(alpha)), np.float32(math.sqrt(1 - alpha))
         match self.config.prediction_type:
             case "epsilon":
-                return (sample - root_beta * output) / root_alpha, output
+                return np.asarray((sample - root_beta * output) / root_alpha), output
             case "sample":
-                return output, (sample - root_alpha * output) / root_beta
+                return output, np.asarray((sample - root_alpha * output) / root_beta)
             case "v_prediction":
                 return root_alpha * sample - root_beta * output, root_alpha * output + root_beta * sample
 

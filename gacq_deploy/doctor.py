@@ -1,7 +1,7 @@
 """Is this machine able to do what the commands need, and if not, what is missing?
 
-Versions come from package metadata, so a broken or heavy package is never imported to be looked at; engines are the
-exception: each is really opened and run on a one-node graph, because only that shows what a provider can do.
+Versions come from package metadata, so a broken or heavy package is never imported to be looked at. Engines are
+the exception: each is really opened and run on a one-node graph, because only that shows what it can do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.wheels import onnxruntime_wheels, require_one_onnxruntime
 from gacq_deploy.errors import BackendUnavailable, GacqError
 
-Status = Literal["ok", "warning", "fail"]
+Status = Literal["ok", "absent", "warning", "fail"]
 
 BASE_PACKAGES = ("numpy", "onnx", "safetensors", "pydantic", "PyYAML", "click", "rich", "jinja2", "pillow")
 CALIBRATE_PACKAGES = ("torch", "diffusers", "onnxscript")
@@ -35,7 +35,7 @@ _LOW_MEMORY = 2_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: ``fail`` stops the main commands, ``warning`` narrows what can be done."""
+    """One finding: ``fail`` stops the main commands, ``warning`` narrows them, ``absent`` is optional."""
 
     name: str
     status: Status
@@ -67,10 +67,7 @@ def examine(directory: Path) -> DoctorReport:
 
 
 def _python() -> Check:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Check("python", "fail", version, "gacq-deploy needs Python 3.11 or newer.")
-    return Check("python", "ok", f"{version} ({sys.executable})")
+    return Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
 
 
 def _platform() -> Check:
@@ -82,7 +79,9 @@ def _cpu() -> Check:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return Check("cpu int8", "warning", "unknown: /proc/cpuinfo cannot be read", "`gacq-deploy bench` measures it.")
+        return Check(
+            "cpu int8", "warning", "unknown: /proc/cpuinfo cannot be read", "`gacq-deploy bench` measures it."
+        )
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     named = {key.strip(): value.strip() for key, value in fields.items()}
     words = set((named.get("flags") or named.get("Features") or "").split())
@@ -90,7 +89,9 @@ def _cpu() -> Check:
     name = named.get("model name", platform.machine())
     if found:
         return Check("cpu int8", "ok", f"{name}: {', '.join(found)}")
-    return Check("cpu int8", "warning", f"{name}: no integer dot product", "INT8 may not be faster than float here.")
+    return Check(
+        "cpu int8", "warning", f"{name}: no integer dot product", "INT8 may not be faster than float here."
+    )
 
 
 def _gpu() -> Check:
@@ -117,14 +118,16 @@ def _package(name: str, *, required: bool, extra: str) -> Check:
     if version is not None:
         return Check(name, "ok", version)
     target = f"'gacq-deploy[{extra}]'" if extra else "gacq-deploy"
-    return Check(name, "fail" if required else "warning", "not installed", f"pip install {target}")
+    return Check(name, "fail" if required else "absent", "not installed", f"pip install {target}")
 
 
 def _ort_wheels() -> Check:
     name = "onnxruntime wheel"
     wheels = onnxruntime_wheels()
     if not wheels:
-        return Check(name, "fail", "not installed", "pip install 'gacq-deploy[cpu]' (or [gpu] on a CUDA machine)")
+        return Check(
+            name, "fail", "not installed", "pip install 'gacq-deploy[cpu]' (or [gpu] on a CUDA machine)"
+        )
     try:
         require_one_onnxruntime()
     except BackendUnavailable as error:
@@ -147,7 +150,7 @@ def _engine(name: str, *, needed: bool) -> Check:
                 return Check(f"engine {name}", "fail", f"{engine.label} computed 1 + 1 = {doubled.flat[0]}")
             return Check(f"engine {name}", "ok", engine.label)
     except BackendUnavailable as error:
-        return Check(f"engine {name}", "fail" if needed else "warning", error.message, error.hint)
+        return Check(f"engine {name}", "fail" if needed else "absent", error.message, error.hint)
     except GacqError as error:
         return Check(f"engine {name}", "fail", error.message, error.hint)
 
@@ -170,7 +173,9 @@ def _disk(directory: Path) -> Check:
     free = shutil.disk_usage(place).free
     value = f"{free / 1e9:.1f} GB free at {place}"
     if free < _LOW_DISK:
-        return Check("disk", "warning", value, "`gacq-deploy calibrate --dry-run` estimates what a run needs.")
+        return Check(
+            "disk", "warning", value, "`gacq-deploy calibrate --dry-run` estimates what a run needs."
+        )
     return Check("disk", "ok", value)
 
 

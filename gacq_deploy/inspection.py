@@ -102,7 +102,7 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
         bits=entry.spec.bits,
         granularity="tensor" if entry.spec.axis is None else f"axis {entry.spec.axis}",
         rule=matching[-1] + 1 if matching else 0,
-        rule_text=f"match {rule.match!r} role {rule.role}" if rule else "-",
+        rule_text=f"({rule.match}{'' if rule.role == '*' else ', ' + rule.role})" if rule else "",
         range=entry.range_method,
         tie="" if entry.tie == str(entry.site) else entry.tie,
         scale_min=float(params.scale.min()),

@@ -278,6 +278,7 @@ def parse_recipe(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Re
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{origin}{line}: not valid YAML: {problem}.", "Mend the file at that line.") from None
+    _refuse_duplicates(node, origin)
     if not isinstance(document, dict):
         raise RecipeError(f"{origin}: a recipe is a mapping, got {type(document).__name__}.", _DOCS_HINT)
     for override in overrides:
@@ -361,6 +362,21 @@ def _check_pairs(plan: QuantPlan) -> None:
             f"Module '{module}' has a quantized {have} but a float {lack}: no engine runs that in INT8.",
             "Quantize both or neither in quantization.rules.",
         )
+
+
+def _refuse_duplicates(node: yaml.Node | None, origin: str) -> None:
+    """YAML readers silently keep the last of two equal keys; here that is an error."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, origin)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise RecipeError(f"{origin}:{line}: duplicate key '{key.value}'.", "Keep one of the two lines.")
+            seen.add(key.value)
+            _refuse_duplicates(value, origin)
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

@@ -27,7 +27,7 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 SAMPLE, TIMESTEP = "sample", "timestep"
-_DIFFUSERS = "gacq_deploy.schedulers_diffusers:DiffusersSampler"
+_DIFFUSERS = "gacq_deploy.models.schedulers:DiffusersSampler"
 """Behind a string, so that sampling with DDIM needs no torch."""
 
 
@@ -91,7 +91,7 @@ def build_conditioning(
         labels: class labels, repeated in turn over the images; None takes every class in turn.
 
     Raises:
-        UsageError: a label out of range, labels for a model without classes, or an input that labels cannot fill.
+        UsageError: a label out of range, labels for a model without classes, or an input that is no label.
     """
     built: dict[str, Array] = {}
     for name, info in record.conditioning.items():
@@ -111,7 +111,7 @@ def build_conditioning(
     return built
 
 
-def generate(
+def generate(  # noqa: PLR0913 (all keyword-only, each one a thing the caller owns)
     engine: Engine,
     sampler: Sampler,
     *,
@@ -123,8 +123,9 @@ def generate(
 ) -> Floats:
     """Sample one image per seed.
 
-    An image depends on its seed and conditioning alone, never on its batch: noise is drawn per seed, and a batch of
-    one row is run as two, because INT8 kernels sum in another order at one row and rounding amplifies it.
+    An image depends on its seed and conditioning alone, never on its batch: noise is drawn per seed, and a
+    batch of one row is run as two, because kernels sum in another order at one row and INT8 rounding
+    amplifies that.
 
     Args:
         engine: takes ``sample`` [N, *shape], ``timestep`` [N] int64 and the conditioning by name.
@@ -169,7 +170,7 @@ def _generate_batch(
     padded = _fixed_batch(engine) or max(rows, 2)
     output = engine.outputs[0].name
     for index, timestep in enumerate(sampler.timesteps):
-        feeds = {
+        feeds: dict[str, Array] = {
             SAMPLE: run.model_input(state, index),
             TIMESTEP: np.full(rows, timestep, np.int64),
             **condition,

@@ -30,7 +30,8 @@ def record_probe(
     """Run float, input- and output-quantized models on float trajectories unseen by calibration.
 
     ``graph`` was traced on the float model. Outputs are kept for all ``M = trajectories * steps`` states; the
-    fake-quantized tensors for ``local_samples`` of them, spread over the timesteps.
+    fake-quantized tensors for ``local_samples`` of them, spread over the timesteps, and under ``output`` what that
+    very pass answered: in another batch, rounding would amplify the last bits of float sums.
     """
     states = _collect(denoiser, section, steps, report)
     local = states.rows(np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int))
@@ -46,11 +47,11 @@ def record_probe(
         answers["output_quant"] = outputs(states)
     tensors: dict[str, dict[str, Array]] = {}
     with _recording(module, graph, outputs_too=False) as recorded:
-        outputs(local)
-        tensors["input_quant"] = recorded()
+        answer = outputs(local)
+        tensors["input_quant"] = {**recorded(), "output": answer}
     with output_mode(module), _recording(module, graph, outputs_too=True) as recorded:
-        outputs(local)
-        tensors["output_quant"] = recorded()
+        answer = outputs(local)
+        tensors["output_quant"] = {**recorded(), "output": answer}
     inputs = {"sample": states.latents, "timestep": states.timesteps, **states.conditioning}
     # the local rows are stored, too, so that nothing has to be told about which ones they are
     local_inputs = {"sample": local.latents, "timestep": local.timesteps, **local.conditioning}

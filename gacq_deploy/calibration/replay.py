@@ -52,9 +52,8 @@ class BlockData:
     call: Callable[[Mapping[Key, Tensor]], Tensor]
 
     def batch(self, index: NDArray[np.int64]) -> tuple[dict[Key, Tensor], Tensor]:
-        """Return contiguous copies of some rows: inputs and targets."""
-        inputs = {k: torch.from_numpy(np.ascontiguousarray(v[index])) for k, v in self.inputs.items()}
-        return inputs, torch.from_numpy(np.ascontiguousarray(self.targets[index]))
+        """Return copies of some rows: inputs and targets."""
+        return {k: to_tensor(v[index]) for k, v in self.inputs.items()}, to_tensor(self.targets[index])
 
 
 class Replay:
@@ -151,11 +150,11 @@ class Replay:
                 answer = self._answer(done, rows, stream)
                 stack.enter_context(replaced_forward(self._modules[block.name], answer))
             stack.enter_context(replaced_forward(self._modules[self._graph.blocks[index].name], stop))
-            conditioning = {k: torch.from_numpy(np.array(v[rows])) for k, v in self._samples.conditioning.items()}
+            conditioning = {k: to_tensor(v[rows]) for k, v in self._samples.conditioning.items()}
             try:
                 self._denoiser(
-                    torch.from_numpy(np.array(self._samples.latents[rows])),
-                    torch.from_numpy(np.array(self._samples.timesteps[rows])),
+                    to_tensor(self._samples.latents[rows]),
+                    to_tensor(self._samples.timesteps[rows]),
                     conditioning,
                 )
             except _Reached:
@@ -169,7 +168,7 @@ class Replay:
             shape = self._graph.blocks[done].output
             blank = torch.zeros((), dtype=shape.dtype).expand(rows.stop - rows.start, *shape.shape)
             return lambda *_args, **_kwargs: blank
-        value = torch.from_numpy(np.array(cached[rows]))
+        value = to_tensor(cached[rows])
         return lambda *_args, **_kwargs: value
 
     def _map(self, name: str, shape: TensorShape) -> NDArray[Any]:
@@ -178,6 +177,14 @@ class Replay:
         path.unlink(missing_ok=True)
         array: NDArray[Any] = np.memmap(path, dtype, "w+", shape=(len(self._samples), *shape.shape))
         return array
+
+
+def to_tensor(rows: NDArray[Any]) -> Tensor:
+    """Return a contiguous copy in torch's own aligned memory.
+
+    Vectorized sums depend on the alignment of their data in the last bits; numpy's varies from run to run.
+    """
+    return torch.from_numpy(np.ascontiguousarray(rows)).clone()
 
 
 def chunk_size(graph: ModelGraph, memory_mb: int) -> int:
@@ -197,11 +204,11 @@ def cache_bytes(graph: ModelGraph, samples: int) -> int:
 def full_pass(denoiser: Denoiser, samples: CalibrationSet, chunk: int) -> Iterator[NDArray[Any]]:
     """Run the whole model over ``samples`` chunk by chunk, yielding its outputs."""
     for rows in samples.chunks(chunk):
-        conditioning = {k: torch.from_numpy(np.array(v[rows])) for k, v in samples.conditioning.items()}
+        conditioning = {k: to_tensor(v[rows]) for k, v in samples.conditioning.items()}
         with torch.no_grad():
             output = denoiser(
-                torch.from_numpy(np.array(samples.latents[rows])),
-                torch.from_numpy(np.array(samples.timesteps[rows])),
+                to_tensor(samples.latents[rows]),
+                to_tensor(samples.timesteps[rows]),
                 conditioning,
             )
         yield output.numpy()

@@ -104,7 +104,8 @@ def _run(
 ) -> list[tuple[Tensor, Tensor, int]]:
     """Return (state, model output, timestep) of every step for one batch of trajectories."""
     noise = [initial_noise(section.seed, int(i), denoiser.record.sample_shape) for i in members]
-    x = torch.from_numpy(np.stack(noise)) * float(scheduler.init_noise_sigma)
+    # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
+    x = torch.from_numpy(np.stack(noise)).clone() * float(scheduler.init_noise_sigma)
     condition = {name: torch.from_numpy(value) for name, value in conditioning.items()}
     states = []
     for t in scheduler.timesteps:

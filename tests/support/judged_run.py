@@ -1,0 +1,57 @@
+"""A tiny run, calibrated and exported by the real stages: what the parity tests judge and corrupt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gacq_deploy.artifact import load_artifact
+from gacq_deploy.backends import open_engine
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.export.graph_file import read_graph
+from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.parity.edges import Setting, Subject
+from gacq_deploy.recipe import parse_recipe
+from gacq_deploy.run_directory import RunDirectory
+from tests.support.tiny import SCHEDULER, tiny_unet
+
+RECIPE = """
+schema: gacq-deploy/recipe/1
+name: tiny
+model: {{source: "{source}"}}
+samples: {{trajectories: 6, steps: 5}}
+quantization:
+  rules:
+    - {{match: "*", bits: 8}}
+    - {{match: "conv_in", ignore: true}}
+    - {{match: "conv_out", ignore: true}}
+    - {{match: "*time_emb*", ignore: true}}
+calibration: {{threads: 1, reconstruction: {{iterations: 0}}}}
+parity: {{images: 8, steps: 5, buckets: 2, noise_floor_runs: 1, probe: {{trajectories: 4, seed: {seed}}}}}
+"""
+
+
+def make_run(root: Path, *, seed: int = 0) -> RunDirectory:
+    """Calibrate (nearest rounding) and export a tiny random UNet whose weights come from ``seed``."""
+    model = root / "model"
+    tiny_unet(seed=seed).save_pretrained(model)
+    (model / "scheduler").mkdir()
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    directory = RunDirectory(root / "run")
+    recipe = parse_recipe(RECIPE.format(source=model, seed=900_000 + seed), origin="tiny")
+    calibrate(recipe, directory)
+    export_onnx(directory)
+    return directory
+
+
+def subject_of(directory: RunDirectory) -> Subject:
+    """Load what parity judges."""
+    artifact = load_artifact(directory.artifact)
+    assert artifact.probe is not None
+    graphs = {path.name: read_graph(path) for path in (directory.int8_onnx, directory.cpu_onnx)}
+    return Subject(artifact, artifact.probe, read_graph(directory.float_onnx), graphs)
+
+
+def setting_of(directory: RunDirectory) -> Setting:
+    """Judge with the run's own recipe, one thread."""
+    return Setting(directory.load_recipe().parity, open_engine, batch=8, threads=1)

@@ -1,0 +1,285 @@
+"""The stage: reproducible, resumable at any moment, refusing what does not belong together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.calibration.weights import FixedWeights
+from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError, ResourceError
+from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples import load_samples, save_samples
+from gacq_deploy.storage import TEMP_PREFIX, digest_file, lock_directory, read_json, write_json
+
+SETTINGS = (
+    "model.source=builtin:digits8",
+    "samples.trajectories=6",
+    "samples.steps=5",
+    "calibration.reconstruction.iterations=12",
+    "calibration.threads=1",
+    "parity.probe={trajectories: 2, local_samples: 2}",
+)
+
+
+def recipe(*more: str) -> Recipe:
+    return load_recipe("fashion-w4a8", [*SETTINGS, *more])
+
+
+def files_of(root: Path) -> dict[str, str]:
+    """Digest of every file that must be reproducible (the manifest holds times; its digest field does not)."""
+    names = ("samples.safetensors", "artifact/tensors.safetensors", "artifact/probe.safetensors")
+    digest = str(read_json(root / "artifact" / "manifest.json", what="", hint="")["digest"])
+    return {n: digest_file(root / n) for n in names} | {"digest": digest}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, CalibrationArtifact]:
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "reference")
+    return directory, calibrate(recipe(), directory)
+
+
+class Recording:
+    """Remembers what a stage said."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.stages.append(name)
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_every_planned_site_is_learned_and_first_and_last_layer_stay_float(
+    finished: tuple[RunDirectory, CalibrationArtifact],
+) -> None:
+    _, artifact = finished
+    assert {s for s in artifact.params} == {e.site for e in artifact.plan}
+    assert not {"conv_in", "conv_out"} & set(artifact.plan.modules)
+    assert all(h.loss_end <= h.loss_start for h in artifact.history)
+    assert any(h.loss_end < h.loss_start for h in artifact.history)
+    assert all(h.effective_samples == pytest.approx(25) for h in artifact.history)
+    ties: dict[str, set[float]] = {}
+    for entry in artifact.plan.of_role("input"):
+        ties.setdefault(entry.tie, set()).add(float(artifact.params[entry.site].scale))
+    assert all(len(scales) == 1 for scales in ties.values())
+    assert any(sum(e.tie == t for e in artifact.plan.of_role("input")) > 1 for t in ties)
+
+
+def test_the_probe_holds_the_models_own_answers(finished: tuple[RunDirectory, CalibrationArtifact]) -> None:
+    _, artifact = finished
+    probe = artifact.probe
+    assert probe is not None
+    assert {k: len(v) for k, v in probe.outputs.items()} == {"float": 10, "input_quant": 10, "output_quant": 10}
+    for site, tensor in probe.local["input_quant"].items():
+        if site == "output":
+            continue
+        scale = next(float(p.scale) for s, p in artifact.params.items() if str(s) == site)
+        codes = tensor / np.float32(scale)
+        np.testing.assert_allclose(codes, codes.round(), atol=1e-3)
+        assert codes.min() >= -128.001
+        assert codes.max() <= 127.001
+    assert {s.partition(":")[2] for s in probe.local["output_quant"]} - {""} == {"input", "output"}
+
+
+def test_the_same_recipe_gives_the_same_bytes(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    calibrate(recipe(), RunDirectory(tmp_path))
+    assert files_of(tmp_path) == files_of(finished[0].root)
+
+
+def test_what_is_done_is_not_repeated(finished: tuple[RunDirectory, CalibrationArtifact]) -> None:
+    report = Recording()
+    again = calibrate(recipe("parity.images=7"), finished[0], report=report)
+    assert again.manifest_digest == finished[1].manifest_digest
+    assert report.stages == []
+    assert report.notes == ["calibration is already done"]
+
+
+def test_fresh_starts_over_and_arrives_at_the_same_artifact(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path)
+    calibrate(recipe("calibration.seed=3"), directory)
+    report = Recording()
+    calibrate(recipe(), directory, fresh=True, report=report)
+    assert "collect samples" in report.stages
+    assert files_of(tmp_path) == files_of(finished[0].root)
+
+
+CHILD = (
+    "import sys; from pathlib import Path; from gacq_deploy.calibration.calibrate import calibrate\n"
+    "from gacq_deploy.recipe import load_recipe; from gacq_deploy.run_directory import RunDirectory\n"
+    "sys.stdin.readline(); calibrate(load_recipe('fashion-w4a8', sys.argv[2:]), RunDirectory(Path(sys.argv[1])))"
+)
+
+
+def start_child(root: Path) -> subprocess.Popen[str]:
+    """Start a calibration in its own process, its imports done when this returns is not guaranteed."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(root), *SETTINGS],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    return child
+
+
+def count_done(root: Path) -> int:
+    path = root / "work" / "journal.json"
+    samples = (root / "samples.json").exists()
+    steps = len(read_json(path, what="journal", hint="")["steps"]) if path.exists() else 0
+    return int(samples) + steps
+
+
+@pytest.mark.slow
+def test_killed_five_times_and_resumed_gives_the_same_bytes(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    """SIGKILL during collection, between and inside blocks; each kill waits for progress, so that it strikes late enough."""
+    rng = np.random.default_rng(0)
+    for strike in range(5):
+        child = start_child(tmp_path)
+        before = count_done(tmp_path)
+        deadline = time.monotonic() + 120
+        # the first strike hits sample collection: as soon as the lock shows that work has begun
+        while child.poll() is None and time.monotonic() < deadline:
+            begun = (tmp_path / ".gacq-lock").exists() if strike == 0 else count_done(tmp_path) > before + strike
+            if begun:
+                break
+            time.sleep(0.002)
+        time.sleep(float(rng.uniform(0, 0.15)))
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "the child ended before it could be killed"
+        child.stdin.close()  # type: ignore[union-attr]
+        assert not (tmp_path / "artifact" / "manifest.json").exists()
+    report = Recording()
+    calibrate(recipe(), RunDirectory(tmp_path), report=report)
+    assert files_of(tmp_path) == files_of(finished[0].root)
+    assert not list(tmp_path.rglob(f"{TEMP_PREFIX}*"))
+
+
+def test_a_lost_artifact_is_rebuilt_from_finished_blocks(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(finished[0].root, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "artifact")
+    calibrate(recipe(), RunDirectory(tmp_path / "run"))
+    assert files_of(tmp_path / "run") == files_of(finished[0].root)
+
+
+@pytest.mark.parametrize("half", [3, 12])
+def test_resuming_in_the_middle_gives_the_same_bytes(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path, half: int
+) -> None:
+    """As if killed right after the ``half``-th step: later journal entries and files never existed."""
+    import shutil
+
+    shutil.copytree(finished[0].root, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "artifact")
+    path = tmp_path / "run" / "work" / "journal.json"
+    journal = read_json(path, what="", hint="")
+    kept = dict(sorted(journal["steps"].items(), key=lambda item: str(item[1]["file"]))[:half])
+    write_json(path, journal | {"steps": kept})
+    calibrate(recipe(), RunDirectory(tmp_path / "run"))
+    assert files_of(tmp_path / "run") == files_of(finished[0].root)
+
+
+def test_hand_made_weights_enter_per_block_and_change_only_from_there_on(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    directory, uniform = finished
+    samples = load_samples(directory.samples_path).training
+    tilt = np.where(samples.step >= 3, 4.0, 0.1)
+    name = uniform.history[4].name
+    weighted = calibrate(recipe(), RunDirectory(tmp_path), weights=FixedWeights({name: tilt}, "hand"))
+    earlier = [(a, b) for a, b in zip(uniform.history, weighted.history, strict=True)][:4]
+    assert all(a == b for a, b in earlier)
+    assert weighted.history[4].effective_samples < 0.6 * len(samples)
+    assert weighted.manifest_digest != uniform.manifest_digest
+
+
+def test_another_recipe_is_refused_naming_what_differs(finished: tuple[RunDirectory, CalibrationArtifact]) -> None:
+    with pytest.raises(RecipeError, match=r"another recipe; it differs in .*calibration.seed") as caught:
+        calibrate(recipe("calibration.seed=9"), finished[0])
+    assert "--fresh" in caught.value.hint
+
+
+def copy_of(finished: tuple[RunDirectory, CalibrationArtifact], target: Path) -> RunDirectory:
+    import shutil
+
+    shutil.copytree(finished[0].root, target)
+    shutil.rmtree(target / "artifact")
+    return RunDirectory(target)
+
+
+def test_altered_samples_and_finished_blocks_are_refused(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    directory = copy_of(finished, tmp_path / "a")
+    block = sorted(directory.work.glob("*block*"))[2]
+    data = bytearray(block.read_bytes())
+    data[-1] ^= 1
+    block.write_bytes(data)
+    with pytest.raises(ArtifactError, match="was altered"):
+        calibrate(recipe(), directory)
+    directory = copy_of(finished, tmp_path / "b")
+    data = bytearray(directory.samples_path.read_bytes())
+    data[-1] ^= 1
+    directory.samples_path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="were altered"):
+        calibrate(recipe(), directory)
+
+
+def test_nan_samples_stop_before_any_work(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    from gacq_deploy.errors import UsageError
+
+    directory = copy_of(finished, tmp_path / "a")
+    samples = load_samples(directory.samples_path)
+    samples.latents[3, 0, 0, 0] = np.nan
+    save_samples(samples, directory.samples_path)
+    record = read_json(directory.samples_record_path, what="", hint="")
+    write_json(directory.samples_record_path, record | {"sha256": digest_file(directory.samples_path)})
+    with pytest.raises(UsageError, match="NaN or Inf in 1 of 30 rows"):
+        calibrate(recipe(), directory)
+
+
+def test_a_loss_that_explodes_keeps_the_finished_blocks(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(CalibrationError, match=r"Block '.*': the loss is nan"):
+        calibrate(recipe("calibration.reconstruction.lr_scale=1e30"), directory)
+    assert not (directory.artifact / "manifest.json").exists()
+    assert count_done(tmp_path) >= 2
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    with lock_directory(tmp_path), pytest.raises(ResourceError, match="in use by process"):
+        calibrate(recipe(), RunDirectory(tmp_path))
+
+
+def test_rules_that_leave_everything_float_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="leave every layer float"):
+        calibrate(recipe("quantization.rules=[{match: '*', ignore: true}]"), RunDirectory(tmp_path))

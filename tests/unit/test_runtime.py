@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gacq_deploy.artifact import ModelRecord
+from gacq_deploy.backends import open_engine
+from gacq_deploy.backends.base import Engine, TensorInfo
+from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.ddim import DdimSampler
+from gacq_deploy.errors import EngineError, ModelError, UsageError
+from gacq_deploy.runtime import build_conditioning, generate, initial_noise, open_sampler
+from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph
+
+CONFIG = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+STEPS = 5
+numpy2_noise = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
+
+
+def _record(**conditioning: dict[str, Any]) -> ModelRecord:
+    return ModelRecord(
+        source="tiny",
+        revision=None,
+        family="unet2d",
+        weights_sha256="0",
+        prediction_type="epsilon",
+        scheduler=CONFIG,
+        sample_shape=SAMPLE_SHAPE,
+        conditioning=conditioning,
+    )
+
+
+LABELLED = _record(class_labels={"dtype": "int64", "shape": [], "num_classes": CLASSES})
+
+
+class Recorder:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.done = 0
+
+    def stage(self, name: str, total: int) -> None:
+        self.stages.append((name, total))
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        self.done += n
+
+    def note(self, text: str) -> None: ...
+
+
+def _engine(
+    *, batch: int | None = None, spoil_at: int | None = None, calls: list[int] | None = None
+) -> Engine:
+    def function(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if calls is not None:
+            calls.append(len(feeds["sample"]))
+        output = feeds["sample"] * np.float32(0.3) + feeds["class_labels"][:, None, None, None].astype(
+            np.float32
+        )
+        if spoil_at is not None and int(feeds["timestep"][0]) == spoil_at:
+            output[min(1, len(output) - 1), 0, 0, 0] = np.nan
+        return {"output": output}
+
+    inputs = (
+        TensorInfo("sample", "float32", (batch, *SAMPLE_SHAPE)),
+        TensorInfo("timestep", "int64", (batch,)),
+        TensorInfo("class_labels", "int64", (batch,)),
+    )
+    return FunctionEngine(
+        function, inputs, (TensorInfo("output", "float32", (batch, *SAMPLE_SHAPE)),), "double"
+    )
+
+
+def _generate(engine: Engine, seeds: list[int], batch: int = 16, **more: Any) -> np.ndarray:
+    sampler = more.pop("sampler", None) or DdimSampler.from_config(CONFIG, STEPS)
+    labels = {"class_labels": np.array([s % CLASSES for s in seeds], np.int64)}
+    request = {"shape": SAMPLE_SHAPE, "conditioning": labels, "seeds": seeds, "batch": batch, **more}
+    return generate(engine, sampler, **request)
+
+
+def test_walks_the_samplers_steps() -> None:
+    sampler = DdimSampler.from_config(CONFIG, STEPS)
+    state = initial_noise([4], SAMPLE_SHAPE)
+    for index in range(STEPS):
+        state = sampler.step(state * np.float32(0.3) + np.float32(4 % CLASSES), index, state)
+    with _engine() as engine:
+        np.testing.assert_array_equal(_generate(engine, [4]), state)
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("name", ["ort-cpu", "openvino"])
+def test_an_image_does_not_depend_on_its_batch(name: str, quantized: bool) -> None:
+    model = denoiser_graph(quantized=quantized).SerializeToString()
+    seeds = [11, 3, 8, 5, 7]
+    with open_engine(name, model, threads=1) as engine:
+        together = _generate(engine, seeds, batch=5)
+        pairs = _generate(engine, seeds, batch=2)
+        alone = np.concatenate([_generate(engine, [seed]) for seed in seeds])
+    assert together.shape == (5, *SAMPLE_SHAPE)
+    assert together.dtype == np.float32
+    np.testing.assert_array_equal(together, pairs)
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_added_noise_does_not_depend_on_the_batch() -> None:
+    sampler = DdimSampler.from_config(CONFIG, STEPS, eta=1.0)
+    with _engine() as engine:
+        together = _generate(engine, [1, 2, 3], sampler=sampler)
+        np.testing.assert_array_equal(together[1:2], _generate(engine, [2], sampler=sampler))
+        assert not np.allclose(together, _generate(engine, [1, 2, 3]))
+
+
+def test_batches_are_never_one_row_and_the_last_may_be_partial() -> None:
+    calls: list[int] = []
+    report = Recorder()
+    with _engine(calls=calls) as engine:
+        images = _generate(engine, list(range(7)), batch=3, report=report)
+    assert len(images) == 7
+    assert calls == [3] * STEPS + [3] * STEPS + [2] * STEPS
+    assert report.stages == [("denoise", 3 * STEPS)]
+    assert report.done == 3 * STEPS
+
+
+def test_a_fixed_batch_is_filled_up() -> None:
+    calls: list[int] = []
+    with _engine(batch=4, calls=calls) as engine, _engine() as free:
+        np.testing.assert_array_equal(
+            _generate(engine, list(range(6)), batch=16), _generate(free, list(range(6)))
+        )
+    assert set(calls) == {4}
+
+
+@pytest.mark.parametrize("seeds", [[20, 21, 22], [20, 21]])
+def test_an_output_that_is_not_finite_names_step_timestep_and_seed(seeds: list[int]) -> None:
+    timestep = int(DdimSampler.from_config(CONFIG, STEPS).timesteps[2])
+    with _engine(spoil_at=timestep) as engine, pytest.raises(EngineError) as caught:
+        _generate(engine, seeds)
+    assert f"step 3 of {STEPS} (timestep {timestep}), seed 21" in caught.value.message
+    assert "double" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seeds": [], "conditioning": {"class_labels": np.zeros(0, np.int64)}}, "0 images"),
+        ({"batch": 0}, "batches of 0"),
+        ({"conditioning": {}}, "class_labels"),
+        ({"conditioning": {"class_labels": np.zeros(2, np.int64), "text": np.zeros(2)}}, "text"),
+        ({"conditioning": {"class_labels": np.zeros(3, np.int64)}}, "3 rows for 2 images"),
+        ({"shape": (1, 8, 8)}, "does not fit"),
+        ({"shape": (8, 8)}, "does not fit"),
+        ({"seeds": [0, -5]}, "Seed -5"),
+    ],
+)
+def test_refuses_a_request_that_does_not_fit(changes: dict[str, Any], told: str) -> None:
+    with _engine() as engine, pytest.raises(UsageError, match=told):
+        _generate(engine, **{"seeds": [0, 1], **changes})
+
+
+def test_labels_repeat_over_the_images() -> None:
+    labels = build_conditioning(LABELLED, 5, [2, 0])["class_labels"]
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, [2, 0, 2, 0, 2])
+    np.testing.assert_array_equal(build_conditioning(LABELLED, 4)["class_labels"], [0, 1, 2, 0])
+    assert build_conditioning(_record(), 4) == {}
+
+
+@pytest.mark.parametrize(
+    ("record", "labels", "told"),
+    [
+        (LABELLED, [0, CLASSES], f"label {CLASSES} is out of range"),
+        (LABELLED, [-1], "label -1 is out of range"),
+        (LABELLED, [], "No class label"),
+        (_record(), [0], "takes no class labels"),
+        (_record(text={"dtype": "float32", "shape": [77, 768]}), None, "'text' of tiny is not a class label"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(record: ModelRecord, labels: list[int] | None, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        build_conditioning(record, 3, labels)
+    assert caught.value.hint
+
+
+def test_ddim_by_name_is_the_numpy_one() -> None:
+    assert isinstance(open_sampler(CONFIG, STEPS), DdimSampler)
+    assert open_sampler(CONFIG, STEPS, eta=0.5).eta == 0.5  # type: ignore[attr-defined]
+
+
+@numpy2_noise
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "DDPMScheduler"]
+)
+def test_any_diffusers_scheduler_drives_the_loop(name: str) -> None:
+    config = {**CONFIG, "timestep_spacing": "leading", "prediction_type": "epsilon"}
+    sampler = open_sampler(config, STEPS, name=name)
+    with _engine() as engine:
+        together = _generate(engine, [5, 6, 7], sampler=sampler)
+        np.testing.assert_allclose(_generate(engine, [6], sampler=sampler), together[1:2], atol=1e-5)
+        np.testing.assert_allclose(_generate(engine, [5, 6, 7], sampler=sampler), together, atol=1e-5)
+        if name == "DDIMScheduler":
+            np.testing.assert_allclose(together, _generate(engine, [5, 6, 7]), atol=1e-4)
+    assert bool(np.isfinite(together).all())
+
+
+@numpy2_noise
+@pytest.mark.parametrize(
+    ("name", "steps", "error", "told"),
+    [
+        ("NoSuchScheduler", 5, UsageError, "no scheduler 'NoSuchScheduler'"),
+        ("UNet2DModel", 5, UsageError, "no scheduler"),
+        ("DDIMScheduler", 0, UsageError, "0 sampler steps"),
+        ("DDIMScheduler", 1001, ModelError, "cannot be larger"),
+        ("EulerDiscreteScheduler", 7, ModelError, "fractional timesteps"),
+    ],
+)
+def test_a_scheduler_that_does_not_suit_is_refused(name: str, steps: int, error: type, told: str) -> None:
+    with pytest.raises(error, match=told):
+        open_sampler({**CONFIG, "timestep_spacing": "linspace"}, steps, name=name)
+
+
+def test_eta_belongs_to_ddim() -> None:
+    with pytest.raises(UsageError, match="eta"):
+        open_sampler(CONFIG, STEPS, name="EulerDiscreteScheduler", eta=0.5)

@@ -1,0 +1,56 @@
+"""Sites, specs and plans refuse what makes no sense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gacq_deploy.spec import ROLES, PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
+
+names = st.from_regex(r"[a-z_]+(\.[a-z0-9_]+){0,4}", fullmatch=True)
+
+
+@given(module=names, role=st.sampled_from(ROLES))
+def test_a_site_round_trips_through_its_key(module: str, role: str) -> None:
+    site = Site(module, role)  # type: ignore[arg-type]
+    assert Site.parse(str(site)) == site
+
+
+@pytest.mark.parametrize("text", ["", "conv", ":input", "conv:bias"])
+def test_a_malformed_key_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not"):
+        Site.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("bits", "narrow", "bounds"),
+    [(8, True, (-127, 127)), (8, False, (-128, 127)), (4, True, (-7, 7)), (4, False, (-8, 7)), (2, True, (-1, 1))],
+)
+def test_integer_bounds(bits: int, narrow: bool, bounds: tuple[int, int]) -> None:
+    spec = TensorSpec(bits=bits, narrow=narrow)
+    assert (spec.qmin, spec.qmax) == bounds
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-45])
+def test_scales_no_engine_accepts_are_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="finite, positive"):
+        TensorParams(np.array(scale, np.float32))
+
+
+def test_scales_and_codes_have_one_dtype() -> None:
+    with pytest.raises(ValueError, match="float32"):
+        TensorParams(np.ones(3))
+    with pytest.raises(ValueError, match="int8"):
+        TensorParams(np.ones(3, np.float32), np.ones((3, 3), np.int16))  # type: ignore[arg-type]
+
+
+def test_a_plan_holds_a_site_once_and_keeps_its_order() -> None:
+    entries = [PlannedSite(Site(m, "weight"), TensorSpec(bits=8), f"{m}:weight") for m in ("b", "a")]
+    plan = QuantPlan(tuple(entries))
+    assert plan.modules == ("b", "a")
+    assert plan.get(Site("a", "weight")) is entries[1]
+    assert plan.get(Site("a", "input")) is None
+    with pytest.raises(ValueError, match="twice"):
+        QuantPlan((entries[0], entries[0]))
