@@ -186,8 +186,9 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
         raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
 
 
-def _migrate(manifest: Any, directory: Path) -> dict[str, Any]:
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+def _migrate(document: Any, directory: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = document if isinstance(document, dict) else {}
+    if manifest.get("schema") != SCHEMA:
         raise ArtifactError(f"{directory / 'manifest.json'} is not an artifact manifest.", _HINT)
     version = manifest.get("schema_version")
     if not isinstance(version, int) or version < 1:

@@ -15,7 +15,6 @@ from gacq_deploy.errors import RecipeError
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorSpec
 from gacq_deploy.storage import digest_json, write_bytes
 
-SCHEMA = "gacq-deploy/recipe/1"
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
@@ -202,7 +201,7 @@ class RuntimeSection(_Section):
 class Recipe(_Section):
     """Everything a run directory is made from."""
 
-    schema_: Literal["gacq-deploy/recipe/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["gacq-deploy/recipe/1"] = Field(default="gacq-deploy/recipe/1", alias="schema")
     name: str
     description: str = ""
     model: ModelSection = ModelSection()

@@ -75,6 +75,16 @@ class RunDirectory:
         """Result of `bench`."""
         return self.root / "bench.json"
 
+    @property
+    def comparison_png(self) -> Path:
+        """The same images from the float and the INT8 graph, and their difference."""
+        return self.root / "comparison.png"
+
+    @property
+    def comparison_json(self) -> Path:
+        """Which graphs the comparison was drawn from, and its digest."""
+        return self.root / "comparison.json"
+
     def load_recipe(self) -> Recipe:
         """Read the resolved recipe.
 

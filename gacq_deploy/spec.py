@@ -58,12 +58,12 @@ class TensorSpec(BaseModel):
     @property
     def qmin(self) -> int:
         """Smallest integer code."""
-        return -(2 ** (self.bits - 1)) + int(self.narrow)
+        return int(self.narrow) - (1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:
         """Largest integer code."""
-        return int(2 ** (self.bits - 1)) - 1
+        return (1 << (self.bits - 1)) - 1
 
 
 @dataclass(frozen=True)

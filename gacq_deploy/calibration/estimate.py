@@ -19,7 +19,7 @@ from gacq_deploy.spec import PlannedSite, QuantPlan
 _STEP_COST = 3.4
 """One reconstruction step in forward passes of the same batch: forward, backward, rounding, Adam; measured on the
 demo UNet, where the small blocks' fixed costs count."""
-_BASE_MB = 420
+_BASE_MB = 500
 """torch and diffusers once imported."""
 
 

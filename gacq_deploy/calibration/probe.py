@@ -52,10 +52,9 @@ def record_probe(
     with output_mode(module), _recording(module, graph, outputs_too=True) as recorded:
         answer = outputs(local)
         tensors["output_quant"] = {**recorded(), "output": answer}
-    inputs = {"sample": states.latents, "timestep": states.timesteps, **states.conditioning}
+    inputs: dict[str, Array] = {"sample": states.latents, "timestep": states.timesteps, **states.conditioning}
     # the local rows are stored, too, so that nothing has to be told about which ones they are
-    local_inputs = {"sample": local.latents, "timestep": local.timesteps, **local.conditioning}
-    tensors["inputs"] = dict(local_inputs)
+    tensors["inputs"] = {"sample": local.latents, "timestep": local.timesteps, **local.conditioning}
     return Probe(inputs=inputs, outputs=answers, local=tensors)
 
 

@@ -193,7 +193,7 @@ class _Trace:
         if not live or not leaves:
             return ()
         total = torch.stack([t.float().sum() for t in live]).sum()
-        grads = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
         used = {id(leaf) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None}
         return tuple(i for i, o in enumerate(self.outputs) if id(o) in used)
 

@@ -61,7 +61,7 @@ def collect_samples(denoiser: Denoiser, section: SamplesSection, path: Path, rep
     Raises:
         CalibrationError: the float model's output is not finite.
     """
-    scheduler = DDIMScheduler.from_config(denoiser.record.scheduler)
+    scheduler = DDIMScheduler.from_config(denoiser.record.scheduler)  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(section.steps)
     kept = list(range(0, section.steps, section.keep_every))
     conditioning = draw_conditioning(denoiser, section.seed, section.trajectories)

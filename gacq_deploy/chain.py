@@ -1,0 +1,186 @@
+"""How does a recipe become a verified engine in one go? Every stage in order, none of them twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gacq_deploy.bench import BenchReport, load_bench, run_bench
+from gacq_deploy.bench.measure import Settings
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import CPU, FLOAT, ExportRecord
+from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.images import psnr, write_comparison
+from gacq_deploy.parity import ParityReport, check_parity, load_report
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sampling import FLOAT_ENGINE, ImageRequest, make_images
+from gacq_deploy.storage import describe_file, lock_directory, read_json, verify_file, write_json
+
+BENCH = Settings(batches=(1, 8), threads=1, repeats=3)
+"""Short, for a first look; `bench` measures longer."""
+IMAGES, COLUMNS = 20, 5
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One INT8 graph in one engine: what it costs and what it is worth. None was not measured."""
+
+    engine: str
+    file: str
+    float_bytes: int
+    int8_bytes: int
+    speedup: dict[int, float]
+    """Batch size -> CPU time of ``float.onnx`` in ONNX Runtime divided by that of this graph, median."""
+    eps_sqnr_db: float | None
+    image_psnr_db: float | None
+    image_ssim: float | None
+    passed: bool
+    """Every gate of every edge that leads to this graph holds."""
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """What the chain made, and which stages it found done."""
+
+    artifact_sha256: str
+    export: ExportRecord
+    parity: ParityReport
+    bench: BenchReport
+    comparison: Path
+    already_done: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One row for each INT8 graph and engine that was judged."""
+        edges = [e for e in self.parity.edges if e.evidence == "budget"]
+        return tuple(self._row(*edge.candidate.split("@"), edge.metrics) for edge in edges)
+
+    def _row(self, file: str, engine: str, metrics: Any) -> Row:
+        name, baseline = f"{engine}/{file}", f"ort-cpu/{FLOAT}"
+        ratios = {b: self.bench.ratio(name, baseline, b) for b in self.bench.batches}
+        judged = [e for e in self.parity.edges if e.candidate in (file, f"{file}@{engine}")]
+        return Row(
+            engine=engine,
+            file=file,
+            float_bytes=_bytes(self.export, FLOAT),
+            int8_bytes=_bytes(self.export, file),
+            speedup={batch: ratio.cpu.median for batch, ratio in ratios.items() if ratio is not None},
+            eps_sqnr_db=metrics.get("eps_sqnr_db"),
+            image_psnr_db=metrics.get("image_psnr_db"),
+            image_ssim=metrics.get("image_ssim"),
+            passed=bool(judged) and all(e.passed for e in judged),
+        )
+
+
+def run_chain(
+    recipe: Recipe,
+    directory: RunDirectory,
+    *,
+    fresh: bool = False,
+    settings: Settings = BENCH,
+    report: Reporter = SILENT,
+) -> ChainResult:
+    """Calibrate, export, judge, measure and draw; what is up to date is left alone.
+
+    A failed parity does not stop it: the pictures and the figures say what the verdict is about.
+
+    Raises:
+        GacqError: what the stages raise.
+    """
+    records = {
+        "calibrate": directory.artifact / "manifest.json",
+        "export": directory.onnx_manifest,
+        "parity": directory.parity_json,
+        "bench": directory.bench_json,
+        "comparison": directory.comparison_json,
+    }
+    before = {name: _content(path) for name, path in records.items()}
+    artifact = calibrate(recipe, directory, fresh=fresh, report=report)
+    export = export_onnx(directory, targets="both", report=report)
+    subject = {name: entry.sha256 for name, entry in export.files.items()}
+    parity = _current_parity(directory, subject, recipe)
+    if parity is None:
+        parity = check_parity(directory, threads=recipe.calibration.threads, report=report)
+    bench = _current_bench(directory, subject, settings)
+    if bench is None:
+        bench = run_bench(directory, settings=settings, report=report)
+    _ensure_comparison(directory, subject, report)
+    return ChainResult(
+        artifact_sha256=artifact.manifest_digest,
+        export=export,
+        parity=parity,
+        bench=bench,
+        comparison=directory.comparison_png,
+        already_done=tuple(n for n, path in records.items() if before[n] and before[n] == _content(path)),
+    )
+
+
+def _bytes(export: ExportRecord, name: str) -> int:
+    weights = export.files.get(f"{name}.data")
+    return export.files[name].bytes + (weights.bytes if weights else 0)
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _unless_damaged(load: Callable[[Path], Record], path: Path) -> Record | None:
+    """Return what ``load`` reads, or None for a record that is absent or damaged: a new one mends that."""
+    try:
+        return load(path)
+    except ArtifactError:
+        return None
+
+
+def _current_parity(directory: RunDirectory, subject: dict[str, str], recipe: Recipe) -> ParityReport | None:
+    found = _unless_damaged(load_report, directory.parity_json)
+    same = found is not None and found.subject.get("files") == subject and found.protocol == recipe.parity
+    return found if same else None
+
+
+def _current_bench(
+    directory: RunDirectory, subject: dict[str, str], settings: Settings
+) -> BenchReport | None:
+    found = _unless_damaged(load_bench, directory.bench_json)
+    if found is None or found.subject.get("files") != subject:
+        return None
+    same = (found.batches, found.threads) == (settings.batches, settings.threads)
+    return found if same and found.repeats >= settings.repeats else None
+
+
+def _ensure_comparison(directory: RunDirectory, subject: dict[str, str], report: Reporter) -> None:
+    """Write the same images from the float and the INT8 graph, and their difference, unless they lie there."""
+    wanted = {"schema": "gacq-deploy/comparison/1", "graphs": {n: subject[n] for n in (FLOAT, CPU)}}
+    if _comparison_is_current(directory, wanted):
+        return
+    exact = make_images(directory, ImageRequest(IMAGES, engine=FLOAT_ENGINE), report)
+    quantized = make_images(directory, ImageRequest(IMAGES), report)
+    with lock_directory(directory.root):
+        write_comparison(directory.comparison_png, exact.images, quantized.images, columns=COLUMNS)
+        figures = {
+            "seeds": list(quantized.seeds),
+            "engine": quantized.engine,
+            "mean_psnr_db": float(np.mean(psnr(exact.images, quantized.images))),
+        }
+        picture = describe_file(directory.comparison_png)
+        write_json(directory.comparison_json, {**wanted, **figures, "picture": picture})
+
+
+def _comparison_is_current(directory: RunDirectory, wanted: dict[str, Any]) -> bool:
+    hint = "It is made again."
+    try:
+        record = read_json(directory.comparison_json, what="Comparison record", hint=hint)
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in wanted.items()):
+            return False
+        verify_file(directory.comparison_png, record.get("picture", {}), what="Comparison", hint=hint)
+    except ArtifactError:
+        return False
+    return True

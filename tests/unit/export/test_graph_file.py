@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from gacq_deploy.backends import open_engine
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.graph_file import data_path, read_graph, write_graph
+
+
+def _large_model(size: int = 600) -> onnx.ModelProto:
+    weight = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["output"], "product")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", size])
+    y = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", size])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_small_graphs_are_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    data_path(path).write_bytes(b"left by a larger model")
+    assert write_graph(_large_model(), path, external_data_mb=10) == (path,)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+    assert read_graph(path) == _large_model()
+
+
+def test_large_graphs_keep_their_weights_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    model = _large_model()
+    assert write_graph(model, path, external_data_mb=1) == (data_path(path), path)
+    assert path.stat().st_size < 1000
+    loaded = read_graph(path)
+    assert numpy_helper.to_array(loaded.graph.initializer[0]).tobytes() == model.graph.initializer[0].raw_data
+    assert not model.graph.initializer[0].external_data, "the caller's model was changed"
+    x = np.eye(2, 600, dtype=np.float32)
+    with open_engine("ort-cpu", path, threads=1) as engine:
+        output = engine.run({"x": x})["output"]
+    np.testing.assert_array_equal(output, numpy_helper.to_array(model.graph.initializer[0])[:2])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_weights_are_an_artifact_error(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.onnx"
+    write_graph(_large_model(), path, external_data_mb=1)
+    if damage == "missing":
+        data_path(path).unlink()
+    else:
+        data_path(path).write_bytes(data_path(path).read_bytes()[:-4])
+    with pytest.raises(ArtifactError, match=r"a\.onnx\.data"):
+        read_graph(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph at all", None])
+def test_what_is_no_graph_is_an_artifact_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError):
+        read_graph(path)

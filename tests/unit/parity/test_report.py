@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.parity.report import (
+    GATES,
+    Edge,
+    Evidence,
+    ParityReport,
+    SegmentRecord,
+    assemble,
+    judge,
+    load_report,
+    measured,
+)
+from gacq_deploy.recipe import ParitySection
+
+SECTION = ParitySection()
+GOOD: dict[Evidence, dict[str, float]] = {
+    "exact": {"differences": 0},
+    "flavour": {"max_abs": 0},
+    "exporter": {"relative_error": 1e-6},
+    "local": {"unchecked": 0, "equal_share": 1, "steps": 1, "output_relative_error": 1e-6},
+    "error": {"difference_db": 0.1},
+    "budget": {
+        "latents_differ": 0,
+        "eps_sqnr_db": 25,
+        "eps_cosine": 0.999,
+        "trajectory_cosine": 0.99,
+        "image_psnr_db": 40,
+        "image_ssim": 0.99,
+    },
+}
+BAD: dict[str, float] = {
+    "differences": 1,
+    "max_abs": 1e-9,
+    "relative_error": 2e-4,
+    "unchecked": 1,
+    "equal_share": 0.9989,
+    "steps": 2,
+    "output_relative_error": 2e-4,
+    "difference_db": 0.51,
+    "latents_differ": 1,
+    "eps_sqnr_db": 19.9,
+    "eps_cosine": 0.98,
+    "trajectory_cosine": 0.94,
+    "image_psnr_db": 29.9,
+    "image_ssim": 0.89,
+}
+EVERY_GATE = [(evidence, name) for evidence, gates in GATES.items() for name in gates]
+
+
+def edge(evidence: Evidence, metrics: dict[str, Any]) -> Edge:
+    return judge(measured(evidence, "a", "b", metrics), SECTION)
+
+
+def report(*edges: Edge) -> ParityReport:
+    return assemble(edges, SECTION, trajectory={}, noise_floor={}, subject={})
+
+
+@pytest.mark.parametrize("evidence", GATES)
+def test_good_numbers_pass(evidence: Evidence) -> None:
+    assert edge(evidence, GOOD[evidence]).passed
+
+
+@pytest.mark.parametrize(("evidence", "name"), EVERY_GATE)
+@pytest.mark.parametrize("value", ["bad", math.nan, math.inf, -math.inf, "missing"])
+def test_every_gate_can_fail(evidence: Evidence, name: str, value: Any) -> None:
+    metrics = dict(GOOD[evidence])
+    if value == "missing":
+        del metrics[name]
+    else:
+        metrics[name] = BAD[name] if value == "bad" else value
+    judged = edge(evidence, metrics)
+    assert not judged.passed
+    assert judged.failed == (name,)
+    assert judged.evaluated == (value == "bad")
+    whole = report(judged)
+    assert not whole
+    assert ("not evaluated" in whole.to_text()) == (value != "bad")
+
+
+def test_every_threshold_of_the_recipe_is_a_gate() -> None:
+    bounds = {bound for gates in GATES.values() for bound in (g.bound for g in gates.values())}
+    strict = SECTION.model_copy(
+        update={
+            "local_equal_share": 0.5,
+            "local_rtol": 0.25,
+            "error_difference_db": 0.125,
+            "budget": SECTION.budget.model_copy(
+                update={n: i + 7.0 for i, n in enumerate(type(SECTION.budget).model_fields)}
+            ),
+        }
+    )
+    wanted = {0.5, 0.25, 0.125} | {i + 7.0 for i in range(len(type(SECTION.budget).model_fields))}
+    assert wanted <= {bound(strict) for bound in bounds}
+
+
+def test_no_edges_do_not_pass() -> None:
+    assert not report()
+
+
+def test_the_first_departing_segment_is_named_in_execution_order() -> None:
+    def at(site: str, share: float, steps: float | None) -> SegmentRecord:
+        return SegmentRecord(site=site, values=10, equal_share=share, steps=steps)
+
+    segments = (
+        at("a:input", 1, 0),
+        at("b:input", 0.9995, 1),
+        at("c:input", 0.9995, 2),
+        at("d:input", 0.1, 9),
+    )
+    bare = measured("local", "a", "b", GOOD["local"], segments=(*segments, at("output", 1, 0)))
+    assert judge(bare, SECTION).worst["first_departing"] == "c:input"
+    bare = measured("local", "a", "b", GOOD["local"], segments=(segments[0], at("output", 1, 1e-3)))
+    assert judge(bare, SECTION).worst["first_departing"] == "output"
+    bare = measured("local", "a", "b", GOOD["local"], segments=(at("a:input", 1, None), at("output", 1, 0)))
+    assert judge(bare, SECTION).worst["first_departing"] == "a:input"
+
+
+def test_a_report_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "parity.json"
+    before = report(edge("exact", GOOD["exact"]), edge("error", {"difference_db": math.nan}))
+    before.save(path)
+    assert load_report(path) == before
+    document = json.loads(path.read_text())
+    assert document["schema"] == "gacq-deploy/parity/1"
+    assert set(document) >= {"schema", "passed", "edges", "trajectory", "noise_floor"}
+    assert set(document["edges"][1]) >= {
+        "reference", "candidate", "evaluated", "passed", "metrics", "thresholds", "worst", "by_timestep",
+    }  # fmt: skip
+    assert document["edges"][1]["evaluated"] is False
+
+
+@pytest.mark.parametrize("text", ["{}", '{"schema": "gacq-deploy/parity/2"}', "[]", "no json", ""])
+def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "parity.json").write_text(text)
+    with pytest.raises(ArtifactError, match="parity"):
+        load_report(tmp_path / "parity.json")
+
+
+def test_gates_are_inclusive() -> None:
+    section = SECTION
+    at_bound = {**GOOD["local"], "equal_share": section.local_equal_share}
+    assert edge("local", at_bound).passed
+    gate = replace(GATES["error"]["difference_db"])
+    assert gate.holds(0.5, 0.5)
+    assert not gate.holds(None, 0.5)
