@@ -177,6 +177,22 @@ def save_arrays(path: Path, arrays: Mapping[str, Array], *, schema: str) -> None
     write_bytes(path, safetensors_save(shaped, metadata={"schema": schema}))
 
 
+def map_scratch(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Return a writable array in a file of its own, whose space is reserved: a full disk shows here.
+
+    Without the reservation the first write to a page that finds no space kills the process (SIGBUS).
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * dtype.itemsize)
+        return np.memmap(path, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+
+
 def load_arrays(path: Path, *, what: str, hint: str) -> dict[str, Array]:
     """Read a safetensors file.
 

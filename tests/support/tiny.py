@@ -17,7 +17,6 @@ from gacq_deploy.artifact import CalibrationArtifact, ModelRecord, Probe
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import digest_weights, load_denoiser
 from gacq_deploy.models.unet2d import UNET2D
-from gacq_deploy.recipe import SCHEMA as RECIPE_SCHEMA
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
@@ -177,7 +176,7 @@ def save_model(module: UNet2DModel, folder: Path) -> Path:
 def tiny_recipe(source: str, **sections: Any) -> Recipe:
     """Return a recipe that quantizes what :func:`planned_sites` plans."""
     rules = [{"match": "*", "bits": 8}] + [{"match": f"*{word}*", "ignore": True} for word in FLOAT_LAYERS]
-    document: dict[str, Any] = {"schema": RECIPE_SCHEMA, "name": "tiny", "model": {"source": source}}
+    document: dict[str, Any] = {"schema": "gacq-deploy/recipe/1", "name": "tiny", "model": {"source": source}}
     return Recipe.model_validate(document | {"quantization": {"rules": rules}} | sections)
 
 

@@ -1,0 +1,143 @@
+"""What feeds what in an ONNX graph?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from gacq_deploy.storage import Array
+
+MODULE_KEY = "gacq.module"
+"""Node metadata: dotted name of the module the node came from."""
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+
+class Use(NamedTuple):
+    """A place where a tensor is read: the node, and the position among its inputs."""
+
+    node: NodeProto
+    position: int
+
+
+class GraphIndex:
+    """Producers, consumers and constants of a model's main graph, as they were when the index was made.
+
+    ``nodes`` are the graph's own protobuf objects: editing one edits the model, but not the index.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.model = model
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.initializers: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
+        self.inputs: list[str] = [i.name for i in graph.input if i.name not in self.initializers]
+        self.outputs: list[str] = [o.name for o in graph.output]
+        self.producers: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[Use]] = {}
+        for node in self.nodes:
+            for name in node.output:
+                self.producers[name] = node
+            for position, name in enumerate(node.input):
+                self.consumers.setdefault(name, []).append(Use(node, position))
+        self._constants: dict[str, Array | None] = {}
+
+    def of_type(self, *op_types: str) -> Iterator[NodeProto]:
+        """Yield the nodes of these types, in graph order."""
+        return (n for n in self.nodes if n.op_type in op_types)
+
+    def readers(self, tensor: str) -> list[Use]:
+        """Return every place that reads ``tensor``."""
+        return self.consumers.get(tensor, [])
+
+    def producer(self, tensor: str) -> NodeProto | None:
+        """Return the node that computes ``tensor``; None for inputs and initializers."""
+        return self.producers.get(tensor)
+
+    def constant(self, tensor: str) -> Array | None:
+        """Return the value of an initializer or ``Constant`` node, else None."""
+        if tensor not in self._constants:
+            self._constants[tensor] = self._read_constant(tensor)
+        return self._constants[tensor]
+
+    def tensor(self, name: str) -> TensorProto | None:
+        """Return the stored tensor behind an initializer or ``Constant`` node, else None."""
+        if name in self.initializers:
+            return self.initializers[name]
+        node = self.producers.get(name)
+        if node is not None and node.op_type == "Constant":
+            return next((a.t for a in node.attribute if a.name == "value"), None)
+        return None
+
+    def computed_from(self, tensor: str) -> set[str]:
+        """Return the graph inputs that ``tensor`` depends on; empty for constants and what folds into one."""
+        seen: set[str] = set()
+        pending = [tensor]
+        found: set[str] = set()
+        inputs = set(self.inputs)
+        while pending:
+            name = pending.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if name in inputs:
+                found.add(name)
+            elif name in self.producers:
+                pending += self.producers[name].input
+        return found
+
+    def _read_constant(self, tensor: str) -> Array | None:
+        stored = self.tensor(tensor)
+        return None if stored is None else to_array(stored)
+
+
+def to_array(tensor: TensorProto) -> Array:
+    """Return a stored tensor as a numpy array; its data must be loaded."""
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Return an attribute's value, or ``default``."""
+    for item in node.attribute:
+        if item.name == name:
+            return helper.get_attribute_value(item)
+    return default
+
+
+def module_of(node: NodeProto) -> str | None:
+    """Return the dotted name of the module the node came from."""
+    return next((p.value for p in node.metadata_props if p.key == MODULE_KEY), None)
+
+
+def set_module(node: NodeProto, module: str) -> NodeProto:
+    """Write where ``node`` came from; return it."""
+    helper.set_metadata_props(node, {MODULE_KEY: module})
+    return node
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operator set; 0 if the model imports none."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Give the graph another node list."""
+    kept = list(nodes)
+    # protobuf owns the listed nodes: copy them out before the list is cleared
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node reads and no output names."""
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    kept = [t for t in model.graph.initializer if t.name in used]
+    if len(kept) == len(model.graph.initializer):
+        return
+    for index in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[index].name not in used:
+            del model.graph.initializer[index]

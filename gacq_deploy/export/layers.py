@@ -1,0 +1,104 @@
+"""Which node computes which planned layer, and is its weight the one calibration saw?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.errors import ExportError
+from gacq_deploy.export.graph import GraphIndex, attribute, module_of
+from gacq_deploy.spec import Site
+from gacq_deploy.storage import Array, digest_array
+
+QUANTIZABLE = ("Conv", "Gemm", "MatMul")
+_HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
+
+
+@dataclass(frozen=True)
+class LayerNode:
+    """One node that computes a layer; a module called twice has two.
+
+    ``axis`` is the output-channel axis of the stored weight; ``transposed`` says that the stored weight is
+    the transpose of the module's own [out, in].
+    """
+
+    module: str
+    node: NodeProto
+    axis: int
+    transposed: bool
+
+    @property
+    def data(self) -> str:
+        """Name of the activation tensor the node reads."""
+        return str(self.node.input[0])
+
+    @property
+    def result(self) -> str:
+        """Name of the tensor the node writes."""
+        return str(self.node.output[0])
+
+
+def weight_axis(node: NodeProto, rank: int) -> int:
+    """Return the output-channel axis of a weight of ``rank`` dimensions, as engines want it.
+
+    Conv 0; ConvTranspose 1; Gemm 0 with ``transB``, else 1; MatMul the last.
+    """
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
+
+
+def find_layers(index: GraphIndex, artifact: CalibrationArtifact) -> tuple[LayerNode, ...]:
+    """Return the nodes of every planned layer, in graph order.
+
+    Raises:
+        ExportError: a planned layer has no node, its weight is computed at run time or is not the one
+        calibration
+            saw, or two nodes of one layer store the weight differently.
+    """
+    planned = set(artifact.plan.modules)
+    found: dict[str, list[LayerNode]] = {}
+    ordered: list[LayerNode] = []
+    for node in index.of_type(*QUANTIZABLE):
+        module = module_of(node)
+        weight = index.constant(node.input[1]) if module in planned else None
+        if module is None or weight is None:
+            continue
+        layer = _layer(module, node, weight, artifact)
+        if any(other.transposed != layer.transposed for other in found.get(module, [])):
+            raise ExportError(f"Two nodes of layer '{module}' store its weight in different layouts.", _HINT)
+        found.setdefault(module, []).append(layer)
+        ordered.append(layer)
+    if lost := [m for m in artifact.plan.modules if m not in found]:
+        raise ExportError(
+            f"{len(lost)} of {len(planned)} planned layers have no Conv, Gemm or MatMul node with a stored "
+            f"weight: {', '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}.",
+            _HINT,
+        )
+    return tuple(ordered)
+
+
+def _layer(module: str, node: NodeProto, weight: Array, artifact: CalibrationArtifact) -> LayerNode:
+    axis = weight_axis(node, weight.ndim)
+    transposed = axis != 0
+    own = weight.T if transposed else weight
+    site = Site(module, "weight")
+    entry = artifact.plan.get(site)
+    assert entry is not None, f"{site} is not planned"
+    if entry.spec.axis != 0:
+        raise ExportError(
+            f"Site '{site}' is planned with axis {entry.spec.axis}; weights are quantized per output "
+            "channel, axis 0.",
+            "Calibrate again with this version.",
+        )
+    expected = artifact.weight_digests.get(str(site))
+    if digest_array(own) != expected:
+        raise ExportError(
+            f"Node '{node.name}' of layer '{module}' holds a weight of shape {list(own.shape)} with digest "
+            f"{digest_array(own)[:12]}, calibration saw {str(expected)[:12]}: another model's weights, or "
+            "a weight that an optimizer folded something into.",
+            _HINT,
+        )
+    return LayerNode(module, node, axis, transposed)

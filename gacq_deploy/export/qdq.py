@@ -1,0 +1,290 @@
+"""Where do Q and DQ go, with which scales? Learned numbers enter the float graph unrounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+import gacq_deploy
+from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.errors import ExportError
+from gacq_deploy.export.graph import (
+    DEQUANTIZE,
+    QUANTIZE,
+    GraphIndex,
+    drop_unused_initializers,
+    module_of,
+    opset_of,
+    replace_nodes,
+    set_module,
+)
+from gacq_deploy.export.layers import LayerNode, find_layers
+from gacq_deploy.spec import QuantPlan, Role, Site
+from gacq_deploy.storage import Array
+
+Placement = Literal["input", "output"]
+OPSETS = range(19, 23)
+"""19 is the oldest with Q/DQ TensorRT and ONNX Runtime read alike; from 23 on torch emits a fused
+Attention."""
+_CHECKER_LIMIT = 2**31 - 1
+_HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
+
+
+def insert_qdq(
+    model: onnx.ModelProto, artifact: CalibrationArtifact, *, placement: Placement
+) -> onnx.ModelProto:
+    """Return a copy of the float ``model`` with the artifact's codes and scales in it, all signed int8.
+
+    Weights become int8 codes and a ``DequantizeLinear`` (no quantizer: learned rounding stays exact). Every
+    activation tensor that planned layers read gets one Q/DQ pair, per tensor; only those layers read the
+    pair. ``placement="output"`` adds pairs on the planned convolution outputs, which everybody reads.
+
+    Raises:
+        ExportError: the graph is not the float graph of the calibrated model, a planned site is not found,
+        sites on
+            one tensor disagree on its scale, or the result is not what was planned.
+    """
+    _require(model, artifact)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    layers = find_layers(index, artifact)
+    edit = _Edit(artifact)
+    edit.quantize_weights(layers)
+    if placement == "output":
+        edit.quantize_outputs(layers)
+    edit.quantize_inputs(layers)
+    edit.apply(result, index)
+    result.producer_name, result.producer_version = "gacq-deploy", gacq_deploy.__version__
+    _ensure(model, result, expected_sites(artifact.plan, placement))
+    return result
+
+
+def expected_sites(plan: QuantPlan, placement: Placement) -> tuple[Site, ...]:
+    """Return the planned sites that a graph of this placement quantizes."""
+    roles: tuple[Role, ...] = ("weight", "input", "output") if placement == "output" else ("weight", "input")
+    return tuple(e.site for e in plan if e.site.role in roles)
+
+
+def quantized_sites(model: onnx.ModelProto) -> frozenset[Site]:
+    """Return the sites that are quantized in a graph, read off the graph alone.
+
+    A module's role counts only if every node of that module has it.
+    """
+    index = GraphIndex(model)
+    held: dict[Site, bool] = {}
+    for node in index.of_type("Conv", "Gemm", "MatMul"):
+        module = module_of(node)
+        if module is None or len(node.input) < 2:
+            continue
+        facts: dict[Role, bool] = {
+            "weight": _is_stored_codes(index, node.input[1]),
+            "input": _is_pair(index, node.input[0]),
+            "output": _is_quantized(index, node.output[0]),
+        }
+        for role, fact in facts.items():
+            site = Site(module, role)
+            held[site] = held.get(site, True) and fact
+    return frozenset(site for site, fact in held.items() if fact)
+
+
+def _require(model: onnx.ModelProto, artifact: CalibrationArtifact) -> None:
+    opset = opset_of(model)
+    if opset not in OPSETS:
+        raise ExportError(
+            f"The float graph has opset {opset}; Q/DQ needs {OPSETS.start} to {OPSETS.stop - 1}.",
+            "Set export.opset in the recipe (20 is the default).",
+        )
+    present = sum(n.op_type in (QUANTIZE, DEQUANTIZE) for n in model.graph.node)
+    if present:
+        raise ExportError(f"The graph already holds {present} Q/DQ nodes; it must be the float graph.", _HINT)
+    if not artifact.plan.modules:
+        raise ExportError(
+            "The artifact plans no layer: there is nothing to quantize.", "Correct quantization.rules."
+        )
+    for entry in artifact.plan:
+        if entry.site.role != "weight" and (entry.spec.bits != 8 or entry.spec.axis is not None):
+            raise ExportError(
+                f"Site '{entry.site}' is planned with {entry.spec.bits} bits, axis {entry.spec.axis}; "
+                "engines quantize activations to 8 bits per tensor.",
+                "Set bits: 8 for inputs and outputs in quantization.rules.",
+            )
+
+
+def _ensure(before: onnx.ModelProto, after: onnx.ModelProto, expected: Iterable[Site]) -> None:
+    wanted = set(expected)
+    quantized = quantized_sites(after) & wanted
+    if quantized != wanted:
+        lost = sorted(str(s) for s in wanted - quantized)
+        raise ExportError(
+            f"{len(quantized)} of {len(wanted)} planned sites are quantized in the graph; missing: "
+            f"{', '.join(lost[:5])}.",
+            "This is a defect of the Q/DQ pass; please report the model's class.",
+        )
+    for side in ("input", "output"):
+        old, new = getattr(before.graph, side), getattr(after.graph, side)
+        if [v.SerializeToString() for v in old] != [v.SerializeToString() for v in new]:
+            raise ExportError(
+                f"The Q/DQ pass changed the graph's {side}s.", "Please report the model's class."
+            )
+    if after.ByteSize() <= _CHECKER_LIMIT:
+        check_legal(after)
+
+
+def check_legal(model: onnx.ModelProto) -> None:
+    """Let ONNX check a graph's structure, types and shapes.
+
+    Raises:
+        ExportError: with the checker's first line.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"The Q/DQ graph is not legal ONNX: {first}", "Please report the model's class."
+        ) from error
+
+
+@dataclass
+class _Edit:
+    """The changes to one graph: new initializers, and new nodes by the place where they belong."""
+
+    artifact: CalibrationArtifact
+    initializers: dict[str, Array] = field(default_factory=dict)
+    before: dict[str, list[NodeProto]] = field(default_factory=dict)
+    """First output of a node -> nodes to put before it."""
+    after: dict[str, list[NodeProto]] = field(default_factory=dict)
+    """Tensor -> nodes to put once it exists."""
+    names: set[str] = field(default_factory=set)
+
+    def quantize_weights(self, layers: Iterable[LayerNode]) -> None:
+        """Let every layer read codes through one dequantizer per module."""
+        for layer in layers:
+            site = Site(layer.module, "weight")
+            dequantized = f"{site}.dequantized"
+            if f"{site}.codes" not in self.initializers:
+                params = self.artifact.params[site]
+                codes = np.asarray(params.codes)
+                self.initializers[f"{site}.codes"] = codes.T if layer.transposed else codes
+                self.initializers[f"{site}.scale"] = params.scale
+                self.initializers[f"{site}.zero_point"] = np.zeros(params.scale.shape, np.int8)
+                inputs = [f"{site}.codes", f"{site}.scale", f"{site}.zero_point"]
+                node = helper.make_node(
+                    DEQUANTIZE, inputs, [dequantized], name=f"{site}/{DEQUANTIZE}", axis=layer.axis
+                )
+                self.before.setdefault(layer.result, []).append(set_module(node, layer.module))
+            layer.node.input[1] = dequantized
+
+    def quantize_outputs(self, layers: Iterable[LayerNode]) -> None:
+        """Put a pair on every planned output; it takes over the tensor's name, so every reader reads it."""
+        for layer in layers:
+            site = Site(layer.module, "output")
+            if self.artifact.plan.get(site) is None:
+                continue
+            if layer.node.op_type != "Conv":
+                raise ExportError(
+                    f"Site '{site}' is planned, but '{layer.node.name}' is no convolution.", _HINT
+                )
+            final = layer.result
+            raw = f"{final}.float"
+            self.before[raw] = self.before.pop(final, [])
+            layer.node.output[0] = raw
+            self._add_pair(site, raw, final)
+
+    def quantize_inputs(self, layers: Iterable[LayerNode]) -> None:
+        """Put one pair on every tensor that planned layers read."""
+        order = {e.site: i for i, e in enumerate(self.artifact.plan)}
+        readers: dict[str, list[LayerNode]] = {}
+        for layer in layers:
+            readers.setdefault(layer.data, []).append(layer)
+        for tensor, group in readers.items():
+            sites = sorted(
+                {Site(layer.module, "input") for layer in group}, key=lambda s: order.get(s, len(order))
+            )
+            self._check_one_scale(tensor, sites)
+            dequantized = self._add_pair(sites[0], tensor, None)
+            for layer in group:
+                layer.node.input[0] = dequantized
+
+    def _check_one_scale(self, tensor: str, sites: list[Site]) -> None:
+        first = sites[0]
+        for site in sites:
+            if site not in self.artifact.params:
+                raise ExportError(f"Site '{site}' is not planned, but the weight of its layer is.", _HINT)
+            one, other = self.artifact.params[first].scale, self.artifact.params[site].scale
+            if one.tobytes() != other.tobytes():
+                raise ExportError(
+                    f"Sites '{first}' (scale {float(one):.9g}) and '{site}' (scale {float(other):.9g}) read "
+                    f"one tensor, '{tensor}': it can have one scale only.",
+                    "Calibrate again: sites on one tensor must be tied.",
+                )
+
+    def _add_pair(self, site: Site, tensor: str, result: str | None) -> str:
+        """Quantize and dequantize ``tensor``; a module called twice has a second pair with the same scale."""
+        name, number = str(site), 2
+        while name in self.names:
+            name, number = f"{site}#{number}", number + 1
+        self.names.add(name)
+        self.initializers[f"{site}.scale"] = self.artifact.params[site].scale
+        self.initializers[f"{site}.zero_point"] = np.zeros((), np.int8)
+        result = result or f"{name}.dequantized"
+        parameters = [f"{site}.scale", f"{site}.zero_point"]
+        quantize = helper.make_node(
+            QUANTIZE, [tensor, *parameters], [f"{name}.quantized"], name=f"{name}/{QUANTIZE}"
+        )
+        dequantize = helper.make_node(
+            DEQUANTIZE, [f"{name}.quantized", *parameters], [result], name=f"{name}/{DEQUANTIZE}"
+        )
+        pair = [set_module(quantize, site.module), set_module(dequantize, site.module)]
+        self.after.setdefault(tensor, []).extend(pair)
+        return result
+
+    def apply(self, model: onnx.ModelProto, index: GraphIndex) -> None:
+        """Write nodes and initializers into ``model``, in topological order."""
+        ordered: list[NodeProto] = []
+        self._follow(ordered, index.inputs)
+        for node in index.nodes:
+            ordered += self.before.get(node.output[0], [])
+            ordered.append(node)
+            self._follow(ordered, node.output)
+        replace_nodes(model, ordered)
+        for name, array in self.initializers.items():
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            )
+        drop_unused_initializers(model)
+
+    def _follow(self, ordered: list[NodeProto], tensors: Iterable[str]) -> None:
+        pending = list(tensors)
+        while pending:
+            nodes = self.after.pop(pending.pop(0), [])
+            ordered += nodes
+            pending += [name for node in nodes for name in node.output]
+
+
+def _is_stored_codes(index: GraphIndex, tensor: str) -> bool:
+    node = index.producer(tensor)
+    if node is None or node.op_type != DEQUANTIZE:
+        return False
+    codes = index.tensor(node.input[0])
+    return codes is not None and codes.data_type == onnx.TensorProto.INT8
+
+
+def _is_pair(index: GraphIndex, tensor: str) -> bool:
+    node = index.producer(tensor)
+    source = index.producer(node.input[0]) if node is not None and node.op_type == DEQUANTIZE else None
+    return source is not None and source.op_type == QUANTIZE
+
+
+def _is_quantized(index: GraphIndex, tensor: str) -> bool:
+    readers = index.readers(tensor)
+    if len(readers) == 1 and readers[0].node.op_type == "Add":  # a bias that stands behind its layer
+        other = readers[0].node.input[1 - readers[0].position]
+        return other in index.initializers and _is_quantized(index, readers[0].node.output[0])
+    return tensor not in index.outputs and bool(readers) and all(u.node.op_type == QUANTIZE for u in readers)

@@ -1,0 +1,239 @@
+"""The export stage, in order: float graph, Q/DQ graphs, lint, self-check, manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
+from gacq_deploy.backends import open_engine
+from gacq_deploy.errors import ArtifactError, ExportError
+from gacq_deploy.export.cpu_flavour import to_cpu_flavour
+from gacq_deploy.export.graph_file import data_path, write_graph
+from gacq_deploy.export.lint import count_findings, errors_in, lint_graph
+from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq
+from gacq_deploy.export.record import (
+    CANONICAL,
+    CPU,
+    FLOAT,
+    ExportedFile,
+    ExportRecord,
+    LintCounts,
+    artifact_digest,
+    load_export,
+)
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage import Array, describe_file, digest_json, lock_directory, replace_file
+
+Targets = Literal["trt", "cpu", "both"]
+_GRAPHS: dict[Targets, tuple[str, ...]] = {
+    "trt": (FLOAT, CANONICAL),
+    "cpu": (FLOAT, CPU),
+    "both": (FLOAT, CANONICAL, CPU),
+}
+_LINT_TARGETS = {CANONICAL: ("tensorrt", "openvino"), CPU: ("ort-cpu",)}
+_FLOAT_TOLERANCE = 1e-4
+_CHECKED_ROWS = 16
+
+
+def export_onnx(
+    directory: RunDirectory, *, targets: Targets | None = None, report: Reporter = SILENT
+) -> ExportRecord:
+    """Write ``float.onnx``, ``int8.onnx`` and ``int8.cpu.onnx`` and prove that they run; once.
+
+    A failure, whatever its cause, leaves the graphs of an earlier export as they were.
+
+    Args:
+        directory: holds the resolved recipe and the artifact; receives ``onnx/``, its manifest last.
+        targets: ``trt`` writes the canonical Q/DQ graph, ``cpu`` ONNX Runtime's; default: the recipe's.
+        report: progress.
+
+    Raises:
+        ArtifactError: no or another artifact than recipe and model ask for.
+        ExportError: a graph cannot be made, breaks a lint rule, or computes something else than it should.
+        BackendUnavailable: ONNX Runtime is missing, so nothing can be checked.
+        ResourceError: the disk is full, or another process uses the directory.
+    """
+    recipe = directory.load_recipe()
+    with lock_directory(directory.root):
+        wanted = _GRAPHS[targets or recipe.export.targets]
+        current = _up_to_date(directory, recipe, wanted)
+        if current is not None:
+            report.note("export is already done")
+            return current
+        artifact = load_artifact(directory.artifact)
+        probe = _checked_probe(recipe, artifact, directory)
+        staging = directory.root / "onnx.partial"
+        shutil.rmtree(staging, ignore_errors=True)  # a killed export's
+        try:
+            return _Export(directory, recipe, artifact, probe, wanted, staging, report).run()
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@dataclass
+class _Export:
+    """What the steps of one export share."""
+
+    directory: RunDirectory
+    recipe: Recipe
+    artifact: CalibrationArtifact
+    probe: Probe
+    wanted: tuple[str, ...]
+    staging: Path
+    report: Reporter
+    files: dict[str, ExportedFile] = field(default_factory=dict)
+    sites: dict[str, int] = field(default_factory=dict)
+    lint: list[LintCounts] = field(default_factory=list)
+
+    def run(self) -> ExportRecord:
+        """Write, lint and check the graphs beside their place, then move them there, manifest last."""
+        self.report.stage("export", 2 * len(self.wanted))
+        graph = self._float_graph()
+        self._write(FLOAT, graph)
+        self.report.advance()
+        if CANONICAL in self.wanted:
+            self._add(CANONICAL, insert_qdq(graph, self.artifact, placement="input"), "input")
+        if CPU in self.wanted:
+            signed = insert_qdq(graph, self.artifact, placement="output")
+            self._add(CPU, to_cpu_flavour(signed), "output")
+        record = ExportRecord(
+            artifact_sha256=artifact_digest(self.directory),
+            recipe_sha256=self.recipe.digest,
+            settings_sha256=_settings_digest(self.recipe),
+            opset=self.recipe.export.opset,
+            files=self.files,
+            quantized_sites=self.sites,
+            lint=tuple(self.lint),
+            self_check=self._self_check(),
+        )
+        record.save(self.staging / self.directory.onnx_manifest.name)
+        self._publish()
+        return record
+
+    def _float_graph(self) -> onnx.ModelProto:
+        from gacq_deploy.export.torch_onnx import float_graph
+        from gacq_deploy.models.source import load_denoiser
+
+        denoiser = load_denoiser(self.recipe.model)
+        if denoiser.record.weights_sha256 != self.artifact.model.weights_sha256:
+            raise ArtifactError(
+                f"Model '{self.recipe.model.source}' has weights {denoiser.record.weights_sha256[:12]}, the "
+                f"artifact was calibrated on {self.artifact.model.weights_sha256[:12]}.",
+                "Restore the model's weights, or calibrate again with --fresh.",
+            )
+        return float_graph(denoiser, opset=self.recipe.export.opset)
+
+    def _add(self, name: str, graph: onnx.ModelProto, placement: Placement) -> None:
+        for target in _LINT_TARGETS[name]:
+            findings = lint_graph(graph, target=target)
+            if broken := errors_in(findings):
+                raise ExportError(f"{name} breaks {len(broken)} rules for {target}; first: {broken[0]}")
+            self.lint.append(LintCounts(file=name, target=target, **count_findings(findings)))
+        self.sites[name] = len(expected_sites(self.artifact.plan, placement))
+        self._write(name, graph)
+        self.report.advance()
+
+    def _write(self, name: str, graph: onnx.ModelProto) -> None:
+        limit = self.recipe.export.external_data_mb
+        for path in write_graph(graph, self.staging / name, external_data_mb=limit):
+            self.files[path.name] = ExportedFile(**describe_file(path))
+
+    def _publish(self) -> None:
+        """Move the files into place; graphs of an earlier export that this one does not vouch for go."""
+        for name in self.files:
+            replace_file(self.staging / name, self.directory.onnx / name)
+        replace_file(self.staging / self.directory.onnx_manifest.name, self.directory.onnx_manifest)
+        for name in _GRAPHS["both"]:
+            path = self.directory.onnx / name
+            for file in (path, data_path(path)):
+                if file.name not in self.files:
+                    file.unlink(missing_ok=True)
+
+    def _self_check(self) -> dict[str, float]:
+        inputs, expected = _probe_rows(self.probe)
+        outputs = {}
+        for name in self.wanted:
+            outputs[name] = self._run(self.staging / name, inputs)
+            self.report.advance()
+        errors = {FLOAT: relative_error(outputs[FLOAT], expected)}
+        if not errors[FLOAT] < _FLOAT_TOLERANCE:
+            raise ExportError(
+                f"{FLOAT} in ONNX Runtime departs from torch by {errors[FLOAT]:.2e} (relative); allowed is "
+                f"{_FLOAT_TOLERANCE:.0e}.",
+                "Please report the model's class.",
+            )
+        for name in self.wanted[1:]:
+            _check_quantized(name, outputs[name], outputs[FLOAT])
+            errors[name] = relative_error(outputs[name], outputs[FLOAT])
+        return errors
+
+    def _run(self, path: Path, inputs: Mapping[str, Array]) -> Array:
+        with open_engine("ort-cpu", path, threads=self.recipe.calibration.threads) as engine:
+            return engine.run(inputs)["output"]
+
+
+def relative_error(candidate: Array, reference: Array) -> float:
+    """Return ``|candidate - reference| / |reference|`` in Euclidean norms, computed in float64."""
+    difference = candidate.astype(np.float64) - reference
+    return float(np.linalg.norm(difference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-30))
+
+
+def _probe_rows(probe: Probe) -> tuple[dict[str, Array], Array]:
+    """Return a few rows of the probe, spread over it, and torch's float answers."""
+    rows = len(probe.outputs["float"])
+    chosen = np.unique(np.linspace(0, rows - 1, min(rows, _CHECKED_ROWS)).round().astype(int))
+    return {name: value[chosen] for name, value in probe.inputs.items()}, probe.outputs["float"][chosen]
+
+
+def _check_quantized(name: str, output: Array, reference: Array) -> None:
+    if not bool(np.isfinite(output).all()):
+        raise ExportError(
+            f"{name} answers NaN or Inf on the probe inputs.", "Calibrate again; inspect the scales."
+        )
+    if np.array_equal(output, reference):
+        raise ExportError(
+            f"{name} answers exactly what {FLOAT} does: quantization took no effect.",
+            "Please report this model.",
+        )
+
+
+def _settings_digest(recipe: Recipe) -> str:
+    return digest_json(recipe.export.model_dump(mode="json", exclude={"targets"}))
+
+
+def _up_to_date(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]) -> ExportRecord | None:
+    try:
+        record = load_export(directory)
+    except ArtifactError:
+        return None  # absent, stale or damaged: exactly what a new export mends
+    same = record.settings_sha256 == _settings_digest(recipe) and set(wanted) <= set(record.files)
+    return record if same else None
+
+
+def _checked_probe(recipe: Recipe, artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
+    """Return the artifact's probe if the artifact is what the recipe asks for."""
+    document = recipe.document()
+    changed = [key for key, value in artifact.recipe.items() if document.get(key) != value]
+    if changed:
+        raise ArtifactError(
+            f"The artifact in {directory.artifact} is stale: {directory.recipe_path.name} now differs from "
+            f"what was calibrated in section {', '.join(changed)}.",
+            "Run `gacq-deploy calibrate` again with --fresh, or restore recipe.yaml.",
+        )
+    if artifact.probe is None:
+        raise ArtifactError(
+            f"Artifact {directory.artifact} has no probe to check the graphs with.", "Calibrate again."
+        )
+    return artifact.probe
+
+
+__all__ = ["ExportRecord", "Targets", "export_onnx", "load_export", "relative_error"]
