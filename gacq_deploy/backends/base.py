@@ -71,7 +71,9 @@ def check_feeds(infos: tuple[TensorInfo, ...], feeds: Feeds, *, engine: str) -> 
         _check_feed(info, feeds[info.name], engine)
     batches = {i.name: feeds[i.name].shape[0] for i in infos if i.shape and i.shape[0] is None}
     if len(set(batches.values())) > 1:
-        raise EngineError(f"{engine}: inputs disagree on the batch size: {batches}.", "Give every input the same rows.")
+        raise EngineError(
+            f"{engine}: inputs disagree on the batch size: {batches}.", "Give every input the same rows."
+        )
 
 
 def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
@@ -82,7 +84,9 @@ def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
     )
     if not fits or 0 in value.shape:
         shape = [("batch" if i == 0 else "any") if d is None else d for i, d in enumerate(info.shape)]
-        raise EngineError(f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1.")
+        raise EngineError(
+            f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1."
+        )
     if np.issubdtype(value.dtype, np.floating) and not bool(np.isfinite(value).all()):
         row = int(np.argwhere(~np.isfinite(value))[0][0])
         raise EngineError(

@@ -34,7 +34,7 @@ def _reference(config: dict[str, Any], steps: int) -> DDIMScheduler:
 def _compare(config: dict[str, Any], steps: int, eta: float, seed: int = 0) -> None:
     """Walk one trajectory with random model outputs through both, feeding each the reference's state.
 
-    At eta = 1 diffusers subtracts two almost equal float32 numbers and its result is rounding noise (1e-4), so
+    At eta = 1 diffusers subtracts two almost equal float32 numbers: its result is rounding noise (1e-4), so
     its code is run in float64 there, from the same float32 alphas.
     """
     reference = _reference(config, steps)

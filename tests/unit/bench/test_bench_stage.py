@@ -58,6 +58,7 @@ def test_an_altered_graph_is_not_measured(run: RunDirectory, tmp_path: Path) -> 
     assert not directory.bench_json.exists()
 
 
+@pytest.mark.slow
 def test_engines_that_cannot_be_measured_are_refused(run: RunDirectory) -> None:
     with pytest.raises(UsageError, match="'tensorrt'"):
         run_bench(run, engines=["tensorrt"])

@@ -1,0 +1,102 @@
+"""Is this ONNX file whole and its own, before a C++ parser sees it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from gacq_deploy.errors import ArtifactError
+
+_HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
+
+
+def read_graph(model: Path | bytes) -> ModelProto:
+    """Parse an ONNX model without loading external data, and check that such data may be loaded.
+
+    Raises:
+        ArtifactError: missing, truncated, not ONNX, without outputs; or external data that is missing, too
+            short, outside the model's folder, a link, or shared with another path by a hard link.
+    """
+    where = f"ONNX file {model}" if isinstance(model, Path) else "ONNX model in memory"
+    try:
+        data = model.read_bytes() if isinstance(model, Path) else model
+        proto = onnx.load_model_from_string(data)
+    except FileNotFoundError:
+        raise ArtifactError(f"{where} is missing.", _HINT) from None
+    except OSError as error:
+        raise ArtifactError(f"{where} cannot be read: {error}.", _HINT) from error
+    except DecodeError as error:
+        raise ArtifactError(f"{where} is truncated or not an ONNX model ({error}).", _HINT) from error
+    if not proto.graph.output or not proto.opset_import:
+        raise ArtifactError(f"{where} holds no graph with outputs: truncated, or not an ONNX model.", _HINT)
+    for tensor in _tensors_of_model(proto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _check_external(tensor, model, where)
+    return proto
+
+
+def _tensors_of_model(proto: ModelProto) -> Iterator[TensorProto]:
+    yield from _tensors_of_graph(proto.graph)
+    for function in proto.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            match attribute.type:
+                case AttributeProto.TENSOR:
+                    yield attribute.t
+                case AttributeProto.TENSORS:
+                    yield from attribute.tensors
+                case AttributeProto.GRAPH:
+                    yield from _tensors_of_graph(attribute.g)
+                case AttributeProto.GRAPHS:
+                    for graph in attribute.graphs:
+                        yield from _tensors_of_graph(graph)
+
+
+def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> None:
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    if isinstance(model, bytes):
+        raise ArtifactError(
+            f"{where}: tensor '{tensor.name}' lies in a file '{location}', which bytes cannot have.",
+            "Pass the path of the ONNX file instead.",
+        )
+    folder = model.parent.resolve()
+    relative = PurePosixPath(location)
+    path = folder / relative
+    outside = not location or relative.is_absolute() or ".." in relative.parts or "\\" in location
+    if outside or path.resolve() != path or path.is_symlink():
+        raise ArtifactError(
+            f"{where}: external data '{location}' leads outside its folder or is a link.", _HINT
+        )
+    if not path.is_file():
+        raise ArtifactError(f"{where}: external data {path} is missing or not a regular file.", _HINT)
+    stat = path.stat()
+    if stat.st_nlink != 1:
+        raise ArtifactError(f"{where}: external data {path} has {stat.st_nlink} hard links.", _HINT)
+    try:
+        end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+    except ValueError:
+        raise ArtifactError(
+            f"{where}: tensor '{tensor.name}' has a malformed external position.", _HINT
+        ) from None
+    if end > stat.st_size:
+        raise ArtifactError(
+            f"{where}: external data {path} has {stat.st_size} bytes, tensor '{tensor.name}' ends at {end}.",
+            _HINT,
+        )

@@ -1,0 +1,164 @@
+"""How does OpenVINO run a graph on the CPU? It takes the canonical INT8 file as it is, in integer kernels."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from openvino import CompiledModel, Core, InferRequest, Model, get_version
+
+from gacq_deploy.backends.base import Array, Feeds, TensorInfo, check_feeds
+from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
+from gacq_deploy.backends.onnx_file import read_graph
+from gacq_deploy.errors import EngineError, UsageError
+
+_DEVICE = "CPU"
+_ADDED = re.compile(
+    r"(/WithoutBiases|/Dequantization(Multiply|Subtract))+$"
+)  # to the names of nodes it splits
+_SOURCE_PATH = re.compile(r"Check '.*?' failed at \S+:\d+:\s*| ?at src/\S+:\d+:?")
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO on the CPU, float parts in float32; runs of one engine take turns."""
+
+    def __init__(self, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> None:
+        if not optimize:
+            raise UsageError(
+                "OpenVINO always optimizes a graph.",
+                "Use the engine ort-cpu to run a graph exactly as it is written.",
+            )
+        self._label = f"openvino-{_version()}/{_DEVICE}"
+        compiled = _compile(model, threads)
+        graph = read_graph(model).graph
+        self._inputs = tuple(_tensor_info(i, {v.name for v in graph.input}) for i in compiled.inputs)
+        self._outputs = tuple(_tensor_info(o, {v.name for v in graph.output}) for o in compiled.outputs)
+        self._request: InferRequest | None = compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    @property
+    def label(self) -> str:
+        """Version and device."""
+        return self._label
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Inputs of the graph."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Outputs of the graph."""
+        return self._outputs
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once; calls from several threads take turns.
+
+        Raises:
+            EngineError: the feeds do not fit, the run failed, or the engine is closed.
+        """
+        request = self._request
+        if request is None:
+            raise EngineError(f"{self._label}: the engine is closed.", "Run it inside its `with` block.")
+        check_feeds(self._inputs, feeds, engine=self._label)
+        arrays = {k: np.ascontiguousarray(v) for k, v in feeds.items()}
+        with self._lock:
+            try:
+                # not infer(): on one thread OpenVINO 2026.4 loses its errors and returns unwritten memory
+                request.start_async(arrays)
+                request.wait()
+            except RuntimeError as error:
+                raise EngineError(
+                    f"{self._label}: the run failed: {_clean(error)}",
+                    "Check that the graph and its inputs belong together.",
+                ) from error
+            return {o.name: request.get_output_tensor(i).data.copy() for i, o in enumerate(self._outputs)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._request = None
+
+
+def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
+    """Return what OpenVINO runs for each quantized layer, read from its execution graph.
+
+    Raises:
+        ArtifactError, EngineError: as for opening the engine.
+    """
+    layers = quantized_layers(read_graph(model))
+    executed: dict[str, tuple[str, bool]] = {}
+    for operation in _compile(model, threads=1).get_runtime_model().get_ordered_ops():
+        facts = operation.get_rt_info()
+        if _text(facts, "layerType") not in (
+            "Convolution",
+            "Deconvolution",
+            "FullyConnected",
+            "MatMul",
+            "Gemm",
+        ):
+            continue
+        kernel = _text(facts, "primitiveType")
+        use = (kernel, _text(facts, "runtimePrecision") in ("i8", "u8"))
+        for name in _text(facts, "originalLayersNames").split(","):
+            executed.setdefault(_ADDED.sub("", name), use)
+    return tuple(_kernel_use(layer, executed) for layer in layers)
+
+
+def _kernel_use(layer: QuantizedLayer, executed: dict[str, tuple[str, bool]]) -> KernelUse:
+    kernel, integer = executed.get(layer.node, ("not found", False))
+    return KernelUse(layer, kernel, integer)
+
+
+def _compile(model: Path | bytes, threads: int) -> CompiledModel:
+    read_graph(model)
+    settings: dict[str, Any] = {
+        # without this a CPU with bf16 runs the float parts, and the float baseline, in bf16
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    core = Core()
+    try:
+        network: Model = core.read_model(str(model) if isinstance(model, Path) else io.BytesIO(model))
+        return core.compile_model(network, _DEVICE, settings)
+    except RuntimeError as error:
+        raise EngineError(
+            f"OpenVINO {_version()} refuses the model: {_clean(error)}",
+            "Run `gacq-deploy lint` on the run directory; export again if the file was edited.",
+        ) from error
+
+
+def _tensor_info(port: Any, declared: set[str]) -> TensorInfo:
+    """Describe a port by its name in the ONNX graph; a compiled one may also carry names of fused tensors."""
+    shape = tuple(None if d.is_dynamic else d.get_length() for d in port.get_partial_shape())
+    name = next(iter(sorted(declared & set(port.get_names()))), port.get_any_name())
+    return TensorInfo(name, np.dtype(port.get_element_type().to_dtype()).name, shape)
+
+
+def _text(facts: Any, key: str) -> str:
+    if key not in facts:
+        return ""
+    value = facts[key]
+    return str(getattr(value, "value", value))
+
+
+def _version() -> str:
+    return str(get_version()).split("-")[0]
+
+
+def _clean(error: Exception) -> str:
+    """Return the telling lines of a native message in one, at most 300 characters."""
+    lines = [s.strip() for s in str(error).splitlines() if s.strip()]
+    telling = [_SOURCE_PATH.sub("", s) for s in lines if not s.startswith(("Exception from", "Check '"))]
+    return (" ".join(telling) or type(error).__name__)[:300]

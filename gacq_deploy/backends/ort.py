@@ -1,0 +1,241 @@
+"""How does ONNX Runtime run a graph, and is it really the provider that was asked for?"""
+
+from __future__ import annotations
+
+import platform
+import re
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import onnx
+from onnxruntime import (
+    GraphOptimizationLevel,
+    InferenceSession,
+    RunOptions,
+    SessionOptions,
+    __version__,
+    get_available_providers,
+)
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
+
+from gacq_deploy.backends.base import Array, Feeds, TensorInfo, check_feeds
+from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
+from gacq_deploy.backends.onnx_file import read_graph
+from gacq_deploy.backends.wheels import require_one_onnxruntime
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
+
+_FATAL = 4  # ONNX Runtime would print to stderr what it also raises
+_FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(v for v in vars(_native).values() if isinstance(v, type) and issubclass(v, Exception)),
+)
+_CORRUPT = (_native.InvalidProtobuf, _native.NoSuchFile)
+_DTYPES = {"float": "float32", "double": "float64"}
+_SOURCE_PATH = re.compile(r"/\S*onnxruntime\S*\.(?:cc|h):\d+\s*")
+_EXACT_SUFFIX = "_s8_2_u8"  # what ONNX Runtime appends to weights that it shifts to uint8
+_INTEGER_OPS = frozenset(
+    {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger"}
+)
+
+
+class OrtEngine:
+    """A graph in ONNX Runtime on one execution provider; never on another one in silence."""
+
+    provider: ClassVar[str] = "CPUExecutionProvider"
+    pip: ClassVar[str] = "pip install 'gacq-deploy[cpu]'"
+
+    def __init__(self, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> None:
+        require_one_onnxruntime()
+        _require_offered(self.provider, self.pip)
+        read_graph(model)
+        options = session_options(threads=threads, optimize=optimize)
+        self._session: InferenceSession | None = _create_session(model, options, self.provider)
+        self._label = f"onnxruntime-{__version__}/{self.provider}"
+        require_provider(self.provider, self._session.get_providers(), self.pip)
+        self._inputs = tuple(_tensor_info(i) for i in self._session.get_inputs())
+        self._outputs = tuple(_tensor_info(o) for o in self._session.get_outputs())
+        self._run_options = RunOptions()
+        self._run_options.log_severity_level = _FATAL
+
+    @property
+    def label(self) -> str:
+        """Version and the provider in use."""
+        return self._label
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Inputs of the graph."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Outputs of the graph."""
+        return self._outputs
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once; several threads may run one engine at the same time.
+
+        Raises:
+            EngineError: the feeds do not fit, the run failed, or the engine is closed.
+            ResourceError: out of memory.
+        """
+        session = self._session
+        if session is None:
+            raise EngineError(f"{self._label}: the engine is closed.", "Run it inside its `with` block.")
+        check_feeds(self._inputs, feeds, engine=self._label)
+        names = [o.name for o in self._outputs]
+        arrays = {k: np.ascontiguousarray(v) for k, v in feeds.items()}
+        try:
+            return dict(zip(names, session.run(names, arrays, self._run_options), strict=True))
+        except _FAILURES as error:
+            raise _run_error(error, self._label) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+class OrtCpuEngine(OrtEngine):
+    """ONNX Runtime on the CPU; either wheel will do."""
+
+
+class OrtCudaEngine(OrtEngine):
+    """ONNX Runtime on CUDA."""
+
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+    pip: ClassVar[str] = (
+        "pip uninstall -y onnxruntime; pip install 'gacq-deploy[gpu]'"
+        "    (needs an NVIDIA GPU, CUDA 13 and cuDNN 9)"
+    )
+
+
+def session_options(*, threads: int, optimize: bool) -> SessionOptions:
+    """Return the options every session of this project uses; 0 threads lets ONNX Runtime choose."""
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    options.use_deterministic_compute = True
+    if saturates_u8s8(platform.machine(), _cpu_flags()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimize:
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
+    """Return what ONNX Runtime's CPU provider runs for each quantized layer, read from its optimized graph.
+
+    Raises:
+        ArtifactError, EngineError, BackendUnavailable: as for opening the engine.
+    """
+    require_one_onnxruntime()
+    layers = quantized_layers(read_graph(model))
+    with tempfile.TemporaryDirectory(prefix="gacq-kernels-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options(threads=1, optimize=True)
+        options.optimized_model_filepath = str(path)
+        # weights go to a second file, so that the graph stays below protobuf's 2 GB and is read quickly
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+        _create_session(model, options, OrtCpuEngine.provider)
+        graph = onnx.load(str(path), load_external_data=False).graph
+    readers = {name.removesuffix(_EXACT_SUFFIX): node for node in graph.node for name in node.input}
+    return tuple(_kernel_use(layer, readers) for layer in layers)
+
+
+def saturates_u8s8(machine: str, flags: frozenset[str]) -> bool:
+    """Tell whether this CPU's fast uint8 x int8 kernels clamp their 16-bit sums in silence.
+
+    ONNX Runtime has exact, slower kernels for such a CPU. Its own test cannot tell VNNI from plain AVX2, so
+    asking for them everywhere would slow the CPUs that need no help.
+    """
+    x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
+    return x86 and not flags & {"avx512_vnni", "avx_vnni"}
+
+
+def require_provider(wanted: str, got: list[str], hint: str) -> None:
+    """Refuse a session that fell back to another provider.
+
+    Raises:
+        BackendUnavailable: ``wanted`` is not the first of ``got``.
+    """
+    if not got or got[0] != wanted:
+        raise BackendUnavailable(
+            f"ONNX Runtime was asked for {wanted} and gave {', '.join(got) or 'nothing'}.", hint
+        )
+
+
+def _require_offered(provider: str, hint: str) -> None:
+    offered = get_available_providers()
+    if provider not in offered:
+        raise BackendUnavailable(
+            f"This onnxruntime {__version__} has no {provider}; it offers {', '.join(offered)}.", hint
+        )
+
+
+def _create_session(model: Path | bytes, options: SessionOptions, provider: str) -> InferenceSession:
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        session = InferenceSession(source, options, providers=[provider], enable_fallback=0)
+    except _FAILURES as error:
+        text = _clean(error)
+        if isinstance(error, _CORRUPT):
+            raise ArtifactError(f"ONNX Runtime cannot read the model: {text}", "Export it again.") from error
+        raise EngineError(
+            f"ONNX Runtime {__version__} refuses the model: {text}",
+            "Run `gacq-deploy lint` on the run directory; export again if the file was edited.",
+        ) from error
+    session.disable_fallback()
+    return session
+
+
+def _kernel_use(layer: QuantizedLayer, readers: dict[str, Any]) -> KernelUse:
+    node = readers.get(layer.codes)
+    while node is not None and node.op_type in ("DequantizeLinear", "Transpose", "Cast"):
+        node = readers.get(node.output[0])
+    # a weight that was folded into another constant has lost its codes: no integer kernel reads it
+    kernel = node.op_type if node is not None else "folded"
+    return KernelUse(layer, kernel, kernel in _INTEGER_OPS)
+
+
+def _tensor_info(value: Any) -> TensorInfo:
+    kind = str(value.type).removeprefix("tensor(").removesuffix(")")
+    shape = tuple(d if isinstance(d, int) else None for d in value.shape)
+    return TensorInfo(value.name, _DTYPES.get(kind, kind), shape)
+
+
+def _run_error(error: Exception, label: str) -> GacqError:
+    text = _clean(error)
+    if "allocate memory" in text or "bad_alloc" in text or "out of memory" in text.lower():
+        return ResourceError(f"{label}: out of memory: {text}", "Use a smaller batch.")
+    return EngineError(
+        f"{label}: the run failed: {text}", "Check that the graph and its inputs belong together."
+    )
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Return the CPU's feature flags as Linux names them; empty where they cannot be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def _clean(error: Exception) -> str:
+    """Return the first line of a native message, without the C++ source path and at most 300 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _SOURCE_PATH.sub("", lines[0])[:300]

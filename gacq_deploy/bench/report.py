@@ -1,0 +1,136 @@
+"""What does a benchmark say, on disk and in memory?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.storage import read_json, write_json
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Spread(_Record):
+    """Median, quartiles and extremes over the rounds."""
+
+    median: float
+    q1: float
+    q3: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarize at least one value."""
+        low, q1, median, q3, high = (float(v) for v in np.percentile(values, [0, 25, 50, 75, 100]))
+        return cls(median=median, q1=q1, q3=q3, low=low, high=high)
+
+
+class Timing(_Record):
+    """One engine call at one batch size, in milliseconds."""
+
+    batch: int
+    wall_ms: Spread
+    cpu_ms: Spread
+    """CPU time of all threads of the process."""
+    peak_bytes: int
+    """Largest resident memory up to this batch size, above a process that only imported the library."""
+
+
+class IntegerShare(_Record):
+    """How many of the planned layers run in integer kernels."""
+
+    planned: int
+    integer: int
+    float_modules: tuple[str, ...]
+    """Planned modules that run in float all the same."""
+
+    @property
+    def share(self) -> float:
+        """Part of the planned layers that run in integers, 0 to 1."""
+        return self.integer / self.planned if self.planned else 0.0
+
+
+class Candidate(_Record):
+    """One graph in one engine."""
+
+    name: str
+    """``<engine>/<file>``"""
+    engine: str
+    file: str
+    label: str
+    """What really ran, with version and device."""
+    file_bytes: int
+    load_seconds: float
+    loaded_bytes: int
+    """Largest resident memory while opening, above a process that only imported the library."""
+    timings: tuple[Timing, ...]
+    kernels: IntegerShare | None
+    """None for a float graph."""
+
+
+class Ratio(_Record):
+    """How many times faster ``candidate`` is than ``baseline``, from rounds in which both ran."""
+
+    candidate: str
+    baseline: str
+    batch: int
+    cpu: Spread
+    wall: Spread
+
+
+class Host(_Record):
+    """Where it was measured."""
+
+    cpu: str
+    cores: int
+    platform: str
+    python: str
+    load_average: float
+    """One-minute load when the benchmark began; 0 is a quiet machine."""
+
+
+class BenchReport(_Record):
+    """What ``bench.json`` says."""
+
+    schema_: Literal["gacq-deploy/bench/1"] = Field(default="gacq-deploy/bench/1", alias="schema")
+    subject: dict[str, Any]
+    """``artifact_sha256``: its digest; ``files``: graph -> sha256."""
+    host: Host
+    threads: int
+    repeats: int
+    batches: tuple[int, ...]
+    candidates: tuple[Candidate, ...]
+    ratios: tuple[Ratio, ...]
+    skipped: dict[str, str]
+    """``<engine>/<file>`` -> why it was not measured."""
+
+    def save(self, path: Path) -> None:
+        """Write it atomically."""
+        write_json(path, self.model_dump(mode="json", by_alias=True))
+
+    def ratio(self, candidate: str, baseline: str, batch: int) -> Ratio | None:
+        """Return one comparison, or None when it was not measured."""
+        wanted = (candidate, baseline, batch)
+        return next((r for r in self.ratios if (r.candidate, r.baseline, r.batch) == wanted), None)
+
+
+def load_bench(path: Path) -> BenchReport:
+    """Read a saved report.
+
+    Raises:
+        ArtifactError: missing, not JSON, or not a report of this schema.
+    """
+    hint = "Run `gacq-deploy bench` on the run directory again."
+    document = read_json(path, what="Benchmark report", hint=hint)
+    try:
+        return BenchReport.model_validate(document)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a benchmark report: {error.errors()[0]['msg']}.", hint) from error

@@ -1,0 +1,135 @@
+"""The bench stage: the exported graphs of a run directory, INT8 against its float twin."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from gacq_deploy.artifact import ModelRecord, load_artifact
+from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
+from gacq_deploy.bench.report import BenchReport, Host
+from gacq_deploy.errors import UsageError
+from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage import lock_directory
+
+INT8: dict[str, str] = {"ort-cpu": CPU, "openvino": CANONICAL, "ort-cuda": CANONICAL}
+"""Engine -> the INT8 graph it runs best; each is measured beside ``float.onnx`` in the same engine."""
+
+DEFAULT_ENGINES = ("ort-cpu", "openvino")
+_BASELINE = f"ort-cpu/{FLOAT}"
+
+
+def run_bench(
+    directory: RunDirectory,
+    *,
+    engines: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    report: Reporter = SILENT,
+) -> BenchReport:
+    """Measure the exported graphs and write ``bench.json``.
+
+    ``float.onnx`` in ONNX Runtime is always measured: every INT8 graph is compared with it, and with
+    ``float.onnx`` in its own engine.
+
+    Args:
+        directory: holds artifact and exported graphs.
+        engines: INT8 engines to measure; default: ONNX Runtime and, when it is installed, OpenVINO.
+        settings: batch sizes, threads, rounds; default: batches 1 and 8, one thread, 7 rounds.
+        report: progress.
+
+    Raises:
+        ArtifactError: artifact or graphs are missing, altered or stale.
+        UsageError: an engine without INT8 graph, or settings out of range.
+        BackendUnavailable: an engine that was asked for is not installed.
+        EngineError, ResourceError: a graph does not open or run.
+    """
+    settings = settings or Settings()
+    chosen = tuple(dict.fromkeys(engines or DEFAULT_ENGINES))
+    unknown = [e for e in chosen if e not in INT8]
+    if unknown:
+        raise UsageError(f"Engine '{unknown[0]}' cannot be measured.", f"Choose from: {', '.join(INT8)}.")
+    with lock_directory(directory.root):
+        record = load_export(directory)
+        artifact = load_artifact(directory.artifact)
+        graphs, baselines, absent = plan_graphs(directory.onnx, chosen, record.graphs, artifact.plan.modules)
+        measured = measure(
+            graphs,
+            baselines,
+            model_feeds(artifact.model),
+            settings,
+            optional=frozenset() if engines else frozenset({"openvino"}),
+            report=report,
+        )
+        result = BenchReport(
+            subject={
+                "artifact_sha256": artifact.manifest_digest,
+                "files": {name: entry.sha256 for name, entry in record.files.items()},
+            },
+            host=describe_host(),
+            threads=settings.threads,
+            repeats=settings.repeats,
+            batches=settings.batches,
+            candidates=measured.candidates,
+            ratios=measured.ratios,
+            skipped={**absent, **measured.skipped},
+        )
+        result.save(directory.bench_json)
+    return result
+
+
+def plan_graphs(
+    folder: Path, engines: Sequence[str], available: Sequence[str], planned: tuple[str, ...]
+) -> tuple[tuple[Graph, ...], tuple[tuple[str, str], ...], dict[str, str]]:
+    """Return (graphs to measure, pairs to compare, absent graphs with the reason).
+
+    Args:
+        folder: where the graphs are.
+        engines: INT8 engines.
+        available: file names that were exported.
+        planned: names of the modules that are quantized.
+    """
+    graphs = {_BASELINE: Graph("ort-cpu", folder / FLOAT)}
+    pairs: list[tuple[str, str]] = []
+    absent: dict[str, str] = {}
+    for engine in engines:
+        twin, int8 = Graph(engine, folder / FLOAT), Graph(engine, folder / INT8[engine], planned)
+        if INT8[engine] not in available:
+            absent[int8.name] = "not exported: run `gacq-deploy export --onnx` with --target both"
+            continue
+        graphs |= {twin.name: twin, int8.name: int8}
+        pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, twin.name))]
+    return tuple(graphs.values()), tuple(pairs), absent
+
+
+def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:
+    """Return the inputs a denoiser's graph takes, from its record."""
+    timesteps = int(model.scheduler.get("num_train_timesteps", 1000))
+    conditioning = [
+        Feed(name, str(info["dtype"]), tuple(info["shape"]), int(info.get("num_classes") or 1))
+        for name, info in model.conditioning.items()
+    ]
+    return (
+        Feed("sample", "float32", tuple(model.sample_shape)),
+        Feed("timestep", "int64", (), timesteps),
+        *conditioning,
+    )
+
+
+def describe_host() -> Host:
+    """Return what a reader needs to judge the figures."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return Host(
+        cpu=names[0] if names else platform.processor() or platform.machine(),
+        cores=os.cpu_count() or 1,
+        platform=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        load_average=round(os.getloadavg()[0], 2),
+    )
