@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.journal import Journal, scalar
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.reconstruction import ReconstructionResult, reconstruct_block
-from gacq_deploy.calibration.replay import Replay, chunk_size, full_pass
+from gacq_deploy.calibration.replay import BlockData, Replay, chunk_size, full_pass
 from gacq_deploy.calibration.weights import SampleWeights, UniformWeights, checked_weights, effective_samples
 from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
@@ -175,36 +176,46 @@ def _ensure_blocks(
     blocks = session.graph.blocks
     finished = set(session.journal.steps)
     remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]
+    last = remaining[-1] if remaining else -1
     replay = Replay(
         session.denoiser, session.graph, session.samples, directory.work, session.recipe.calibration.memory_mb
     )
     session.report.stage("reconstruct blocks", len(blocks))
     learned: set[int] = set()
     history = []
-    for index, block in enumerate(blocks):
-        data = replay.prepare(index) if remaining and index <= remaining[-1] else None
-        if mine := _planned(block, layers):
-            learnable = _new_quantizers(mine, learned)
-            done = session.journal.get(_step(index, block))
-            if done is None:
-                assert data is not None
-                sample_weights = checked_weights(session.weights, block.name, session.samples)
-                settings = session.recipe.calibration.reconstruction
-                seed = session.recipe.calibration.seed * 100_003 + index
-                result = reconstruct_block(block.name, mine, learnable, data, sample_weights, settings, seed)
-                session.journal.put(
-                    _step(index, block), _pack(mine, result, effective_samples(sample_weights))
-                )
-                done = session.journal.get(_step(index, block))
-                assert done is not None
-            history.append(_unpack(block, mine, done))
-            session.report.advance(loss=history[-1].loss_end)
-        else:
-            session.report.advance()
-        if data is not None and index < remaining[-1]:
-            replay.advance(index, data)
-    replay.close()
+    # closed whatever happens: the cache would keep the space that a full disk lacks
+    with closing(replay):
+        for index, block in enumerate(blocks):
+            data = replay.prepare(index) if index <= last else None
+            if mine := _planned(block, layers):
+                history.append(_ensure_block(session, index, mine, _new_quantizers(mine, learned), data))
+                session.report.advance(loss=history[-1].loss_end)
+            else:
+                session.report.advance()
+            if data is not None and index < last:
+                replay.advance(index, data)
     return tuple(history)
+
+
+def _ensure_block(
+    session: _Session,
+    index: int,
+    layers: dict[str, QuantizedLayer],
+    learnable: tuple[ActivationQuantizer, ...],
+    data: BlockData | None,
+) -> BlockRecord:
+    """Load one block's step, or learn and save it; either way the layers take the saved values."""
+    block = session.graph.blocks[index]
+    step = session.journal.get(_step(index, block))
+    if step is None:
+        assert data is not None, f"{block.name} is not learned, but its data was not prepared"
+        weights = checked_weights(session.weights, block.name, session.samples)
+        settings = session.recipe.calibration
+        seed = settings.seed * 100_003 + index
+        result = reconstruct_block(block.name, layers, learnable, data, weights, settings.reconstruction, seed)
+        step = _pack(layers, result, effective_samples(weights))
+        session.journal.put(_step(index, block), step)
+    return _unpack(block, layers, step)
 
 
 def _step(index: int, block: Block) -> str:

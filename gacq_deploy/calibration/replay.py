@@ -30,7 +30,7 @@ from gacq_deploy.models.graph import (
 )
 from gacq_deploy.quant.layers import float_mode, quantized_layers
 from gacq_deploy.samples import CalibrationSet
-from gacq_deploy.storage import TEMP_PREFIX
+from gacq_deploy.storage import TEMP_PREFIX, map_scratch
 
 _OVERHEAD = 8
 """Activations inside a block and its backward pass, in multiples of its inputs and output; measured on UNets."""
@@ -175,8 +175,7 @@ class Replay:
         dtype = torch.zeros((), dtype=shape.dtype).numpy().dtype
         path = self._folder / f"{TEMP_PREFIX}{name}.bin"
         path.unlink(missing_ok=True)
-        array: NDArray[Any] = np.memmap(path, dtype, "w+", shape=(len(self._samples), *shape.shape))
-        return array
+        return map_scratch(path, dtype, (len(self._samples), *shape.shape))
 
 
 def to_tensor(rows: NDArray[Any]) -> Tensor:

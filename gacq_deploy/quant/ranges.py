@@ -10,8 +10,10 @@ from torch import Tensor
 from gacq_deploy.quant.affine import channel_shape, fake_quantize
 from gacq_deploy.spec import TensorSpec
 
-SCALE_FLOOR = 1e-12
-"""Dead tensors and channels get this scale: engines refuse scale 0, and it is far above denormals."""
+DEAD_SCALE = 1.0
+"""Scale of a tensor that is zero everywhere: engines refuse 0, and a tiny one overflows the int32 bias beside it."""
+DEAD_RATIO = 1e-6
+"""A weight channel this much smaller than the layer's largest is dead; it takes the largest channel's scale."""
 _BINS = 4096
 _RATIOS = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
 
@@ -43,7 +45,9 @@ def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tenso
     largest = rows.abs().amax(1)
     if method.name == "percentile":
         largest = torch.quantile(rows.abs(), method.value / 100, dim=1)
-    scale = (largest / spec.qmax).clamp_min(SCALE_FLOOR)
+    scale = largest / spec.qmax
+    top = scale.max() if float(scale.max()) > 0 else torch.tensor(DEAD_SCALE, dtype=scale.dtype)
+    scale = torch.where(scale <= DEAD_RATIO * top, top, scale)
     if method.name == "mse":
         scale = _least_error_per_row(rows, scale, spec, method.value)
     return scale.float()
@@ -86,14 +90,16 @@ class ActivationRange:
 
     def scale(self, spec: TensorSpec, method: RangeMethod) -> float:
         """Return the estimated scale; asymmetric int8 bounds are treated as ``qmax`` on both sides."""
-        top = max(self.largest / spec.qmax, SCALE_FLOOR)
-        if method.name == "minmax" or self._counts is None:
+        if self._counts is None:
+            return DEAD_SCALE
+        top = self.largest / spec.qmax
+        if method.name == "minmax":
             return top
         width = self.largest / _BINS
         if method.name == "percentile":
             share = self._counts.double().cumsum(0) / self._counts.sum()
             index = int(torch.searchsorted(share, method.value / 100).clamp(max=_BINS - 1))
-            return max((index + 1) * width / spec.qmax, SCALE_FLOOR)
+            return (index + 1) * width / spec.qmax
         centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
         errors = [self._error(centres, top * float(r), spec, method.value) for r in _RATIOS]
         return top * float(_RATIOS[int(torch.tensor(errors).argmin())])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gacq_deploy.quant.affine import channel_shape, fake_quantize
-from gacq_deploy.quant.ranges import SCALE_FLOOR, ActivationRange, RangeMethod, weight_scale
+from gacq_deploy.quant.ranges import DEAD_SCALE, ActivationRange, RangeMethod, weight_scale
 from gacq_deploy.spec import TensorSpec
 
 W4 = TensorSpec(bits=4, axis=0, narrow=True)
@@ -49,11 +49,15 @@ def test_weight_mse_beats_every_neighbouring_scale() -> None:
     assert bool((best < error(w.abs().amax(1) / 7)).all())
 
 
-def test_dead_channels_get_a_positive_scale() -> None:
-    w = torch.zeros(3, 4)
-    for method in ("minmax", "mse:2.4", "percentile:99"):
-        assert bool((weight_scale(w, W4, RangeMethod.parse(method)) >= SCALE_FLOOR).all())
-    assert observe([torch.zeros(10)]).scale(A8, RangeMethod("mse", 2.4)) == SCALE_FLOOR
+@pytest.mark.parametrize("method", ["minmax", "mse:2.4", "percentile:99"])
+def test_dead_channels_get_a_scale_that_overflows_nothing(method: str) -> None:
+    w = heavy_tailed(4, 50)
+    w[1], w[2] = 0.0, w[2] * 1e-9
+    scale = weight_scale(w, W4, RangeMethod.parse(method))
+    alive = scale[[0, 3]]
+    assert bool((scale[[1, 2]] >= 0.2 * alive.min()).all())
+    assert bool((weight_scale(torch.zeros(3, 4), W4, RangeMethod.parse(method)) > 0.1).all())
+    assert observe([torch.zeros(10)]).scale(A8, RangeMethod.parse(method)) == DEAD_SCALE
 
 
 @settings(max_examples=25, deadline=None)
