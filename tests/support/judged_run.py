@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.backends import open_engine
@@ -27,14 +28,15 @@ quantization:
     - {{match: "conv_out", ignore: true}}
     - {{match: "*time_emb*", ignore: true}}
 calibration: {{threads: 1, reconstruction: {{iterations: 0}}}}
-parity: {{images: 8, steps: 5, buckets: 2, noise_floor_runs: 1, probe: {{trajectories: 4, seed: {seed}}}}}
+parity:
+  {{images: 8, steps: 5, buckets: 2, noise_floor_runs: 1, probe: {{trajectories: 4, local_samples: 8, seed: {seed}}}}}
 """
 
 
-def make_run(root: Path, *, seed: int = 0) -> RunDirectory:
+def make_run(root: Path, *, seed: int = 0, **changes: Any) -> RunDirectory:
     """Calibrate (nearest rounding) and export a tiny random UNet whose weights come from ``seed``."""
     model = root / "model"
-    tiny_unet(seed=seed).save_pretrained(model)
+    tiny_unet(seed=seed, **changes).save_pretrained(model)
     (model / "scheduler").mkdir()
     (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     directory = RunDirectory(root / "run")

@@ -1,0 +1,173 @@
+"""The parity stage: load what a run holds, measure, judge, save. And how to judge again without running."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from pydantic import ValidationError
+
+from gacq_deploy import __version__
+from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
+from gacq_deploy.backends import load_backend, open_engine
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
+from gacq_deploy.export.graph_file import read_graph
+from gacq_deploy.export.record import ExportRecord, artifact_digest, load_export
+from gacq_deploy.parity.edges import (
+    REFERENCE_ENGINE,
+    EngineFactory,
+    Setting,
+    Subject,
+    candidates_of,
+    measure,
+)
+from gacq_deploy.parity.report import ParityReport, assemble, load_report
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe import ParitySection
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage import digest_file, lock_directory
+
+_OPTIONAL = ("openvino",)
+_MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
+
+
+def check_parity(
+    directory: RunDirectory,
+    *,
+    engines: Sequence[str] | None = None,
+    threads: int = 0,
+    open_with: EngineFactory = open_engine,
+    report: Reporter = SILENT,
+) -> ParityReport:
+    """Judge the exported graphs of a run by four kinds of evidence and write ``parity.json``.
+
+    Args:
+        directory: calibrated and exported.
+        engines: engine names; None takes ``ort-cpu`` and, where it is installed, ``openvino``.
+        threads: CPU threads of the engines; 0 lets each library choose.
+        open_with: opens a graph in an engine.
+        report: progress.
+
+    Raises:
+        ArtifactError: not calibrated or exported, stale, altered, or the artifact holds no probe.
+        BackendUnavailable: ``ort-cpu``, or an engine that was asked for, is missing.
+        UsageError: no exported graph runs in the engines asked for.
+    """
+    recipe = directory.load_recipe()
+    with lock_directory(directory.root):
+        artifact = load_artifact(directory.artifact)
+        record = load_export(directory)
+        chosen = _choose_engines(engines, report)
+        candidates = candidates_of(record.graphs, chosen)
+        if not candidates:
+            raise UsageError(
+                f"None of {', '.join(record.graphs)} runs in {', '.join(chosen)}.",
+                "Export again with `--target both`.",
+            )
+        graphs = {name: read_graph(directory.onnx / name) for name in record.graphs}
+        subject = Subject(artifact, _probe_of(artifact, directory), graphs.pop("float.onnx"), graphs)
+        setting = Setting(recipe.parity, open_with, recipe.runtime.batch, threads, report)
+        result = measure(subject, candidates, setting, _about(artifact, record))
+        result.save(directory.parity_json)
+    return result
+
+
+def rejudge(directory: RunDirectory, thresholds: ParitySection | Mapping[str, Any]) -> ParityReport:
+    """Judge the numbers in ``parity.json`` under other thresholds; nothing is run and nothing written.
+
+    Args:
+        directory: holds ``parity.json``.
+        thresholds: a whole section, or the keys of it that differ (``{"budget": {"image_psnr_db": 28}}``).
+
+    Raises:
+        ArtifactError: no report, or the graphs or the artifact changed since.
+        RecipeError: an unknown key or a value out of range.
+        UsageError: a key that decides what is measured differs: that needs a new run.
+    """
+    old = load_report(directory.parity_json)
+    _check_current(directory, old)
+    section = thresholds if isinstance(thresholds, ParitySection) else _merge(old.protocol, thresholds)
+    before, after = old.protocol.model_dump(), section.model_dump()
+    changed = [key for key in _MEASURED_BY if before[key] != after[key]]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"parity.{key} decides what is measured; it was {before[key]}, asked for is {after[key]}.",
+            "Run `gacq-deploy parity` again with the new value in the recipe.",
+        )
+    return assemble(
+        old.edges, section, trajectory=old.trajectory, noise_floor=old.noise_floor, subject=old.subject
+    )
+
+
+def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str, ...]:
+    load_backend(REFERENCE_ENGINE)
+    if asked is not None:
+        for name in asked:
+            load_backend(name)
+        return tuple(dict.fromkeys(asked))
+    chosen = [REFERENCE_ENGINE]
+    for name in _OPTIONAL:
+        try:
+            load_backend(name)
+        except BackendUnavailable as error:
+            report.note(f"{name} is not judged: {error.hint}")
+        else:
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
+    hint = f"Run `gacq-deploy calibrate -o {directory.root}` again."
+    if artifact.probe is None:
+        raise ArtifactError(f"The artifact in {directory.artifact} holds no probe to compare with.", hint)
+    wanted = {
+        "outputs": ("float", "input_quant", "output_quant"),
+        "local": ("inputs", "input_quant", "output_quant"),
+    }
+    for part, keys in wanted.items():
+        if lost := [k for k in keys if k not in getattr(artifact.probe, part)]:
+            raise ArtifactError(f"The probe in {directory.artifact} lacks {part}/{lost[0]}.", hint)
+    return artifact.probe
+
+
+def _about(artifact: CalibrationArtifact, record: ExportRecord) -> dict[str, Any]:
+    return {
+        "artifact_sha256": artifact.manifest_digest,
+        "files": {name: entry.sha256 for name, entry in record.files.items()},
+        "versions": {
+            "gacq_deploy": __version__,
+            "numpy": np.__version__,
+            "onnx": onnx.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _check_current(directory: RunDirectory, old: ParityReport) -> None:
+    hint = f"Run `gacq-deploy parity {directory.root}` again."
+    if artifact_digest(directory) != old.subject.get("artifact_sha256"):
+        raise ArtifactError(f"{directory.parity_json} is stale: the artifact changed since.", hint)
+    for name, sha256 in old.subject.get("files", {}).items():
+        path = directory.onnx / name
+        if not path.is_file() or digest_file(path) != sha256:
+            raise ArtifactError(f"{directory.parity_json} is stale: {path} changed since.", hint)
+
+
+def _merge(section: ParitySection, changes: Mapping[str, Any]) -> ParitySection:
+    document = section.model_dump()
+    for key, value in changes.items():
+        old = document.get(key)
+        document[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+    try:
+        return ParitySection.model_validate(document)
+    except ValidationError as error:
+        item = error.errors()[0]
+        place = ".".join(str(part) for part in item["loc"])
+        raise RecipeError(
+            f"parity.{place}: {item['msg']} (got {item['input']!r}).",
+            "`gacq-deploy recipes schema` prints every key with its meaning.",
+        ) from None

@@ -1,0 +1,94 @@
+"""Is the candidate as far from the float model as the reference is, and how much of that is noise?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gacq_deploy.backends.base import Engine, Feeds
+from gacq_deploy.parity.metrics import by_bucket, sqnr_db
+from gacq_deploy.parity.report import Number, finite
+from gacq_deploy.storage import Array
+
+INPUT_NOISE = 1e-5
+"""Input noise relative to the RMS of the sample, for the noise floor."""
+ErrorMeasure = Callable[[Array, Array], float]
+
+
+@dataclass(frozen=True)
+class ErrorDifference:
+    """SQNR against float per timestep bucket, of reference and candidate [buckets], and their gap."""
+
+    by_timestep: tuple[dict[str, int | Number], ...]
+    difference_db: float
+    worst_bucket: int
+
+
+def run_in_batches(engine: Engine, inputs: Feeds, batch: int) -> Array:
+    """Return the engine's only output for all rows of ``inputs``, run at most ``batch`` rows at once."""
+    name = engine.outputs[0].name
+    rows = len(next(iter(inputs.values())))
+    parts = [
+        engine.run({k: v[start : start + batch] for k, v in inputs.items()})[name]
+        for start in range(0, rows, batch)
+    ]
+    return np.concatenate(parts)
+
+
+def compare_errors(
+    exact: Array, reference: Array, candidate: Array, buckets: NDArray[np.int64]
+) -> ErrorDifference:
+    """Compare the errors of two executions against the float output ``exact``, all ``[M, C, H, W]``."""
+    theirs = by_bucket(sqnr_db, exact, reference, buckets)
+    ours = by_bucket(sqnr_db, exact, candidate, buckets)
+    gaps = np.abs(np.subtract(theirs, ours))
+    rows = tuple(
+        {
+            "bucket": b,
+            "reference_sqnr_db": finite(r),
+            "candidate_sqnr_db": finite(c),
+            "difference_db": finite(g),
+        }
+        for b, (r, c, g) in enumerate(zip(theirs, ours, gaps, strict=True))
+    )
+    worst = int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps)))
+    return ErrorDifference(rows, float(gaps[worst]), worst)
+
+
+def measure_noise_floor(
+    engine: Engine, inputs: Feeds, answers: Array, *, runs: int, batch: int, error: ErrorMeasure | None = None
+) -> dict[str, Number]:
+    """Return what repeating a run and disturbing its input changes, to judge every other figure by.
+
+    Args:
+        engine: runs ``inputs`` again.
+        inputs: name -> ``[M, ...]``.
+        answers: what the engine answered before, ``[M, C, H, W]``.
+        runs: repetitions; each disturbs the sample by other noise of :data:`INPUT_NOISE`.
+        batch: rows run together.
+        error: the distance of (answers, disturbed answers) from float, in dB.
+
+    Returns:
+        ``rerun_max_abs``, the largest difference between identical runs; ``input_noise_sqnr_db``, the lowest
+        SQNR of disturbed outputs; ``difference_db``, the largest ``error``.
+    """
+    rng = np.random.default_rng(0)
+    sample = inputs["sample"]
+    size = np.float32(INPUT_NOISE * np.sqrt(np.mean(sample.astype(np.float64) ** 2)))
+    reruns, levels, gaps = [], [], []
+    for _ in range(runs):
+        reruns.append(float(np.abs(run_in_batches(engine, inputs, batch) - answers).max()))
+        noise = size * rng.standard_normal(sample.shape, np.float32)
+        disturbed = run_in_batches(engine, {**inputs, "sample": sample + noise}, batch)
+        levels.append(sqnr_db(answers, disturbed))
+        if error is not None:
+            gaps.append(error(answers, disturbed))
+    floor = {
+        "rerun_max_abs": finite(max(reruns)),
+        "input_noise": INPUT_NOISE,
+        "input_noise_sqnr_db": finite(min(levels)),
+    }
+    return {**floor, "difference_db": finite(max(gaps))} if gaps else floor

@@ -1,0 +1,242 @@
+"""Does a file say exactly what the artifact says? Codes, scales, zero points, axes; nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.export.graph import DEQUANTIZE, GraphIndex, attribute, module_of
+from gacq_deploy.export.layers import QUANTIZABLE, weight_axis
+from gacq_deploy.parity.graph import (
+    Quantizer,
+    activation_quantizers,
+    constant_input,
+    in_module_layout,
+    is_quantization,
+    stored_dequantizers,
+)
+from gacq_deploy.parity.wiring import wiring_differences
+from gacq_deploy.spec import Role, Site
+from gacq_deploy.storage import Array, digest_array
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What a Q/DQ file holds beside weights: its name, the torch placement it equals, its activation type."""
+
+    file: str
+    placement: str
+    roles: tuple[Role, ...]
+    dtype: str
+    zero_point: int
+
+
+CANONICAL = Flavour("int8.onnx", "input_quant", ("input",), "int8", 0)
+CPU = Flavour("int8.cpu.onnx", "output_quant", ("input", "output"), "uint8", 128)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it should be: where, and what."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+def compare_float_file(artifact: CalibrationArtifact, graph: ModelProto) -> list[Difference]:
+    """Check that the float graph holds, for every quantized layer, the weight that was calibrated."""
+    index = GraphIndex(graph)
+    layers = float_layers(artifact, index)
+    found = [
+        Difference(m, "no layer of the float graph has this weight")
+        for m in artifact.plan.modules
+        if m not in layers
+    ]
+    found.extend(
+        Difference(node.name, "a float graph holds a quantization node")
+        for node in index.nodes
+        if is_quantization(node)
+    )
+    return found
+
+
+def compare_quantized_file(
+    artifact: CalibrationArtifact, float_graph: ModelProto, graph: ModelProto, flavour: Flavour
+) -> list[Difference]:
+    """Return every difference between a Q/DQ file and what artifact and float graph determine it to be."""
+    return list(_Comparison(artifact, float_graph, graph, flavour).differences())
+
+
+def float_layers(artifact: CalibrationArtifact, index: GraphIndex) -> dict[str, list[NodeProto]]:
+    """Return module -> the float graph's layers that hold the module's calibrated weight, by digest."""
+    layers: dict[str, list[NodeProto]] = {}
+    planned = set(artifact.plan.modules)
+    for node in index.nodes:
+        module = module_of(node)
+        weight = constant_input(index, node, 1) if node.op_type in QUANTIZABLE else None
+        if module not in planned or weight is None:
+            continue
+        if digest_array(in_module_layout(node, weight)) == artifact.weight_digests.get(f"{module}:weight"):
+            layers.setdefault(module, []).append(node)
+    return layers
+
+
+class _Comparison:
+    """One pass over a Q/DQ graph; every check yields differences and goes on."""
+
+    def __init__(
+        self, artifact: CalibrationArtifact, float_graph: ModelProto, graph: ModelProto, flavour: Flavour
+    ) -> None:
+        self._artifact = artifact
+        self._flavour = flavour
+        self._index = GraphIndex(graph)
+        self._float = GraphIndex(float_graph)
+        self._quantizers = activation_quantizers(self._index)
+        self._by_dequantized = {dq.output[0]: q for q in self._quantizers for dq in q.dequantize}
+        self._tie = {str(e.site): e.tie for e in artifact.plan if e.site.role in flavour.roles}
+        self._float_layers = float_layers(artifact, self._float)
+        self._layers: dict[str, list[NodeProto]] = {}
+        self._biases: dict[str, str] = {}
+
+    def differences(self) -> Iterator[Difference]:
+        for module in self._artifact.plan.modules:
+            yield from self._weight(module)
+        for quantizer in self._quantizers:
+            yield from self._quantizer(quantizer)
+        for module in self._artifact.plan.modules:
+            yield from self._layer_inputs(module)
+            yield from self._layer_output(module)
+        yield from self._foreign_dequantizers()
+        weights = {f"{m}:weight/DequantizeLinear": m for m in self._artifact.plan.modules}
+        for where, what in wiring_differences(self._float, self._index, self._float_layers, weights):
+            yield Difference(where, what)
+
+    def _weight(self, module: str) -> Iterator[Difference]:
+        where = f"{module}:weight"
+        nodes = [n for n in stored_dequantizers(self._index) if n.name == f"{where}/DequantizeLinear"]
+        if len(nodes) != 1:
+            yield Difference(where, f"{len(nodes)} dequantizers of its codes, expected 1")
+            return
+        dequantize = nodes[0]
+        readers = self._index.readers(dequantize.output[0])
+        if not readers or any(n.op_type not in QUANTIZABLE or position != 1 for n, position in readers):
+            yield Difference(
+                where, "its dequantized weight is not read by a layer, as weight, and nothing else"
+            )
+            return
+        layer = self._layers.setdefault(module, [n for n, _ in readers])[0]
+        params = self._artifact.params[Site(module, "weight")]
+        codes = self._index.constant(dequantize.input[0])
+        if codes is None or params.codes is None:
+            yield Difference(where, "its codes are not stored")
+            return
+        yield from _same(where, "codes", in_module_layout(layer, codes), params.codes)
+        yield from _same(where, "scale", constant_input(self._index, dequantize, 1), params.scale)
+        zero_point = constant_input(self._index, dequantize, 2)
+        if zero_point is not None and np.any(zero_point):
+            yield Difference(where, "its zero point is not 0")
+        axis, expected = attribute(dequantize, "axis", 1) % codes.ndim, weight_axis(layer, codes.ndim)
+        if axis != expected:
+            yield Difference(where, f"it is dequantized along axis {axis}, output channels are on {expected}")
+
+    def _quantizer(self, quantizer: Quantizer) -> Iterator[Difference]:
+        site = quantizer.site
+        if site not in self._tie or not quantizer.quantize.name.endswith("/QuantizeLinear"):
+            yield Difference(quantizer.quantize.name, "a quantizer that is not in the plan")
+            return
+        if [n.name for n in quantizer.dequantize] != [f"{site}/DequantizeLinear"]:
+            yield Difference(site, f"{len(quantizer.dequantize)} dequantizers read its codes, expected 1")
+        if sum(q.site == site for q in self._quantizers) != 1:
+            yield Difference(site, "it is quantized more than once")
+        scale = self._artifact.params[Site.parse(site)].scale
+        zero_point = np.array(self._flavour.zero_point, self._flavour.dtype)
+        for node in (quantizer.quantize, *quantizer.dequantize):
+            yield from _same(f"{site} ({node.op_type})", "scale", constant_input(self._index, node, 1), scale)
+            yield from _same(
+                f"{site} ({node.op_type})", "zero point", constant_input(self._index, node, 2), zero_point
+            )
+
+    def _layer_inputs(self, module: str) -> Iterator[Difference]:
+        site = f"{module}:input"
+        for layer in self._layers.get(module, ()):
+            quantizer = self._by_dequantized.get(layer.input[0])
+            if quantizer is None:
+                yield Difference(site, "the layer's input is not quantized")
+            elif self._tie.get(quantizer.site) != self._tie[site]:
+                yield Difference(site, f"the layer reads the quantizer of '{quantizer.site}', another tie")
+            elif len(layer.input) > 2:
+                yield from self._bias(module, layer)
+
+    def _layer_output(self, module: str) -> Iterator[Difference]:
+        site = f"{module}:output"
+        if site not in self._tie:
+            return
+        quantizer = next((q for q in self._quantizers if q.site == site), None)
+        if quantizer is None:
+            yield Difference(site, "the layer's output is not quantized")
+            return
+        tensor = quantizer.quantize.input[0]
+        producer = self._index.producer(tensor)
+        if producer is None or module_of(producer) != module:
+            yield Difference(site, "its quantizer reads a tensor that the layer does not make")
+        if len(self._index.readers(tensor)) != 1 or tensor in self._index.outputs:
+            yield Difference(site, "the layer's float output is read beside its quantizer")
+
+    def _bias(self, module: str, layer: NodeProto) -> Iterator[Difference]:
+        dequantize = self._index.producer(layer.input[2])
+        if dequantize is None or dequantize.op_type != DEQUANTIZE:
+            return  # float bias: the wiring check compares it bit for bit
+        where = f"{module} bias"
+        expected = self._expected_bias(module)
+        if self._flavour is not CPU or expected is None:
+            yield Difference(where, "it is quantized")
+            return
+        codes, scale = expected
+        self._biases[dequantize.name] = module
+        yield from _same(where, "codes", self._index.constant(dequantize.input[0]), codes)
+        yield from _same(where, "scale", constant_input(self._index, dequantize, 1), scale)
+        zero_point = constant_input(self._index, dequantize, 2)
+        if zero_point is not None and np.any(zero_point):
+            yield Difference(where, "its zero point is not 0")
+
+    def _expected_bias(self, module: str) -> tuple[Array, Array] | None:
+        nodes = self._float_layers.get(module, [])
+        bias = constant_input(self._float, nodes[0], 2) if nodes else None
+        if bias is None:
+            return None
+        x = self._artifact.params[Site(module, "input")].scale
+        scale = x * self._artifact.params[Site(module, "weight")].scale
+        codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+        return np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32), scale.astype(np.float32)
+
+    def _foreign_dequantizers(self) -> Iterator[Difference]:
+        known = {f"{m}:weight/DequantizeLinear" for m in self._artifact.plan.modules} | set(self._biases)
+        for node in self._index.of_type(DEQUANTIZE):
+            if node.name not in known and node.output[0] not in self._by_dequantized:
+                yield Difference(node.name, "a dequantizer that is not in the plan")
+
+
+def _same(where: str, what: str, actual: Array | None, expected: Array) -> Iterator[Difference]:
+    """Yield a difference unless dtype, shape and every bit agree."""
+    if actual is None:
+        yield Difference(where, f"{what}: missing, or computed at run time")
+    elif actual.dtype != expected.dtype or actual.shape != expected.shape:
+        yield Difference(
+            where,
+            f"{what}: {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}",
+        )
+    elif actual.tobytes() != expected.tobytes():
+        unequal = actual != expected
+        first = tuple(int(i) for i in np.argwhere(unequal)[0]) if unequal.any() else ()
+        yield Difference(
+            where,
+            f"{what}: {int(unequal.sum())} of {actual.size} values differ, first at {list(first)}: "
+            f"{actual[first]} instead of {expected[first]}",
+        )

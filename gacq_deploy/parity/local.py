@@ -1,0 +1,122 @@
+"""Which segment of a candidate departs from the reference, given the reference's own inputs?
+
+A quantized network amplifies a rounding tie into percents at its output, so executions are compared segment
+by segment: each is fed what the reference recorded, and ends in a quantizer. Correct executions then differ
+only where a value lies on the edge between two codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gacq_deploy.backends.base import Engine, Feeds
+from gacq_deploy.parity.cut import CutGraph, Segment
+from gacq_deploy.parity.metrics import equal_share, relative_error
+from gacq_deploy.parity.report import SegmentRecord, finite
+from gacq_deploy.storage import Array
+
+_OFF_GRID = 1e-3
+
+
+@dataclass(frozen=True)
+class LocalReference:
+    """What the reference recorded on ``P`` states.
+
+    ``inputs`` name -> [P, ...]; ``output`` [P, C, H, W]; ``recorded`` site -> quantized-dequantized tensor
+    [P, ...]; ``scales`` site -> step of its quantizer.
+    """
+
+    inputs: Feeds
+    output: Array
+    recorded: Mapping[str, Array]
+    scales: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """Records in execution order, the model output last, and the sites nobody could check."""
+
+    segments: tuple[SegmentRecord, ...]
+    unchecked: tuple[str, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the worst figures over all segments, for the gates."""
+        quantized, output = self.segments[:-1], self.segments[-1]
+        return {
+            "unchecked": float(len(self.unchecked)),
+            "equal_share": min((_number(s.equal_share) for s in quantized), default=math.nan),
+            "steps": max((_number(s.steps) for s in quantized), default=math.nan),
+            "output_relative_error": _number(output.steps),
+        }
+
+
+def compare_segments(
+    engine: Engine, cut: CutGraph, reference: LocalReference, *, planned: Iterable[str], rtol: float
+) -> LocalResult:
+    """Run a cut graph on the reference's tensors and compare every segment with the recording.
+
+    Args:
+        engine: the candidate engine, opened on ``cut.model``.
+        cut: the cut graph.
+        reference: recordings in the reference's own words.
+        planned: every activation site that must be covered.
+        rtol: values count as equal within ``rtol`` times the largest magnitude of their tensor.
+    """
+    given = {s.given: np.asarray(reference.recorded[s.site], np.float32) for s in cut.segments}
+    feeds = {**reference.inputs, **given}
+    rows = len(reference.output)
+    # the last row alone: one row and many may take different kernels
+    batches = (slice(0, rows - 1), slice(rows - 1, rows)) if rows > 1 else (slice(0, 1),)
+    results = _run(engine, feeds, batches)
+    computed = {s.computed for s in cut.segments}
+    segments = [_compare(s, results[s.computed], reference, rtol) for s in cut.segments]
+    output = next(name for name in results if name not in computed)
+    segments.append(_compare_output(output, results[output], reference.output, rtol))
+    return LocalResult(tuple(segments), tuple(_unchecked(cut, reference, planned)))
+
+
+def _run(engine: Engine, feeds: Feeds, batches: Sequence[slice]) -> dict[str, Array]:
+    taken = [info.name for info in engine.inputs]
+    parts = [engine.run({name: feeds[name][batch] for name in taken}) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _compare(segment: Segment, computed: Array, reference: LocalReference, rtol: float) -> SegmentRecord:
+    expected = reference.recorded[segment.site]
+    gap = np.abs(computed.astype(np.float64) - expected)
+    return SegmentRecord(
+        site=segment.site,
+        values=expected.size,
+        equal_share=equal_share(expected, computed, rtol),
+        steps=finite(float(gap.max()) / reference.scales[segment.site]),
+    )
+
+
+def _compare_output(name: str, computed: Array, expected: Array, rtol: float) -> SegmentRecord:
+    return SegmentRecord(
+        site=name,
+        values=expected.size,
+        equal_share=equal_share(expected, computed, rtol),
+        steps=finite(relative_error(expected, computed)),
+    )
+
+
+def _unchecked(cut: CutGraph, reference: LocalReference, planned: Iterable[str]) -> Iterator[str]:
+    """Yield planned sites no segment ends in, and recordings that are not on their quantizer's grid."""
+    yield from (site for site in planned if site not in cut.covered)
+    for segment in cut.segments:
+        if not _on_grid(reference.recorded[segment.site], reference.scales[segment.site]):
+            yield f"{segment.site} (recording off the grid)"
+
+
+def _on_grid(recorded: Array, step: float) -> bool:
+    codes = recorded.astype(np.float64) / step
+    return bool(np.all(np.abs(codes - np.rint(codes)) < _OFF_GRID)) and bool(np.abs(codes).max() < 128.5)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

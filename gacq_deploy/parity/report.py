@@ -1,0 +1,221 @@
+"""What did parity find, and does it hold? Types that cross the disk, and the one table of gates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.recipe import ParitySection
+from gacq_deploy.storage import read_json, write_json
+
+Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget"]
+Number = float | None
+"""A measured number; None when it was not finite or not measured, and then no gate holds."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on one metric: at least, or at most, a value of the recipe."""
+
+    bound: Callable[[ParitySection], float]
+    at_least: bool = False
+
+    def holds(self, value: Number, bound: float) -> bool:
+        """Return whether the metric was measured and keeps to the bound."""
+        if value is None or not math.isfinite(value):
+            return False
+        return value >= bound if self.at_least else value <= bound
+
+
+def _never(_: ParitySection) -> float:
+    return 0.0
+
+
+GATES: dict[Evidence, dict[str, Gate]] = {
+    "exact": {"differences": Gate(_never)},
+    "flavour": {"max_abs": Gate(_never)},
+    "exporter": {"relative_error": Gate(lambda s: s.local_rtol)},
+    "local": {
+        "unchecked": Gate(_never),
+        "equal_share": Gate(lambda s: s.local_equal_share, at_least=True),
+        # half a percent for float rounding of code * scale
+        "steps": Gate(lambda _: 1.005),
+        "output_relative_error": Gate(lambda s: s.local_rtol),
+    },
+    "error": {"difference_db": Gate(lambda s: s.error_difference_db)},
+    "budget": {
+        "latents_differ": Gate(_never),
+        "eps_sqnr_db": Gate(lambda s: s.budget.eps_sqnr_db, at_least=True),
+        "eps_cosine": Gate(lambda s: s.budget.eps_cosine, at_least=True),
+        "trajectory_cosine": Gate(lambda s: s.budget.trajectory_cosine, at_least=True),
+        "image_psnr_db": Gate(lambda s: s.budget.image_psnr_db, at_least=True),
+        "image_ssim": Gate(lambda s: s.budget.image_ssim, at_least=True),
+    },
+}
+"""Evidence -> metric -> gate. Every metric named here must be measured on every edge of that evidence."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SegmentRecord(_Record):
+    """One segment of the local evidence: what ends in the quantizer of ``site``, in execution order."""
+
+    site: str
+    values: int
+    equal_share: Number
+    steps: Number
+    """Largest difference in quantization steps; for the model output, relative to its largest value."""
+
+
+class Edge(_Record):
+    """One comparison: ``candidate`` judged against ``reference`` by one kind of evidence."""
+
+    evidence: Evidence
+    reference: str
+    candidate: str
+    engine: str = ""
+    """What really ran, with versions."""
+    evaluated: bool
+    """False when a declared threshold has no measured number."""
+    passed: bool
+    metrics: dict[str, Number]
+    thresholds: dict[str, float]
+    worst: dict[str, Any] = Field(default_factory=dict)
+    """Where it is worst, in words and names."""
+    by_timestep: tuple[dict[str, int | Number], ...] = ()
+    segments: tuple[SegmentRecord, ...] = ()
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the metrics whose gate does not hold."""
+        gates = GATES[self.evidence]
+        return tuple(
+            name
+            for name, bound in self.thresholds.items()
+            if not gates[name].holds(self.metrics.get(name), bound)
+        )
+
+
+def judge(edge: Edge, section: ParitySection) -> Edge:
+    """Return the edge with the thresholds of ``section`` and the verdict under them."""
+    thresholds = {name: gate.bound(section) for name, gate in GATES[edge.evidence].items()}
+    evaluated = all(edge.metrics.get(name) is not None for name in thresholds)
+    judged = edge.model_copy(update={"thresholds": thresholds, "evaluated": evaluated})
+    worst = dict(edge.worst)
+    if edge.segments:
+        worst["first_departing"] = _first_departing(edge.segments, thresholds)
+    return judged.model_copy(update={"passed": evaluated and not judged.failed, "worst": worst})
+
+
+def _first_departing(segments: tuple[SegmentRecord, ...], thresholds: Mapping[str, float]) -> str | None:
+    """Return the first segment in execution order that leaves the gates; the last one is the model output."""
+    gates = GATES["local"]
+    for segment in segments[:-1]:
+        figures = {"equal_share": segment.equal_share, "steps": segment.steps}
+        if not all(gates[name].holds(value, thresholds[name]) for name, value in figures.items()):
+            return segment.site
+    output = segments[-1]
+    holds = gates["output_relative_error"].holds(output.steps, thresholds["output_relative_error"])
+    return None if holds else output.site
+
+
+def measured(
+    evidence: Evidence, reference: str, candidate: str, metrics: Mapping[str, Number], **details: Any
+) -> Edge:
+    """Return an edge before judgement; a metric that is not finite becomes None."""
+    return Edge(
+        evidence=evidence,
+        reference=reference,
+        candidate=candidate,
+        evaluated=False,
+        passed=False,
+        metrics={name: finite(value) for name, value in metrics.items()},
+        thresholds={},
+        **details,
+    )
+
+
+def finite(value: Number) -> Number:
+    """Return the value as JSON can hold it: None for NaN and infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+class ParityReport(_Record):
+    """The verdict of `parity`. True when every declared gate was evaluated and holds."""
+
+    schema_: Literal["gacq-deploy/parity/1"] = Field(default="gacq-deploy/parity/1", alias="schema")
+    passed: bool
+    edges: tuple[Edge, ...]
+    trajectory: dict[str, Any]
+    noise_floor: dict[str, Any]
+    subject: dict[str, Any]
+    """Digests of what was judged, and the software that ran it."""
+    protocol: ParitySection
+    """The recipe section it was measured and judged under."""
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def save(self, path: Path) -> None:
+        """Write the report atomically."""
+        write_json(path, self.model_dump(mode="json", by_alias=True))
+
+    def to_text(self) -> str:
+        """Return the verdict as a plain table with one line for each gate, the failing ones explained."""
+        lines = [_edge_line(edge, name) for edge in self.edges for name in edge.thresholds]
+        for edge in self.edges:
+            if not edge.passed:
+                where = "; ".join(f"{k}: {v}" for k, v in edge.worst.items() if v is not None)
+                lines.append(
+                    f"FAILED {edge.evidence}: {edge.reference} -> {edge.candidate}. {where}".rstrip()
+                )
+        return "\n".join([*lines, f"parity: {'passed' if self.passed else 'FAILED'}"])
+
+
+def _edge_line(edge: Edge, name: str) -> str:
+    gate, bound, value = GATES[edge.evidence][name], edge.thresholds[name], edge.metrics.get(name)
+    shown = "not evaluated" if value is None else f"{value:.6g}"
+    verdict = "ok  " if gate.holds(value, bound) else "FAIL"
+    sign = ">=" if gate.at_least else "<="
+    return (
+        f"{verdict} {edge.evidence:8} {edge.reference} -> {edge.candidate}: {name} {shown} ({sign} {bound:g})"
+    )
+
+
+def assemble(
+    edges: tuple[Edge, ...], section: ParitySection, *, trajectory: Any, noise_floor: Any, subject: Any
+) -> ParityReport:
+    """Judge every edge and return the report; a report without edges does not pass."""
+    judged = tuple(judge(edge, section) for edge in edges)
+    return ParityReport(
+        passed=bool(judged) and all(edge.passed for edge in judged),
+        edges=judged,
+        trajectory=trajectory,
+        noise_floor=noise_floor,
+        subject=subject,
+        protocol=section,
+    )
+
+
+def load_report(path: Path) -> ParityReport:
+    """Read a saved report.
+
+    Raises:
+        ArtifactError: missing, not JSON, or not a parity report of this schema.
+    """
+    hint = "Run `gacq-deploy parity` on the run directory again."
+    document = read_json(path, what="Parity report", hint=hint)
+    try:
+        return ParityReport.model_validate(document)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path} is not a parity report: {error.error_count()} fields do not fit.", hint
+        ) from error
