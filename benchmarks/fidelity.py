@@ -1,10 +1,10 @@
-"""What does each way of quantizing cost the pictures? Nearest rounding against block reconstruction, on deployable graphs.
+"""What does each way of quantizing cost the pictures? Nearest rounding and block reconstruction, on deployable graphs.
 
-``python benchmarks/fidelity.py`` (about an hour on two cores; finished rows are kept and not repeated) calibrates the demo
-model for every setting, method and seed, writes the canonical and the CPU graph, and measures both in ONNX Runtime against
-the float graph: teacher-forced SQNR of the model output in five timestep buckets (noisiest first) and overall, and
-PSNR and SSIM of same-seed images. Seeds change the calibration data, the batch order and nothing else; the images'
-seeds are held out from both. Writes ``benchmarks/results/fidelity.json`` and prints the table.
+``python benchmarks/fidelity.py`` (most of an hour on one core; finished rows are kept and not repeated) calibrates the
+demo model for every setting, method and seed, makes the canonical and the CPU graph, and measures both in ONNX Runtime
+against the float graph: teacher-forced SQNR of the model output in five timestep buckets (noisiest first), and PSNR and
+SSIM of same-seed images. Seeds change the calibration data and the batch order and nothing else; the images' seeds are
+held out from both. Writes ``benchmarks/results/fidelity.json`` and prints the table.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Row:
 
     @property
     def key(self) -> str:
+        """Name of the row in the results."""
         return f"{self.setting}|{self.method}|{self.seed}"
 
     def recipe(self, images: int, threads: int) -> Recipe:
@@ -58,14 +59,15 @@ class Row:
         method = METHODS[self.method]
         if method is not None:
             overrides.append("calibration.reconstruction.iterations=0")
-            rules = []
-            for rule in load_recipe(SETTINGS[self.setting]).document()["quantization"]["rules"]:
-                rules.append({**rule, "range": {"method": method}} if not rule["ignore"] else rule)
+            asked = load_recipe(SETTINGS[self.setting]).document()["quantization"]["rules"]
+            rules = [rule if rule["ignore"] else {**rule, "range": {"method": method}} for rule in asked]
             overrides.append(f"quantization.rules={json.dumps(rules)}")
         return load_recipe(SETTINGS[self.setting], overrides)
 
 
-def measure(artifact: CalibrationArtifact, graph: Any, truth: Trajectories, held: Held, recipe: Recipe) -> dict[str, Any]:
+def measure(
+    artifact: CalibrationArtifact, graph: Any, truth: Trajectories, held: Held, recipe: Recipe
+) -> dict[str, Any]:
     """Return the metrics of the canonical and of the CPU graph."""
     flavours = {
         "int8.onnx": insert_qdq(graph, artifact, placement="input"),
@@ -86,20 +88,26 @@ def measure(artifact: CalibrationArtifact, graph: Any, truth: Trajectories, held
 def summarise(rows: dict[str, Any]) -> str:
     """Return the Markdown table: mean and standard deviation over seeds."""
     lines = [
-        "| setting | method | graph | eps SQNR by bucket, noisy to clean (dB) | worst bucket | image PSNR (dB) | SSIM |",
+        "| setting | method | graph | eps SQNR, noisy to clean (dB) | worst bucket | image PSNR (dB) | SSIM |",
         "|---|---|---|---|---|---|---|",
     ]
     for setting in SETTINGS:
         for method in METHODS:
             for graph in ("int8.onnx", "int8.cpu.onnx"):
-                group = [r["graphs"][graph] for k, r in sorted(rows.items()) if k.startswith(f"{setting}|{method}|")]
+                group = [
+                    r["graphs"][graph]
+                    for k, r in sorted(rows.items())
+                    if k.startswith(f"{setting}|{method}|")
+                ]
                 if not group:
                     continue
                 buckets = np.array([g["sqnr_db_by_bucket"] for g in group])
                 means = " ".join(f"{v:.1f}" for v in buckets.mean(0))
                 cells = [spread([b.min() for b in buckets]), spread([g["psnr_db"] for g in group])]
                 ssim = np.mean([g["ssim"] for g in group])
-                lines.append(f"| {setting} | {method} | `{graph}` | {means} | {cells[0]} | {cells[1]} | {ssim:.4f} |")
+                lines.append(
+                    f"| {setting} | {method} | `{graph}` | {means} | {cells[0]} | {cells[1]} | {ssim:.4f} |"
+                )
     return "\n".join(lines)
 
 

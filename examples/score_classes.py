@@ -1,8 +1,8 @@
 """How often does a generated image show the class that was asked for?
 
 Trains a small CNN on real Fashion-MNIST (seeded, about 90 CPU-seconds) and scores a denoiser's DDIM samples with it:
-``python examples/score_classes.py examples/models/fashion16 --seeds 0 1 2``. The classifier's accuracy on real test images is
-the ceiling and is printed beside.
+``python examples/score_classes.py examples/models/fashion16 --seeds 0 1 2``. The classifier's accuracy on real test
+images is the ceiling and is printed beside.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def main() -> None:
     labels = torch.arange(NUM_CLASSES).repeat_interleave(args.per_class)
     by_seed, by_class = [], np.zeros(NUM_CLASSES)
     for seed in args.seeds:
-        correct = (predict(classifier, generate(unet, scheduler, labels, steps=args.steps, seed=seed)) == labels).float()
+        correct = (
+            predict(classifier, generate(unet, scheduler, labels, steps=args.steps, seed=seed)) == labels
+        ).float()
         by_seed.append(float(correct.mean()))
         by_class += correct.reshape(NUM_CLASSES, -1).mean(1).numpy() / len(args.seeds)
     result = {

@@ -56,7 +56,9 @@ def build_unet(s: Setting) -> UNet2DModel:
         out_channels=1,
         layers_per_block=1,
         block_out_channels=s.channels,
-        down_block_types=tuple("AttnDownBlock2D" if i == s.attention_level else "DownBlock2D" for i in levels),
+        down_block_types=tuple(
+            "AttnDownBlock2D" if i == s.attention_level else "DownBlock2D" for i in levels
+        ),
         up_block_types=tuple(
             "AttnUpBlock2D" if i == s.attention_level else "UpBlock2D" for i in reversed(levels)
         ),
@@ -74,7 +76,9 @@ def learning_rate(step: int, s: Setting) -> float:
     return s.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(s: Setting, data: ImageSet, out: Path, checkpoint_every: int) -> tuple[UNet2DModel, list[dict[str, float]]]:
+def train(
+    s: Setting, data: ImageSet, out: Path, checkpoint_every: int
+) -> tuple[UNet2DModel, list[dict[str, float]]]:
     """Train on epsilon with AdamW, bf16 autocast and an EMA; return the EMA model and the loss log."""
     torch.manual_seed(s.seed)
     generator = torch.Generator().manual_seed(s.seed)
@@ -121,7 +125,9 @@ def train(s: Setting, data: ImageSet, out: Path, checkpoint_every: int) -> tuple
     return ema, log
 
 
-def save(model: UNet2DModel, scheduler: DDPMScheduler, s: Setting, log: list[dict[str, float]], out: Path) -> None:
+def save(
+    model: UNet2DModel, scheduler: DDPMScheduler, s: Setting, log: list[dict[str, float]], out: Path
+) -> None:
     """Write a diffusers pipeline-like folder: ``unet/``, ``scheduler/``, ``training.json``, ``samples.png``."""
     model.save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
@@ -130,7 +136,9 @@ def save(model: UNet2DModel, scheduler: DDPMScheduler, s: Setting, log: list[dic
 
 
 @torch.no_grad()
-def generate(model: UNet2DModel, scheduler: DDPMScheduler, labels: Tensor, *, steps: int, seed: int) -> Tensor:
+def generate(
+    model: UNet2DModel, scheduler: DDPMScheduler, labels: Tensor, *, steps: int, seed: int
+) -> Tensor:
     """Sample ``[N, 1, S, S]`` images in [-1, 1] with DDIM, without guidance."""
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)

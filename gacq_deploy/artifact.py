@@ -123,7 +123,9 @@ class CalibrationArtifact:
             save_arrays(folder / _TENSORS, self._tensors(), schema=f"{SCHEMA}/{SCHEMA_VERSION}")
             files = {_TENSORS: describe_file(folder / _TENSORS)}
             if self.probe is not None:
-                save_arrays(folder / _PROBE, _flatten_probe(self.probe), schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}")
+                save_arrays(
+                    folder / _PROBE, _flatten_probe(self.probe), schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}"
+                )
                 files[_PROBE] = describe_file(folder / _PROBE)
             document = self._document(files)
             digest = digest_json(document)
@@ -162,7 +164,9 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
     manifest = _migrate(manifest, directory)
     body = {k: v for k, v in manifest.items() if k not in ("digest", "build")}
     if digest_json(body) != manifest.get("digest"):
-        raise ArtifactError(f"Artifact manifest {directory / 'manifest.json'} was altered: its digest differs.", _HINT)
+        raise ArtifactError(
+            f"Artifact manifest {directory / 'manifest.json'} was altered: its digest differs.", _HINT
+        )
     try:
         for name, entry in manifest["files"].items():
             if name not in (_TENSORS, _PROBE):
@@ -210,7 +214,8 @@ def _check_codes(entry: PlannedSite, params: TensorParams) -> None:
         raise ArtifactError(f"Site '{entry.site}' has no weight codes in the artifact.", _HINT)
     if params.scale.shape != (codes.shape[entry.spec.axis or 0],):
         raise ArtifactError(
-            f"Site '{entry.site}': {params.scale.shape} scales for codes of shape {codes.shape}, axis {entry.spec.axis}.",
+            f"Site '{entry.site}': {params.scale.shape} scales for codes of shape {codes.shape}, "
+            f"axis {entry.spec.axis}.",
             _HINT,
         )
     low, high = int(codes.min()), int(codes.max())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,9 +61,10 @@ class ChainResult:
     def rows(self) -> tuple[Row, ...]:
         """One row for each INT8 graph and engine that was judged."""
         edges = [e for e in self.parity.edges if e.evidence == "budget"]
-        return tuple(self._row(*edge.candidate.split("@"), edge.metrics) for edge in edges)
+        return tuple(self._row(edge.candidate, edge.metrics) for edge in edges)
 
-    def _row(self, file: str, engine: str, metrics: Any) -> Row:
+    def _row(self, candidate: str, metrics: Mapping[str, float | None]) -> Row:
+        file, _, engine = candidate.partition("@")
         name, baseline = f"{engine}/{file}", f"ort-cpu/{FLOAT}"
         ratios = {b: self.bench.ratio(name, baseline, b) for b in self.bench.batches}
         judged = [e for e in self.parity.edges if e.candidate in (file, f"{file}@{engine}")]

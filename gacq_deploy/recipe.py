@@ -152,7 +152,7 @@ class ProbeSection(_Section):
     """What the torch fake-quantized model is recorded on, as reference of the exported graphs."""
 
     trajectories: int = Field(default=8, ge=1)
-    local_samples: int = Field(default=4, ge=1)
+    local_samples: int = Field(default=8, ge=1)
     """States for which every quantized tensor is recorded."""
     seed: int = Field(default=900_000, ge=0)
 
@@ -276,7 +276,9 @@ def parse_recipe(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Re
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{origin}{line}: not valid YAML: {problem}.", "Mend the file at that line.") from None
+        raise RecipeError(
+            f"{origin}{line}: not valid YAML: {problem}.", "Mend the file at that line."
+        ) from None
     _refuse_duplicates(node, origin)
     if not isinstance(document, dict):
         raise RecipeError(f"{origin}: a recipe is a mapping, got {type(document).__name__}.", _DOCS_HINT)
@@ -307,7 +309,8 @@ def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str]
         matching = matching_rules(recipe.quantization.rules, site)
         if not matching:
             raise RecipeError(
-                f"No quantization rule matches site '{site}'.", "Start the rules with `match: '*'` for a default."
+                f"No quantization rule matches site '{site}'.",
+                "Start the rules with `match: '*'` for a default.",
             )
         used.update(matching)
         winner = recipe.quantization.rules[matching[-1]]
@@ -373,7 +376,9 @@ def _refuse_duplicates(node: yaml.Node | None, origin: str) -> None:
         for key, value in node.value:
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise RecipeError(f"{origin}:{line}: duplicate key '{key.value}'.", "Keep one of the two lines.")
+                raise RecipeError(
+                    f"{origin}:{line}: duplicate key '{key.value}'.", "Keep one of the two lines."
+                )
             seen.add(key.value)
             _refuse_duplicates(value, origin)
 
@@ -381,7 +386,9 @@ def _refuse_duplicates(node: yaml.Node | None, origin: str) -> None:
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"--set {override!r} is not of the form a.b=value.", "Example: --set samples.steps=10")
+        raise RecipeError(
+            f"--set {override!r} is not of the form a.b=value.", "Example: --set samples.steps=10"
+        )
     *parents, last = key.split(".")
     section: Any = document
     for parent in parents:
@@ -391,13 +398,19 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell.") from None
+        raise RecipeError(
+            f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell."
+        ) from None
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overrides: Sequence[str]) -> str:
     lines = []
     for item in error.errors():
-        loc = [part for part in item["loc"] if part not in ("minmax", "percentile", "mse") or part == item["loc"][-1]]
+        loc = [
+            part
+            for part in item["loc"]
+            if part not in ("minmax", "percentile", "mse") or part == item["loc"][-1]
+        ]
         key = ".".join(str(part) for part in loc)
         from_override = next((o for o in overrides if key.startswith(o.partition("=")[0])), None)
         place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"

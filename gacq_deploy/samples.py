@@ -74,16 +74,22 @@ class CalibrationSet:
             UsageError: naming the tensor and the first bad row.
         """
         if len(self) == 0:
-            raise UsageError(f"{where} holds no samples.", "Set samples.trajectories and samples.steps to at least 1.")
+            raise UsageError(
+                f"{where} holds no samples.", "Set samples.trajectories and samples.steps to at least 1."
+            )
         for name, value in _tensors(self).items():
             if len(value) != len(self):
-                raise UsageError(f"{where}: tensor '{name}' has {len(value)} rows, expected {len(self)}.")
+                raise UsageError(
+                    f"{where}: tensor '{name}' has {len(value)} rows, expected {len(self)}.",
+                    "Collect the samples again with --fresh.",
+                )
             if np.issubdtype(value.dtype, np.floating):
                 bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
                 if bool(bad.any()):
                     row = int(np.flatnonzero(bad)[0])
                     raise UsageError(
-                        f"{where}: '{name}' holds NaN or Inf in {int(bad.sum())} of {len(self)} rows, first in row {row} "
+                        f"{where}: '{name}' holds NaN or Inf in {int(bad.sum())} of {len(self)} rows, "
+                        f"first in row {row} "
                         f"(trajectory {int(self.trajectory[row])}, timestep {int(self.timesteps[row])}).",
                         "Check the model's weights and dtype; collect the samples again with --fresh.",
                     )
@@ -136,7 +142,11 @@ class SampleWriter:
         offsets: dict[str, int] = {}
         for name, (dtype, shape) in self._layout.items():
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            header[name] = {
+                "dtype": _DTYPES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, offset + size],
+            }
             offsets[name] = offset
             offset += size
         head = json.dumps(header, separators=(",", ":")).encode()
@@ -170,7 +180,9 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
     if not path.is_file():
         raise ArtifactError(f"Calibration samples are missing: {path}", hint)
     if sha256 is not None and digest_file(path) != sha256:
-        raise ArtifactError(f"Calibration samples {path} were altered: sha256 differs from the recorded one.", hint)
+        raise ArtifactError(
+            f"Calibration samples {path} were altered: sha256 differs from the recorded one.", hint
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

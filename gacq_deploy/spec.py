@@ -122,7 +122,9 @@ class TensorParams:
 
     def __post_init__(self) -> None:
         if self.scale.dtype != np.float32 or self.scale.ndim > 1:
-            raise ValueError(f"scale must be float32 of rank 0 or 1, got {self.scale.dtype} rank {self.scale.ndim}")
+            raise ValueError(
+                f"scale must be float32 of rank 0 or 1, got {self.scale.dtype} rank {self.scale.ndim}"
+            )
         tiny = float(np.finfo(np.float32).tiny)
         if not bool(np.all(np.isfinite(self.scale) & (self.scale >= tiny))):
             raise ValueError("every scale must be finite, positive and not denormal")

@@ -93,7 +93,9 @@ def replace_file(source: Path, target: Path) -> None:
 
 def canonical_json(document: Any) -> bytes:
     """Return UTF-8 JSON with sorted keys, two spaces and a final newline: equal values, equal bytes."""
-    return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -152,7 +154,9 @@ def verify_file(path: Path, entry: Mapping[str, Any], *, what: str, hint: str) -
         raise ArtifactError(f"{what} is missing or not a regular file: {path}", hint)
     stat = path.stat()
     if stat.st_nlink != 1:
-        raise ArtifactError(f"{what} {path} has {stat.st_nlink} hard links; only a private copy is trusted", hint)
+        raise ArtifactError(
+            f"{what} {path} has {stat.st_nlink} hard links; only a private copy is trusted", hint
+        )
     if stat.st_size != entry.get("bytes"):
         raise ArtifactError(
             f"{what} {path} has {stat.st_size} bytes, the manifest says {entry.get('bytes')}: truncated or altered",
@@ -161,7 +165,8 @@ def verify_file(path: Path, entry: Mapping[str, Any], *, what: str, hint: str) -
     actual = digest_file(path)
     if actual != entry.get("sha256"):
         raise ArtifactError(
-            f"{what} {path} was altered: sha256 {actual[:12]}, the manifest says {str(entry.get('sha256'))[:12]}", hint
+            f"{what} {path} was altered: sha256 {actual[:12]}, the manifest says {str(entry.get('sha256'))[:12]}",
+            hint,
         )
 
 
@@ -255,7 +260,6 @@ def _disk_error(error: OSError, path: Path) -> GacqError:
             "Free disk space, then run the same command again: it resumes.",
         )
     return UsageError(
-        f"Cannot write {path}: {error.strerror or error}.", "Choose a writable directory with -o, or mend its permissions."
+        f"Cannot write {path}: {error.strerror or error}.",
+        "Choose a writable directory with -o, or mend its permissions.",
     )
-
-

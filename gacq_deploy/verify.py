@@ -72,6 +72,7 @@ def _links(run: RunDirectory) -> Iterator[Link]:
     yield _check("graphs", run.onnx_manifest, lambda: _graphs(run), run.int8_onnx, run.cpu_onnx)
     yield _check("parity", run.parity_json, lambda: _parity(run))
     yield _check("bench", run.bench_json, lambda: _bench(run))
+    yield _check("comparison", run.comparison_json, lambda: _comparison(run), run.comparison_png)
 
 
 def _check(name: str, path: Path, work: Callable[[], str], *dependents: Path) -> Link:
@@ -152,6 +153,16 @@ def _bench(run: RunDirectory) -> str:
     report = load_bench(run.bench_json)
     _check_subject(run, report.subject.get("files", {}), f"Run `gacq-deploy bench {run.root}` again.")
     return "measured on these graphs"
+
+
+def _comparison(run: RunDirectory) -> str:
+    hint = f"Run `gacq-deploy quickstart -o {run.root}` again."
+    record = read_json(run.comparison_json, what="Comparison record", hint=hint)
+    if not isinstance(record, dict) or not isinstance(record.get("picture"), dict):
+        raise ArtifactError(f"{run.comparison_json} is not a comparison record.", hint)
+    verify_file(run.comparison_png, record["picture"], what="Comparison", hint=hint)
+    _check_subject(run, record.get("graphs", {}), hint)
+    return "drawn from these graphs"
 
 
 def _check_subject(run: RunDirectory, files: dict[str, str], hint: str) -> None:

@@ -16,7 +16,7 @@ from gacq_deploy import __version__
 from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.journal import Journal, scalar
 from gacq_deploy.calibration.probe import record_probe
-from gacq_deploy.calibration.reconstruction import ReconstructionResult, reconstruct_block
+from gacq_deploy.calibration.reconstruction import BlockTask, ReconstructionResult, reconstruct_block
 from gacq_deploy.calibration.replay import BlockData, Replay, chunk_size, full_pass
 from gacq_deploy.calibration.weights import SampleWeights, UniformWeights, checked_weights, effective_samples
 from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError
@@ -31,7 +31,15 @@ from gacq_deploy.recipe import Recipe, resolve_plan
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import CalibrationSet, load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
-from gacq_deploy.storage import Array, digest_array, digest_file, digest_json, lock_directory, read_json, write_json
+from gacq_deploy.storage import (
+    Array,
+    digest_array,
+    digest_file,
+    digest_json,
+    lock_directory,
+    read_json,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,9 @@ def calibrate(
             return finished
         samples = load_samples(directory.samples_path, sha256=samples_sha256).training
         if len(samples) == 0:
-            raise CalibrationError("All trajectories are held out for validation.", "Raise samples.trajectories.")
+            raise CalibrationError(
+                "All trajectories are held out for validation.", "Raise samples.trajectories."
+            )
         directory.work.mkdir(exist_ok=True)
         session = _Session(
             recipe, denoiser, graph, plan, samples, Journal(directory.work, key), chosen, report
@@ -109,7 +119,11 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
     Raises:
         RecipeError: see :func:`gacq_deploy.recipe.resolve_plan`.
     """
-    ties = dict(graph.ties) if recipe.quantization.tie_concat else {s: str(f) for s, f in graph.shared_tensor.items()}
+    ties = (
+        dict(graph.ties)
+        if recipe.quantization.tie_concat
+        else {s: str(f) for s, f in graph.shared_tensor.items()}
+    )
     plan = resolve_plan(recipe, graph.sites, ties)
     if not plan.modules:
         raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
@@ -119,7 +133,9 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
 def _learn(session: _Session, directory: RunDirectory, samples_sha256: str) -> CalibrationArtifact:
     started, cpu = time.time(), time.process_time()
     digests = {
-        str(e.site): digest_array(session.denoiser.module.get_submodule(e.site.module).get_parameter("weight").numpy())
+        str(e.site): digest_array(
+            session.denoiser.module.get_submodule(e.site.module).get_parameter("weight").numpy()
+        )
         for e in session.plan.of_role("weight")
     }
     scales = _ensure_ranges(session)
@@ -212,7 +228,8 @@ def _ensure_block(
         weights = checked_weights(session.weights, block.name, session.samples)
         settings = session.recipe.calibration
         seed = settings.seed * 100_003 + index
-        result = reconstruct_block(block.name, layers, learnable, data, weights, settings.reconstruction, seed)
+        task = BlockTask(block.name, layers, learnable, data, weights, seed)
+        result = reconstruct_block(task, settings.reconstruction)
         step = _pack(layers, result, effective_samples(weights))
         session.journal.put(_step(index, block), step)
     return _unpack(block, layers, step)
@@ -235,7 +252,9 @@ def _new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tup
     return chosen
 
 
-def _pack(layers: dict[str, QuantizedLayer], result: ReconstructionResult, effective: float) -> dict[str, Array]:
+def _pack(
+    layers: dict[str, QuantizedLayer], result: ReconstructionResult, effective: float
+) -> dict[str, Array]:
     step: dict[str, Array] = {
         "loss_start": scalar(result.loss_start),
         "loss_end": scalar(result.loss_end),
@@ -268,7 +287,8 @@ def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[
         layer = layers.get(entry.site.module)
         if layer is None:
             raise RecipeError(
-                f"Site '{entry.site}' is planned but its module's weight is float.", "Quantize both or neither."
+                f"Site '{entry.site}' is planned but its module's weight is float.",
+                "Quantize both or neither.",
             )
         if entry.site.role == "weight":
             params[entry.site] = TensorParams(layer.weight_scale.numpy(), layer.codes.numpy())
@@ -283,13 +303,17 @@ def _ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser,
     """Collect the samples unless the recorded ones belong to this model and recipe; return their sha256."""
     section = recipe.samples.model_dump(mode="json")
     # which samples are taken does not depend on it; their last bits may
-    key = digest_json({"weights": denoiser.record.weights_sha256, "samples": section, "torch": torch.__version__})
+    key = digest_json(
+        {"weights": denoiser.record.weights_sha256, "samples": section, "torch": torch.__version__}
+    )
     if directory.samples_record_path.is_file() and directory.samples_path.is_file():
-        record = read_json(directory.samples_record_path, what="Samples record", hint="Run again with --fresh.")
+        record = read_json(
+            directory.samples_record_path, what="Samples record", hint="Run again with --fresh."
+        )
         if record.get("key") == key:
             if digest_file(directory.samples_path) != record.get("sha256"):
                 raise ArtifactError(
-                    f"Calibration samples {directory.samples_path} were altered: their sha256 differs from samples.json.",
+                    f"Calibration samples {directory.samples_path} were altered: sha256 differs from samples.json.",
                     "Run `gacq-deploy calibrate --fresh` to collect them again.",
                 )
             return str(record["sha256"])
@@ -342,5 +366,9 @@ def _check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
 def _differences(old: object, new: object, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))]
+        return [
+            d
+            for k in keys
+            for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))
+        ]
     return [] if old == new else [prefix]

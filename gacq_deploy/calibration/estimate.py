@@ -111,9 +111,7 @@ def _disk_mb(
     recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan, total: int, training: int
 ) -> float:
     state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
-    codes = sum(
-        denoiser.module.get_submodule(m).get_parameter("weight").numel() for m in plan.modules
-    )
+    codes = sum(denoiser.module.get_submodule(m).get_parameter("weight").numel() for m in plan.modules)
     local = recipe.parity.probe.local_samples * sum(
         2 * sum(t.bytes for t in b.inputs.values()) + 2 * b.output.bytes for b in graph.blocks
     )

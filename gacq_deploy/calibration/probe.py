@@ -34,7 +34,9 @@ def record_probe(
     very pass answered: in another batch, rounding would amplify the last bits of float sums.
     """
     states = _collect(denoiser, section, steps, report)
-    local = states.rows(np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int))
+    local = states.rows(
+        np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int)
+    )
     module = denoiser.module
 
     def outputs(samples: CalibrationSet) -> Array:
@@ -59,7 +61,9 @@ def record_probe(
 
 
 def _collect(denoiser: Denoiser, section: ProbeSection, steps: int, report: Reporter) -> CalibrationSet:
-    wanted = SamplesSection(trajectories=section.trajectories, steps=steps, validation_share=0, seed=section.seed)
+    wanted = SamplesSection(
+        trajectories=section.trajectories, steps=steps, validation_share=0, seed=section.seed
+    )
     with TemporaryDirectory() as folder, float_mode(denoiser.module):
         path = Path(folder) / "probe.safetensors"
         collect_samples(denoiser, wanted, path, report)
@@ -67,7 +71,9 @@ def _collect(denoiser: Denoiser, section: ProbeSection, steps: int, report: Repo
 
 
 @contextmanager
-def _recording(module: nn.Module, graph: ModelGraph, *, outputs_too: bool) -> Iterator[Callable[[], dict[str, Array]]]:
+def _recording(
+    module: nn.Module, graph: ModelGraph, *, outputs_too: bool
+) -> Iterator[Callable[[], dict[str, Array]]]:
     """Record each fake-quantized tensor once, under the first site that reads it."""
     pieces: dict[str, list[Array]] = {}
 

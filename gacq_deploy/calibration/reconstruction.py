@@ -22,6 +22,26 @@ from gacq_deploy.recipe import ReconstructionSection
 
 
 @dataclass(frozen=True)
+class BlockTask:
+    """One block to reconstruct: its layers, the activation quantizers it may learn, its data, and one weight a sample.
+
+    ``weights`` [N] float64 has mean 1; ``seed`` decides the mini-batches.
+    """
+
+    name: str
+    layers: Mapping[str, QuantizedLayer]
+    learnable: tuple[ActivationQuantizer, ...]
+    data: BlockData
+    weights: NDArray[np.float64]
+    seed: int
+
+    @property
+    def roundings(self) -> list[AdaRound]:
+        """The learned roundings, while there are any."""
+        return [layer.rounding for layer in self.layers.values() if layer.rounding is not None]
+
+
+@dataclass(frozen=True)
 class ReconstructionResult:
     """Mean weighted loss over the training rows before learning and after hardening, and whether it was kept."""
 
@@ -36,97 +56,88 @@ def per_sample_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.sum(1).flatten(1).mean(1) if error.ndim > 2 else error.flatten(1).sum(1)
 
 
-def reconstruct_block(
-    name: str,
-    layers: Mapping[str, QuantizedLayer],
-    learnable: tuple[ActivationQuantizer, ...],
-    data: BlockData,
-    weights: NDArray[np.float64],
-    settings: ReconstructionSection,
-    seed: int,
-) -> ReconstructionResult:
-    """Learn the rounding of ``layers`` and the scales of ``learnable``, in place; weights end as hard codes.
+def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> ReconstructionResult:
+    """Learn the rounding of the block's weights and its activation scales, in place; weights end as hard codes.
 
-    ``weights`` [N] has mean 1. If hardening ends with a larger loss than nearest rounding had, nearest rounding and
-    the estimated scales are restored.
+    If hardening ends with a larger loss than nearest rounding had, nearest rounding and the estimated scales are
+    restored.
 
     Raises:
         CalibrationError: the loss is not finite; the layers hold their state from before the block.
     """
-    before = {n: layer.codes for n, layer in layers.items()}
-    scales = [float(q.scale) for q in learnable]
-    start = mean_loss(data, weights, settings.batch)
-    if settings.iterations == 0 or not layers:
+    codes = {name: layer.codes for name, layer in task.layers.items()}
+    scales = [float(q.scale) for q in task.learnable]
+    start = mean_loss(task.data, task.weights, settings.batch)
+    if settings.iterations == 0 or not task.layers:
         return ReconstructionResult(start, start, kept=True)
+    kept = False
+    end = start
     try:
-        _learn(name, layers, learnable, data, weights, settings, seed)
-        end = mean_loss(data, weights, settings.batch)
+        _learn(task, settings)
+        end = mean_loss(task.data, task.weights, settings.batch)
         kept = end <= start
-    except CalibrationError:
-        kept = False
-        raise
     finally:
-        for layer in layers.values():
-            layer.rounding = None
         if not kept:
-            _restore(layers, before, learnable, scales)
+            _restore(task, codes, scales)
     return ReconstructionResult(start, end if kept else start, kept)
 
 
-def _restore(
-    layers: Mapping[str, QuantizedLayer],
-    codes: Mapping[str, Tensor],
-    learnable: tuple[ActivationQuantizer, ...],
-    scales: list[float],
-) -> None:
-    for name, layer in layers.items():
+def _restore(task: BlockTask, codes: Mapping[str, Tensor], scales: list[float]) -> None:
+    for name, layer in task.layers.items():
+        layer.rounding = None
         layer.codes = codes[name]
-    for quantizer, scale in zip(learnable, scales, strict=True):
+    for quantizer, scale in zip(task.learnable, scales, strict=True):
         quantizer.set_scale(scale)
 
 
-def _learn(
-    name: str,
-    layers: Mapping[str, QuantizedLayer],
-    learnable: tuple[ActivationQuantizer, ...],
-    data: BlockData,
-    weights: NDArray[np.float64],
-    settings: ReconstructionSection,
-    seed: int,
-) -> None:
-    for layer in layers.values():
+def _learn(task: BlockTask, settings: ReconstructionSection) -> None:
+    for layer in task.layers.values():
         layer.rounding = AdaRound(layer.float_weight, layer.weight_scale, layer.spec)
-    for quantizer in learnable:
-        quantizer.log_gain.requires_grad_(settings.lr_scale > 0)
-    roundings = [layer.rounding for layer in layers.values() if layer.rounding is not None]
-    groups = [{"params": [r.alpha for r in roundings], "lr": settings.lr_rounding}]
-    if learnable and settings.lr_scale > 0:
-        groups.append({"params": [q.log_gain for q in learnable], "lr": settings.lr_scale})
-    optimizer = torch.optim.Adam(groups)
-    generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 42]))
+    optimizer = _make_optimizer(task, settings)
+    generator = np.random.Generator(np.random.Philox(key=[task.seed, 1 << 42]))
+    count = len(task.weights)
     for iteration in range(settings.iterations):
-        index = np.sort(generator.choice(len(weights), min(settings.batch, len(weights)), replace=False))
-        inputs, target = data.batch(index)
-        w = torch.from_numpy(weights[index]).float()
-        loss = (w * per_sample_loss(data.call(inputs), target)).mean()
-        beta = _beta(iteration, settings)
-        if beta is not None:
-            loss = loss + settings.rounding_lambda * torch.stack([r.regularizer(beta) for r in roundings]).sum()
+        index = np.sort(generator.choice(count, min(settings.batch, count), replace=False))
+        loss = _loss(task, index, settings, iteration)
         if not bool(torch.isfinite(loss)):
             raise CalibrationError(
-                f"Block '{name}': the loss is {float(loss.detach())} at iteration {iteration + 1} of {settings.iterations}. "
-                "Finished blocks are kept.",
+                f"Block '{task.name}': the loss is {float(loss.detach())} at iteration {iteration + 1} of "
+                f"{settings.iterations}. Finished blocks are kept.",
                 "Lower calibration.reconstruction.lr_rounding or lr_scale; the same command resumes before this block.",
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    for layer in layers.values():
+    for layer in task.layers.values():
         assert layer.rounding is not None
         layer.codes = layer.rounding.codes()
         layer.rounding = None
-    for quantizer in learnable:
+    for quantizer in task.learnable:
         quantizer.freeze()
+
+
+def _make_optimizer(task: BlockTask, settings: ReconstructionSection) -> torch.optim.Optimizer:
+    groups = [{"params": [r.alpha for r in task.roundings], "lr": settings.lr_rounding}]
+    if task.learnable and settings.lr_scale > 0:
+        for quantizer in task.learnable:
+            quantizer.log_gain.requires_grad_(True)
+        groups.append({"params": [q.log_gain for q in task.learnable], "lr": settings.lr_scale})
+    return torch.optim.Adam(groups)
+
+
+def _loss(
+    task: BlockTask, index: NDArray[np.int64], settings: ReconstructionSection, iteration: int
+) -> Tensor:
+    """Return the weighted reconstruction loss of one mini-batch, with the rounding regulariser once it has begun."""
+    inputs, target = task.data.batch(index)
+    weights = torch.from_numpy(task.weights[index]).float()
+    loss = (weights * per_sample_loss(task.data.call(inputs), target)).mean()
+    beta = _beta(iteration, settings)
+    if beta is not None:
+        loss = (
+            loss + settings.rounding_lambda * torch.stack([r.regularizer(beta) for r in task.roundings]).sum()
+        )
+    return loss
 
 
 def _beta(iteration: int, settings: ReconstructionSection) -> float | None:

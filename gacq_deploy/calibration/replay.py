@@ -79,7 +79,9 @@ class Replay:
         """
         block = self._graph.blocks[index]
         module = self._modules[block.name]
-        inputs = {key: self._map(f"in-{'-'.join(map(str, key))}", shape) for key, shape in block.inputs.items()}
+        inputs = {
+            key: self._map(f"in-{'-'.join(map(str, key))}", shape) for key, shape in block.inputs.items()
+        }
         targets = self._map(f"float-{index}", block.output)
         fixed: list[tuple[Any, Any]] = []
         with float_mode(self._denoiser.module), torch.no_grad():
@@ -94,7 +96,8 @@ class Replay:
                 fixed[:] = [(args, kwargs)]
         if np.issubdtype(targets.dtype, np.floating) and not _finite(targets):
             raise CalibrationError(
-                f"The float model's output of block '{block.name}' holds NaN or Inf.", "Check the weights and samples."
+                f"The float model's output of block '{block.name}' holds NaN or Inf.",
+                "Check the weights and samples.",
             )
         self._outputs["float", index] = targets
         args, kwargs = fixed[0]

@@ -56,7 +56,9 @@ def checked_weights(weights: SampleWeights, block: str, samples: CalibrationSet)
     """
     raw = np.asarray(weights.for_block(block, samples), dtype=np.float64)
     if raw.shape != (len(samples),):
-        raise CalibrationError(f"Block '{block}': sample weights have shape {raw.shape}, expected ({len(samples)},).")
+        raise CalibrationError(
+            f"Block '{block}': sample weights have shape {raw.shape}, expected ({len(samples)},)."
+        )
     if not bool(np.isfinite(raw).all()) or bool((raw < 0).any()) or not float(raw.sum()) > 0:
         raise CalibrationError(
             f"Block '{block}': sample weights must be finite, >= 0 and not all zero "

@@ -103,7 +103,9 @@ def block_modules(denoiser: Denoiser) -> dict[str, nn.Module]:
     return found
 
 
-def _cut(module: nn.Module, name: str, types: tuple[type[nn.Module], ...], found: dict[str, nn.Module]) -> None:
+def _cut(
+    module: nn.Module, name: str, types: tuple[type[nn.Module], ...], found: dict[str, nn.Module]
+) -> None:
     is_root = not name
     holds_blocks = any(isinstance(m, types) for m in module.modules() if m is not module)
     if not is_root and (isinstance(module, types) or not (holds_blocks or isinstance(module, nn.ModuleList))):
@@ -158,14 +160,17 @@ class _Trace:
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             if name in self.names:
-                raise ModelError(f"Block '{name}' is called twice in one step.", "Such models are not supported.")
+                raise ModelError(
+                    f"Block '{name}' is called twice in one step.", "Such models are not supported."
+                )
             tensors = tensor_arguments(args, kwargs)
             depends = self.dependencies(list(tensors.values()))
             with torch.no_grad():
                 output = original(*args, **kwargs)
             if not isinstance(output, Tensor):
                 raise ModelError(
-                    f"Block '{name}' returns {type(output).__name__}, not one tensor.", "Such models are not supported."
+                    f"Block '{name}' returns {type(output).__name__}, not one tensor.",
+                    "Such models are not supported.",
                 )
             self.names.append(name)
             self.depends.append(depends)
@@ -182,7 +187,9 @@ class _Trace:
     def observe_layer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if any(name == known for known, _ in self.layers):
-                raise ModelError(f"Layer '{name}' is called twice in one step.", "Such models are not supported.")
+                raise ModelError(
+                    f"Layer '{name}' is called twice in one step.", "Such models are not supported."
+                )
             self.layers.append((name, args[0]))
 
         return hook
@@ -193,7 +200,9 @@ class _Trace:
         if not live or not leaves:
             return ()
         total = torch.stack([t.float().sum() for t in live]).sum()
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+            total, leaves, allow_unused=True, retain_graph=True
+        )
         used = {id(leaf) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None}
         return tuple(i for i, o in enumerate(self.outputs) if id(o) in used)
 
@@ -216,7 +225,9 @@ class _Trace:
         )
         covered = {s for b in blocks for s in b.sites}
         if lost := [str(s) for s in sites if s not in covered]:
-            raise ModelError(f"Layers outside every block: {', '.join(lost)}.", "Report the model's architecture.")
+            raise ModelError(
+                f"Layers outside every block: {', '.join(lost)}.", "Report the model's architecture."
+            )
         return ModelGraph(blocks, sites, *self._ties())
 
     def _ties(self) -> tuple[dict[Site, str], dict[Site, Site]]:

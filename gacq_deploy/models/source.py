@@ -34,8 +34,11 @@ def load_denoiser(section: ModelSection) -> Denoiser:
     """
     root = _locate(section)
     folder = _component_folder(root, section.component)
-    config = read_json(folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder.")
+    config = read_json(
+        folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
+    )
     family = _family(config, folder)
+    family.conditioning(config)  # refuses what it cannot call before anything is loaded
     _check_weights(folder)
     module = _load_module(folder, config)
     scheduler = _scheduler_config(root, folder)
@@ -48,7 +51,9 @@ def builtin_directory(name: str) -> Path:
     for candidate in (package / "demo" / name, package.parent / "examples" / "models" / name):
         if candidate.is_dir():
             return candidate
-    raise UsageError(f"There is no built-in model '{name}'.", "Built-in: fashion16 (and digits8 in a checkout).")
+    raise UsageError(
+        f"There is no built-in model '{name}'.", "Built-in: fashion16 (and digits8 in a checkout)."
+    )
 
 
 def _locate(section: ModelSection) -> Path:
@@ -59,10 +64,13 @@ def _locate(section: ModelSection) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UsageError(f"Model source {source} is a file, not a folder.", "Pass the folder that holds config.json.")
+        raise UsageError(
+            f"Model source {source} is a file, not a folder.", "Pass the folder that holds config.json."
+        )
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UsageError(
-            f"Model source '{source}' is neither a folder nor a hub id.", "Pass a diffusers folder, or OWNER/NAME."
+            f"Model source '{source}' is neither a folder nor a hub id.",
+            "Pass a diffusers folder, or OWNER/NAME.",
         )
     return _download(source, section.revision, section.component)
 
@@ -78,7 +86,8 @@ def _download(repo: str, revision: str | None, component: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UsageError(
-            f"Model '{repo}' (revision {revision or 'main'}) cannot be fetched from the hub: {str(error).splitlines()[0]}",
+            f"Model '{repo}' (revision {revision or 'main'}) "
+            f"cannot be fetched from the hub: {str(error).splitlines()[0]}",
             "Check the name and the network, or download the folder elsewhere and pass its path.",
         ) from error
 
@@ -86,7 +95,9 @@ def _download(repo: str, revision: str | None, component: str | None) -> Path:
 def _component_folder(root: Path, component: str | None) -> Path:
     if component is not None:
         if not (root / component / "config.json").is_file():
-            raise ModelError(f"{root} has no component '{component}' with a config.json.", "Correct model.component.")
+            raise ModelError(
+                f"{root} has no component '{component}' with a config.json.", "Correct model.component."
+            )
         return root / component
     if (root / "config.json").is_file():
         return root
@@ -101,17 +112,23 @@ def _component_folder(root: Path, component: str | None) -> Path:
 
 def _family(config: dict[str, Any], folder: Path) -> Family:
     if "auto_map" in config:
-        raise ModelError(f"{folder} asks for remote code (auto_map), which is never run.", "Use a diffusers class.")
+        raise ModelError(
+            f"{folder} asks for remote code (auto_map), which is never run.", "Use a diffusers class."
+        )
     name = config.get("_class_name")
     if name not in FAMILIES:
-        raise ModelError(f"{folder}: denoiser class {name!r} is not supported.", f"Supported: {', '.join(FAMILIES)}.")
+        raise ModelError(
+            f"{folder}: denoiser class {name!r} is not supported.", f"Supported: {', '.join(FAMILIES)}."
+        )
     return FAMILIES[name]
 
 
 def _check_weights(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
+        pickled = sorted(
+            p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))
+        )
         what = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise ModelError(
             f"{folder} holds {what}; only safetensors are loaded.",
@@ -122,22 +139,35 @@ def _check_weights(folder: Path) -> None:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"Weights {file} are truncated or malformed: {error}", "Download them again.") from error
+            raise ArtifactError(
+                f"Weights {file} are truncated or malformed: {error}", "Download them again."
+            ) from error
 
 
 def _load_module(folder: Path, config: dict[str, Any]) -> nn.Module:
     loader = getattr(diffusers, config["_class_name"])
+    hint = "Check that config.json and weights belong together."
     try:
-        module = loader.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        module, info = loader.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{folder} cannot be loaded: {first}", "Check that config.json and weights belong together.") from error
+        raise ModelError(f"{folder} cannot be loaded: {first}", hint) from error
+    for problem, names in (("lack", info["missing_keys"]), ("hold the unknown", info["unexpected_keys"])):
+        if names:  # diffusers would only warn, and run with random weights
+            raise ModelError(f"{folder}: the weights {problem} tensor '{sorted(names)[0]}' ({len(names)} in all).", hint)
     network: nn.Module = module.eval().requires_grad_(False)
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(f"{folder}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source.")
+            raise ModelError(
+                f"{folder}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source."
+            )
     return network
 
 
@@ -145,11 +175,14 @@ def _scheduler_config(root: Path, folder: Path) -> dict[str, Any]:
     for candidate in (root, folder, folder.parent):
         path = candidate / "scheduler" / "scheduler_config.json"
         if path.is_file():
-            config: dict[str, Any] = read_json(path, what="Scheduler configuration", hint="Mend the JSON file.")
+            config: dict[str, Any] = read_json(
+                path, what="Scheduler configuration", hint="Mend the JSON file."
+            )
             prediction = config.get("prediction_type", "epsilon")
             if prediction not in _PREDICTIONS:
                 raise ModelError(
-                    f"{path}: prediction_type {prediction!r} is not supported.", f"Supported: {', '.join(_PREDICTIONS)}."
+                    f"{path}: prediction_type {prediction!r} is not supported.",
+                    f"Supported: {', '.join(_PREDICTIONS)}.",
                 )
             return config
     raise ModelError(
@@ -159,7 +192,11 @@ def _scheduler_config(root: Path, folder: Path) -> dict[str, Any]:
 
 
 def _record(
-    section: ModelSection, family: Family, config: dict[str, Any], scheduler: dict[str, Any], module: nn.Module
+    section: ModelSection,
+    family: Family,
+    config: dict[str, Any],
+    scheduler: dict[str, Any],
+    module: nn.Module,
 ) -> ModelRecord:
     conditioning = family.conditioning(config)
     if section.classes is not None:
@@ -172,7 +209,9 @@ def _record(
         conditioning["class_labels"]["num_classes"] = section.classes
     size = section.sample_size or config.get("sample_size")
     if size is None:
-        raise ModelError("The model's configuration has no sample_size.", "Set model.sample_size in the recipe.")
+        raise ModelError(
+            "The model's configuration has no sample_size.", "Set model.sample_size in the recipe."
+        )
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     return ModelRecord(
         source=section.source,

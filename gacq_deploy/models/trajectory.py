@@ -36,23 +36,31 @@ def draw_conditioning(denoiser: Denoiser, seed: int, trajectories: int) -> dict[
     drawn: dict[str, Array] = {}
     for name, info in denoiser.record.conditioning.items():
         if info["dtype"] != "int64":
-            raise CalibrationError(f"Input '{name}' of {denoiser.family.name} cannot be drawn.", "Provide its values.")
+            raise CalibrationError(
+                f"Input '{name}' of {denoiser.family.name} cannot be drawn.", "Provide its values."
+            )
         generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
-        drawn[name] = generator.permutation(np.arange(trajectories, dtype=np.int64) % int(info["num_classes"]))
+        drawn[name] = generator.permutation(
+            np.arange(trajectories, dtype=np.int64) % int(info["num_classes"])
+        )
     return drawn
 
 
 def validation_trajectories(section: SamplesSection) -> NDArray[np.uint8]:
     """Return 1 for each held-out trajectory; the split is by trajectory, so no state leaks."""
     count = section.trajectories
-    held = max(1, round(section.validation_share * count)) if section.validation_share > 0 and count > 1 else 0
+    held = (
+        max(1, round(section.validation_share * count)) if section.validation_share > 0 and count > 1 else 0
+    )
     generator = np.random.Generator(np.random.Philox(key=[section.seed, 1 << 41]))
     flags = np.zeros(count, np.uint8)
     flags[generator.permutation(count)[:held]] = 1
     return flags
 
 
-def collect_samples(denoiser: Denoiser, section: SamplesSection, path: Path, report: Reporter = SILENT) -> None:
+def collect_samples(
+    denoiser: Denoiser, section: SamplesSection, path: Path, report: Reporter = SILENT
+) -> None:
     """Run float DDIM trajectories and stream their states to ``path``.
 
     Every ``keep_every``-th step of every trajectory is kept, so all timesteps are equally represented. Seeds,
@@ -112,7 +120,8 @@ def _run(
         output = denoiser(x, t.expand(len(members)), condition)
         if not bool(torch.isfinite(output).all()):
             raise CalibrationError(
-                f"The float model's output is not finite at timestep {int(t)} (trajectories {members[0]}..{members[-1]}).",
+                f"The float model's output is not finite at timestep {int(t)} "
+                f"(trajectories {members[0]}..{members[-1]}).",
                 "Check the weights, their dtype and the scheduler's configuration.",
             )
         states.append((x, output, int(t)))
@@ -141,6 +150,9 @@ def _write(
                 "trajectory": np.full(count, trajectory, np.int64),
                 "step": steps,
                 "validation": np.full(count, flags[trajectory], np.uint8),
-                **{f"{CONDITION_PREFIX}{n}": np.repeat(v[offset : offset + 1], count, 0) for n, v in conditioning.items()},
+                **{
+                    f"{CONDITION_PREFIX}{n}": np.repeat(v[offset : offset + 1], count, 0)
+                    for n, v in conditioning.items()
+                },
             },
         )

@@ -40,7 +40,9 @@ def estimate_activation_scales(module: nn.Module, plan: QuantPlan, run: Pass) ->
 
     observed(_observe_largest)
     observed(ActivationRange.observe_histogram)
-    return {tie: r.scale(specs[tie].spec, RangeMethod.parse(specs[tie].range_method)) for tie, r in ranges.items()}
+    return {
+        tie: r.scale(specs[tie].spec, RangeMethod.parse(specs[tie].range_method)) for tie, r in ranges.items()
+    }
 
 
 def _observe_largest(target: ActivationRange, x: Tensor) -> None:
@@ -54,14 +56,17 @@ def _observer(
         tensor = args[0] if site.role == "input" else output
         if not bool(torch.isfinite(tensor).all()):
             raise CalibrationError(
-                f"The float activation at '{site}' holds NaN or Inf.", "Check the model's weights and the samples."
+                f"The float activation at '{site}' holds NaN or Inf.",
+                "Check the model's weights and the samples.",
             )
         observe(target, tensor)
 
     return hook
 
 
-def insert_quantizers(module: nn.Module, plan: QuantPlan, scales: Mapping[str, float]) -> dict[str, QuantizedLayer]:
+def insert_quantizers(
+    module: nn.Module, plan: QuantPlan, scales: Mapping[str, float]
+) -> dict[str, QuantizedLayer]:
     """Replace every planned layer in place by a :class:`QuantizedLayer` with nearest rounding.
 
     ``scales`` maps tie -> activation scale. Returns the layers by module name, in execution order.

@@ -47,7 +47,9 @@ def test_round_trip_and_equal_bytes_on_every_save(made: CalibrationArtifact, fol
 
 
 def test_times_and_hosts_are_covered_by_no_digest(made: CalibrationArtifact, tmp_path: Path) -> None:
-    assert replace(made, build={"host": "a"}).save(tmp_path / "a") == replace(made, build={"host": "b"}).save(tmp_path / "b")
+    assert replace(made, build={"host": "a"}).save(tmp_path / "a") == replace(made, build={"host": "b"}).save(
+        tmp_path / "b"
+    )
 
 
 @pytest.mark.parametrize("version", sorted(p.name for p in GOLDEN.glob("artifact-v*")))

@@ -39,7 +39,11 @@ def test_the_builtin_recipes_are_there() -> None:
         (BASE + "samples:\n  seed: many\n", 7, "valid integer"),
         (HEAD + "    - {match: '*', bits: 9}\n", 5, "less than or equal to 8"),
         (HEAD + "    - {match: '*', bits: 8}\n    - {match: a}\n", 6, "needs 'bits' or 'ignore: true'"),
-        (HEAD + "    - {match: '*', bits: 8, range: {method: magic}}\n", 5, "does not match any of the expected"),
+        (
+            HEAD + "    - {match: '*', bits: 8, range: {method: magic}}\n",
+            5,
+            "does not match any of the expected",
+        ),
         (BASE + "nonsense: 1\n", 6, "nonsense: Extra inputs"),
         (BASE + "samples: [\n", 7, "not valid YAML"),
         (BASE + "schema: gacq-deploy/recipe/1\n", 6, "duplicate key 'schema'"),
@@ -66,7 +70,9 @@ def test_a_missing_recipe_lists_the_builtin_ones() -> None:
 
 
 def test_overrides_pass_the_same_validation() -> None:
-    recipe = parse_recipe(BASE, origin="x", overrides=["samples.steps=7", "calibration.reconstruction.lr_scale=1e-4"])
+    recipe = parse_recipe(
+        BASE, origin="x", overrides=["samples.steps=7", "calibration.reconstruction.lr_scale=1e-4"]
+    )
     assert recipe.samples.steps == 7
     assert recipe.calibration.reconstruction.lr_scale == 1e-4
     for bad in ("samples.steps=0", "samples.stepz=1", "samples.steps", "name.x=1", "=3"):
@@ -81,7 +87,10 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
 
 
 def test_gates_do_not_change_what_calibration_learns() -> None:
-    plain, gated = load_recipe("fashion-w8a8"), load_recipe("fashion-w8a8", ["parity.budget.image_psnr_db=10"])
+    plain, gated = (
+        load_recipe("fashion-w8a8"),
+        load_recipe("fashion-w8a8", ["parity.budget.image_psnr_db=10"]),
+    )
     other = load_recipe("fashion-w8a8", ["calibration.seed=1"])
     assert plain.calibration_digest == gated.calibration_digest != other.calibration_digest
     assert plain.digest != gated.digest
@@ -109,7 +118,10 @@ def test_the_last_matching_rule_wins() -> None:
     [
         ("    - {match: 'a', bits: 8}\n", "No quantization rule matches site 'b:weight'"),
         ("    - {match: '*', bits: 8}\n    - {match: 'zz*', ignore: true}\n", "matches no layer"),
-        ("    - {match: '*', bits: 8}\n    - {match: 'b', role: input, ignore: true}\n", "quantized weight but a float"),
+        (
+            "    - {match: '*', bits: 8}\n    - {match: 'b', role: input, ignore: true}\n",
+            "quantized weight but a float",
+        ),
     ],
 )
 def test_rules_that_do_not_fit_the_model_are_refused(rules: str, fragment: str) -> None:

@@ -66,7 +66,9 @@ def test_a_row_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
     samples = make_set()
     samples.latents[7, 0, 1, 1] = bad
     save_samples(samples, tmp_path / "s")
-    with pytest.raises(UsageError, match=r"'latents' holds NaN or Inf in 1 of 20 rows, first in row 7 \(trajectory 1"):
+    with pytest.raises(
+        UsageError, match=r"'latents' holds NaN or Inf in 1 of 20 rows, first in row 7 \(trajectory 1"
+    ):
         load_samples(tmp_path / "s")
 
 

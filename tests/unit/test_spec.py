@@ -26,7 +26,13 @@ def test_a_malformed_key_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("bits", "narrow", "bounds"),
-    [(8, True, (-127, 127)), (8, False, (-128, 127)), (4, True, (-7, 7)), (4, False, (-8, 7)), (2, True, (-1, 1))],
+    [
+        (8, True, (-127, 127)),
+        (8, False, (-128, 127)),
+        (4, True, (-7, 7)),
+        (4, False, (-8, 7)),
+        (2, True, (-1, 1)),
+    ],
 )
 def test_integer_bounds(bits: int, narrow: bool, bounds: tuple[int, int]) -> None:
     spec = TensorSpec(bits=bits, narrow=narrow)

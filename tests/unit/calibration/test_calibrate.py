@@ -69,7 +69,7 @@ def test_every_planned_site_is_learned_and_first_and_last_layer_stay_float(
     finished: tuple[RunDirectory, CalibrationArtifact],
 ) -> None:
     _, artifact = finished
-    assert {s for s in artifact.params} == {e.site for e in artifact.plan}
+    assert set(artifact.params) == {e.site for e in artifact.plan}
     assert not {"conv_in", "conv_out"} & set(artifact.plan.modules)
     assert all(h.loss_end <= h.loss_start for h in artifact.history)
     assert any(h.loss_end < h.loss_start for h in artifact.history)
@@ -85,7 +85,11 @@ def test_the_probe_holds_the_models_own_answers(finished: tuple[RunDirectory, Ca
     _, artifact = finished
     probe = artifact.probe
     assert probe is not None
-    assert {k: len(v) for k, v in probe.outputs.items()} == {"float": 10, "input_quant": 10, "output_quant": 10}
+    assert {k: len(v) for k, v in probe.outputs.items()} == {
+        "float": 10,
+        "input_quant": 10,
+        "output_quant": 10,
+    }
     for site, tensor in probe.local["input_quant"].items():
         if site == "output":
             continue
@@ -155,7 +159,7 @@ def count_done(root: Path) -> int:
 def test_killed_five_times_and_resumed_gives_the_same_bytes(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
 ) -> None:
-    """SIGKILL during collection, between and inside blocks; each kill waits for progress, so that it strikes late enough."""
+    """SIGKILL during collection, between and inside blocks; each kill waits for progress first."""
     rng = np.random.default_rng(0)
     for strike in range(5):
         child = start_child(tmp_path)
@@ -163,7 +167,9 @@ def test_killed_five_times_and_resumed_gives_the_same_bytes(
         deadline = time.monotonic() + 120
         # the first strike hits sample collection: as soon as the lock shows that work has begun
         while child.poll() is None and time.monotonic() < deadline:
-            begun = (tmp_path / ".gacq-lock").exists() if strike == 0 else count_done(tmp_path) > before + strike
+            begun = (
+                (tmp_path / ".gacq-lock").exists() if strike == 0 else count_done(tmp_path) > before + strike
+            )
             if begun:
                 break
             time.sleep(0.002)
@@ -220,7 +226,9 @@ def test_hand_made_weights_enter_per_block_and_change_only_from_there_on(
     assert weighted.manifest_digest != uniform.manifest_digest
 
 
-def test_another_recipe_is_refused_naming_what_differs(finished: tuple[RunDirectory, CalibrationArtifact]) -> None:
+def test_another_recipe_is_refused_naming_what_differs(
+    finished: tuple[RunDirectory, CalibrationArtifact],
+) -> None:
     with pytest.raises(RecipeError, match=r"another recipe; it differs in .*calibration.seed") as caught:
         calibrate(recipe("calibration.seed=9"), finished[0])
     assert "--fresh" in caught.value.hint

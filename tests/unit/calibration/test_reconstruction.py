@@ -1,4 +1,4 @@
-"""Reconstruction lowers the block's error, obeys sample weights and never leaves a block worse than nearest rounding."""
+"""Reconstruction lowers the block's error, obeys sample weights, never ends worse than nearest rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from gacq_deploy.calibration.reconstruction import ReconstructionResult, mean_loss, per_sample_loss, reconstruct_block
+from gacq_deploy.calibration.reconstruction import (
+    BlockTask,
+    ReconstructionResult,
+    mean_loss,
+    per_sample_loss,
+    reconstruct_block,
+)
 from gacq_deploy.calibration.replay import BlockData
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
@@ -31,8 +37,11 @@ class Toy:
     data: BlockData
 
     def learn(self, weights: np.ndarray = UNIFORM, **settings: object) -> ReconstructionResult:
-        section = ReconstructionSection.model_validate({"iterations": 400, "batch": 16, "lr_rounding": 0.03} | settings)
-        return reconstruct_block("toy", {"conv": self.layer}, (self.quantizer,), self.data, weights, section, 0)
+        section = ReconstructionSection.model_validate(
+            {"iterations": 400, "batch": 16, "lr_rounding": 0.03} | settings
+        )
+        task = BlockTask("toy", {"conv": self.layer}, (self.quantizer,), self.data, weights, seed=0)
+        return reconstruct_block(task, section)
 
     def losses(self) -> np.ndarray:
         inputs, targets = self.data.batch(np.arange(64))

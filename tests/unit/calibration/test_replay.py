@@ -37,7 +37,9 @@ def setting(tmp_path: Path) -> tuple[Denoiser, ModelGraph, CalibrationSet]:
     return denoiser, graph, samples
 
 
-def record_block(denoiser: Denoiser, name: str, samples: CalibrationSet) -> tuple[list[torch.Tensor], torch.Tensor]:
+def record_block(
+    denoiser: Denoiser, name: str, samples: CalibrationSet
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Run the whole model once; return the tensor arguments and the output of one block."""
     seen: list[tuple[list[torch.Tensor], torch.Tensor]] = []
 
@@ -123,7 +125,9 @@ def test_a_block_that_is_not_finite_is_named(
     denoiser, graph, samples = setting
     index = next(i for i, b in enumerate(graph.blocks) if b.name == "down_blocks.0.resnets.0")
     replay = Replay(denoiser, graph, samples, tmp_path, memory_mb=2048)
-    denoiser.module.get_submodule("down_blocks.0.resnets.0.norm1").get_parameter("weight").data[0] = float("nan")
+    denoiser.module.get_submodule("down_blocks.0.resnets.0.norm1").get_parameter("weight").data[0] = float(
+        "nan"
+    )
     for i in range(index):
         replay.advance(i, replay.prepare(i))
     with pytest.raises(CalibrationError, match=r"'down_blocks.0.resnets.0' holds NaN"):

@@ -28,7 +28,9 @@ def test_every_parameter_lies_in_exactly_one_block() -> None:
 
 def test_blocks_come_in_execution_order_and_depend_only_on_earlier_ones(graph: ModelGraph) -> None:
     names = [b.name for b in graph.blocks]
-    assert names.index("conv_in") < names.index("down_blocks.0.resnets.0") < names.index("mid_block.resnets.0")
+    assert (
+        names.index("conv_in") < names.index("down_blocks.0.resnets.0") < names.index("mid_block.resnets.0")
+    )
     assert names[-1] == "conv_out"
     for index, block in enumerate(graph.blocks):
         assert all(i < index for i in block.depends_on)
@@ -49,7 +51,10 @@ def test_sites_of_one_tensor_and_of_one_concat_are_tied(graph: ModelGraph) -> No
     assert graph.shared_tensor[k] == graph.shared_tensor[v] == q
     assert graph.ties[q] == graph.ties[k] == graph.ties[v]
     # the downsampled tensor is read by the next block's shortcut and concatenated for an up block's shortcut
-    down, up = Site("down_blocks.1.resnets.0.conv_shortcut", "input"), Site("up_blocks.0.resnets.1.conv_shortcut", "input")
+    down, up = (
+        Site("down_blocks.1.resnets.0.conv_shortcut", "input"),
+        Site("up_blocks.0.resnets.1.conv_shortcut", "input"),
+    )
     assert graph.ties[down] == graph.ties[up]
     assert graph.shared_tensor[down] != graph.shared_tensor[up]
     conv = Site("mid_block.resnets.0.conv1", "input")

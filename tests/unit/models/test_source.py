@@ -44,7 +44,10 @@ def test_three_layouts_give_the_same_model(folder: Path, tmp_path: Path) -> None
 def test_one_call_shape_with_and_without_classes(folder: Path, tmp_path: Path) -> None:
     tiny_unet(classes=None).save_pretrained(tmp_path / "plain" / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "plain" / "scheduler")
-    for source, names in ((folder, ["sample", "timestep", "class_labels"]), (tmp_path / "plain", ["sample", "timestep"])):
+    for source, names in (
+        (folder, ["sample", "timestep", "class_labels"]),
+        (tmp_path / "plain", ["sample", "timestep"]),
+    ):
         denoiser = load_denoiser(ModelSection(source=str(source)))
         inputs = denoiser.example_inputs(3)
         assert list(inputs) == names
@@ -141,6 +144,6 @@ def test_what_cannot_be_used_is_refused_with_a_remedy(
 def test_a_hub_id_that_cannot_be_fetched_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UsageError, match="'someone/some-model'.*cannot be fetched") as caught:
+    with pytest.raises(UsageError, match=r"'someone/some-model'.*cannot be fetched") as caught:
         load_denoiser(ModelSection(source="someone/some-model"))
     assert "pass its path" in caught.value.hint

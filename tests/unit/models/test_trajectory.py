@@ -62,7 +62,9 @@ def test_targets_are_the_models_own_output_and_states_follow_ddim(digits: Denois
     one = samples.rows(np.flatnonzero(samples.trajectory == 3))
     label = torch.from_numpy(one.conditioning["class_labels"])
     with torch.no_grad():
-        output = digits(torch.from_numpy(one.latents), torch.from_numpy(one.timesteps), {"class_labels": label})
+        output = digits(
+            torch.from_numpy(one.latents), torch.from_numpy(one.timesteps), {"class_labels": label}
+        )
     np.testing.assert_allclose(output.numpy(), one.targets, atol=1e-5)
     scheduler = DDIMScheduler.from_config(digits.record.scheduler)
     scheduler.set_timesteps(10)

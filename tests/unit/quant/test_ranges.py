@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,11 +63,14 @@ def test_dead_channels_get_a_scale_that_overflows_nothing(method: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts=st.lists(st.integers(1, 999), max_size=5), method=st.sampled_from(["minmax", "mse:2.4", "percentile:99.9"]))
+@given(
+    cuts=st.lists(st.integers(1, 999), max_size=5),
+    method=st.sampled_from(["minmax", "mse:2.4", "percentile:99.9"]),
+)
 def test_activation_scale_does_not_depend_on_the_chunks(cuts: list[int], method: str) -> None:
     x = heavy_tailed(1000)
     bounds = [0, *sorted(set(cuts)), 1000]
-    chunks = [x[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    chunks = [x[a:b] for a, b in pairwise(bounds)]
     parsed = RangeMethod.parse(method)
     assert observe(chunks).scale(A8, parsed) == observe([x]).scale(A8, parsed)
 

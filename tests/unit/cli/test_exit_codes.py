@@ -1,0 +1,77 @@
+"""One table from errors to exit codes: complete, and in the right order."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+
+import click
+import pytest
+
+from gacq_deploy import errors
+from gacq_deploy.errors import GacqError
+from gacq_deploy_cli.exit_codes import explain
+
+CODES = {
+    "GacqError": 1,
+    "UsageError": 2,
+    "RecipeError": 2,
+    "ModelError": 2,
+    "CalibrationError": 1,
+    "ArtifactError": 5,
+    "ExportError": 1,
+    "EngineError": 1,
+    "GateError": 3,
+    "BackendUnavailable": 4,
+    "ResourceError": 6,
+}
+
+
+def _family() -> dict[str, type[GacqError]]:
+    members = vars(errors).values()
+    return {m.__name__: m for m in members if inspect.isclass(m) and issubclass(m, GacqError)}
+
+
+def test_every_error_of_the_family_has_its_code() -> None:
+    assert {name: explain(cls("what", "remedy")).exit_code for name, cls in _family().items()} == CODES
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (click.UsageError("no such option"), 2, "no such option"),
+        (click.BadParameter("too small"), 2, "too small"),
+        (click.Abort(), 130, "state saved"),
+        (KeyboardInterrupt(), 130, "state saved"),
+        (MemoryError("4 GiB"), 6, "4 GiB"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            6,
+            "Out of memory",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 6, "a.bin"),
+        (OSError(errno.EFBIG, "File too large", "a.bin"), 6, "a.bin"),
+        (OSError(errno.EACCES, "Permission denied", "a.bin"), 1, "a.bin"),
+        (TypeError("a bug"), 1, "Internal error: TypeError: a bug"),
+        (RuntimeError("a bug"), 1, "Internal error"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_other_errors(error: BaseException, code: int, says: str) -> None:
+    failure = explain(error)
+    assert failure.exit_code == code
+    assert says in failure.message
+    assert failure.hint
+
+
+def test_the_document_holds_what_the_text_says() -> None:
+    failure = explain(errors.ArtifactError("It was altered.", "Export again."))
+    assert failure.document() == {
+        "error": {
+            "kind": "ArtifactError",
+            "message": "It was altered.",
+            "hint": "Export again.",
+            "exit_code": 5,
+        }
+    }
+    assert failure.text() == "It was altered.\nExport again."
