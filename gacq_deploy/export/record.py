@@ -97,7 +97,7 @@ def artifact_digest(directory: RunDirectory) -> str:
     Raises:
         ArtifactError: there is none.
     """
-    hint = f"Run `gacq-deploy calibrate -o {directory.root}` first."
+    hint = f"Run `gacq-deploy calibrate -r {directory.recipe_path} -o {directory.root}` first."
     manifest = read_json(directory.artifact / "manifest.json", what="Artifact manifest", hint=hint)
     digest = manifest.get("digest") if isinstance(manifest, dict) else None
     if not isinstance(digest, str):

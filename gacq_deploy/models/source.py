@@ -161,7 +161,9 @@ def _load_module(folder: Path, config: dict[str, Any]) -> nn.Module:
         raise ModelError(f"{folder} cannot be loaded: {first}", hint) from error
     for problem, names in (("lack", info["missing_keys"]), ("hold the unknown", info["unexpected_keys"])):
         if names:  # diffusers would only warn, and run with random weights
-            raise ModelError(f"{folder}: the weights {problem} tensor '{sorted(names)[0]}' ({len(names)} in all).", hint)
+            raise ModelError(
+                f"{folder}: the weights {problem} tensor '{sorted(names)[0]}' ({len(names)} in all).", hint
+            )
     network: nn.Module = module.eval().requires_grad_(False)
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):

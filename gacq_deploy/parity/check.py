@@ -121,7 +121,7 @@ def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str,
 
 
 def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
-    hint = f"Run `gacq-deploy calibrate -o {directory.root}` again."
+    hint = f"Run `gacq-deploy calibrate -r {directory.recipe_path} -o {directory.root}` again."
     if artifact.probe is None:
         raise ArtifactError(f"The artifact in {directory.artifact} holds no probe to compare with.", hint)
     wanted = {

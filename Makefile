@@ -1,0 +1,75 @@
+# What a developer types. Stamp files in the virtual environment make a second call cheap.
+#
+#   make quickstart   install, then the whole chain on the shipped demo model (no GPU needed)
+#   make test         everything that needs no GPU: ruff, mypy, import contracts, pytest
+#   make check        the same without the slow tests: the gate before a commit
+#   make format       let ruff format the tree
+#   make clean        remove the environment, caches and builds; runs/ stays
+#
+# torch: pip takes the build its own configuration offers. On a machine without a GPU point pip at a CPU build first
+# (for instance `make quickstart PIP_FLAGS='--find-links DIR'`); the default wheel brings several GB of CUDA.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+RUN_DIR ?= runs/quickstart
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt $(PIP_FLAGS)
+SOURCES := gacq_deploy cli tests examples benchmarks
+
+# tiny operators: more threads than this make the tests slower; recipes state their own
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check lint format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gacq-deploy needs Python >= 3.11; $(PYTHON) is older. Try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) has no venv. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt pip
+	touch $@
+
+# torch goes first and alone: its pin then decides the build before anything else may ask for another
+$(VENV)/.stamp-runtime: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+	@echo "Installing torch, diffusers, onnxruntime and gacq-deploy into $(VENV) ..."
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable '.[cpu,calibrate]'
+	touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-runtime
+	@echo "Installing the development tools ..."
+	$(INSTALL) --editable '.[cpu,calibrate,openvino]' --group dev
+	touch $@
+
+quickstart: $(VENV)/.stamp-runtime
+	$(BIN)/gacq-deploy quickstart -o $(RUN_DIR)
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_FLAGS)
+
+check: lint
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

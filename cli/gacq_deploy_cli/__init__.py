@@ -1,0 +1,1 @@
+"""How does a person ask? Thin click commands: parse, call one function, print, choose the exit code."""

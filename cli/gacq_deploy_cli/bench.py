@@ -1,0 +1,83 @@
+"""`bench`: is INT8 faster and smaller on this machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.options import common, run_directory_argument, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.bench import BenchReport
+
+
+@click.command(short_help="Measure INT8 against float.")
+@run_directory_argument
+@click.option(
+    "--engine", "engines", multiple=True, help="Repeatable; default: ort-cpu, and openvino if installed."
+)
+@click.option("--batch", "batches", type=int, multiple=True, help="Batch size, repeatable; default: 1 and 8.")
+@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of every engine.")
+@click.option("--repeats", type=int, default=7, show_default=True, help="Rounds; the spread comes from them.")
+@common
+@with_output
+def bench(
+    output: Output,
+    directory: Path,
+    engines: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: int,
+    repeats: int,
+) -> None:
+    """Measure the INT8 graphs beside their float twins, interleaved, in both orders. Writes bench.json.
+
+    Every engine runs in a process of its own. Ratios are of CPU time: above 1 INT8 is faster.
+    """
+    from gacq_deploy.bench import run_bench
+    from gacq_deploy.bench.measure import Settings
+    from gacq_deploy.run_directory import RunDirectory
+
+    run = RunDirectory(directory)
+    settings = Settings(batches or (1, 8), threads, repeats)
+    with output.progress() as report:
+        result = run_bench(run, engines=engines or None, settings=settings, report=report)
+    output.emit(result.model_dump(mode="json", by_alias=True), *_tables(result, run.bench_json))
+
+
+def _tables(result: BenchReport, path: Path) -> tuple[Table | str, ...]:
+    measured = Table(
+        f"{result.host.cpu}, threads {result.threads}, rounds {result.repeats}, load {result.host.load_average:g}",
+        ["engine and graph", "file", "integer layers", "batch", "CPU ms", "wall ms", "peak memory"],
+        _measured(result),
+    )
+    compared = Table(
+        "times faster (median, quartiles)",
+        ["INT8", "float", "batch", "CPU time", "wall time"],
+        ((r.candidate, r.baseline, r.batch, _spread(r.cpu), _spread(r.wall)) for r in result.ratios),
+    )
+    skipped = [f"not measured: {name}: {why}" for name, why in result.skipped.items()]
+    return (measured, compared, *skipped, f"written: {path}")
+
+
+def _measured(result: BenchReport) -> Iterator[tuple[Any, ...]]:
+    for candidate in result.candidates:
+        kernels = candidate.kernels
+        share = "" if kernels is None else f"{kernels.integer} of {kernels.planned}"
+        for timing in candidate.timings:
+            yield (
+                candidate.name,
+                size(candidate.file_bytes),
+                share,
+                timing.batch,
+                f"{timing.cpu_ms.median:.3g}",
+                f"{timing.wall_ms.median:.3g}",
+                size(timing.peak_bytes),
+            )
+
+
+def _spread(spread: Any) -> str:
+    return f"{spread.median:.2f} ({spread.q1:.2f} .. {spread.q3:.2f})"

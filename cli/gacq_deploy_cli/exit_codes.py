@@ -1,0 +1,112 @@
+"""Which exit code does an error get, and what is said? One table, no library beside click."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from gacq_deploy.errors import (
+    ArtifactError,
+    BackendUnavailable,
+    GacqError,
+    GateError,
+    ModelError,
+    ResourceError,
+    UsageError,
+)
+
+DONE = 0
+FAILURE = 1
+USAGE = 2
+GATE = 3
+ENVIRONMENT = 4
+STALE = 5
+RESOURCES = 6
+INTERRUPTED = 130
+
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (UsageError, USAGE),
+    (ModelError, USAGE),
+    (GateError, GATE),
+    (BackendUnavailable, ENVIRONMENT),
+    (ArtifactError, STALE),
+    (ResourceError, RESOURCES),
+    (GacqError, FAILURE),
+    (click.UsageError, USAGE),
+    (click.Abort, INTERRUPTED),
+    (KeyboardInterrupt, INTERRUPTED),
+    (MemoryError, RESOURCES),
+    (Exception, FAILURE),
+)
+"""The first class that fits decides."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is said about an error."""
+
+    kind: str
+    message: str
+    hint: str
+    exit_code: int
+
+    def document(self) -> dict[str, Any]:
+        """Return the one JSON document of a failed command."""
+        return {"error": asdict(self)}
+
+    def text(self) -> str:
+        """Return the message and, on a new line, the remedy."""
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+def explain(error: BaseException) -> Failure:
+    """Turn any error that left a command into what is said about it."""
+    kind = type(error).__name__
+    code = next((code for cls, code in EXIT_CODES if isinstance(error, cls)), FAILURE)
+    if isinstance(error, GacqError):
+        return Failure(kind, error.message, error.hint, code)
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "gacq-deploy"
+        return Failure(kind, error.format_message(), f"`{path} --help` lists what it takes.", code)
+    if isinstance(error, click.ClickException):
+        return Failure(kind, error.format_message(), "", code)
+    if code == INTERRUPTED:
+        return Failure(
+            "Interrupted",
+            "Interrupted; everything finished so far is saved (state saved).",
+            "Run the same command again: it goes on where it stopped.",
+            code,
+        )
+    return _explain_system(error, kind, code)
+
+
+def _explain_system(error: BaseException, kind: str, code: int) -> Failure:
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    ):
+        return Failure(
+            kind,
+            f"Out of memory: {str(error) or 'the system gave no more'}. Earlier files are untouched.",
+            "Lower calibration.memory_mb with --set, or --batch; `--dry-run` estimates what is needed.",
+            RESOURCES,
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Failure(
+            kind,
+            f"No space left for {error.filename or 'a file'} ({error.strerror}). Earlier files are untouched.",
+            "Free disk space, then run the same command again: it resumes.",
+            RESOURCES,
+        )
+    if isinstance(error, OSError):
+        return Failure(kind, f"The system refused: {error}.", "Check the path and its permissions.", code)
+    return Failure(
+        kind,
+        f"Internal error: {kind}: {error}",
+        "This is a bug: run again with --debug and report the traceback.",
+        code,
+    )

@@ -1,0 +1,76 @@
+"""`export`: from artifact to ONNX graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.options import common, needs_extra, run_directory_argument, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.export.record import ExportRecord
+
+
+@click.command(short_help="Write float and INT8 ONNX graphs.")
+@run_directory_argument
+@click.option(
+    "--onnx",
+    is_flag=True,
+    required=True,
+    expose_value=False,
+    help="Write ONNX graphs (the one format so far).",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["trt", "cpu", "both"]),
+    help="trt: int8.onnx (TensorRT, OpenVINO); cpu: int8.cpu.onnx (ONNX Runtime); default: the recipe's.",
+)
+@common
+@with_output
+def export(output: Output, directory: Path, target: str | None) -> None:
+    """Write float.onnx and the Q/DQ graphs, lint them, and check them in ONNX Runtime.
+
+    Finished, the same command does nothing. A failure leaves the graphs of an earlier export as they were.
+    """
+    from gacq_deploy.run_directory import RunDirectory
+
+    run = RunDirectory(directory)
+    with needs_extra("calibrate", "export"), output.progress() as report:
+        from gacq_deploy.export.stage import export_onnx
+
+        record = export_onnx(run, targets=_targets(target), report=report)
+    output.emit(record.model_dump(mode="json", by_alias=True), *_tables(run.onnx, record))
+
+
+def _targets(name: str | None) -> Literal["trt", "cpu", "both"] | None:
+    match name:
+        case "trt" | "cpu" | "both":
+            return name
+        case _:
+            return None
+
+
+def _tables(folder: Path, record: ExportRecord) -> tuple[Table | str, ...]:
+    files = [
+        (
+            folder / name,
+            size(entry.bytes),
+            record.quantized_sites.get(name, ""),
+            f"{record.self_check[name]:.2e}" if name in record.self_check else "",
+        )
+        for name, entry in record.files.items()
+    ]
+    lint = [(c.file, c.target, c.error, c.warn, c.info) for c in record.lint]
+    return (
+        Table(
+            f"export of artifact {record.artifact_sha256[:12]}",
+            ["file", "size", "quantized tensors", "self-check"],
+            files,
+        ),
+        "self-check: float.onnx against torch, Q/DQ graphs against float.onnx (relative error on the probe)",
+        Table("lint", ["file", "engine", "errors", "warnings", "infos"], lint),
+        f"Next: gacq-deploy parity {folder.parent}",
+    )

@@ -1,0 +1,88 @@
+"""`lint`: would an engine refuse this graph, compute it wrongly, or run it in float?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gacq_deploy_cli import exit_codes
+from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.options import common, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.export.lint import Finding
+
+ALIASES = {"trt": "tensorrt", "cpu": "ort-cpu"}
+TARGETS = ("tensorrt", "ort-cpu", "openvino", *ALIASES)
+
+
+@click.command(short_help="Judge any ONNX graph for an engine.")
+@click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
+@click.option(
+    "--target", type=click.Choice(TARGETS), help="Engine to judge for; default tensorrt for a file."
+)
+@common
+@with_output
+def lint(output: Output, path: Path, target: str | None) -> int:
+    """Check an ONNX graph, whoever made it, against what engines accept; exit 3 when one would choke.
+
+    A run directory has each of its INT8 graphs judged for the engine it was made for. Needs no engine
+    installed.
+    """
+    from gacq_deploy.export.lint import count_findings, errors_in, lint_file
+
+    found = {(str(file), engine): lint_file(file, target=engine) for file, engine in _subjects(path, target)}
+    document = [
+        {"file": file, "target": engine, "counts": count_findings(f), "findings": [asdict(x) for x in f]}
+        for (file, engine), f in found.items()
+    ]
+    tables = [_table(f"{file} for {engine}", findings) for (file, engine), findings in found.items()]
+    output.emit(document, *tables)
+    return exit_codes.GATE if any(errors_in(f) for f in found.values()) else exit_codes.DONE
+
+
+def _subjects(path: Path, target: str | None) -> list[tuple[Path, str]]:
+    """Return (file, engine) pairs: the file given, or the INT8 graphs of a run directory."""
+    engine = ALIASES.get(target or "", target)
+    if not path.is_dir():
+        return [(path, engine or "tensorrt")]
+    from gacq_deploy.errors import ArtifactError
+    from gacq_deploy.run_directory import RunDirectory
+
+    directory = RunDirectory(path)
+    pairs = [
+        (directory.int8_onnx, "tensorrt"),
+        (directory.int8_onnx, "openvino"),
+        (directory.cpu_onnx, "ort-cpu"),
+    ]
+    present = [(f, e) for f, e in pairs if f.is_file() and engine in (None, e)]
+    if not present:
+        raise ArtifactError(
+            f"{path} holds no INT8 graph for {engine or 'any engine'}.",
+            f"Run `gacq-deploy export --onnx {path}` first.",
+        )
+    return present
+
+
+def _table(title: str, findings: Sequence[Finding]) -> Table | str:
+    """One row a rule and text, with the number of nodes it applies to and the first of them."""
+    if not findings:
+        return f"{title}: nothing found"
+    counts = Counter((f.severity, f.rule, f.effect, f.remedy) for f in findings)
+    first = {(f.rule, f.severity): f for f in reversed(findings)}
+    rows = [
+        (
+            severity,
+            rule,
+            count,
+            f"{first[rule, severity].node}: {first[rule, severity].detail}",
+            f"{effect} {remedy}",
+        )
+        for (severity, rule, effect, remedy), count in counts.items()
+    ]
+    return Table(title, ["severity", "rule", "nodes", "first", "effect and remedy"], rows)

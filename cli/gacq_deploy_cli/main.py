@@ -1,0 +1,105 @@
+"""The group, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from gacq_deploy import __version__
+from gacq_deploy_cli import (
+    bench,
+    calibrate,
+    doctor,
+    export,
+    inspect,
+    lint,
+    parity,
+    quickstart,
+    recipes,
+    run,
+    verify,
+)
+from gacq_deploy_cli.exit_codes import explain
+from gacq_deploy_cli.options import common
+
+
+class BoundaryGroup(click.Group):
+    """A group whose ``main`` never lets a traceback out unless ``--debug`` asks for one.
+
+    Commands return their exit code (None is 0) or raise.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """Return the commands in the order in which one needs them."""
+        return list(self.commands)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+        """Run one command and leave with its exit code."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, *rest, **extra)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the boundary: everything is said, then 1..130)
+            sys.exit(_report(error, arguments))
+        sys.exit(code or 0)
+
+
+def _report(error: BaseException, arguments: Sequence[str]) -> int:
+    failure = explain(error)
+    if "--debug" in arguments:
+        traceback.print_exception(error, file=sys.stderr)
+    if "--json" in arguments:
+        click.echo(json.dumps(failure.document(), indent=2))
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(failure.text(), err=True)
+    return failure.exit_code
+
+
+@click.group(
+    cls=BoundaryGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="gacq-deploy")
+@common
+def cli() -> None:
+    """Take a diffusion denoiser from diffusers to a verified INT8 engine.
+
+    A run directory holds everything: calibrate makes it, the later commands take it as their argument.
+
+    Exit codes: 0 done, 1 failure, 2 usage or recipe, 3 a gate failed, 4 something is missing in the
+    environment, 5 stale, corrupt or unverified file, 6 out of disk, memory or time, 130 interrupted with
+    state saved.
+    """
+
+
+for _command in (
+    quickstart.quickstart,
+    calibrate.calibrate,
+    export.export,
+    parity.parity,
+    run.run,
+    bench.bench,
+    inspect.inspect,
+    lint.lint,
+    verify.verify,
+    doctor.doctor,
+    recipes.recipes,
+):
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Entry point of ``gacq-deploy``."""
+    if not {"-v", "-vv", "--verbose", "--debug"} & set(sys.argv[1:]):
+        # third-party deprecations say nothing to a user; tests run the group itself, where they are errors
+        warnings.filterwarnings("ignore")
+    cli.main(prog_name="gacq-deploy")
+
+
+if __name__ == "__main__":
+    main()

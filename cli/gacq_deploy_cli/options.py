@@ -1,0 +1,98 @@
+"""Which options and arguments do several commands share?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy_cli.console import Output
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+P = ParamSpec("P")
+ENGINES = ("ort-cpu", "openvino", "ort-cuda", "float")
+
+
+@dataclass
+class Settings:
+    """What the common options say, wherever on the command line they stand."""
+
+    json: bool = False
+    verbosity: int = 0
+    debug: bool = False
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    settings = context.ensure_object(Settings)
+    match parameter.name:
+        case "json":
+            settings.json |= bool(value)
+        case "debug":
+            settings.debug |= bool(value)
+        case "verbose":
+            settings.verbosity += int(value)
+        case "quiet":
+            settings.verbosity -= int(value)
+
+
+def common(command: Command) -> Command:
+    """Add ``--json``, ``-v``, ``-q`` and ``--debug``."""
+    shared: dict[str, Any] = {"expose_value": False, "callback": _remember}
+    for decorate in (
+        click.option("--debug", is_flag=True, help="Show the traceback of an error.", **shared),
+        click.option("-q", "--quiet", count=True, help="No progress; only results and errors.", **shared),
+        click.option(
+            "-v", "--verbose", count=True, help="Log what happens (-vv: everything) on stderr.", **shared
+        ),
+        click.option("--json", is_flag=True, help="One JSON document on stdout.", **shared),
+    ):
+        command = decorate(command)
+    return command
+
+
+def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Callable[P, int | None]:
+    """Pass an :class:`Output` made from the common options as the first argument."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> int | None:
+        settings = click.get_current_context().ensure_object(Settings)
+        output = Output(as_json=settings.json, verbosity=settings.verbosity)
+        output.start_logging()
+        return function(output, *args, **kwargs)
+
+    return call
+
+
+run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+recipe_option = click.option("-r", "--recipe", required=True, help="Built-in recipe name or YAML file.")
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one recipe value, e.g. samples.steps=10.",
+)
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Turn a missing library inside the block into the pip line that installs it.
+
+    Raises:
+        BackendUnavailable: an import of a package outside this project failed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith("gacq_deploy"):
+            raise  # our own mistake, not a missing package
+        raise BackendUnavailable(
+            f"{what} needs a package that is missing or broken: {error}.",
+            f"pip install 'gacq-deploy[{extra}]'",
+        ) from error

@@ -1,0 +1,105 @@
+"""`parity`: does the exported model compute what was calibrated, and is that close to the original?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gacq_deploy_cli import exit_codes
+from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.options import common, run_directory_argument, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.parity import ParityReport
+
+
+@click.command(short_help="Prove that the graphs are the calibrated model (exit 3: they are not).")
+@run_directory_argument
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    help="Engine to judge, repeatable; default: ort-cpu, and openvino if installed.",
+)
+@click.option(
+    "--rejudge",
+    "thresholds",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Judge the last run's numbers under the thresholds of this YAML: keys of a parity section, or a recipe.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the engine choose."
+)
+@common
+@with_output
+def parity(
+    output: Output, directory: Path, engines: tuple[str, ...], thresholds: Path | None, threads: int
+) -> int:
+    """Prove that the exported graphs are the calibrated model: exit 0 ship it, 3 do not.
+
+    Four kinds of evidence: exact numbers in every file, agreement block by block, equal distance from the
+    float model, and that distance against the recipe's budget. Writes parity.json; --rejudge writes and
+    runs nothing.
+    """
+    from gacq_deploy.parity import check_parity, rejudge
+    from gacq_deploy.run_directory import RunDirectory
+
+    run = RunDirectory(directory)
+    if thresholds is not None:
+        result = rejudge(run, _read_thresholds(thresholds))
+    else:
+        with output.progress() as report:
+            result = check_parity(run, engines=engines or None, threads=threads, report=report)
+    output.emit(result.model_dump(mode="json", by_alias=True), *parity_tables(result, run.parity_json))
+    return exit_codes.DONE if result else exit_codes.GATE
+
+
+def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:
+    """Return one row a gate, what failed and where, and the verdict."""
+    failed = [
+        f"FAILED {edge.evidence}: {edge.reference} -> {edge.candidate}. "
+        + "; ".join(f"{k}: {v}" for k, v in edge.worst.items() if v is not None)
+        for edge in result.edges
+        if not edge.passed
+    ]
+    columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
+    verdict = f"parity: {'passed' if result else 'FAILED'} ({path})"
+    return (Table("parity", columns, _rows(result)), *failed, verdict)
+
+
+def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
+    from gacq_deploy.parity.report import GATES
+
+    for edge in result.edges:
+        for name, bound in edge.thresholds.items():
+            gate, value = GATES[edge.evidence][name], edge.metrics.get(name)
+            yield (
+                "ok" if gate.holds(value, bound) else "FAIL",
+                edge.evidence,
+                edge.reference,
+                edge.candidate,
+                name,
+                "not evaluated" if value is None else f"{value:.6g}",
+                f"{'>=' if gate.at_least else '<='} {bound:g}",
+            )
+
+
+def _read_thresholds(path: Path) -> dict[str, Any]:
+    import yaml
+
+    from gacq_deploy.errors import RecipeError
+
+    hint = "Pass a YAML file such as {budget: {image_psnr_db: 28}}, or a recipe."
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"Thresholds {path} cannot be read: {str(error).splitlines()[0]}.", hint) from error
+    if isinstance(document, dict):
+        document = document.get("parity", document)
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: thresholds are a mapping, got {type(document).__name__}.", hint)
+    return document

@@ -1,0 +1,96 @@
+"""`quickstart`: the whole chain, once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gacq_deploy_cli import exit_codes
+from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.options import common, needs_extra, set_option, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.chain import ChainResult, Row
+
+
+@click.command(short_help="The whole chain on the shipped model.")
+@click.option(
+    "-r", "--recipe", default="fashion-w8a8", show_default=True, help="Built-in recipe or YAML file."
+)
+@click.option(
+    "-o",
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs/quickstart"),
+    show_default=True,
+    help="Run directory.",
+)
+@set_option
+@click.option("--fresh", is_flag=True, help="Forget what is in the directory and start over.")
+@common
+@with_output
+def quickstart(output: Output, recipe: str, output_dir: Path, overrides: tuple[str, ...], fresh: bool) -> int:
+    """Calibrate, export, prove, measure and draw the shipped model; exit 3 when a gate fails.
+
+    Interrupted, the same command resumes; finished, it says so and shows the result again.
+    """
+    from gacq_deploy.recipe import load_recipe
+    from gacq_deploy.run_directory import RunDirectory
+
+    resolved = load_recipe(recipe, overrides)
+    run = RunDirectory(output_dir)
+    with needs_extra("cpu,calibrate", "quickstart"):
+        from gacq_deploy.chain import run_chain
+    with output.progress() as report:
+        result = run_chain(resolved, run, fresh=fresh, report=report)
+    output.emit(_document(result, run.parity_json), *_tables(result, run.parity_json))
+    return exit_codes.DONE if result.parity else exit_codes.GATE
+
+
+def _document(result: ChainResult, parity_json: Path) -> dict[str, Any]:
+    return {
+        "passed": result.parity.passed,
+        "artifact": result.artifact_sha256,
+        "rows": [asdict(row) for row in result.rows],
+        "already_done": result.already_done,
+        "comparison": str(result.comparison),
+        "parity": str(parity_json),
+    }
+
+
+def _tables(result: ChainResult, parity_json: Path) -> tuple[Table | str, ...]:
+    batches = result.bench.batches
+    columns = ["engine", "graph", "size float", "INT8", *(f"speed x, batch {b}" for b in batches)]
+    columns += ["per-step SQNR dB (worst bucket)", "image PSNR dB", "image SSIM", "parity"]
+    # a graph that only serves as the reference of other engines has no speed of its own
+    shown = [row for row in result.rows if row.speedup] or result.rows
+    done = f"already done: {', '.join(result.already_done)}" if result.already_done else ""
+    return (
+        Table("INT8 against float", columns, [_cells(row, batches) for row in shown]),
+        "speed: CPU time of float.onnx in ONNX Runtime over that of the INT8 graph, one thread",
+        *([done] if done else []),
+        f"images FP | INT8 | difference: {result.comparison}",
+        f"evidence: {parity_json}",
+        f"verdict: {'passed' if result.parity else 'FAILED (gacq-deploy parity shows which gate)'}",
+    )
+
+
+def _cells(row: Row, batches: tuple[int, ...]) -> tuple[str, ...]:
+    return (
+        row.engine,
+        row.file,
+        size(row.float_bytes),
+        size(row.int8_bytes),
+        *(_number(row.speedup.get(batch), 2) for batch in batches),
+        _number(row.eps_sqnr_db, 1),
+        _number(row.image_psnr_db, 1),
+        _number(row.image_ssim, 3),
+        "ok" if row.passed else "fail",
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,106 @@
+"""Are the documents true? Commands in them parse, make targets exist, and the tree names no machine."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from gacq_deploy_cli.main import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+BLOCK = re.compile(r"```(?:console|sh|bash)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+# in pieces, so that this file does not name them itself
+HOSTS = (
+    "pypi." + "org",
+    "pythonhosted" + ".org",
+    "deb.debian" + ".org",
+    "npmjs" + ".org",
+    "download.pytorch" + ".org",
+)
+FORBIDDEN = re.compile("|".join((r"(?<![\w.{}])/(?:work|root|home)/", *map(re.escape, HOSTS))))
+TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".json", ".cfg", ".sh", ""}
+
+
+def _lines(document: str) -> Iterator[str]:
+    for block in BLOCK.findall((ROOT / document).read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.removeprefix("$ ").split("  #")[0].strip()
+            if command and not command.startswith("#"):
+                yield command
+
+
+def _commands(program: str) -> list[str]:
+    return [line for document in DOCUMENTS for line in _lines(document) if line.split()[0] == program]
+
+
+def _parse(group: click.Group, arguments: list[str], parent: click.Context) -> None:
+    name, *rest = arguments
+    command = group.get_command(parent, name)
+    assert command is not None, f"there is no command {name}"
+    if isinstance(command, click.Group):
+        _parse(command, rest, click.Context(command, parent=parent))
+    else:
+        command.make_context(name, rest, parent=parent)
+
+
+@pytest.mark.parametrize("line", sorted(set(_commands("gacq-deploy"))), ids=str)
+def test_documented_commands_parse(line: str) -> None:
+    arguments = shlex.split(line)[1:]
+    if set(arguments) & {"--help", "--version"}:
+        return
+    _parse(cli, arguments, click.Context(cli))
+
+
+def test_the_readme_shows_the_whole_chain() -> None:
+    shown = {line.split()[1] for line in _commands("gacq-deploy")}
+    assert set(cli.commands) <= shown
+
+
+@pytest.mark.parametrize("line", sorted(set(_commands("make"))), ids=str)
+def test_documented_make_targets_exist(line: str) -> None:
+    targets = [word for word in shlex.split(line)[1:] if "=" not in word]
+    done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in LINK.findall(text):
+        assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+def _repository_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_the_tree_names_no_machine_and_no_registry() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in _repository_files()
+        if path.suffix in TEXT
+        for match in FORBIDDEN.finditer(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    assert not found
+
+
+def test_python_files_stay_small() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in _repository_files()
+        if path.suffix == ".py" and "tests" not in path.parts
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 450
+    }
+    assert not long

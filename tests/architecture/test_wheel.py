@@ -1,0 +1,81 @@
+"""What does a user get from `pip install`? The wheel is built, and run from where it was unpacked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from gacq_deploy import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS_LIMIT = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+def _names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_only_two_packages_are_installed(wheel: Path) -> None:
+    tops = {PurePosixPath(name).parts[0] for name in _names(wheel)}
+    assert tops == {"gacq_deploy", "gacq_deploy_cli", f"gacq_deploy-{__version__}.dist-info"}
+
+
+def test_every_source_file_is_in_the_wheel(wheel: Path) -> None:
+    names = _names(wheel)
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "gacq_deploy").rglob("*.py")}
+    sources |= {p.relative_to(ROOT / "cli").as_posix() for p in (ROOT / "cli").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == sources
+    assert {"gacq_deploy/py.typed", "gacq_deploy_cli/py.typed"} <= names
+
+
+def test_recipes_and_demo_models_are_in_the_wheel(wheel: Path) -> None:
+    names = _names(wheel)
+    recipes = {f"gacq_deploy/recipes/{p.name}" for p in (ROOT / "recipes").glob("*.yaml")}
+    assert len(recipes) >= 2
+    assert recipes <= names
+    demo = {name for name in names if name.startswith("gacq_deploy/demo/")}
+    assert any(n.startswith("gacq_deploy/demo/fashion16/") and n.endswith(".safetensors") for n in demo)
+    assert any(
+        n.startswith("gacq_deploy/demo/fashion16/") and n.endswith("scheduler_config.json") for n in demo
+    )
+
+
+def test_the_second_demo_model_stays_small() -> None:
+    digits = ROOT / "examples" / "models" / "digits8"
+    assert sum(p.stat().st_size for p in digits.rglob("*") if p.is_file()) < DIGITS_LIMIT
+
+
+def test_the_unpacked_wheel_finds_its_recipes_and_its_model(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import json\n"
+        "from gacq_deploy.recipe import builtin_recipes\n"
+        "from gacq_deploy.models.source import builtin_directory\n"
+        "print(json.dumps([*map(str, builtin_recipes().values()), str(builtin_directory('fashion16'))]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found
+    assert all(Path(path).is_relative_to(tmp_path / "gacq_deploy") for path in found)

@@ -1,0 +1,75 @@
+"""One tiny run directory, made by the real commands; every test that changes it gets its own copy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import invoke
+from tests.support.tiny import SCHEDULER, tiny_unet
+
+RECIPE = """\
+schema: gacq-deploy/recipe/1
+name: tiny
+model: {{source: "{model}"}}
+samples: {{trajectories: 4, steps: 4, batch: 4, validation_share: 0.25}}
+quantization:
+  rules:
+    - {{match: "*", bits: 8, range: {{method: minmax}}}}
+    - {{match: "conv_in", ignore: true}}
+    - {{match: "conv_out", ignore: true}}
+    - {{match: "*time_embedding*", ignore: true}}
+    - {{match: "*time_emb_proj", ignore: true}}
+calibration: {{threads: 1, memory_mb: 64, reconstruction: {{iterations: 4, batch: 4}}}}
+parity:
+  images: 4
+  steps: 4
+  buckets: 2
+  noise_floor_runs: 1
+  probe: {{trajectories: 2, local_samples: 2}}
+  # random weights: what matters here is that the gates are evaluated
+  error_difference_db: 6
+  budget: {{eps_sqnr_db: 10, eps_cosine: 0.9, trajectory_cosine: 0.5, image_psnr_db: 10, image_ssim: 0.1}}
+runtime: {{steps: 4, batch: 4}}
+"""
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random class-conditional UNet2DModel as a pipeline folder."""
+    folder = tmp_path_factory.mktemp("model") / "pipeline"
+    tiny_unet().save_pretrained(folder / "unet")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe_file(model_folder: Path) -> Path:
+    """A recipe that calibrates the tiny model in about a second."""
+    path = model_folder.parent / "tiny.yaml"
+    path.write_text(RECIPE.format(model=model_folder))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated, exported and judged run directory. Never written to: copy it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    for arguments in (
+        ["calibrate", "-r", str(recipe_file), "-o", str(run)],
+        ["export", "--onnx", str(run)],
+        ["parity", str(run), "--engine", "ort-cpu", "--threads", "1"],
+    ):
+        done = invoke([*arguments, "--json"])
+        assert done.exit_code == 0, done.output
+    return run
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))

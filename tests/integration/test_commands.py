@@ -1,0 +1,264 @@
+"""What do the commands print and write when all is well?"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from gacq_deploy.recipe import builtin_recipes, load_recipe
+from gacq_deploy_cli.main import cli
+from tests.support.commands import invoke
+
+
+def _json(*arguments: str, code: int = 0) -> Any:
+    done = invoke([*arguments, "--json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+def test_calibrate_again_does_nothing(run_copy: Path, recipe_file: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (run_copy / "artifact").iterdir()}
+    digest = _json("inspect", str(run_copy))["digest"]
+    done = invoke(["calibrate", "-r", str(recipe_file), "-o", str(run_copy)])
+    assert "calibration is already done" in done.stderr
+    assert digest[:12] in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in (run_copy / "artifact").iterdir()} == before
+
+
+def test_fresh_calibrates_another_recipe(run_copy: Path, recipe_file: Path) -> None:
+    old = _json("inspect", str(run_copy))["digest"]
+    new = _json(
+        "calibrate", "-r", str(recipe_file), "-o", str(run_copy), "--set", "samples.steps=2", "--fresh"
+    )
+    assert new["artifact"] != old
+    assert yaml.safe_load((run_copy / "recipe.yaml").read_text())["samples"]["steps"] == 2
+
+
+def test_dry_run_estimates_and_writes_nothing(recipe_file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    document = _json("calibrate", "-r", str(recipe_file), "-o", str(target), "--dry-run", "--seed", "5")
+    assert not target.exists()
+    estimate = document["estimate"]
+    assert estimate["samples"] + estimate["validation_samples"] == 16
+    assert estimate["quantized_modules"] == len(
+        [s for s in estimate["sites"] if s["site"].endswith(":weight")]
+    )
+    assert estimate["seconds"] > 0
+    assert estimate["memory_mb"] > 0
+    assert estimate["disk_mb"] > 0
+    assert document["recipe"]["samples"]["seed"] == document["recipe"]["calibration"]["seed"] == 5
+    shown = invoke(["calibrate", "-r", str(recipe_file), "-o", str(target), "--dry-run"]).stdout
+    assert "nothing was written" in shown
+
+
+def test_the_seed_changes_the_artifact(run_copy: Path, recipe_file: Path, tmp_path: Path) -> None:
+    other = _json("calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "other"), "--seed", "1")
+    assert other["artifact"] != _json("inspect", str(run_copy))["digest"]
+
+
+def test_a_relative_model_is_recorded_as_an_absolute_path(
+    model_folder: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    document = _json(
+        "calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "new"), "--model", "pipeline", "--dry-run"
+    )
+    assert document["recipe"]["model"]["source"] == str(model_folder)
+
+
+def test_export_for_one_target_writes_only_its_graph(run_copy: Path) -> None:
+    shutil.rmtree(run_copy / "onnx")
+    record = _json("export", "--onnx", str(run_copy), "--target", "cpu")
+    assert set(record["files"]) == {"float.onnx", "int8.cpu.onnx"} == {
+        p.name for p in (run_copy / "onnx").glob("*.onnx")
+    }  # fmt: skip
+    again = invoke(["export", "--onnx", str(run_copy), "--target", "cpu"])
+    assert "export is already done" in again.stderr
+
+
+def test_run_draws_the_same_images_in_any_batch(run_copy: Path, tmp_path: Path) -> None:
+    pictures = []
+    for batch in ("1", "3", "8"):
+        file = tmp_path / f"{batch}.png"
+        made = _json(
+            "run",
+            str(run_copy),
+            "-n",
+            "5",
+            "--seed",
+            "3",
+            "--batch",
+            batch,
+            "--threads",
+            "1",
+            "-o",
+            str(file),
+        )
+        assert made["seeds"] == [3, 4, 5, 6, 7]
+        assert made["graph"] == "int8.cpu.onnx"
+        pictures.append(np.asarray(Image.open(file)))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("engine", "graph"), [("float", "float.onnx"), ("openvino", "int8.onnx"), ("ort-cpu", "int8.cpu.onnx")]
+)
+def test_run_takes_the_graph_that_suits_the_engine(
+    run_copy: Path, tmp_path: Path, engine: str, graph: str
+) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    made = _json(
+        "run", str(run_copy), "-n", "2", "--engine", engine, "--threads", "1", "-o", str(tmp_path / "a.png")
+    )
+    assert made["graph"] == graph
+
+
+# diffusers' schedulers hand torch tensors to numpy
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_run_takes_classes_in_turn_and_any_scheduler(run_copy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    options = ["--class", "2", "--class", "0", "--steps", "4", "--scheduler", "EulerDiscreteScheduler"]
+    made = _json("run", str(run_copy), "-n", "3", *options, "--threads", "1", "-o", str(file))
+    assert made["class_labels"] == [2, 0, 2]
+    assert made["timesteps"] == [999, 666, 333, 0]
+    assert file.is_file()
+
+
+def test_rejudging_writes_nothing(run_copy: Path, tmp_path: Path) -> None:
+    thresholds = tmp_path / "t.yaml"
+    thresholds.write_text("budget: {image_psnr_db: 99}")
+    before = (run_copy / "parity.json").read_bytes()
+    assert not _json("parity", str(run_copy), "--rejudge", str(thresholds), code=3)["passed"]
+    assert (run_copy / "parity.json").read_bytes() == before
+    shown = invoke(["parity", str(run_copy), "--rejudge", str(thresholds)])
+    assert shown.exit_code == 3
+    assert "FAILED" in shown.stdout
+
+
+def test_verify_names_what_is_absent(run_copy: Path) -> None:
+    links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
+    assert links == {
+        "recipe": "ok", "samples": "ok", "finished steps": "ok", "artifact": "ok", "graphs": "ok", "parity": "ok",
+        "bench": "absent",
+        "comparison": "absent",
+    }  # fmt: skip
+
+
+def test_inspect_names_the_winning_rule(run_copy: Path) -> None:
+    document = _json("inspect", str(run_copy))
+    rules = {site["rule"] for site in document["sites"]}
+    assert rules == {1}
+    weights = [s for s in document["sites"] if s["site"].endswith(":weight")]
+    assert all(s["granularity"] == "axis 0" and 0 < s["saturated"] <= 1 for s in weights)
+    assert document["blocks"]
+    assert _json("inspect", str(run_copy / "artifact"))["digest"] == document["digest"]
+    shown = invoke(["inspect", str(run_copy), "--sites", "mid_block*:weight"]).stdout
+    assert "mid_block.resnets.0.conv1:weight" in shown
+    assert "up_blocks" not in shown.split("reconstruction")[0]
+
+
+def test_lint_judges_a_run_for_every_engine(run_copy: Path) -> None:
+    judged = _json("lint", str(run_copy))
+    assert [(Path(j["file"]).name, j["target"]) for j in judged] == [
+        ("int8.onnx", "tensorrt"), ("int8.onnx", "openvino"), ("int8.cpu.onnx", "ort-cpu"),
+    ]  # fmt: skip
+    assert all(j["counts"]["error"] == 0 for j in judged)
+    assert [j["target"] for j in _json("lint", str(run_copy), "--target", "trt")] == ["tensorrt"]
+    wrong = _json("lint", str(run_copy / "onnx/int8.cpu.onnx"), "--target", "trt", code=3)
+    assert "uint8-codes" in {f["rule"] for f in wrong[0]["findings"]}
+
+
+@pytest.mark.slow
+def test_bench_writes_its_report(run_copy: Path) -> None:
+    report = _json("bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1")
+    assert report == json.loads((run_copy / "bench.json").read_text())
+    assert {c["name"] for c in report["candidates"]} == {"ort-cpu/float.onnx", "ort-cpu/int8.cpu.onnx"}
+    assert (
+        "times faster"
+        in invoke(["bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1"]).stdout
+    )
+    links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
+    assert links["bench"] == "ok"
+
+
+@pytest.mark.slow
+def test_quickstart_runs_once_and_says_so(run_copy: Path, recipe_file: Path) -> None:
+    arguments = ("quickstart", "-r", str(recipe_file), "-o", str(run_copy))
+    first = _json(*arguments)
+    assert first["passed"]
+    assert set(first["already_done"]) >= {"calibrate", "export"}
+    assert "comparison" not in first["already_done"]
+    assert {row["file"] for row in first["rows"]} >= {"int8.cpu.onnx"}
+    row = next(row for row in first["rows"] if row["file"] == "int8.cpu.onnx")
+    assert row["int8_bytes"] < row["float_bytes"]
+    assert set(row["speedup"]) == {"1", "8"}
+    assert row["passed"]
+    with Image.open(first["comparison"]) as picture:
+        assert picture.width > picture.height
+    files = {
+        p: p.stat().st_mtime_ns for p in run_copy.rglob("*") if p.is_file() and not p.name.startswith(".")
+    }
+    again = invoke(list(arguments))
+    assert again.exit_code == 0, again.output
+    assert "already done: calibrate, export, parity, bench, comparison" in again.stdout
+    assert "verdict: passed" in again.stdout
+    written = {p for p, stamp in files.items() if p.stat().st_mtime_ns != stamp}
+    assert written <= {run_copy / "recipe.yaml"}
+    links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
+    assert set(links.values()) == {"ok"}
+    picture_bytes = Path(first["comparison"]).read_bytes()
+    Path(first["comparison"]).write_bytes(b"not a picture")
+    assert not _json("verify", str(run_copy), code=5)["passed"]
+    (run_copy / "parity.json").write_text("{}")
+    mended = _json(*arguments)
+    assert Path(mended["comparison"]).read_bytes() == picture_bytes
+    again_judged = next(row for row in mended["rows"] if row["file"] == "int8.cpu.onnx")
+    assert again_judged == row
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_a_shown_recipe_is_the_recipe(name: str, tmp_path: Path) -> None:
+    shown = invoke(["recipes", "show", name]).stdout
+    file = tmp_path / "shown.yaml"
+    file.write_text(shown)
+    assert load_recipe(str(file)).digest == load_recipe(name).digest
+    assert shown.count("#") > 30
+    assert _json("recipes", "validate", str(file))["valid"]
+
+
+def test_the_schema_explains_every_section() -> None:
+    schema = _json("recipes", "schema")
+    assert {"samples", "quantization", "parity"} <= set(schema["properties"])
+    assert all("description" in section for section in schema["$defs"].values())
+
+
+def test_recipes_are_listed() -> None:
+    assert {r["name"] for r in _json("recipes", "list")} == set(builtin_recipes())
+
+
+def test_quiet_and_verbose_and_debug(run_copy: Path, tmp_path: Path) -> None:
+    quiet = invoke(["run", str(run_copy), "-n", "2", "--threads", "1", "-o", str(tmp_path / "a.png"), "-q"])
+    assert quiet.stderr == ""
+    loud = invoke(["run", str(run_copy), "-n", "2", "--threads", "1", "-o", str(tmp_path / "a.png")])
+    assert "denoise" in loud.stderr
+    failed = invoke(["--debug", "run", str(run_copy), "-n", "0", "-o", str(tmp_path / "a.png")])
+    assert failed.exit_code == 2
+    assert "Traceback" in failed.stderr
+    assert "Traceback" not in invoke(["run", str(run_copy), "-n", "0", "-o", str(tmp_path / "a.png")]).stderr
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_takes_the_common_options(name: str) -> None:
+    shown = invoke([name, "--help"])
+    assert shown.exit_code == 0
+    if name != "recipes":
+        assert {"--json", "--quiet", "--verbose", "--debug"} <= set(shown.stdout.replace(",", " ").split())
