@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -55,6 +56,62 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+class HostEngine(ABC):
+    """What engines on host arrays have in common: declarations, checked feeds, a closed state.
+
+    A backend writes ``_run`` (feeds are checked, the engine is open) and ``_close``.
+    """
+
+    def __init__(self, label: str, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> None:
+        self._label = label
+        self._inputs = inputs
+        self._outputs = outputs
+        self._open = True
+
+    @property
+    def label(self) -> str:
+        """What really runs."""
+        return self._label
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """Declared inputs."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Declared outputs."""
+        return self._outputs
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once.
+
+        Raises:
+            EngineError: the feeds do not fit, the run failed, or the engine is closed.
+            ResourceError: out of memory.
+        """
+        if not self._open:
+            raise EngineError(f"{self._label}: the engine is closed.", "Run it inside its `with` block.")
+        check_feeds(self._inputs, feeds, engine=self._label)
+        return self._run(feeds)
+
+    @abstractmethod
+    def _run(self, feeds: Feeds) -> dict[str, Array]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            self._open = False
+            self._close()
+
+
 def check_feeds(infos: tuple[TensorInfo, ...], feeds: Feeds, *, engine: str) -> None:
     """Check names, dtypes, shapes, one common batch size and finiteness: INT8 graphs hide NaN.
 
@@ -78,14 +135,18 @@ def check_feeds(infos: tuple[TensorInfo, ...], feeds: Feeds, *, engine: str) -> 
 
 def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
     if value.dtype.name != info.dtype:
-        raise EngineError(f"{engine}: input '{info.name}' is {value.dtype.name}, expected {info.dtype}.")
+        raise EngineError(
+            f"{engine}: input '{info.name}' is {value.dtype.name}, expected {info.dtype}.",
+            f"Convert it: array.astype('{info.dtype}').",
+        )
     fits = value.ndim == len(info.shape) and all(
         want is None or want == got for want, got in zip(info.shape, value.shape, strict=True)
     )
     if not fits or 0 in value.shape:
         shape = [("batch" if i == 0 else "any") if d is None else d for i, d in enumerate(info.shape)]
         raise EngineError(
-            f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1."
+            f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1.",
+            "Give it the shape the model was exported with.",
         )
     if np.issubdtype(value.dtype, np.floating) and not bool(np.isfinite(value).all()):
         row = int(np.argwhere(~np.isfinite(value))[0][0])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Self
 
-from gacq_deploy.backends.base import Array, Feeds, TensorInfo, check_feeds
+from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
 from gacq_deploy.errors import EngineError
 
 
-class FunctionEngine:
+class FunctionEngine(HostEngine):
     """An engine around ``function(feeds) -> {output name: array}``, held to what it declares."""
 
     def __init__(
@@ -20,41 +18,16 @@ class FunctionEngine:
         outputs: tuple[TensorInfo, ...],
         label: str = "function",
     ) -> None:
-        self._function: Callable[[Feeds], Mapping[str, Array]] | None = function
-        self._inputs = tuple(inputs)
-        self._outputs = tuple(outputs)
-        self._label = label
+        super().__init__(label, inputs, outputs)
+        self._function = function
 
-    @property
-    def label(self) -> str:
-        """What was given as the label."""
-        return self._label
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """Declared inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """Declared outputs."""
-        return self._outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Call the function once and check what it returned.
-
-        Raises:
-            EngineError: the feeds or the function's result do not fit what is declared, or closed.
-        """
-        function = self._function
-        if function is None:
-            raise EngineError(f"{self._label}: the engine is closed.", "Run it inside its `with` block.")
-        check_feeds(self._inputs, feeds, engine=self._label)
-        results = dict(function(feeds))
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        results = dict(self._function(feeds))
         if set(results) != {o.name for o in self._outputs}:
             wanted = sorted(o.name for o in self._outputs)
             raise EngineError(
-                f"{self._label}: the function returned {sorted(results)}, declared are {wanted}."
+                f"{self._label}: the function returned {sorted(results)}, declared are {wanted}.",
+                "Return exactly the declared outputs by name.",
             )
         for info in self._outputs:
             value = results[info.name]
@@ -64,14 +37,10 @@ class FunctionEngine:
             if not fits or value.dtype.name != info.dtype:
                 raise EngineError(
                     f"{self._label}: output '{info.name}' is {value.dtype.name} {list(value.shape)}, "
-                    f"declared is {info.dtype} {list(info.shape)}."
+                    f"declared is {info.dtype} {list(info.shape)}.",
+                    "Correct the declaration or the function.",
                 )
         return results
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._function = None
+    def _close(self) -> None:
+        """Nothing is held but the function."""

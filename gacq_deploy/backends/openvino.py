@@ -6,13 +6,12 @@ import io
 import re
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from openvino import CompiledModel, Core, InferRequest, Model, get_version
+from openvino import CompiledModel, Core, Model, get_version
 
-from gacq_deploy.backends.base import Array, Feeds, TensorInfo, check_feeds
+from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
 from gacq_deploy.backends.onnx_file import read_graph
 from gacq_deploy.errors import EngineError, UsageError
@@ -24,7 +23,7 @@ _ADDED = re.compile(
 _SOURCE_PATH = re.compile(r"Check '.*?' failed at \S+:\d+:\s*| ?at src/\S+:\d+:?")
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(HostEngine):
     """A graph in OpenVINO on the CPU, float parts in float32; runs of one engine take turns."""
 
     def __init__(self, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> None:
@@ -33,39 +32,19 @@ class OpenVinoEngine:
                 "OpenVINO always optimizes a graph.",
                 "Use the engine ort-cpu to run a graph exactly as it is written.",
             )
-        self._label = f"openvino-{_version()}/{_DEVICE}"
         compiled = _compile(model, threads)
         graph = read_graph(model).graph
-        self._inputs = tuple(_tensor_info(i, {v.name for v in graph.input}) for i in compiled.inputs)
-        self._outputs = tuple(_tensor_info(o, {v.name for v in graph.output}) for o in compiled.outputs)
-        self._request: InferRequest | None = compiled.create_infer_request()
+        super().__init__(
+            f"openvino-{_version()}/{_DEVICE}",
+            tuple(_tensor_info(i, {v.name for v in graph.input}) for i in compiled.inputs),
+            tuple(_tensor_info(o, {v.name for v in graph.output}) for o in compiled.outputs),
+        )
+        self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
-    @property
-    def label(self) -> str:
-        """Version and device."""
-        return self._label
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """Inputs of the graph."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """Outputs of the graph."""
-        return self._outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once; calls from several threads take turns.
-
-        Raises:
-            EngineError: the feeds do not fit, the run failed, or the engine is closed.
-        """
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once; calls from several threads take turns."""
         request = self._request
-        if request is None:
-            raise EngineError(f"{self._label}: the engine is closed.", "Run it inside its `with` block.")
-        check_feeds(self._inputs, feeds, engine=self._label)
         arrays = {k: np.ascontiguousarray(v) for k, v in feeds.items()}
         with self._lock:
             try:
@@ -79,13 +58,8 @@ class OpenVinoEngine:
                 ) from error
             return {o.name: request.get_output_tensor(i).data.copy() for i, o in enumerate(self._outputs)}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._request = None
+    def _close(self) -> None:
+        del self._request
 
 
 def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:

@@ -6,8 +6,7 @@ import platform
 import re
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -21,7 +20,7 @@ from onnxruntime import (
 )
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
-from gacq_deploy.backends.base import Array, Feeds, TensorInfo, check_feeds
+from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
 from gacq_deploy.backends.onnx_file import read_graph
 from gacq_deploy.backends.wheels import require_one_onnxruntime
@@ -42,7 +41,7 @@ _INTEGER_OPS = frozenset(
 )
 
 
-class OrtEngine:
+class OrtEngine(HostEngine):
     """A graph in ONNX Runtime on one execution provider; never on another one in silence."""
 
     provider: ClassVar[str] = "CPUExecutionProvider"
@@ -53,54 +52,27 @@ class OrtEngine:
         _require_offered(self.provider, self.pip)
         read_graph(model)
         options = session_options(threads=threads, optimize=optimize)
-        self._session: InferenceSession | None = _create_session(model, options, self.provider)
-        self._label = f"onnxruntime-{__version__}/{self.provider}"
+        self._session = _create_session(model, options, self.provider)
         require_provider(self.provider, self._session.get_providers(), self.pip)
-        self._inputs = tuple(_tensor_info(i) for i in self._session.get_inputs())
-        self._outputs = tuple(_tensor_info(o) for o in self._session.get_outputs())
+        super().__init__(
+            f"onnxruntime-{__version__}/{self.provider}",
+            tuple(_tensor_info(i) for i in self._session.get_inputs()),
+            tuple(_tensor_info(o) for o in self._session.get_outputs()),
+        )
         self._run_options = RunOptions()
         self._run_options.log_severity_level = _FATAL
 
-    @property
-    def label(self) -> str:
-        """Version and the provider in use."""
-        return self._label
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """Inputs of the graph."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """Outputs of the graph."""
-        return self._outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once; several threads may run one engine at the same time.
-
-        Raises:
-            EngineError: the feeds do not fit, the run failed, or the engine is closed.
-            ResourceError: out of memory.
-        """
-        session = self._session
-        if session is None:
-            raise EngineError(f"{self._label}: the engine is closed.", "Run it inside its `with` block.")
-        check_feeds(self._inputs, feeds, engine=self._label)
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once; several threads may run one engine at the same time."""
         names = [o.name for o in self._outputs]
         arrays = {k: np.ascontiguousarray(v) for k, v in feeds.items()}
         try:
-            return dict(zip(names, session.run(names, arrays, self._run_options), strict=True))
+            return dict(zip(names, self._session.run(names, arrays, self._run_options), strict=True))
         except _FAILURES as error:
             raise _run_error(error, self._label) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._session = None
+    def _close(self) -> None:
+        del self._session
 
 
 class OrtCpuEngine(OrtEngine):

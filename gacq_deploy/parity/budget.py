@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gacq_deploy.artifact import ModelRecord, Probe
-from gacq_deploy.backends.base import Engine, Feeds, TensorInfo
+from gacq_deploy.backends.base import Engine, Feeds
+from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.images import psnr, ssim
 from gacq_deploy.parity.difference import run_in_batches
 from gacq_deploy.parity.metrics import by_bucket, cosine, sqnr_db
@@ -47,40 +47,6 @@ class Held:
     batch: int
 
 
-class _Recorder:
-    """An engine that remembers what it was given and what it answered."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.calls: list[tuple[Array, int, Array]] = []
-
-    @property
-    def label(self) -> str:
-        return self._engine.label
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        return self._engine.outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        results = self._engine.run(feeds)
-        output = results[self.outputs[0].name]
-        self.calls.append((feeds["sample"].copy(), int(feeds["timestep"][0]), output.copy()))
-        return results
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the engine open: its owner closes it."""
-
-
 def hold_out(record: ModelRecord, probe: Probe, section: ParitySection, batch: int) -> Held:
     """Choose seeds, and conditioning in turn: every class but the null class, or what the probe holds."""
     seeds = tuple(range(section.seed, section.seed + section.images))
@@ -98,9 +64,17 @@ def hold_out(record: ModelRecord, probe: Probe, section: ParitySection, batch: i
 
 def run_freely(engine: Engine, held: Held) -> Trajectories:
     """Let the engine walk from noise to image on its own."""
-    recorder = _Recorder(engine)
+    calls: list[tuple[Array, int, Array]] = []
+
+    def remember(feeds: Feeds) -> dict[str, Array]:
+        results = engine.run(feeds)
+        calls.append(
+            (feeds["sample"].copy(), int(feeds["timestep"][0]), results[engine.outputs[0].name].copy())
+        )
+        return results
+
     final = generate(
-        recorder,
+        FunctionEngine(remember, engine.inputs, engine.outputs, engine.label),
         held.sampler,
         shape=held.shape,
         conditioning=held.conditioning,
@@ -108,12 +82,12 @@ def run_freely(engine: Engine, held: Held) -> Trajectories:
         batch=held.batch,
     )
     steps = len(held.sampler.timesteps)
-    batches = [recorder.calls[i : i + steps] for i in range(0, len(recorder.calls), steps)]
+    batches = [calls[i : i + steps] for i in range(0, len(calls), steps)]
     count = len(held.seeds)
     # a last batch of one row is run as two
-    states = np.concatenate([np.stack([c[0] for c in calls]) for calls in batches], axis=1)[:, :count]
-    outputs = np.concatenate([np.stack([c[2] for c in calls]) for calls in batches], axis=1)[:, :count]
-    timesteps = np.array([c[1] for c in recorder.calls[:steps]], np.int64)
+    states = np.concatenate([np.stack([c[0] for c in batch]) for batch in batches], axis=1)[:, :count]
+    outputs = np.concatenate([np.stack([c[2] for c in batch]) for batch in batches], axis=1)[:, :count]
+    timesteps = np.array([c[1] for c in calls[:steps]], np.int64)
     return Trajectories(states, outputs, timesteps, final)
 
 

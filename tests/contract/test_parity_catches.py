@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +14,8 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from gacq_deploy.backends import open_engine
-from gacq_deploy.backends.base import Array, Engine, Feeds, TensorInfo
+from gacq_deploy.backends.base import Array, Engine
+from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.kernels import executed_kernels
 from gacq_deploy.export.graph import GraphIndex
 from gacq_deploy.parity.cut import cut_at_quantizers
@@ -255,44 +255,17 @@ def test_untouched_files_pass_everywhere(subject: Subject, setting: Setting) -> 
 # --- ways to spoil an engine, behind files that are exactly right
 
 
-class Spoiled:
-    """A real engine whose answers are changed."""
-
-    def __init__(self, engine: Engine, change: Callable[[dict[str, Array]], dict[str, Array]]) -> None:
-        self._engine, self._change = engine, change
-
-    @property
-    def label(self) -> str:
-        return self._engine.label
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        return self._engine.outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        return self._change(self._engine.run(feeds))
-
-    def __enter__(self) -> Self:
-        self._engine.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engine.__exit__(kind, error, trace)
-
-
 def spoiled_answers(change: Callable[[dict[str, Array]], dict[str, Array]]) -> EngineFactory:
     """Quantized graphs get an engine with changed answers, the float graph an honest one."""
 
     def factory(name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Engine:
         engine = open_engine(name, model, threads=threads, optimize=optimize)
         assert isinstance(model, bytes)
-        return Spoiled(engine, change) if b"QuantizeLinear" in model else engine
+        if b"QuantizeLinear" not in model:
+            return engine
+        return FunctionEngine(
+            lambda feeds: change(engine.run(feeds)), engine.inputs, engine.outputs, engine.label
+        )
 
     return factory
 
