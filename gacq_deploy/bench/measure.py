@@ -114,7 +114,7 @@ class WorkerProcess:
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
-            raise EngineError(f"{self._name}: the measuring process has no pipes.")
+            raise AssertionError("started with pipes")
         try:
             stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             stdin.flush()
@@ -139,7 +139,10 @@ class WorkerProcess:
                 f"{self._name}: the measuring process was killed by signal {-code}{said}.",
                 "Signal 9 is mostly the kernel out of memory: use smaller batches.",
             )
-        return EngineError(f"{self._name}: the measuring process ended with code {code}{said}.")
+        return EngineError(
+            f"{self._name}: the measuring process ended with code {code}{said}.",
+            "Run the same engine with `gacq-deploy run` to see whether the graph itself is at fault.",
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -57,12 +57,14 @@ def checked_weights(weights: SampleWeights, block: str, samples: CalibrationSet)
     raw = np.asarray(weights.for_block(block, samples), dtype=np.float64)
     if raw.shape != (len(samples),):
         raise CalibrationError(
-            f"Block '{block}': sample weights have shape {raw.shape}, expected ({len(samples)},)."
+            f"Block '{block}': sample weights have shape {raw.shape}, expected ({len(samples)},).",
+            "Give one weight per training sample; validation rows have none.",
         )
     if not bool(np.isfinite(raw).all()) or bool((raw < 0).any()) or not float(raw.sum()) > 0:
         raise CalibrationError(
             f"Block '{block}': sample weights must be finite, >= 0 and not all zero "
-            f"(min {raw.min():g}, max {raw.max():g}, sum {raw.sum():g})."
+            f"(min {raw.min():g}, max {raw.max():g}, sum {raw.sum():g}).",
+            "Correct the weights, or use uniform ones.",
         )
     normalised: NDArray[np.float64] = raw * (len(raw) / raw.sum())
     return normalised

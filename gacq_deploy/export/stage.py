@@ -136,7 +136,10 @@ class _Export:
         for target in _LINT_TARGETS[name]:
             findings = lint_graph(graph, target=target)
             if broken := errors_in(findings):
-                raise ExportError(f"{name} breaks {len(broken)} rules for {target}; first: {broken[0]}")
+                raise ExportError(
+                    f"{name} breaks {len(broken)} rules for {target}; first: {broken[0]}",
+                    "Leave that layer float in quantization.rules; `gacq-deploy lint` explains the rule.",
+                )
             self.lint.append(LintCounts(file=name, target=target, **count_findings(findings)))
         self.sites[name] = len(expected_sites(self.artifact.plan, placement))
         self._write(name, graph)

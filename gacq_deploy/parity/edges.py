@@ -279,7 +279,10 @@ class _Stage:
     def _budget(self, candidate: Candidate) -> Edge:
         truth = self._truth
         if truth is None:
-            raise EngineError("There are no float trajectories to compare with: the float graph did not run.")
+            raise EngineError(
+                "There are no float trajectories to compare with: the float graph did not run.",
+                "The exporter edge says why; export again if float.onnx is at fault.",
+            )
 
         def work(engine: Engine) -> Edge:
             names = (_FLOAT, candidate.name)
