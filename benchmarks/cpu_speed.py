@@ -1,9 +1,10 @@
 """How much faster is INT8 on a CPU? One thread, CPU time, ONNX Runtime and OpenVINO.
 
 ``python benchmarks/cpu_speed.py`` (about ten minutes on two cores) builds a ``UNet2DModel`` in the
-configuration of google/ddpm-cifar10-32 (35.7 M parameters) with seeded random weights, for speed alone:
-quantized by nearest rounding from a few of its own trajectories, exported, and measured as ``gacq-deploy
-bench`` does. ``--also DIR`` adds the figures of other run directories, for instance the demo model's.
+configuration of google/ddpm-cifar10-32 (35.7 M parameters) and one with attention over 1,024 tokens at its
+outer level, both with seeded random weights, for speed alone: quantized by nearest rounding from a few of their own
+trajectories, exported, and measured as ``gacq-deploy bench`` does. ``--also DIR`` adds the figures of other run
+directories, for instance the demo model's.
 Writes ``results/cpu_speed.json`` and ``results/cpu_speed.md``.
 """
 
@@ -40,15 +41,32 @@ CIFAR: dict[str, Any] = {
     "norm_eps": 1e-6,
     "attention_head_dim": None,
 }
+ATTENTION: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D"),
+    "block_out_channels": (64, 128, 256),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+}
+MODELS = {
+    "UNet2DModel as google/ddpm-cifar10-32, random weights": ("cifar", CIFAR),
+    "UNet2DModel with attention at every level (1,024 tokens outside), random weights": (
+        "attention",
+        ATTENTION,
+    ),
+}
 FLOAT_LAYERS = ("conv_in", "conv_out", "*time_embedding*", "*time_emb_proj")
 
 
-def build_run(root: Path) -> RunDirectory:
-    """Return a run directory with the exported CIFAR-size model; what is already there is kept."""
+def build_run(root: Path, config: dict[str, Any]) -> RunDirectory:
+    """Return a run directory with the exported model; what is already there is kept."""
     model = root / "model"
     if not (model / "config.json").is_file():
         torch.manual_seed(0)
-        UNet2DModel(**CIFAR).save_pretrained(model)
+        UNet2DModel(**config).save_pretrained(model)
         DDPMScheduler(beta_schedule="linear", variance_type="fixed_large").save_pretrained(
             model / "scheduler"
         )
@@ -57,7 +75,7 @@ def build_run(root: Path) -> RunDirectory:
     recipe = Recipe.model_validate(
         {
             "schema": "gacq-deploy/recipe/1",
-            "name": "cifar-speed",
+            "name": root.name,
             "model": {"source": str(model)},
             "samples": {"trajectories": 2, "steps": 4, "batch": 2},
             "quantization": {"rules": rules},
@@ -121,7 +139,7 @@ def main() -> None:
     settings = Settings(batches=tuple(args.batches), threads=1, repeats=args.repeats)
     for path in args.also:
         load_export(RunDirectory(path))  # fails now, not after the long measurement
-    runs = {"UNet2DModel as google/ddpm-cifar10-32, random weights": build_run(args.work)}
+    runs = {name: build_run(args.work / folder, config) for name, (folder, config) in MODELS.items()}
     runs |= {f"{path.name}": RunDirectory(path) for path in args.also}
     reports = {name: run_bench(run, settings=settings) for name, run in runs.items()}
     text = "\n".join(table(name, report) for name, report in reports.items())
