@@ -15,6 +15,7 @@ from gacq_deploy.errors import RecipeError
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorSpec
 from gacq_deploy.storage import digest_json, write_bytes
 
+SEED_MAX = 2**31 - 1
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
@@ -50,7 +51,7 @@ class SamplesSection(_Section):
     """Share of whole trajectories that is held out (at least one when above 0)."""
     batch: int = Field(default=16, ge=1)
     """Trajectories run together; never changes which samples are taken."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
 
 
 class MinMaxRange(_Section):
@@ -133,10 +134,11 @@ class CalibrationSection(_Section):
     reconstruction: ReconstructionSection = ReconstructionSection()
     weighting: WeightingSection = WeightingSection()
     memory_mb: int = Field(default=2048, ge=64)
-    """Bound on activations held in memory at once; the cache itself is memory-mapped on disk."""
+    """Bound on the activations of one pass over the samples; the cache itself is memory-mapped on disk. A
+    reconstruction step holds `reconstruction.batch` samples of one block, whatever this says."""
     threads: int = Field(default=2, ge=1)
     """CPU threads; part of the recipe because it changes the last bits of float sums."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
 
 
 class ExportSection(_Section):
@@ -154,7 +156,7 @@ class ProbeSection(_Section):
     trajectories: int = Field(default=8, ge=1)
     local_samples: int = Field(default=8, ge=1)
     """States for which every quantized tensor is recorded."""
-    seed: int = Field(default=900_000, ge=0)
+    seed: int = Field(default=900_000, ge=0, le=SEED_MAX)
 
 
 class BudgetSection(_Section):
@@ -180,7 +182,7 @@ class ParitySection(_Section):
     images: int = Field(default=64, ge=1)
     """Same-seed images compared with the float model."""
     steps: int = Field(default=20, ge=1)
-    seed: int = Field(default=700_000, ge=0)
+    seed: int = Field(default=700_000, ge=0, le=SEED_MAX)
     noise_floor_runs: int = Field(default=3, ge=1)
     local_equal_share: float = Field(default=0.999, gt=0, le=1)
     """Share of values that must agree to `local_rtol` block by block."""
@@ -351,7 +353,7 @@ def encode_range(method: MinMaxRange | PercentileRange | MseRange) -> str:
             return f"percentile:{method.percentile:g}"
         case MseRange():
             return f"mse:{method.p:g}"
-        case _:
+        case MinMaxRange():
             return "minmax"
 
 
@@ -392,7 +394,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section: Any = document
     for parent in parents:
-        section = section.setdefault(parent, {})
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
         if not isinstance(section, dict):
             raise RecipeError(f"--set {override!r}: '{parent}' is not a section.", _DOCS_HINT)
     try:
@@ -412,11 +414,16 @@ def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overri
             if part not in ("minmax", "percentile", "mse") or part == item["loc"][-1]
         ]
         key = ".".join(str(part) for part in loc)
-        from_override = next((o for o in overrides if key.startswith(o.partition("=")[0])), None)
+        from_override = next((o for o in overrides if _concerns(o.partition("=")[0], key)), None)
         place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"
         given = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
         lines.append(f"{place}: {key or 'recipe'}: {item['msg']}{given}")
     return "\n".join(lines)
+
+
+def _concerns(override: str, key: str) -> bool:
+    """Return whether one dotted name is the other, or lies inside it."""
+    return bool(key) and (f"{key}.".startswith(f"{override}.") or f"{override}.".startswith(f"{key}."))
 
 
 def _line(node: yaml.Node | None, loc: Sequence[int | str]) -> int:

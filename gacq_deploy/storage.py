@@ -23,6 +23,7 @@ from gacq_deploy.errors import ArtifactError, GacqError, ResourceError, UsageErr
 
 TEMP_PREFIX = ".gacq-tmp-"
 LOCK_NAME = ".gacq-lock"
+_OLD_PREFIX = f"{TEMP_PREFIX}old-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Array = NDArray[Any]
 
@@ -59,7 +60,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         UsageError: the folder cannot be written.
     """
     temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{path.name}"
-    old = path.parent / f"{TEMP_PREFIX}{os.getpid()}-old-{path.name}"
+    old = path.parent / f"{_OLD_PREFIX}{path.name}"
     try:
         temp.mkdir(parents=True)
         yield temp
@@ -72,7 +73,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise _disk_error(error, path) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _settle(old, path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -104,17 +105,26 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path, *, what: str, hint: str) -> Any:
-    """Read a JSON file.
+    """Read a JSON object; NaN and Infinity, which are not JSON, are refused.
 
     Raises:
-        ArtifactError: missing or not JSON; ``what`` names the file's role, ``hint`` the remedy.
+        ArtifactError: missing or not a JSON object; ``what`` names the file's role, ``hint`` the remedy.
     """
     try:
-        return json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise ArtifactError(f"{what} is missing: {path}", hint) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{what} {path} is not readable JSON: {error}", hint) from error
+    if not isinstance(document, dict):
+        raise ArtifactError(
+            f"{what} {path} is not readable JSON: a {type(document).__name__}, no object.", hint
+        )
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}")
 
 
 def digest_bytes(data: bytes) -> str:
@@ -235,14 +245,48 @@ def lock_directory(path: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-        for stale in list(path.rglob(f"{TEMP_PREFIX}*")):
-            if stale.is_dir():
-                shutil.rmtree(stale, ignore_errors=True)
-            else:
-                stale.unlink(missing_ok=True)
+        _clean_up(path)
         yield
     finally:
         os.close(handle)
+
+
+def _settle(old: Path, path: Path) -> None:
+    """End a swap of folders that may have stopped between its two renames: the new folder, or else the old one."""
+    if not old.exists():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(path)
+
+
+def _clean_up(root: Path) -> None:
+    """Remove what dead processes left in ``root`` and its folders; other runs below it are not touched."""
+    folders = [root, *(p for p in root.iterdir() if p.is_dir() and not (p / LOCK_NAME).exists())]
+    for folder in folders:
+        for stale in list(folder.glob(f"{TEMP_PREFIX}*")):
+            if stale.name.startswith(_OLD_PREFIX):
+                _settle(stale, folder / stale.name.removeprefix(_OLD_PREFIX))
+            elif _is_alive(stale.name.removeprefix(TEMP_PREFIX).partition("-")[0]):
+                continue
+            elif stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
+
+
+def _is_alive(pid: str) -> bool:
+    """Return whether the process that a temporary file names is another one, and runs."""
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _fsync_directory(path: Path) -> None:

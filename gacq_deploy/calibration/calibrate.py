@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
+import diffusers
 import numpy as np
 import torch
 
@@ -18,7 +19,9 @@ from gacq_deploy.calibration.journal import Journal, scalar
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.reconstruction import BlockTask, ReconstructionResult, reconstruct_block
 from gacq_deploy.calibration.replay import BlockData, Replay, chunk_size, full_pass
+from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.calibration.weights import SampleWeights, UniformWeights, checked_weights, effective_samples
+from gacq_deploy.ddim import make_timesteps, parse_scheduler
 from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import Block, ModelGraph, trace_model
@@ -40,6 +43,9 @@ from gacq_deploy.storage import (
     read_json,
     write_json,
 )
+
+ALGORITHM = 1
+"""Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +89,19 @@ def calibrate(
         ArtifactError: a finished step was altered.
         ResourceError: the disk is full, or another process uses the directory.
     """
-    with lock_directory(directory.root):
+    with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
         if fresh:
             _forget(directory)
-        _check_same_recipe(recipe, directory)
-        torch.set_num_threads(recipe.calibration.threads)
+        check_same_recipe(recipe, directory)
         denoiser = load_denoiser(recipe.model)
         graph = trace_model(denoiser)
         plan = make_plan(recipe, graph)
+        check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
         samples_sha256 = _ensure_samples(recipe, directory, denoiser, report)
         chosen = weights or UniformWeights()
         key = _work_key(recipe, denoiser, samples_sha256, chosen)
-        finished = _finished(directory, key)
+        finished = None if fresh else _finished(directory, key, report)
         if finished is not None:
             report.note("calibration is already done")
             return finished
@@ -128,6 +134,17 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
     if not plan.modules:
         raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
     return plan
+
+
+def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
+    """Refuse sampler steps that the model's schedule does not have, before anything runs.
+
+    Raises:
+        UsageError: more steps than the model was trained with.
+    """
+    scheduler = parse_scheduler(denoiser.record.scheduler)
+    for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
+        make_timesteps(scheduler, steps)
 
 
 def _learn(session: _Session, directory: RunDirectory, samples_sha256: str) -> CalibrationArtifact:
@@ -333,14 +350,21 @@ def _work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: 
             "samples": samples_sha256,
             "weights": weights.name,
             "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "algorithm": ALGORITHM,
         }
     )
 
 
-def _finished(directory: RunDirectory, key: str) -> CalibrationArtifact | None:
-    if not (directory.artifact / "manifest.json").is_file():
+def _finished(directory: RunDirectory, key: str, report: Reporter) -> CalibrationArtifact | None:
+    """Return the artifact if it is whole and of this key; a damaged one is made again from the finished blocks."""
+    if not directory.artifact.is_dir():
         return None
-    artifact = load_artifact(directory.artifact)
+    try:
+        artifact = load_artifact(directory.artifact)
+    except ArtifactError as error:
+        report.note(f"the artifact is not usable and is made again: {error.message}")
+        return None
     return artifact if artifact.build.get("work_key") == key else None
 
 
@@ -350,7 +374,12 @@ def _forget(directory: RunDirectory) -> None:
     directory.recipe_path.unlink(missing_ok=True)
 
 
-def _check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
+def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
+    """Refuse a directory that holds a run of another recipe.
+
+    Raises:
+        RecipeError: naming the keys of the calibration sections that differ.
+    """
     if not directory.recipe_path.is_file():
         return
     old = directory.load_recipe()

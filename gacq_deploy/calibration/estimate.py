@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.calibration.calibrate import check_steps, make_plan
 from gacq_deploy.calibration.replay import cache_bytes, chunk_size
+from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
 from gacq_deploy.models.source import load_denoiser
@@ -46,10 +47,15 @@ def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
     Raises:
         GacqError: whatever :func:`gacq_deploy.calibration.calibrate.calibrate` would raise before its first sample.
     """
-    torch.set_num_threads(recipe.calibration.threads)
+    with limited_threads(recipe.calibration.threads):
+        return _estimate(recipe)
+
+
+def _estimate(recipe: Recipe) -> CalibrationEstimate:
     denoiser = load_denoiser(recipe.model)
     graph = trace_model(denoiser)
     plan = make_plan(recipe, graph)
+    check_steps(recipe, denoiser)
     kept = len(range(0, recipe.samples.steps, recipe.samples.keep_every))
     held = int(validation_trajectories(recipe.samples).sum()) * kept
     total = recipe.samples.trajectories * kept
@@ -64,7 +70,7 @@ def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
         samples=total - held,
         validation_samples=held,
         seconds=_seconds(recipe, denoiser, graph, total - held),
-        memory_mb=_memory_mb(recipe, denoiser, graph),
+        memory_mb=_memory_mb(recipe, denoiser, graph, total),
         disk_mb=_disk_mb(recipe, denoiser, graph, plan, total, total - held),
     )
 
@@ -100,11 +106,12 @@ def _seconds(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: int
     )
 
 
-def _memory_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph) -> float:
+def _memory_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: int) -> float:
     weights = sum(p.numel() * p.element_size() for p in denoiser.module.parameters())
     chunk = chunk_size(graph, recipe.calibration.memory_mb)
     batch = max(chunk, recipe.calibration.reconstruction.batch)
-    return _BASE_MB + (1.5 * weights + 8 * batch * graph.bytes_per_sample) / 2**20
+    state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
+    return _BASE_MB + (1.5 * weights + 8 * batch * graph.bytes_per_sample + 2 * samples * state) / 2**20
 
 
 def _disk_mb(

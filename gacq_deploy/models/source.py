@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from gacq_deploy.artifact import ModelRecord
+from gacq_deploy.ddim import alphas_cumprod, parse_scheduler
 from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family
 from gacq_deploy.models.unet2d import UNET2D
@@ -186,6 +187,7 @@ def _scheduler_config(root: Path, folder: Path) -> dict[str, Any]:
                     f"{path}: prediction_type {prediction!r} is not supported.",
                     f"Supported: {', '.join(_PREDICTIONS)}.",
                 )
+            alphas_cumprod(parse_scheduler(config))  # what sampling would refuse after hours is refused here
             return config
     raise ModelError(
         f"{root} has no scheduler/scheduler_config.json; the noise schedule is unknown.",

@@ -12,6 +12,8 @@ from gacq_deploy.spec import TensorSpec
 
 DEAD_SCALE = 1.0
 """Scale of a tensor that is zero everywhere: engines refuse 0, and a tiny one overflows the int32 bias beside it."""
+DEAD_BELOW = 1e-30
+"""An activation that never exceeds this is zero everywhere; dividing by it would overflow."""
 DEAD_RATIO = 1e-6
 """A weight channel this much smaller than the layer's largest is dead; it takes the largest channel's scale."""
 _BINS = 4096
@@ -82,7 +84,7 @@ class ActivationRange:
 
     def observe_histogram(self, x: Tensor) -> None:
         """Second pass, after every tensor of the first."""
-        if self.largest == 0.0:
+        if self.largest < DEAD_BELOW:
             return
         bins = (x.abs().flatten() * (_BINS / self.largest)).long().clamp_(max=_BINS - 1)
         counts = torch.bincount(bins, minlength=_BINS)

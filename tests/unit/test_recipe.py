@@ -75,9 +75,16 @@ def test_overrides_pass_the_same_validation() -> None:
     )
     assert recipe.samples.steps == 7
     assert recipe.calibration.reconstruction.lr_scale == 1e-4
-    for bad in ("samples.steps=0", "samples.stepz=1", "samples.steps", "name.x=1", "=3"):
+    for bad in ("samples.steps=0", "samples.stepz=1", "samples.steps", "name.x=1", "=3", "samples.steps.x=1"):
         with pytest.raises(RecipeError, match="--set"):
             parse_recipe(BASE, origin="x", overrides=[bad])
+
+
+@pytest.mark.parametrize("key", ["samples.seed", "calibration.seed", "parity.seed", "parity.probe.seed"])
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**25])
+def test_seeds_no_generator_takes_are_refused(key: str, seed: int) -> None:
+    with pytest.raises(RecipeError, match=f"--set {key}"):
+        parse_recipe(BASE, origin="x", overrides=[f"{key}={seed}"])
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:

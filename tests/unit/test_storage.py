@@ -127,7 +127,9 @@ def test_json_is_canonical(tmp_path: Path) -> None:
     assert digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1})
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\xff\xfe", b"[]", b'"x"', b'{"a": NaN}', b"[" * 100_000]
+)
 def test_unreadable_json_is_an_artifact_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.json"
     if content is not None:
@@ -184,3 +186,52 @@ def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: P
     (tmp_path / f"{TEMP_PREFIX}9-dir").mkdir()
     with lock_directory(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == [LOCK_NAME]
+
+
+def test_other_runs_below_and_living_processes_keep_their_temporary_files(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    mine = tmp_path / "work" / f"{TEMP_PREFIX}cache.bin"
+    living = tmp_path / f"{TEMP_PREFIX}{os.getppid()}-images.png"
+    with lock_directory(child):
+        theirs = child / f"{TEMP_PREFIX}cache.bin"
+        for path in (mine, living, theirs):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("x")
+        with lock_directory(tmp_path):
+            assert theirs.exists()
+            assert living.exists()
+            assert not mine.exists()
+
+
+def test_a_swap_of_folders_cut_in_the_middle_ends_with_the_old_or_the_new_one(tmp_path: Path) -> None:
+    """A kill between the two renames leaves the old folder under its temporary name."""
+    target, old = tmp_path / "artifact", tmp_path / f"{TEMP_PREFIX}old-artifact"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("old")
+    target.rename(old)
+    with lock_directory(tmp_path):
+        assert (target / "a").read_text() == "old"
+        assert not old.exists()
+    target.rename(old)
+    target.mkdir()
+    (target / "a").write_text("new")
+    with lock_directory(tmp_path):
+        assert (target / "a").read_text() == "new"
+        assert not old.exists()
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "artifact"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, to: Path) -> Path:
+        if to == target and "old" not in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UsageError, match="Input/output error"), atomic_directory(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "old"

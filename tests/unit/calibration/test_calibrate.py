@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.calibration.estimate import estimate_calibration
 from gacq_deploy.calibration.weights import FixedWeights
-from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError, ResourceError
+from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError, ResourceError, UsageError
 from gacq_deploy.recipe import Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import load_samples, save_samples
@@ -125,6 +127,52 @@ def test_fresh_starts_over_and_arrives_at_the_same_artifact(
     calibrate(recipe(), directory, fresh=True, report=report)
     assert "collect samples" in report.stages
     assert files_of(tmp_path) == files_of(finished[0].root)
+
+
+def test_fresh_learns_the_same_recipe_again(finished: tuple[RunDirectory, CalibrationArtifact]) -> None:
+    directory, artifact = finished
+    manifest = directory.artifact / "manifest.json"
+    before = manifest.stat().st_ino
+    report = Recording()
+    again = calibrate(recipe(), directory, fresh=True, report=report)
+    assert "reconstruct blocks" in report.stages
+    assert manifest.stat().st_ino != before
+    assert again.manifest_digest == artifact.manifest_digest
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "manifest.json", "probe.safetensors"])
+def test_a_damaged_artifact_is_made_again_from_the_finished_blocks(
+    finished: tuple[RunDirectory, CalibrationArtifact], name: str
+) -> None:
+    directory, artifact = finished
+    path = directory.artifact / name
+    path.write_bytes(path.read_bytes() + b"x")
+    report = Recording()
+    again = calibrate(recipe(), directory, report=report)
+    assert again.manifest_digest == artifact.manifest_digest
+    assert "not usable and is made again" in report.notes[0]
+
+
+def test_torch_keeps_its_threads(finished: tuple[RunDirectory, CalibrationArtifact]) -> None:
+    before = torch.get_num_threads()
+    calibrate(recipe(), finished[0])
+    torch.set_num_threads(before + 1)
+    try:
+        calibrate(recipe(), finished[0])
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("key", ["samples.steps", "parity.steps", "runtime.steps"])
+def test_more_steps_than_the_model_was_trained_with_are_refused_before_any_work(
+    tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(UsageError, match="2000 sampler steps: the model was trained with 1000"):
+        calibrate(recipe(f"{key}=2000"), RunDirectory(tmp_path))
+    with pytest.raises(UsageError, match="2000 sampler steps"):
+        estimate_calibration(recipe(f"{key}=2000"))
+    assert not (tmp_path / "samples.safetensors").exists()
 
 
 CHILD = (
@@ -263,8 +311,6 @@ def test_altered_samples_and_finished_blocks_are_refused(
 def test_nan_samples_stop_before_any_work(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
 ) -> None:
-    from gacq_deploy.errors import UsageError
-
     directory = copy_of(finished, tmp_path / "a")
     samples = load_samples(directory.samples_path)
     samples.latents[3, 0, 0, 0] = np.nan

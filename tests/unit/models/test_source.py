@@ -97,6 +97,13 @@ def spoil(folder: Path, how: str) -> ModelSection:
         case "prediction type":
             path = folder / "scheduler" / "scheduler_config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "flow"}))
+        case "flow matching":
+            path = folder / "scheduler" / "scheduler_config.json"
+            path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+        case "config is a list":
+            (folder / "unet" / "config.json").write_text("[]")
+        case "scheduler is a list":
+            (folder / "scheduler" / "scheduler_config.json").write_text("[]")
         case "config is not json":
             (folder / "unet" / "config.json").write_text("{")
         case "empty folder":
@@ -125,6 +132,9 @@ def spoil(folder: Path, how: str) -> ModelSection:
         ("class embedding type", ModelError, "class_embed_type='timestep'"),
         ("no scheduler", ModelError, "noise schedule is unknown"),
         ("prediction type", ModelError, "prediction_type 'flow'"),
+        ("flow matching", ModelError, "'FlowMatchEulerDiscreteScheduler' does not describe"),
+        ("config is a list", ArtifactError, "no object"),
+        ("scheduler is a list", ArtifactError, "no object"),
         ("config is not json", ArtifactError, "not readable JSON"),
         ("empty folder", ModelError, "no denoiser"),
         ("missing folder", UsageError, "neither a folder nor a hub id"),

@@ -59,7 +59,8 @@ def test_dead_channels_get_a_scale_that_overflows_nothing(method: str) -> None:
     alive = scale[[0, 3]]
     assert bool((scale[[1, 2]] >= 0.2 * alive.min()).all())
     assert bool((weight_scale(torch.zeros(3, 4), W4, RangeMethod.parse(method)) > 0.1).all())
-    assert observe([torch.zeros(10)]).scale(A8, RangeMethod.parse(method)) == DEAD_SCALE
+    for dead in (torch.zeros(10), torch.full((10,), 1e-40)):
+        assert observe([dead]).scale(A8, RangeMethod.parse(method)) == DEAD_SCALE
 
 
 @settings(max_examples=25, deadline=None)
