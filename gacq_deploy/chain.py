@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +11,15 @@ import numpy as np
 
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
 from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.stage import plan_graphs
 from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import CPU, FLOAT, ExportRecord
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.images import psnr, write_comparison
 from gacq_deploy.parity import ParityReport, check_parity, load_report
+from gacq_deploy.parity.check import default_engines
+from gacq_deploy.parity.edges import candidates_of
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -106,14 +109,14 @@ def run_chain(
     before = {name: _content(path) for name, path in records.items()}
     artifact = calibrate(recipe, directory, fresh=fresh, report=report)
     export = export_onnx(directory, targets="both", report=report)
-    subject = {name: entry.sha256 for name, entry in export.files.items()}
-    parity = _current_parity(directory, subject, recipe)
+    engines = default_engines()
+    parity = _current_parity(directory, export, recipe, engines)
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)
-    bench = _current_bench(directory, subject, settings)
+    bench = _current_bench(directory, export, settings, engines)
     if bench is None:
         bench = run_bench(directory, settings=settings, report=report)
-    _ensure_comparison(directory, subject, report)
+    _ensure_comparison(directory, _subject(export), report)
     return ChainResult(
         artifact_sha256=artifact.manifest_digest,
         export=export,
@@ -141,17 +144,29 @@ def _unless_damaged(load: Callable[[Path], Record], path: Path) -> Record | None
         return None
 
 
-def _current_parity(directory: RunDirectory, subject: dict[str, str], recipe: Recipe) -> ParityReport | None:
+def _subject(export: ExportRecord) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in export.files.items()}
+
+
+def _current_parity(
+    directory: RunDirectory, export: ExportRecord, recipe: Recipe, engines: Sequence[str]
+) -> ParityReport | None:
+    """Return the saved report if it judged these graphs, all of them in every engine, under this protocol."""
     found = _unless_damaged(load_report, directory.parity_json)
-    same = found is not None and found.subject.get("files") == subject and found.protocol == recipe.parity
-    return found if same else None
+    if found is None or found.subject.get("files") != _subject(export) or found.protocol != recipe.parity:
+        return None
+    return found if found.candidates == {c.name for c in candidates_of(export.graphs, engines)} else None
 
 
 def _current_bench(
-    directory: RunDirectory, subject: dict[str, str], settings: Settings
+    directory: RunDirectory, export: ExportRecord, settings: Settings, engines: Sequence[str]
 ) -> BenchReport | None:
+    """Return the saved report if it measured these graphs in every engine, at least as long as asked."""
     found = _unless_damaged(load_bench, directory.bench_json)
-    if found is None or found.subject.get("files") != subject:
+    if found is None or found.subject.get("files") != _subject(export):
+        return None
+    graphs, _, _ = plan_graphs(directory.onnx, engines, export.graphs, ())
+    if {c.name for c in found.candidates} != {graph.name for graph in graphs}:
         return None
     same = (found.batches, found.threads) == (settings.batches, settings.threads)
     return found if same and found.repeats >= settings.repeats else None

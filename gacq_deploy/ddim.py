@@ -141,8 +141,8 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Floats:
     return np.stack([g.standard_normal(shape, dtype=np.float32) for g in noise_streams(seeds, _NOISE_STREAM)])
 
 
-def noise_streams(seeds: Sequence[int], stream: int) -> list[np.random.Generator]:
-    """Return one counter-based generator per seed; different ``stream`` numbers are independent.
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that some generator would not take.
 
     Raises:
         UsageError: a seed outside 0 .. 2**63 - 1.
@@ -150,6 +150,15 @@ def noise_streams(seeds: Sequence[int], stream: int) -> list[np.random.Generator
     for seed in seeds:
         if not 0 <= seed < 1 << 63:
             raise UsageError(f"Seed {seed} is out of range.", "Seeds are whole numbers from 0 to 2**63 - 1.")
+
+
+def noise_streams(seeds: Sequence[int], stream: int) -> list[np.random.Generator]:
+    """Return one counter-based generator per seed; different ``stream`` numbers are independent.
+
+    Raises:
+        UsageError: a seed outside 0 .. 2**63 - 1.
+    """
+    check_seeds(seeds)
     return [np.random.Generator(np.random.Philox(key=[int(seed), stream])) for seed in seeds]
 
 

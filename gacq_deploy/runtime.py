@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends import import_attribute
 from gacq_deploy.backends.base import Array, Engine, Feeds
-from gacq_deploy.ddim import DdimSampler, initial_noise
+from gacq_deploy.ddim import DdimSampler, check_seeds, initial_noise
 from gacq_deploy.errors import EngineError, UsageError
 from gacq_deploy.progress import SILENT, Reporter
 
@@ -140,7 +140,7 @@ def generate(  # noqa: PLR0913 (all keyword-only, each one a thing the caller ow
         Final states ``[len(seeds), *shape]`` float32, in the model's own range.
 
     Raises:
-        UsageError: no seeds, batch below 1, or conditioning that does not fit the engine.
+        UsageError: no seeds or one out of range, batch below 1, or conditioning that does not fit the engine.
         EngineError: the engine failed, or its output is not finite (names step, timestep and seed).
     """
     limit = _fixed_batch(engine)
@@ -203,6 +203,7 @@ def _check_request(
         raise UsageError(
             f"{len(seeds)} images in batches of {batch}.", "Ask for at least one image, batch 1 or more."
         )
+    check_seeds(seeds)
     wanted = {i.name: i for i in engine.inputs}
     given = {SAMPLE, TIMESTEP, *conditioning}
     if set(wanted) != given:

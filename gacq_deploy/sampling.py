@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.backends import BACKENDS, open_engine
+from gacq_deploy.ddim import check_seeds
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
 from gacq_deploy.progress import SILENT, Reporter
@@ -87,12 +88,13 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
     """
     if request.count < 1:
         raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
+    check_seeds((request.seed, request.seed + request.count - 1))
     recipe = directory.load_recipe()
     model = load_artifact(directory.artifact).model
     conditioning = build_conditioning(model, request.count, request.labels)
     sampler = open_sampler(
         model.scheduler,
-        request.steps or recipe.runtime.steps,
+        recipe.runtime.steps if request.steps is None else request.steps,
         name=request.scheduler,
         eta=recipe.runtime.eta if request.scheduler == "ddim" else 0.0,
     )

@@ -82,16 +82,6 @@ def write_bytes(path: Path, data: bytes) -> None:
         temp.write_bytes(data)
 
 
-def replace_file(source: Path, target: Path) -> None:
-    """Rename a finished file of the same file system over ``target``, durably; needs no space."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(target)
-        _fsync_directory(target.parent)
-    except OSError as error:
-        raise _disk_error(error, target) from error
-
-
 def canonical_json(document: Any) -> bytes:
     """Return UTF-8 JSON with sorted keys, two spaces and a final newline: equal values, equal bytes."""
     return (

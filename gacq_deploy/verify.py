@@ -11,7 +11,7 @@ from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench import load_bench
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import load_export
-from gacq_deploy.parity.report import load_report
+from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import digest_file, read_json, verify_file
 
@@ -145,7 +145,9 @@ def _graphs(run: RunDirectory) -> str:
 
 def _parity(run: RunDirectory) -> str:
     report = load_report(run.parity_json)
-    _check_subject(run, report.subject.get("files", {}), f"Run `gacq-deploy parity {run.root}` again.")
+    hint = f"Run `gacq-deploy parity {run.root}` again."
+    _check_subject(run, report.subject.get("files", {}), hint)
+    _check_protocol(run, report, hint)
     return "passed" if report else "did not pass"
 
 
@@ -163,6 +165,22 @@ def _comparison(run: RunDirectory) -> str:
     verify_file(run.comparison_png, record["picture"], what="Comparison", hint=hint)
     _check_subject(run, record.get("graphs", {}), hint)
     return "drawn from these graphs"
+
+
+def _check_protocol(run: RunDirectory, report: ParityReport, hint: str) -> None:
+    """A verdict holds for the parity section of the recipe; it is stale when that asks for something else."""
+    wanted = run.load_recipe().parity
+    changes = protocol_changes(report.protocol, wanted)
+    if not changes:
+        return
+    shown = ", ".join(f"{key} was {old}, now is {new}" for key, (old, new) in changes.items())
+    if any(decides_measurement(key) for key in changes):
+        raise ArtifactError(f"The report is stale: recipe.yaml asks for other measurements: {shown}.", hint)
+    follows = "pass" if report.under(wanted) else "not pass"
+    raise ArtifactError(
+        f"The report is stale: recipe.yaml has other thresholds: {shown}. Its numbers would {follows} under them.",
+        hint,
+    )
 
 
 def _check_subject(run: RunDirectory, files: dict[str, str], hint: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gacq_deploy.artifact import CalibrationArtifact
     from gacq_deploy.calibration.estimate import CalibrationEstimate
     from gacq_deploy.recipe import Recipe
+    from gacq_deploy.run_directory import RunDirectory
 
 
 @click.command(short_help="Learn rounding and scales for a model under a recipe.")
@@ -44,14 +45,13 @@ def calibrate(
     killed, the same command resumes; finished, it does nothing.
     """
     from gacq_deploy.recipe import load_recipe
-
-    resolved = load_recipe(recipe, (*overrides, *option_overrides(model, seed)))
-    if dry_run:
-        _show_plan(output, resolved)
-        return
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(output_dir)
+    resolved = load_recipe(recipe, (*overrides, *option_overrides(model, seed)))
+    if dry_run:
+        _show_plan(output, resolved, directory, fresh=fresh)
+        return
     with needs_extra("calibrate", "calibrate"):
         from gacq_deploy.calibration.calibrate import calibrate as run_calibration
     with output.progress() as report:
@@ -88,9 +88,12 @@ def _next_step(directory: Path) -> str:
     return f"Next: gacq-deploy export --onnx {directory}"
 
 
-def _show_plan(output: Output, recipe: Recipe) -> None:
+def _show_plan(output: Output, recipe: Recipe, directory: RunDirectory, *, fresh: bool) -> None:
     with needs_extra("calibrate", "calibrate --dry-run"):
+        from gacq_deploy.calibration.calibrate import check_same_recipe
         from gacq_deploy.calibration.estimate import estimate_calibration
+    if not fresh:
+        check_same_recipe(recipe, directory)
     estimate = estimate_calibration(recipe)
     output.emit({"recipe": recipe.document(), "estimate": asdict(estimate)}, *_plan_tables(estimate))
 

@@ -26,6 +26,8 @@ ENVIRONMENT = 4
 STALE = 5
 RESOURCES = 6
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""What a shell gives a program that SIGPIPE ended."""
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, USAGE),

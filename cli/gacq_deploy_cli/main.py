@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -25,7 +27,7 @@ from gacq_deploy_cli import (
     run,
     verify,
 )
-from gacq_deploy_cli.exit_codes import explain
+from gacq_deploy_cli.exit_codes import CLOSED_PIPE, explain
 from gacq_deploy_cli.options import common
 
 
@@ -39,6 +41,16 @@ class BoundaryGroup(click.Group):
         """Return the commands in the order in which one needs them."""
         return list(self.commands)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the group's own options; ``--help`` prints here."""
+        with _leave_quietly():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _leave_quietly():
+            return super().invoke(ctx)
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         """Run one command and leave with its exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
@@ -46,8 +58,21 @@ class BoundaryGroup(click.Group):
         try:
             code = super().main(arguments, *rest, **extra)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the boundary: everything is said, then 1..130)
-            sys.exit(_report(error, arguments))
+            with _leave_quietly():
+                sys.exit(_report(error, arguments))
         sys.exit(code or 0)
+
+
+@contextmanager
+def _leave_quietly() -> Iterator[None]:
+    """Leave when the reader of a pipe left (``| head -1``); click itself would make that a failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())  # Python flushes them once more at its end
+        sys.exit(CLOSED_PIPE)
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -154,7 +154,9 @@ class WorkerProcess:
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # closing flushes what a dead process never read
+                with suppress(BrokenPipeError):
+                    pipe.close()
         self._process.wait()
         self._stderr.close()
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.seal import read_sealed, write_sealed
 
 
 class _Record(BaseModel):
@@ -113,8 +113,8 @@ class BenchReport(_Record):
     """``<engine>/<file>`` -> why it was not measured."""
 
     def save(self, path: Path) -> None:
-        """Write it atomically."""
-        write_json(path, self.model_dump(mode="json", by_alias=True))
+        """Write it atomically, with its own digest."""
+        write_sealed(path, self.model_dump(mode="json", by_alias=True))
 
     def ratio(self, candidate: str, baseline: str, batch: int) -> Ratio | None:
         """Return one comparison, or None when it was not measured."""
@@ -126,10 +126,10 @@ def load_bench(path: Path) -> BenchReport:
     """Read a saved report.
 
     Raises:
-        ArtifactError: missing, not JSON, or not a report of this schema.
+        ArtifactError: missing, not JSON, altered, or not a report of this schema.
     """
     hint = "Run `gacq-deploy bench` on the run directory again."
-    document = read_json(path, what="Benchmark report", hint=hint)
+    document = read_sealed(path, what="Benchmark report", hint=hint)
     try:
         return BenchReport.model_validate(document)
     except ValidationError as error:

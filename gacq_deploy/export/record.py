@@ -13,7 +13,8 @@ from gacq_deploy.storage import digest_json, read_json, verify_file, write_json
 
 SCHEMA = "gacq-deploy/export/1"
 FLOAT, CANONICAL, CPU = "float.onnx", "int8.onnx", "int8.cpu.onnx"
-_FILES = {name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data")}
+FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data"))
+"""Every file an export may write beside its manifest."""
 
 
 class _Record(BaseModel):
@@ -73,10 +74,10 @@ def load_export(directory: RunDirectory) -> ExportRecord:
     Raises:
         ArtifactError: missing, altered or truncated, or made from another artifact than the directory holds.
     """
-    hint = f"Run `gacq-deploy export --onnx {directory.root}`."
-    record = _read(directory, hint)
+    hint = _hint(directory)
+    record = read_record(directory)
     for name, entry in record.files.items():
-        if name not in _FILES:
+        if name not in FILES:
             raise ArtifactError(
                 f"Export manifest {directory.onnx_manifest} names a foreign file '{name}'.", hint
             )
@@ -105,8 +106,13 @@ def artifact_digest(directory: RunDirectory) -> str:
     return digest
 
 
-def _read(directory: RunDirectory, hint: str) -> ExportRecord:
-    path = directory.onnx_manifest
+def read_record(directory: RunDirectory) -> ExportRecord:
+    """Return what the manifest says, without a look at the graphs or at the artifact.
+
+    Raises:
+        ArtifactError: missing, altered, or of another version.
+    """
+    path, hint = directory.onnx_manifest, _hint(directory)
     document: Any = read_json(path, what="Export manifest", hint=hint)
     body = {k: v for k, v in document.items() if k != "digest"} if isinstance(document, dict) else {}
     if body.get("schema") != SCHEMA:
@@ -119,3 +125,7 @@ def _read(directory: RunDirectory, hint: str) -> ExportRecord:
         raise ArtifactError(
             f"Export manifest {path} is inconsistent: {error.errors()[0]['msg']}.", hint
         ) from None
+
+
+def _hint(directory: RunDirectory) -> str:
+    return f"Run `gacq-deploy export --onnx {directory.root}`."

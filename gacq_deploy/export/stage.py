@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,23 +16,32 @@ from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph_file import data_path, write_graph
+from gacq_deploy.export.graph_file import write_graph
 from gacq_deploy.export.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq
 from gacq_deploy.export.record import (
     CANONICAL,
     CPU,
+    FILES,
     FLOAT,
     ExportedFile,
     ExportRecord,
     LintCounts,
     artifact_digest,
     load_export,
+    read_record,
 )
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import Array, describe_file, digest_json, lock_directory, replace_file
+from gacq_deploy.storage import (
+    TEMP_PREFIX,
+    Array,
+    atomic_directory,
+    describe_file,
+    digest_json,
+    lock_directory,
+)
 
 Targets = Literal["trt", "cpu", "both"]
 _GRAPHS: dict[Targets, tuple[str, ...]] = {
@@ -49,10 +59,11 @@ def export_onnx(
 ) -> ExportRecord:
     """Write ``float.onnx``, ``int8.onnx`` and ``int8.cpu.onnx`` and prove that they run; once.
 
-    A failure, whatever its cause, leaves the graphs of an earlier export as they were.
+    A failure, whatever its cause, leaves the graphs of an earlier export as they were. Graphs that an earlier
+    export made from the same artifact and settings are kept: they are made again with the others.
 
     Args:
-        directory: holds the resolved recipe and the artifact; receives ``onnx/``, its manifest last.
+        directory: holds the resolved recipe and the artifact; receives ``onnx/``, replaced as a whole.
         targets: ``trt`` writes the canonical Q/DQ graph, ``cpu`` ONNX Runtime's; default: the recipe's.
         report: progress.
 
@@ -64,7 +75,7 @@ def export_onnx(
     """
     recipe = directory.load_recipe()
     with lock_directory(directory.root):
-        wanted = _GRAPHS[targets or recipe.export.targets]
+        wanted = _with_kept(directory, recipe, _GRAPHS[targets or recipe.export.targets])
         current = _up_to_date(directory, recipe, wanted)
         if current is not None:
             report.note("export is already done")
@@ -95,7 +106,7 @@ class _Export:
     lint: list[LintCounts] = field(default_factory=list)
 
     def run(self) -> ExportRecord:
-        """Write, lint and check the graphs beside their place, then move them there, manifest last."""
+        """Write, lint and check the graphs beside their place, then put them there all at once."""
         self.report.stage("export", 2 * len(self.wanted))
         graph = self._float_graph()
         self._write(FLOAT, graph)
@@ -151,15 +162,21 @@ class _Export:
             self.files[path.name] = ExportedFile(**describe_file(path))
 
     def _publish(self) -> None:
-        """Move the files into place; graphs of an earlier export that this one does not vouch for go."""
-        for name in self.files:
-            replace_file(self.staging / name, self.directory.onnx / name)
-        replace_file(self.staging / self.directory.onnx_manifest.name, self.directory.onnx_manifest)
-        for name in _GRAPHS["both"]:
-            path = self.directory.onnx / name
-            for file in (path, data_path(path)):
-                if file.name not in self.files:
-                    file.unlink(missing_ok=True)
+        """Swap the folder; of the old one only files that no export wrote come along."""
+        own = (*FILES, self.directory.onnx_manifest.name, f"{TEMP_PREFIX}*")
+        with atomic_directory(self.directory.onnx) as folder:
+            if self.directory.onnx.is_dir():
+                # somebody's engine plan may be large, and links need no space
+                shutil.copytree(
+                    self.directory.onnx,
+                    folder,
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns(*own),
+                    copy_function=os.link,
+                    dirs_exist_ok=True,
+                )
+            for name in (*self.files, self.directory.onnx_manifest.name):
+                (self.staging / name).rename(folder / name)
 
     def _self_check(self) -> dict[str, float]:
         inputs, expected = _probe_rows(self.probe)
@@ -211,6 +228,17 @@ def _check_quantized(name: str, output: Array, reference: Array) -> None:
 
 def _settings_digest(recipe: Recipe) -> str:
     return digest_json(recipe.export.model_dump(mode="json", exclude={"targets"}))
+
+
+def _with_kept(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Add the graphs that the current export vouches for, damaged ones included, unless it is of other making."""
+    try:
+        record = read_record(directory)
+    except ArtifactError:
+        return wanted
+    same = record.artifact_sha256 == artifact_digest(directory)
+    kept = record.graphs if same and record.settings_sha256 == _settings_digest(recipe) else ()
+    return tuple(name for name in _GRAPHS["both"] if name in wanted or name in kept)
 
 
 def _up_to_date(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]) -> ExportRecord | None:

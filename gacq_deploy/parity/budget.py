@@ -48,13 +48,12 @@ class Held:
 
 
 def hold_out(record: ModelRecord, probe: Probe, section: ParitySection, batch: int) -> Held:
-    """Choose seeds, and conditioning in turn: every class but the null class, or what the probe holds."""
+    """Choose seeds, and conditioning in turn: every real class, or what the probe holds."""
     seeds = tuple(range(section.seed, section.seed + section.images))
     conditioning = {}
     for name, info in record.conditioning.items():
         if info.get("num_classes") and not tuple(info.get("shape", ())):
-            classes = [c for c in range(int(info["num_classes"])) if c != info.get("null_class")]
-            rows: Array = np.array(classes, dtype=info.get("dtype", "int64"))
+            rows: Array = np.arange(int(info["num_classes"]), dtype=info.get("dtype", "int64"))
         else:
             rows = probe.inputs[name]
         conditioning[name] = rows[np.arange(len(seeds)) % len(rows)]

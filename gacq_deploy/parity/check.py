@@ -24,14 +24,13 @@ from gacq_deploy.parity.edges import (
     candidates_of,
     measure,
 )
-from gacq_deploy.parity.report import ParityReport, assemble, load_report
+from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import digest_file, lock_directory
 
 _OPTIONAL = ("openvino",)
-_MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
 
 
 def check_parity(
@@ -90,25 +89,22 @@ def rejudge(directory: RunDirectory, thresholds: ParitySection | Mapping[str, An
     old = load_report(directory.parity_json)
     _check_current(directory, old)
     section = thresholds if isinstance(thresholds, ParitySection) else _merge(old.protocol, thresholds)
-    before, after = old.protocol.model_dump(), section.model_dump()
-    changed = [key for key in _MEASURED_BY if before[key] != after[key]]
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"parity.{key} decides what is measured; it was {before[key]}, asked for is {after[key]}.",
-            "Run `gacq-deploy parity` again with the new value in the recipe.",
-        )
-    return assemble(
-        old.edges, section, trajectory=old.trajectory, noise_floor=old.noise_floor, subject=old.subject
-    )
+    for key, (before, after) in protocol_changes(old.protocol, section).items():
+        if decides_measurement(key):
+            raise UsageError(
+                f"parity.{key} decides what is measured; it was {before}, asked for is {after}.",
+                "Run `gacq-deploy parity` again with the new value in the recipe.",
+            )
+    return old.under(section)
 
 
-def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str, ...]:
+def default_engines(report: Reporter = SILENT) -> tuple[str, ...]:
+    """Return the engines that are judged when none is named: ``ort-cpu`` and what else is installed.
+
+    Raises:
+        BackendUnavailable: ``ort-cpu`` is missing.
+    """
     load_backend(REFERENCE_ENGINE)
-    if asked is not None:
-        for name in asked:
-            load_backend(name)
-        return tuple(dict.fromkeys(asked))
     chosen = [REFERENCE_ENGINE]
     for name in _OPTIONAL:
         try:
@@ -118,6 +114,14 @@ def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str,
         else:
             chosen.append(name)
     return tuple(chosen)
+
+
+def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str, ...]:
+    if asked is None:
+        return default_engines(report)
+    for name in (REFERENCE_ENGINE, *asked):
+        load_backend(name)
+    return tuple(dict.fromkeys(asked))
 
 
 def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.recipe import ParitySection
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.seal import read_sealed, write_sealed
 
 Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget"]
 Number = float | None
@@ -59,6 +59,29 @@ GATES: dict[Evidence, dict[str, Gate]] = {
     },
 }
 """Evidence -> metric -> gate. Every metric named here must be measured on every edge of that evidence."""
+
+
+MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
+"""Keys of the recipe section that decide what is measured; the others only judge the numbers."""
+
+
+def protocol_changes(before: ParitySection, after: ParitySection) -> dict[str, tuple[Any, Any]]:
+    """Return dotted key -> (value before, value after) of every key that differs, deciding ones first."""
+    old, new = _flat(before.model_dump()), _flat(after.model_dump())
+    changed = [key for key in old if old[key] != new[key]]
+    return {key: (old[key], new[key]) for key in sorted(changed, key=lambda k: not decides_measurement(k))}
+
+
+def decides_measurement(key: str) -> bool:
+    """Return whether another value of this dotted key needs a new run."""
+    return key.split(".", maxsplit=1)[0] in MEASURED_BY
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 class _Record(BaseModel):
@@ -164,9 +187,24 @@ class ParityReport(_Record):
     def __bool__(self) -> bool:
         return self.passed
 
+    @property
+    def candidates(self) -> frozenset[str]:
+        """``<file>@<engine>`` of every quantized graph that was judged."""
+        return frozenset(edge.candidate for edge in self.edges if edge.evidence == "budget")
+
+    def under(self, section: ParitySection) -> ParityReport:
+        """Return the same numbers judged under the thresholds of ``section``."""
+        return assemble(
+            self.edges,
+            section,
+            trajectory=self.trajectory,
+            noise_floor=self.noise_floor,
+            subject=self.subject,
+        )
+
     def save(self, path: Path) -> None:
-        """Write the report atomically."""
-        write_json(path, self.model_dump(mode="json", by_alias=True))
+        """Write the report atomically, with its own digest."""
+        write_sealed(path, self.model_dump(mode="json", by_alias=True))
 
     def to_text(self) -> str:
         """Return the verdict as a plain table with one line for each gate, the failing ones explained."""
@@ -209,13 +247,23 @@ def load_report(path: Path) -> ParityReport:
     """Read a saved report.
 
     Raises:
-        ArtifactError: missing, not JSON, or not a parity report of this schema.
+        ArtifactError: missing, not JSON, not a parity report of this schema, altered, or its verdict does not
+            follow from its numbers and its protocol.
     """
     hint = "Run `gacq-deploy parity` on the run directory again."
-    document = read_json(path, what="Parity report", hint=hint)
+    document = read_sealed(path, what="Parity report", hint=hint)
     try:
-        return ParityReport.model_validate(document)
+        found = ParityReport.model_validate(document)
     except ValidationError as error:
         raise ArtifactError(
             f"{path} is not a parity report: {error.error_count()} fields do not fit.", hint
         ) from error
+    judged = found.under(found.protocol)
+    if judged != found:
+        said, follows = ("passed" if r else "did not pass" for r in (found, judged))
+        raise ArtifactError(
+            f"Parity report {path} contradicts itself: it says '{said}', its numbers under its own protocol give "
+            f"'{follows}'.",
+            hint,
+        )
+    return found

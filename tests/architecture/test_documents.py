@@ -12,6 +12,7 @@ import click
 import pytest
 
 from gacq_deploy_cli.main import cli
+from tests.support.commands import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -62,6 +63,57 @@ def test_documented_commands_parse(line: str) -> None:
 def test_the_readme_shows_the_whole_chain() -> None:
     shown = {line.split()[1] for line in _commands("gacq-deploy")}
     assert set(cli.commands) <= shown
+
+
+OWN_RUN = "runs/mine"
+OWN_MODEL = "./my-model"
+SMALL = (
+    "samples.trajectories=6",
+    "samples.steps=5",
+    "calibration.reconstruction.iterations=4",
+    "parity.images=4",
+    "parity.steps=5",
+    "parity.buckets=2",
+    "parity.noise_floor_runs=1",
+    "parity.probe={trajectories: 4, local_samples: 2}",
+    # four iterations learn little
+    "parity.budget.eps_sqnr_db=10",
+)
+
+
+def _own_model_commands() -> list[list[str]]:
+    """Return the README's commands on its own-model run, in order, for a small model and small numbers."""
+    commands = []
+    for line in _lines("README.md"):
+        arguments = shlex.split(line)
+        if arguments[0] == "gacq-deploy" and any(a.startswith(OWN_RUN) for a in arguments):
+            small = [word for value in SMALL for word in ("--set", value)]
+            chosen = ["builtin:digits8" if a == OWN_MODEL else a for a in arguments[1:]]
+            commands.append(chosen + (small if chosen[0] == "calibrate" else []))
+    return commands
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = _own_model_commands()
+    assert any("builtin:digits8" in arguments for arguments in commands)
+    assert {arguments[0] for arguments in commands} >= {"calibrate", "export", "parity", "run", "verify"}
+    for arguments in commands:
+        done = invoke(arguments)
+        assert done.exit_code == 0, f"{shlex.join(arguments)}\n{done.output}"
+        if "--dry-run" in arguments:
+            assert not Path(OWN_RUN).exists()
+        if "-o" in arguments and "--dry-run" not in arguments:
+            assert Path(arguments[arguments.index("-o") + 1]).exists()
+
+
+def test_the_readme_shows_results() -> None:
+    _, marker, after = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- results -->")
+    assert marker, "README.md has no results"
+    section = re.split(r"^## ", after, maxsplit=1, flags=re.MULTILINE)[0]
+    table = re.search(r"^\|.+\|\n\|[ :|-]+\|\n\|.*\d.*\|$", section, re.MULTILINE)
+    assert table, "no table with figures follows the results marker of README.md"
 
 
 @pytest.mark.parametrize("line", sorted(set(_commands("make"))), ids=str)

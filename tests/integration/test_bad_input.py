@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,6 +46,14 @@ class Scene:
         """Change keys of a JSON file of the run."""
         file = self.run / path
         file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    def reseal(self, path: str, edit: Callable[[dict[str, Any]], object]) -> None:
+        """Change a report of the run and give it the digest of its new content."""
+        file = self.run / path
+        document = json.loads(file.read_text())
+        del document["digest"]
+        edit(document)
+        file.write_text(json.dumps({**document, "digest": digest_json(document)}))
 
     def point_run_at_model(self) -> None:
         """Let the run's own records name this scene's model, as if it had been calibrated from there."""
@@ -339,6 +348,7 @@ MODEL_CASES = (
 
 CHAIN_CASES = (
     Case("other-recipe", AGAIN + " --set samples.steps=2", 2, ("samples.steps", "--fresh")),
+    Case("other-recipe-planned", AGAIN + " --dry-run --set samples.steps=2", 2, ("samples.steps", "--fresh")),
     Case("not-a-run", "parity {tmp}", 5, ("not a run directory", "gacq-deploy calibrate")),
     Case("samples-altered", AGAIN, 5, ("samples.safetensors", "altered", "--fresh"), flip("samples.safetensors")),
     Case("samples-truncated", AGAIN, 5, ("samples.safetensors", "--fresh"), cut("samples.safetensors")),
@@ -388,7 +398,18 @@ CHAIN_CASES = (
     Case("verify-journal", VERIFY, 5, ("Finished step", "ranges"),
          lambda s: flip("work/" + next((s.run / "work").glob("*ranges*")).name)(s), is_report=True),
     Case("verify-stale-parity", VERIFY, 5, ("is not the file that was judged",),
-         lambda s: _replace(s.run / "parity.json", _sha(s.run / "onnx/manifest.json"), "0" * 64), is_report=True),
+         lambda s: s.reseal("parity.json", lambda d: d["subject"]["files"].update({"int8.onnx": "0" * 64})),
+         is_report=True),
+    Case("verify-parity-altered", VERIFY, 5, ("parity.json was altered", "digest"),
+         lambda s: s.edit_json("parity.json", passed=False), is_report=True),
+    Case("verify-parity-verdict", VERIFY, 5, ("parity.json contradicts itself",),
+         lambda s: s.reseal("parity.json", lambda d: d["edges"][-1]["metrics"].update(image_psnr_db=1.0)),
+         is_report=True),
+    Case("verify-parity-thresholds", VERIFY, 5,
+         ("other thresholds", "budget.image_psnr_db was 10.0, now is 99.0", "would not pass"),
+         lambda s: _replace(s.run / "recipe.yaml", "image_psnr_db: 10.0", "image_psnr_db: 99.0"), is_report=True),
+    Case("verify-parity-protocol", VERIFY, 5, ("other measurements", "images was 4, now is 5"),
+         lambda s: _replace(s.run / "recipe.yaml", "images: 4", "images: 5"), is_report=True),
 )  # fmt: skip
 
 REQUEST_CASES = (
@@ -397,6 +418,11 @@ REQUEST_CASES = (
     Case("no-images", "run {run} -n 0 -o {tmp}/a.png", 2, ("0 images", "at least one")),
     Case("negative-images", "run {run} -n -3 -o {tmp}/a.png", 2, ("-3 images",)),
     Case("seed-negative", RUN + " --seed -5", 2, ("Seed -5 is out of range",)),
+    Case("seed-huge", RUN + " --scheduler DDPMScheduler --seed 18446744073709551615", 2, ("is out of range", "2**63")),
+    Case("last-seed-huge", RUN + " --seed 9223372036854775807", 2, ("Seed 9223372036854775808 is out of range",)),
+    Case("calibrate-seed-huge", CALIBRATE + " --seed 18446744073709551616", 2, ("seed", "less than")),
+    Case("too-many-steps-of-another", RUN + " --steps 5000 --scheduler EulerDiscreteScheduler", 2, ("1 to 1000",)),
+    Case("scheduler-base", RUN + " --scheduler SchedulerMixin", 2, ("it cannot denoise", "For instance")),
     Case("too-many-steps", RUN + " --steps 100000", 2, ("100000", "1 to 1000")),
     Case("no-steps", RUN + " --steps 0", 2, ("--steps", "--help")),
     Case("engine-unknown", RUN + " --engine warp", 2, ("'warp' is not known", "ort-cpu")),
@@ -415,6 +441,8 @@ REQUEST_CASES = (
          write("t.yaml", "images: 8")),
     Case("rejudge-no-report", "parity {run} --rejudge {tmp}/t.yaml", 5, ("Parity report", "missing"),
          both(write("t.yaml", "budget: {}"), remove("parity.json"))),
+    Case("rejudge-altered", "parity {run} --rejudge {tmp}/t.yaml", 5, ("parity.json was altered",),
+         both(write("t.yaml", "budget: {}"), lambda s: s.edit_json("parity.json", passed=False))),
     Case("rejudge-stale", "parity {run} --rejudge {tmp}/t.yaml", 5, ("stale",),
          both(write("t.yaml", "budget: {}"), flip(INT8))),
     Case("rejudge-stricter", "parity {run} --rejudge {tmp}/t.yaml", 3, ("image_psnr_db",),
@@ -452,11 +480,6 @@ def _replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-
-
-def _sha(manifest: Path) -> str:
-    sha: str = json.loads(manifest.read_text())["files"]["int8.onnx"]["sha256"]
-    return sha
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -213,13 +213,54 @@ def test_any_diffusers_scheduler_drives_the_loop(name: str) -> None:
         ("NoSuchScheduler", 5, UsageError, "no scheduler 'NoSuchScheduler'"),
         ("UNet2DModel", 5, UsageError, "no scheduler"),
         ("DDIMScheduler", 0, UsageError, "0 sampler steps"),
-        ("DDIMScheduler", 1001, ModelError, "cannot be larger"),
+        ("DDIMScheduler", 1001, UsageError, "1001 sampler steps: the model was trained with 1000"),
+        ("EulerDiscreteScheduler", 5000, UsageError, "5000 sampler steps"),
+        ("SchedulerMixin", 5, UsageError, "'SchedulerMixin' of diffusers has no from_config"),
+        ("AmusedScheduler", 5, ModelError, "cannot use"),
+        ("DiscreteDDIMScheduler", 5, UsageError, "has no init_noise_sigma"),
+        ("CogVideoXDPMScheduler", 5, UsageError, "also needs old_pred_original_sample, timestep_back"),
+        ("FlowMapEulerDiscreteScheduler", 5, ModelError, "timesteps 200 to 1000"),
         ("EulerDiscreteScheduler", 7, ModelError, "fractional timesteps"),
     ],
 )
 def test_a_scheduler_that_does_not_suit_is_refused(name: str, steps: int, error: type, told: str) -> None:
     with pytest.raises(error, match=told):
         open_sampler({**CONFIG, "timestep_spacing": "linspace"}, steps, name=name)
+
+
+@numpy2_noise
+@pytest.mark.parametrize(
+    ("name", "steps", "helps"),
+    [
+        ("EulerDiscreteScheduler", 7, True),
+        ("HeunDiscreteScheduler", 7, True),
+        ("IPNDMScheduler", 7, False),
+        ("FlowMatchEulerDiscreteScheduler", 7, False),
+        ("EDMEulerScheduler", 7, False),
+        ("CMStochasticIterativeScheduler", 7, False),
+    ],
+)
+def test_leading_spacing_is_advised_only_where_it_helps(name: str, steps: int, helps: bool) -> None:
+    with pytest.raises(ModelError, match="fractional timesteps") as raised:
+        open_sampler({**CONFIG, "timestep_spacing": "linspace"}, steps, name=name)
+    assert ("leading" in raised.value.hint) is helps
+    assert "ddim" in raised.value.hint
+    if helps:
+        assert open_sampler({**CONFIG, "timestep_spacing": "leading"}, steps, name=name).timesteps.min() >= 0
+
+
+@pytest.mark.parametrize("value", [None, "many", 0])
+def test_a_model_that_does_not_say_its_timesteps_is_refused(value: object) -> None:
+    with pytest.raises(ModelError, match="num_train_timesteps"):
+        open_sampler({**CONFIG, "num_train_timesteps": value}, STEPS, name="DDIMScheduler")
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63, (1 << 64) - 1])
+def test_seeds_are_checked_before_any_step(seed: int) -> None:
+    report, calls = Recorder(), list[int]()
+    with _engine(calls=calls) as engine, pytest.raises(UsageError, match=f"Seed {seed} is out of range"):
+        _generate(engine, [3, seed], report=report, sampler=open_sampler(CONFIG, STEPS, name="DDPMScheduler"))
+    assert (report.stages, calls) == ([], [])
 
 
 def test_eta_belongs_to_ddim() -> None:

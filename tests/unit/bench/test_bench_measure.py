@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -89,9 +90,12 @@ def test_inputs_that_do_not_fit_are_an_engine_error(graphs: tuple[Graph, Graph])
         measure(graphs[:1], [], FEEDS[:2], QUICK)
 
 
-def test_a_killed_process_is_a_resource_error() -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_killed_process_is_a_resource_error(gone: bool) -> None:
     with WorkerProcess("ort-cpu/float.onnx", 1) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
+        if gone:  # the command cannot even be sent
+            worker._process.wait()
         with pytest.raises(ResourceError, match="signal 9"):
             worker.ask("kernels")
 
@@ -179,6 +183,10 @@ def test_the_report_survives_the_disk(graphs: tuple[Graph, Graph], tmp_path: Pat
     )
     report.save(tmp_path / "bench.json")
     assert load_bench(tmp_path / "bench.json") == report
+    document = json.loads((tmp_path / "bench.json").read_text())
+    (tmp_path / "altered.json").write_text(json.dumps({**document, "threads": 2}))
+    with pytest.raises(ArtifactError, match="altered"):
+        load_bench(tmp_path / "altered.json")
     assert report.ratio("ort-cpu/int8.onnx", "ort-cpu/float.onnx", 3) == report.ratios[1]
     assert report.ratio("ort-cpu/int8.onnx", "ort-cpu/float.onnx", 99) is None
 

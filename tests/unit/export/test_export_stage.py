@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import TensorParams
-from gacq_deploy.storage import digest_file, lock_directory
+from gacq_deploy.storage import TEMP_PREFIX, digest_file, lock_directory
 from tests.support.tiny import save_model, tiny_run, tiny_unet, with_params
 
 
@@ -214,6 +215,53 @@ def test_targets_and_settings_decide_what_is_written(run: RunDirectory) -> None:
     assert record.graphs == ("float.onnx", "int8.onnx")
     assert {p.name for p in run.onnx.iterdir()} == {"float.onnx", "int8.onnx", "manifest.json"}
     assert not (run.root / "onnx.partial").exists()
+
+
+@pytest.mark.slow
+def test_another_target_keeps_the_graphs_of_the_same_making(run: RunDirectory) -> None:
+    (run.onnx / "int8.plan").write_bytes(b"an engine built beside its graph")
+    complete = _state(run)
+    record = _forget_graph(run, "int8.cpu.onnx")
+    assert record.graphs == ("float.onnx", "int8.onnx")
+    assert export_onnx(run, targets="cpu").graphs == ("float.onnx", "int8.onnx", "int8.cpu.onnx")
+    assert {name: digest for name, (digest, _) in _state(run).items()} == {
+        name: digest for name, (digest, _) in complete.items()
+    }
+    assert load_export(run).graphs == ("float.onnx", "int8.onnx", "int8.cpu.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", ["float.onnx", "int8.cpu.onnx", "manifest.json"])
+def test_a_failed_rename_leaves_the_earlier_export(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, graph: str
+) -> None:
+    (run.onnx / "int8.plan").write_bytes(b"an engine built beside its graph")
+    _forget_graph(run, "int8.cpu.onnx")
+    before, rename = _state(run), Path.rename
+
+    def full(source: Path, target: Path) -> Path:
+        if source.parent.name == "onnx.partial" and source.name == graph:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        export_onnx(run, targets="cpu")
+    assert _state(run) == before
+    assert load_export(run).graphs == ("float.onnx", "int8.onnx")
+    assert not list(run.root.glob(f"{TEMP_PREFIX}*"))
+    assert not (run.root / "onnx.partial").exists()
+
+
+def _forget_graph(run: RunDirectory, graph: str) -> ExportRecord:
+    """Turn the export into what one for fewer targets leaves."""
+    record = ExportRecord.model_validate(
+        {k: v for k, v in json.loads(run.onnx_manifest.read_bytes()).items() if k != "digest"}
+    )
+    (run.onnx / graph).unlink(missing_ok=True)
+    smaller = record.model_copy(update={"files": {k: v for k, v in record.files.items() if k != graph}})
+    smaller.save(run.onnx_manifest)
+    return load_export(run)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_an_unknown_engine_is_a_usage_error(run: RunDirectory) -> None:
         check_parity(run, engines=["warp-drive"])
 
 
-def test_classes_come_in_turn_without_the_null_class() -> None:
+def test_classes_come_in_turn() -> None:
     record = ModelRecord(
         source="x",
         revision=None,
@@ -126,13 +126,13 @@ def test_classes_come_in_turn_without_the_null_class() -> None:
         scheduler=SCHEDULER,
         sample_shape=(1, 8, 8),
         conditioning={
-            "class_labels": {"dtype": "int64", "shape": [], "num_classes": 4, "null_class": 2},
+            "class_labels": {"dtype": "int64", "shape": [], "num_classes": 3},
             "embedding": {"dtype": "float32", "shape": [3]},
         },
     )
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     held = hold_out(record, Probe({"embedding": rows}, {}, {}), ParitySection(images=5, steps=2), 4)
-    assert held.conditioning["class_labels"].tolist() == [0, 1, 3, 0, 1]
+    assert held.conditioning["class_labels"].tolist() == [0, 1, 2, 0, 1]
     assert held.conditioning["class_labels"].dtype == np.int64
     np.testing.assert_array_equal(held.conditioning["embedding"], rows[[0, 1, 0, 1, 0]])
     assert held.seeds == tuple(range(700_000, 700_005))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from gacq_deploy.parity.report import (
     ParityReport,
     SegmentRecord,
     assemble,
+    decides_measurement,
     judge,
     load_report,
     measured,
+    protocol_changes,
 )
 from gacq_deploy.recipe import ParitySection
+from gacq_deploy.storage import digest_json
 
 SECTION = ParitySection()
 GOOD: dict[Evidence, dict[str, float]] = {
@@ -137,6 +141,66 @@ def test_a_report_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
         "reference", "candidate", "evaluated", "passed", "metrics", "thresholds", "worst", "by_timestep",
     }  # fmt: skip
     assert document["edges"][1]["evaluated"] is False
+
+
+def write_edited(path: Path, edit: Callable[[dict[str, Any]], object], *, seal: bool) -> None:
+    """Save a good report, edit the document, and give it the digest of what it now says or leave the old one."""
+    report(*(edge(evidence, metrics) for evidence, metrics in GOOD.items())).save(path)
+    document = json.loads(path.read_text())
+    assert load_report(path)
+    edit(document)
+    if seal:
+        body = {key: value for key, value in document.items() if key != "digest"}
+        document["digest"] = digest_json(body)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d.update(passed=False),
+        lambda d: d["edges"][0]["metrics"].update(differences=0.5),
+        lambda d: d["protocol"].update(seed=1),
+        lambda d: d["subject"].update(files={}),
+        lambda d: d.update(digest="0" * 64),
+        lambda d: d.pop("digest"),
+    ],
+)
+def test_an_altered_report_is_refused(tmp_path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    write_edited(tmp_path / "parity.json", edit, seal=False)
+    with pytest.raises(ArtifactError, match=r"altered|no digest"):
+        load_report(tmp_path / "parity.json")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d.update(passed=False),
+        lambda d: d["edges"][-1].update(passed=False),
+        lambda d: d["edges"][-1]["metrics"].update(image_ssim=0.1),
+        lambda d: d["edges"][-1]["metrics"].pop("image_ssim"),
+        lambda d: d["edges"][-1]["thresholds"].pop("image_ssim"),
+        lambda d: d["protocol"]["budget"].update(image_psnr_db=60.0),
+        lambda d: d["edges"].clear(),
+    ],
+)
+def test_a_verdict_that_does_not_follow_from_the_numbers_is_refused(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    write_edited(tmp_path / "parity.json", edit, seal=True)
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        load_report(tmp_path / "parity.json")
+
+
+def test_changes_of_the_protocol_are_named_and_sorted() -> None:
+    other = SECTION.model_copy(
+        update={"steps": 7, "budget": SECTION.budget.model_copy(update={"image_psnr_db": 1.0})}
+    )
+    changes = protocol_changes(SECTION, other)
+    assert list(changes.items()) == [("steps", (20, 7)), ("budget.image_psnr_db", (30.0, 1.0))]
+    assert [decides_measurement(key) for key in changes] == [True, False]
+    assert decides_measurement("probe.seed")
+    assert protocol_changes(SECTION, SECTION) == {}
 
 
 @pytest.mark.parametrize("text", ["{}", '{"schema": "gacq-deploy/parity/2"}', "[]", "no json", ""])
