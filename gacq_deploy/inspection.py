@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.recipe import QuantizationSection, Rule, matching_rules
+from gacq_deploy.plan import matching_rules
+from gacq_deploy.recipe import QuantizationSection, Rule
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import PlannedSite
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorSpec
+from gacq_deploy.spec import Role
 from gacq_deploy.storage import digest_json, write_bytes
 
 SEED_MAX = 2**31 - 1
@@ -290,82 +289,6 @@ def parse_recipe(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Re
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(_explain(error, node, origin, overrides), _DOCS_HINT) from None
-
-
-def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str] | None = None) -> QuantPlan:
-    """Decide for every site of the model what the rules ask for.
-
-    Args:
-        recipe: its ``quantization.rules`` are applied in order, the last match wins.
-        sites: weight, input and output sites in execution order.
-        ties: site -> tie name; a site without one stands alone.
-
-    Raises:
-        RecipeError: a rule that matches nothing, a site no rule matches, a weight quantized without its input or
-            the reverse (TensorRT would fall back to half precision).
-    """
-    ties = ties or {}
-    used: set[int] = set()
-    planned: list[PlannedSite] = []
-    for site in sites:
-        matching = matching_rules(recipe.quantization.rules, site)
-        if not matching:
-            raise RecipeError(
-                f"No quantization rule matches site '{site}'.",
-                "Start the rules with `match: '*'` for a default.",
-            )
-        used.update(matching)
-        winner = recipe.quantization.rules[matching[-1]]
-        if not winner.ignore:
-            planned.append(_plan_site(site, winner, ties.get(site, str(site))))
-    for number, rule in enumerate(recipe.quantization.rules):
-        if number not in used and not rule.optional:
-            raise RecipeError(
-                f"Rule {number + 1} (match '{rule.match}', role '{rule.role}') matches no layer of this model.",
-                "Correct the pattern (`gacq-deploy calibrate --dry-run` lists the sites), or add `optional: true`.",
-            )
-    plan = QuantPlan(tuple(planned))
-    _check_pairs(plan)
-    return plan
-
-
-def matching_rules(rules: Sequence[Rule], site: Site) -> list[int]:
-    """Return the positions of the rules that match ``site``, in order; the last one wins."""
-    return [
-        number
-        for number, rule in enumerate(rules)
-        if rule.role in ("*", site.role) and fnmatchcase(site.module, rule.match)
-    ]
-
-
-def _plan_site(site: Site, rule: Rule, tie: str) -> PlannedSite:
-    bits = rule.bits or 8
-    is_weight = site.role == "weight"
-    spec = TensorSpec(bits=bits, axis=0 if is_weight else None, narrow=is_weight)
-    method = rule.range or MseRange(method="mse")
-    return PlannedSite(site, spec, tie, encode_range(method))
-
-
-def encode_range(method: MinMaxRange | PercentileRange | MseRange) -> str:
-    """Return a range method as text (``percentile:99.9``), the form the plan and the manifest keep."""
-    match method:
-        case PercentileRange():
-            return f"percentile:{method.percentile:g}"
-        case MseRange():
-            return f"mse:{method.p:g}"
-        case MinMaxRange():
-            return "minmax"
-
-
-def _check_pairs(plan: QuantPlan) -> None:
-    weights = {e.site.module for e in plan.of_role("weight")}
-    inputs = {e.site.module for e in plan.of_role("input")}
-    for module in sorted(weights ^ inputs):
-        have, lack = ("weight", "input") if module in weights else ("input", "weight")
-        raise RecipeError(
-            f"Module '{module}' has a quantized {have} but a float {lack}: no engine runs that in INT8.",
-            "Quantize both or neither in quantization.rules.",
-        )
 
 
 def _refuse_duplicates(node: yaml.Node | None, origin: str) -> None:

@@ -90,8 +90,8 @@ def _next_step(directory: Path) -> str:
 
 def _show_plan(output: Output, recipe: Recipe, directory: RunDirectory, *, fresh: bool) -> None:
     with needs_extra("calibrate", "calibrate --dry-run"):
-        from gacq_deploy.calibration.calibrate import check_same_recipe
         from gacq_deploy.calibration.estimate import estimate_calibration
+        from gacq_deploy.calibration.workspace import check_same_recipe
     if not fresh:
         check_same_recipe(recipe, directory)
     estimate = estimate_calibration(recipe)

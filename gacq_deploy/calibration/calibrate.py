@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-import diffusers
 import numpy as np
 import torch
 
@@ -21,31 +19,31 @@ from gacq_deploy.calibration.reconstruction import BlockTask, ReconstructionResu
 from gacq_deploy.calibration.replay import BlockData, Replay, chunk_size, full_pass
 from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.calibration.weights import SampleWeights, UniformWeights, checked_weights, effective_samples
+from gacq_deploy.calibration.workspace import (
+    check_same_recipe,
+    ensure_samples,
+    finished_artifact,
+    forget_run,
+    work_key,
+)
 from gacq_deploy.ddim import make_timesteps, parse_scheduler
-from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError
+from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import Block, ModelGraph, trace_model
 from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import Recipe, resolve_plan
+from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import CalibrationSet, load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage import (
     Array,
     digest_array,
-    digest_file,
-    digest_json,
     lock_directory,
-    read_json,
-    write_json,
 )
-
-ALGORITHM = 1
-"""Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +89,17 @@ def calibrate(
     """
     with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
         if fresh:
-            _forget(directory)
+            forget_run(directory)
         check_same_recipe(recipe, directory)
         denoiser = load_denoiser(recipe.model)
         graph = trace_model(denoiser)
         plan = make_plan(recipe, graph)
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
-        samples_sha256 = _ensure_samples(recipe, directory, denoiser, report)
+        samples_sha256 = ensure_samples(recipe, directory, denoiser, report)
         chosen = weights or UniformWeights()
-        key = _work_key(recipe, denoiser, samples_sha256, chosen)
-        finished = None if fresh else _finished(directory, key, report)
+        key = work_key(recipe, denoiser, samples_sha256, chosen)
+        finished = None if fresh else finished_artifact(directory, key, report)
         if finished is not None:
             report.note("calibration is already done")
             return finished
@@ -123,7 +121,7 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
     """Resolve the recipe's rules against the model; sites that read one tensor always share a scale.
 
     Raises:
-        RecipeError: see :func:`gacq_deploy.recipe.resolve_plan`.
+        RecipeError: see :func:`gacq_deploy.plan.resolve_plan`.
     """
     ties = (
         dict(graph.ties)
@@ -314,90 +312,3 @@ def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[
             assert quantizer is not None
             params[entry.site] = TensorParams(np.array(float(quantizer.scale), np.float32))
     return params
-
-
-def _ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser, report: Reporter) -> str:
-    """Collect the samples unless the recorded ones belong to this model and recipe; return their sha256."""
-    section = recipe.samples.model_dump(mode="json")
-    # which samples are taken does not depend on it; their last bits may
-    key = digest_json(
-        {"weights": denoiser.record.weights_sha256, "samples": section, "torch": torch.__version__}
-    )
-    if directory.samples_record_path.is_file() and directory.samples_path.is_file():
-        record = read_json(
-            directory.samples_record_path, what="Samples record", hint="Run again with --fresh."
-        )
-        if record.get("key") == key:
-            if digest_file(directory.samples_path) != record.get("sha256"):
-                raise ArtifactError(
-                    f"Calibration samples {directory.samples_path} were altered: sha256 differs from samples.json.",
-                    "Run `gacq-deploy calibrate --fresh` to collect them again.",
-                )
-            return str(record["sha256"])
-    collect_samples(denoiser, recipe.samples, directory.samples_path, report)
-    load_samples(directory.samples_path)
-    sha256 = digest_file(directory.samples_path)
-    write_json(directory.samples_record_path, {"key": key, "sha256": sha256})
-    return sha256
-
-
-def _work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights) -> str:
-    return digest_json(
-        {
-            "recipe": recipe.calibration_digest,
-            "probe": recipe.parity.probe.model_dump(mode="json"),
-            "model": denoiser.record.weights_sha256,
-            "samples": samples_sha256,
-            "weights": weights.name,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "algorithm": ALGORITHM,
-        }
-    )
-
-
-def _finished(directory: RunDirectory, key: str, report: Reporter) -> CalibrationArtifact | None:
-    """Return the artifact if it is whole and of this key; a damaged one is made again from the finished blocks."""
-    if not directory.artifact.is_dir():
-        return None
-    try:
-        artifact = load_artifact(directory.artifact)
-    except ArtifactError as error:
-        report.note(f"the artifact is not usable and is made again: {error.message}")
-        return None
-    return artifact if artifact.build.get("work_key") == key else None
-
-
-def _forget(directory: RunDirectory) -> None:
-    shutil.rmtree(directory.work, ignore_errors=True)
-    directory.samples_record_path.unlink(missing_ok=True)
-    directory.recipe_path.unlink(missing_ok=True)
-
-
-def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
-    """Refuse a directory that holds a run of another recipe.
-
-    Raises:
-        RecipeError: naming the keys of the calibration sections that differ.
-    """
-    if not directory.recipe_path.is_file():
-        return
-    old = directory.load_recipe()
-    if old.calibration_digest != recipe.calibration_digest:
-        changed = _differences(old.document(), recipe.document())
-        relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
-        raise RecipeError(
-            f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
-            "Choose another directory with -o, or start over with --fresh.",
-        )
-
-
-def _differences(old: object, new: object, prefix: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [
-            d
-            for k in keys
-            for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))
-        ]
-    return [] if old == new else [prefix]

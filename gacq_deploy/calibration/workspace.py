@@ -1,0 +1,111 @@
+"""Is what lies in the run directory still good? Whose run it is, which samples and which finished work count."""
+
+from __future__ import annotations
+
+import shutil
+
+import diffusers
+import torch
+
+from gacq_deploy.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.calibration.weights import SampleWeights
+from gacq_deploy.errors import ArtifactError, RecipeError
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.progress import Reporter
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples import load_samples
+from gacq_deploy.storage import digest_file, digest_json, read_json, write_json
+
+ALGORITHM = 1
+"""Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
+
+
+def ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser, report: Reporter) -> str:
+    """Collect the samples unless the recorded ones belong to this model and recipe; return their sha256."""
+    section = recipe.samples.model_dump(mode="json")
+    # which samples are taken does not depend on it; their last bits may
+    key = digest_json(
+        {"weights": denoiser.record.weights_sha256, "samples": section, "torch": torch.__version__}
+    )
+    if directory.samples_record_path.is_file() and directory.samples_path.is_file():
+        record = read_json(
+            directory.samples_record_path, what="Samples record", hint="Run again with --fresh."
+        )
+        if record.get("key") == key:
+            if digest_file(directory.samples_path) != record.get("sha256"):
+                raise ArtifactError(
+                    f"Calibration samples {directory.samples_path} were altered: sha256 differs from samples.json.",
+                    "Run `gacq-deploy calibrate --fresh` to collect them again.",
+                )
+            return str(record["sha256"])
+    collect_samples(denoiser, recipe.samples, directory.samples_path, report)
+    load_samples(directory.samples_path)
+    sha256 = digest_file(directory.samples_path)
+    write_json(directory.samples_record_path, {"key": key, "sha256": sha256})
+    return sha256
+
+
+def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights) -> str:
+    """Return the digest of everything that calibration's numbers depend on; finished work counts under it alone."""
+    return digest_json(
+        {
+            "recipe": recipe.calibration_digest,
+            "probe": recipe.parity.probe.model_dump(mode="json"),
+            "model": denoiser.record.weights_sha256,
+            "samples": samples_sha256,
+            "weights": weights.name,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "algorithm": ALGORITHM,
+        }
+    )
+
+
+def finished_artifact(directory: RunDirectory, key: str, report: Reporter) -> CalibrationArtifact | None:
+    """Return the artifact if it is whole and of this key; a damaged one is made again from the finished blocks."""
+    if not directory.artifact.is_dir():
+        return None
+    try:
+        artifact = load_artifact(directory.artifact)
+    except ArtifactError as error:
+        report.note(f"the artifact is not usable and is made again: {error.message}")
+        return None
+    return artifact if artifact.build.get("work_key") == key else None
+
+
+def forget_run(directory: RunDirectory) -> None:
+    """Start over: finished steps, the samples' record and the recipe go; the artifact stays until it is replaced."""
+    shutil.rmtree(directory.work, ignore_errors=True)
+    directory.samples_record_path.unlink(missing_ok=True)
+    directory.recipe_path.unlink(missing_ok=True)
+
+
+def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
+    """Refuse a directory that holds a run of another recipe.
+
+    Raises:
+        RecipeError: naming the keys of the calibration sections that differ.
+    """
+    if not directory.recipe_path.is_file():
+        return
+    old = directory.load_recipe()
+    if old.calibration_digest != recipe.calibration_digest:
+        changed = _differences(old.document(), recipe.document())
+        relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
+        raise RecipeError(
+            f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
+            "Choose another directory with -o, or start over with --fresh.",
+        )
+
+
+def _differences(old: object, new: object, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [
+            d
+            for k in keys
+            for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))
+        ]
+    return [] if old == new else [prefix]
