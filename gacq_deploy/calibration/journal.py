@@ -58,7 +58,8 @@ class Journal:
     @property
     def steps(self) -> tuple[str, ...]:
         """Finished steps in order."""
-        return tuple(sorted(self._entries(), key=lambda s: str(self._entries()[s]["file"])))
+        entries = self._entries()
+        return tuple(sorted(entries, key=lambda step: str(entries[step]["file"])))
 
     @property
     def _path(self) -> Path:

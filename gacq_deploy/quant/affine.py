@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 
 
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes straight through (Bengio et al. 2013)."""
-    return x + (x.round() - x).detach() if x.requires_grad else x.round()
-
-
 def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
     """Return ``clamp(round(x / scale), qmin, qmax) * scale``: the float value an INT8 engine works with.
 
