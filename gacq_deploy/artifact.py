@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gacq_deploy.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage import (
@@ -25,12 +27,22 @@ from gacq_deploy.storage import (
 )
 
 SCHEMA = "gacq-deploy/artifact"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
+_DIAGNOSTICS = "diagnostics.safetensors"
+FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
+"""Files that a manifest may vouch for."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Version n -> function that turns a version-n manifest into version n + 1; empty while 1 is the only version."""
+
+
+def _add_parameters(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew neither retrained parameters nor a polish."""
+    return {**manifest, "parameters": [], "polish": None, "schema_version": 2}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _add_parameters}
+"""Version n -> function that turns a version-n manifest, its digest verified, into version n + 1."""
 
 
 class _Record(BaseModel):
@@ -77,6 +89,44 @@ class BlockRecord(_Record):
     """False when nearest rounding was better and was restored."""
     effective_samples: float
     """(sum w)^2 / sum w^2 of the sample weights."""
+    notes: tuple[str, ...] = ()
+    """Warnings and fallbacks, in words."""
+
+
+class PolishRecord(_Record):
+    """What happened when scales and float parameters were trained jointly, after the last block."""
+
+    steps: int
+    loss_start: float
+    loss_end: float
+    kept: bool
+    """False when the model was better before and was restored."""
+    parameters: tuple[str, ...]
+    """Kinds of parameters that were trained, as the recipe names them."""
+    objective: str
+    effective_samples: float
+    """(sum w)^2 / sum w^2 of the sample weights."""
+    notes: tuple[str, ...] = ()
+
+
+class ParameterRecord(_Record):
+    """One retrained parameter on disk."""
+
+    name: str
+    source_sha256: str
+    """Digest of the float model's own value: the exporter finds the constant by it."""
+
+
+@dataclass(frozen=True)
+class RetrainedParameter:
+    """A float parameter that calibration changed: a bias, or the weight or bias of a norm.
+
+    ``value`` is float32 in the shape of the model's own parameter, finite; ``source_sha256`` is
+    ``digest_array`` of the float model's own value.
+    """
+
+    value: NDArray[np.float32]
+    source_sha256: str
 
 
 @dataclass(frozen=True)
@@ -95,7 +145,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class CalibrationArtifact:
-    """Plan, parameters per site, provenance. Loading needs neither torch nor data."""
+    """Plan, parameters per site, provenance. Loading needs neither torch nor data.
+
+    ``params`` are codes and scales by site; ``parameters`` are float parameters of the model that calibration
+    changed, by dotted name (``mid_block.attentions.0.to_q.bias``).
+    """
 
     model: ModelRecord
     plan: QuantPlan
@@ -108,6 +162,9 @@ class CalibrationArtifact:
     build: Mapping[str, Any] = field(default_factory=dict)
     """Times, versions, host facts; covered by no digest."""
     manifest_digest: str = ""
+    parameters: Mapping[str, RetrainedParameter] = field(default_factory=dict)
+    polish: PolishRecord | None = None
+    diagnostics: Diagnostics | None = None
 
     def __post_init__(self) -> None:
         for entry in self.plan:
@@ -116,6 +173,8 @@ class CalibrationArtifact:
                 raise ArtifactError(f"Site '{entry.site}' has no scale in the artifact.", _HINT)
             if entry.site.role == "weight":
                 _check_codes(entry, params)
+        for name, parameter in self.parameters.items():
+            self._check_parameter(name, parameter)
 
     def save(self, directory: Path) -> str:
         """Write the folder whole or not at all (``manifest.json`` last in it); return the artifact's digest."""
@@ -127,6 +186,9 @@ class CalibrationArtifact:
                     folder / _PROBE, _flatten_probe(self.probe), schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}"
                 )
                 files[_PROBE] = describe_file(folder / _PROBE)
+            if self.diagnostics is not None:
+                save_diagnostics(folder / _DIAGNOSTICS, self.diagnostics)
+                files[_DIAGNOSTICS] = describe_file(folder / _DIAGNOSTICS)
             document = self._document(files)
             digest = digest_json(document)
             write_json(folder / "manifest.json", {**document, "digest": digest, "build": dict(self.build)})
@@ -139,7 +201,30 @@ class CalibrationArtifact:
             tensors[f"{entry.site}.scale"] = params.scale
             if params.codes is not None:
                 tensors[f"{entry.site}.codes"] = params.codes
-        return tensors
+        return tensors | {_parameter_key(name): p.value for name, p in self.parameters.items()}
+
+    def _check_parameter(self, name: str, parameter: RetrainedParameter) -> None:
+        value = parameter.value
+        if value.dtype != np.float32 or value.size == 0:
+            raise ArtifactError(
+                f"Retrained parameter '{name}' is {value.dtype} of shape {value.shape}, not float32 values.",
+                _HINT,
+            )
+        if not bool(np.isfinite(value).all()):
+            count = int(np.count_nonzero(~np.isfinite(value)))
+            raise ArtifactError(
+                f"Retrained parameter '{name}' holds {count} values that are not finite.", _HINT
+            )
+        module, _, kind = name.rpartition(".")
+        weight = self.params.get(Site(module, "weight"))
+        if weight is None or weight.codes is None or self.plan.get(Site(module, "weight")) is None:
+            return
+        if kind != "bias" or value.shape != weight.codes.shape[:1]:
+            raise ArtifactError(
+                f"Retrained parameter '{name}' of shape {value.shape} belongs to a quantized layer; only a bias "
+                f"of shape {weight.codes.shape[:1]} can.",
+                _HINT,
+            )
 
     def _document(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -149,7 +234,12 @@ class CalibrationArtifact:
             "recipe": dict(self.recipe),
             "samples_sha256": self.samples_sha256,
             "plan": [_site_record(e, self.weight_digests).model_dump(mode="json") for e in self.plan],
+            "parameters": [
+                ParameterRecord(name=name, source_sha256=p.source_sha256).model_dump(mode="json")
+                for name, p in sorted(self.parameters.items())
+            ],
             "history": [record.model_dump(mode="json") for record in self.history],
+            "polish": None if self.polish is None else self.polish.model_dump(mode="json"),
             "files": dict(files),
         }
 
@@ -161,37 +251,21 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
         ArtifactError: missing, altered, truncated, of a newer version, or inconsistent.
     """
     manifest = read_json(directory / "manifest.json", what="Artifact manifest", hint=_HINT)
-    manifest = _migrate(manifest, directory)
+    _check_version(manifest, directory)
     body = {k: v for k, v in manifest.items() if k not in ("digest", "build")}
     if digest_json(body) != manifest.get("digest"):
         raise ArtifactError(
             f"Artifact manifest {directory / 'manifest.json'} was altered: its digest differs.", _HINT
         )
     try:
-        for name, entry in manifest["files"].items():
-            if name not in (_TENSORS, _PROBE):
-                raise ArtifactError(f"Artifact manifest names a foreign file '{name}'.", _HINT)
-            verify_file(directory / name, entry, what="Artifact file", hint=_HINT)
-        records = [SiteRecord.model_validate(r) for r in manifest["plan"]]
-        tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
-        return CalibrationArtifact(
-            model=ModelRecord.model_validate(manifest["model"]),
-            plan=QuantPlan(tuple(_planned(r) for r in records)),
-            params={Site.parse(r.site): _params(r, tensors) for r in records},
-            weight_digests={r.site: r.source_sha256 for r in records if r.source_sha256},
-            recipe=manifest["recipe"],
-            samples_sha256=manifest["samples_sha256"],
-            history=tuple(BlockRecord.model_validate(h) for h in manifest["history"]),
-            probe=_load_probe(directory) if _PROBE in manifest["files"] else None,
-            build=manifest.get("build", {}),
-            manifest_digest=manifest["digest"],
-        )
+        for version in range(manifest["schema_version"], SCHEMA_VERSION):
+            manifest = MIGRATIONS[version](manifest)
+        return _read(manifest, directory)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
 
 
-def _migrate(document: Any, directory: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = document if isinstance(document, dict) else {}
+def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
     if manifest.get("schema") != SCHEMA:
         raise ArtifactError(f"{directory / 'manifest.json'} is not an artifact manifest.", _HINT)
     version = manifest.get("schema_version")
@@ -202,10 +276,32 @@ def _migrate(document: Any, directory: Path) -> dict[str, Any]:
             f"Artifact {directory} has schema version {version}, this gacq-deploy reads up to {SCHEMA_VERSION}.",
             "Upgrade gacq-deploy: pip install -U gacq-deploy",
         )
-    while version < SCHEMA_VERSION:
-        manifest = MIGRATIONS[version](manifest)
-        version += 1
-    return manifest
+
+
+def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
+    """Read the files that a manifest of the current version vouches for, once they proved to be those."""
+    for name, entry in manifest["files"].items():
+        if name not in FILES:
+            raise ArtifactError(f"Artifact manifest names a foreign file '{name}'.", _HINT)
+        verify_file(directory / name, entry, what="Artifact file", hint=_HINT)
+    records = [SiteRecord.model_validate(r) for r in manifest["plan"]]
+    tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
+    polish, named = manifest["polish"], manifest["files"]
+    return CalibrationArtifact(
+        model=ModelRecord.model_validate(manifest["model"]),
+        plan=QuantPlan(tuple(_planned(r) for r in records)),
+        params={Site.parse(r.site): _params(r, tensors) for r in records},
+        weight_digests={r.site: r.source_sha256 for r in records if r.source_sha256},
+        recipe=manifest["recipe"],
+        samples_sha256=manifest["samples_sha256"],
+        history=tuple(BlockRecord.model_validate(h) for h in manifest["history"]),
+        probe=_load_probe(directory) if _PROBE in named else None,
+        build=manifest.get("build", {}),
+        manifest_digest=manifest["digest"],
+        parameters=_parameters([ParameterRecord.model_validate(p) for p in manifest["parameters"]], tensors),
+        polish=None if polish is None else PolishRecord.model_validate(polish),
+        diagnostics=load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None,
+    )
 
 
 def _check_codes(entry: PlannedSite, params: TensorParams) -> None:
@@ -247,6 +343,20 @@ def _planned(record: SiteRecord) -> PlannedSite:
 def _params(record: SiteRecord, tensors: Mapping[str, Array]) -> TensorParams:
     codes = tensors.get(f"{record.site}.codes")
     return TensorParams(np.asarray(tensors[f"{record.site}.scale"]), codes)
+
+
+def _parameters(
+    records: Sequence[ParameterRecord], tensors: Mapping[str, Array]
+) -> dict[str, RetrainedParameter]:
+    found = {r.name: RetrainedParameter(tensors[_parameter_key(r.name)], r.source_sha256) for r in records}
+    if len(found) != len(records):
+        raise ValueError("a retrained parameter is listed twice")
+    return found
+
+
+def _parameter_key(name: str) -> str:
+    # sites end in a role and a suffix, so no site can be spelt like this
+    return f"parameter:{name}"
 
 
 def _flatten_probe(probe: Probe) -> dict[str, Array]:

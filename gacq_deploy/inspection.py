@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
+from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, PolishRecord, load_artifact
+from gacq_deploy.diagnostics import Diagnostics, StageWeights
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.plan import matching_rules
 from gacq_deploy.recipe import QuantizationSection, Rule
@@ -37,6 +38,29 @@ class SiteView:
 
 
 @dataclass(frozen=True)
+class ParameterView:
+    """One float parameter of the model that calibration changed."""
+
+    name: str
+    shape: tuple[int, ...]
+    value_min: float
+    value_max: float
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class StageView:
+    """The sample weights that one stage (a block, or "polish") learned, in a few numbers."""
+
+    stage: str
+    mode: str
+    effective_samples: float
+    weight_min: float
+    weight_max: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A verified artifact in numbers."""
 
@@ -47,10 +71,21 @@ class Inspection:
     sites: tuple[SiteView, ...]
     blocks: tuple[BlockRecord, ...]
     versions: dict[str, Any]
+    parameters: tuple[ParameterView, ...]
+    polish: PolishRecord | None
+    stages: tuple[StageView, ...]
+    error_timesteps: tuple[int, ...]
+    """Noisiest first."""
+    error_sqnr_db: dict[str, tuple[float, ...]]
+    """Stage that ran -> output SQNR against the float model, one value a timestep."""
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {**asdict(self), "blocks": [block.model_dump(mode="json") for block in self.blocks]}
+        return {
+            **asdict(self),
+            "blocks": [block.model_dump(mode="json") for block in self.blocks],
+            "polish": None if self.polish is None else self.polish.model_dump(mode="json"),
+        }
 
 
 def inspect_artifact(directory: Path) -> Inspection:
@@ -68,6 +103,7 @@ def inspect_artifact(directory: Path) -> Inspection:
             f"The recipe recorded in {folder} has no valid quantization rules: {error!r}.",
             "Run `gacq-deploy calibrate` again.",
         ) from error
+    seen = artifact.diagnostics
     return Inspection(
         directory=str(folder),
         digest=artifact.manifest_digest,
@@ -76,6 +112,11 @@ def inspect_artifact(directory: Path) -> Inspection:
         sites=tuple(_view(entry, artifact, rules) for entry in artifact.plan),
         blocks=artifact.history,
         versions=dict(artifact.build),
+        parameters=_parameters(artifact),
+        polish=artifact.polish,
+        stages=tuple(_stage(stage) for stage in seen.stages) if seen else (),
+        error_timesteps=tuple(int(t) for t in seen.error_timesteps) if seen else (),
+        error_sqnr_db=_errors(seen) if seen else {},
     )
 
 
@@ -110,3 +151,31 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
         scale_max=float(params.scale.max()),
         saturated=saturated,
     )
+
+
+def _parameters(artifact: CalibrationArtifact) -> tuple[ParameterView, ...]:
+    return tuple(
+        ParameterView(
+            name=name,
+            shape=parameter.value.shape,
+            value_min=float(parameter.value.min()),
+            value_max=float(parameter.value.max()),
+            source_sha256=parameter.source_sha256,
+        )
+        for name, parameter in sorted(artifact.parameters.items())
+    )
+
+
+def _stage(stage: StageWeights) -> StageView:
+    return StageView(
+        stage=stage.stage,
+        mode=stage.mode,
+        effective_samples=stage.effective_samples,
+        weight_min=float(stage.weights.min()),
+        weight_max=float(stage.weights.max()),
+        notes=stage.notes,
+    )
+
+
+def _errors(diagnostics: Diagnostics) -> dict[str, tuple[float, ...]]:
+    return {stage: tuple(float(v) for v in values) for stage, values in diagnostics.error_sqnr_db.items()}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gacq_deploy.artifact import FILES as ARTIFACT_FILES
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench import load_bench
 from gacq_deploy.errors import ArtifactError, GacqError
@@ -66,9 +67,8 @@ def _links(run: RunDirectory) -> Iterator[Link]:
     yield _check("samples", run.samples_record_path, lambda: _samples(run), run.samples_path)
     yield _check("finished steps", run.work / "journal.json", lambda: _journal(run))
     manifest = run.artifact / "manifest.json"
-    yield _check(
-        "artifact", manifest, lambda: _artifact(run), run.artifact / "tensors.safetensors", run.onnx_manifest
-    )
+    files = [run.artifact / name for name in ARTIFACT_FILES]
+    yield _check("artifact", manifest, lambda: _artifact(run), *files, run.onnx_manifest)
     yield _check("graphs", run.onnx_manifest, lambda: _graphs(run), run.int8_onnx, run.cpu_onnx)
     yield _check("parity", run.parity_json, lambda: _parity(run))
     yield _check("bench", run.bench_json, lambda: _bench(run))
@@ -135,7 +135,8 @@ def _artifact(run: RunDirectory) -> str:
             f"The artifact was made from other samples ({artifact.samples_sha256[:12]}) than lie beside it.",
             hint,
         )
-    return f"digest {artifact.manifest_digest[:12]}, {len(artifact.plan)} tensors"
+    retrained = f", {len(artifact.parameters)} retrained parameters" if artifact.parameters else ""
+    return f"digest {artifact.manifest_digest[:12]}, {len(artifact.plan)} tensors{retrained}"
 
 
 def _graphs(run: RunDirectory) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.inspection import Inspection
+    from gacq_deploy.inspection import Inspection, StageView
 
 
 @click.command(short_help="Show scales, winning rules and losses of an artifact.")
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 def inspect(output: Output, directory: Path, pattern: str) -> None:
     """Show an artifact: per tensor the winning rule, bits and scales; per block what learning did.
 
+    Then what the polish did, how many float parameters were retrained, and what weighting had to say.
+
     DIR is a run directory or an artifact folder. Files are verified before they are read.
     """
     from gacq_deploy.inspection import inspect_artifact
@@ -32,7 +35,7 @@ def inspect(output: Output, directory: Path, pattern: str) -> None:
         f"artifact {result.digest[:12]} of model {result.model['source']} "
         f"({result.model['family']}, weights {result.model['weights_sha256'][:12]})"
     )
-    output.emit(result.document(), head, _sites(result, pattern), _blocks(result))
+    output.emit(result.document(), head, _sites(result, pattern), _blocks(result), *_after_blocks(result))
 
 
 def _sites(result: Inspection, pattern: str) -> Table:
@@ -64,13 +67,74 @@ def _sites(result: Inspection, pattern: str) -> Table:
 
 
 def _blocks(result: Inspection) -> Table:
+    modes = {stage.stage: stage for stage in result.stages}
     rows = [
-        (b.name, b.sites, f"{b.loss_start:.4g}", f"{b.loss_end:.4g}", f"{b.effective_samples:.1f}")
+        (
+            b.name,
+            b.sites,
+            f"{b.loss_start:.4g}",
+            f"{b.loss_end:.4g}",
+            "" if b.kept else "no, nearest rounding was better",
+            modes[b.name].mode if b.name in modes else "",
+            f"{b.effective_samples:.1f}",
+            _weights(modes.get(b.name)),
+        )
         for b in result.blocks
     ]
-    return Table(
-        "reconstruction", ["block", "tensors", "loss before", "loss after", "effective samples"], rows
-    )
+    columns = [
+        "block",
+        "tensors",
+        "loss before",
+        "loss after",
+        "kept",
+        "weighting",
+        "effective samples",
+        "weights",
+    ]
+    return Table("reconstruction", columns, rows)
+
+
+def _after_blocks(result: Inspection) -> Iterator[Table | str]:
+    polish = result.polish
+    if polish is not None:
+        rows = [
+            (
+                polish.steps,
+                ", ".join(polish.parameters),
+                polish.objective,
+                f"{polish.loss_start:.4g}",
+                f"{polish.loss_end:.4g}",
+                "" if polish.kept else "no, it was better before",
+                f"{polish.effective_samples:.1f}",
+                _weights(next((s for s in result.stages if s.stage == "polish"), None)),
+            )
+        ]
+        columns = [
+            "steps",
+            "trained",
+            "objective",
+            "loss before",
+            "loss after",
+            "kept",
+            "effective samples",
+            "weights",
+        ]
+        yield Table("polish", columns, rows)
+    biases = sum(p.name.endswith(".bias") for p in result.parameters)
+    yield f"retrained parameters: {biases} biases, {len(result.parameters) - biases} norm weights"
+    yield from (f"note, {stage}: {note}" for stage, note in _notes(result))
+
+
+def _notes(result: Inspection) -> list[tuple[str, str]]:
+    """Return every (stage, note) once, in the order of calibration."""
+    told = [(block.name, note) for block in result.blocks for note in block.notes]
+    told += [("polish", note) for note in (result.polish.notes if result.polish else ())]
+    told += [(stage.stage, note) for stage in result.stages for note in stage.notes]
+    return list(dict.fromkeys(told))
+
+
+def _weights(stage: StageView | None) -> str:
+    return "" if stage is None else _span(stage.weight_min, stage.weight_max)
 
 
 def _span(low: float, high: float) -> str:

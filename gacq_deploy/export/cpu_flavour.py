@@ -16,6 +16,7 @@ from gacq_deploy.export.graph import (
     DEQUANTIZE,
     QUANTIZE,
     GraphIndex,
+    Use,
     drop_unused_initializers,
     module_of,
     replace_nodes,
@@ -70,6 +71,39 @@ def signed_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     _shift_activations(result, TensorProto.UINT8, np.int8, 0)
     check_legal(result)
     return result
+
+
+def join_split_bias(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with every bias that stands behind its convolution back inside: same wiring as in float."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    additions: list[NodeProto] = []
+    for node in index.of_type("Conv"):
+        readers = index.readers(node.output[0])
+        if len(node.input) != 2 or len(readers) != 1 or not _adds_bias(index, node, readers[0]):
+            continue
+        addition, position = readers[0]
+        bias = index.constant(addition.input[1 - position])
+        assert bias is not None, f"'{addition.name}' adds no constant"
+        name = f"{addition.output[0]}.bias"
+        result.graph.initializer.append(numpy_helper.from_array(bias.reshape(-1), name))
+        node.input.append(name)
+        node.output[0] = addition.output[0]
+        additions.append(addition)
+    # nodes of protobuf compare by value, and two calls of a module may be equal
+    dropped = {id(node) for node in additions}
+    replace_nodes(result, [n for n in index.nodes if id(n) not in dropped])
+    drop_unused_initializers(result)
+    return result
+
+
+def _adds_bias(index: GraphIndex, convolution: NodeProto, use: Use) -> bool:
+    """Return whether a reader adds one constant a channel, in the name of the convolution's own module."""
+    if use.node.op_type != "Add" or module_of(use.node) != module_of(convolution):
+        return False
+    bias = index.constant(use.node.input[1 - use.position])
+    return bias is not None and bias.ndim >= 2 and bias.size == bias.shape[0]
 
 
 def _shift_activations(model: onnx.ModelProto, before: int, dtype: type[np.generic], value: int) -> None:

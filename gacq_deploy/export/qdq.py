@@ -24,6 +24,7 @@ from gacq_deploy.export.graph import (
     set_module,
 )
 from gacq_deploy.export.layers import LayerNode, find_layers
+from gacq_deploy.export.parameters import apply_parameters
 from gacq_deploy.spec import QuantPlan, Role, Site
 from gacq_deploy.storage import Array
 
@@ -40,18 +41,18 @@ def insert_qdq(
 ) -> onnx.ModelProto:
     """Return a copy of the float ``model`` with the artifact's codes and scales in it, all signed int8.
 
+    Retrained parameters take the place of the float model's own (``apply_parameters``).
     Weights become int8 codes and a ``DequantizeLinear`` (no quantizer: learned rounding stays exact). Every
     activation tensor that planned layers read gets one Q/DQ pair, per tensor; only those layers read the
     pair. ``placement="output"`` adds pairs on the planned convolution outputs, which everybody reads.
 
     Raises:
-        ExportError: the graph is not the float graph of the calibrated model, a planned site is not found,
-        sites on
-            one tensor disagree on its scale, or the result is not what was planned.
+        ExportError: the graph is not the float graph of the calibrated model, a planned site or a retrained
+            parameter is not found, sites on one tensor disagree on its scale, or the result is not what was
+            planned.
     """
     _require(model, artifact)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = apply_parameters(model, artifact)
     index = GraphIndex(result)
     layers = find_layers(index, artifact)
     edit = _Edit(artifact)

@@ -9,8 +9,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.errors import ExportError
+from gacq_deploy.export.cpu_flavour import join_split_bias
 from gacq_deploy.export.graph import DEQUANTIZE, GraphIndex, attribute, module_of
 from gacq_deploy.export.layers import QUANTIZABLE, weight_axis
+from gacq_deploy.export.parameters import apply_parameters, find_parameters
 from gacq_deploy.parity.graph import (
     Quantizer,
     activation_quantizers,
@@ -51,7 +54,7 @@ class Difference:
 
 
 def compare_float_file(artifact: CalibrationArtifact, graph: ModelProto) -> list[Difference]:
-    """Check that the float graph holds, for every quantized layer, the weight that was calibrated."""
+    """Check that the float graph holds the weight and the parameters that calibration started from."""
     index = GraphIndex(graph)
     layers = float_layers(artifact, index)
     found = [
@@ -64,14 +67,26 @@ def compare_float_file(artifact: CalibrationArtifact, graph: ModelProto) -> list
         for node in index.nodes
         if is_quantization(node)
     )
+    try:
+        find_parameters(index, artifact)
+    except ExportError as error:
+        found.append(Difference("parameters", error.message))
     return found
 
 
 def compare_quantized_file(
     artifact: CalibrationArtifact, float_graph: ModelProto, graph: ModelProto, flavour: Flavour
 ) -> list[Difference]:
-    """Return every difference between a Q/DQ file and what artifact and float graph determine it to be."""
-    return list(_Comparison(artifact, float_graph, graph, flavour).differences())
+    """Return every difference between a Q/DQ file and what artifact and float graph determine it to be.
+
+    Outside its quantizers the file must be the float graph with the artifact's retrained parameters in it.
+    """
+    try:
+        base = apply_parameters(float_graph, artifact)
+    except ExportError as error:
+        return [Difference("parameters", error.message)]
+    whole = join_split_bias(graph) if flavour is CPU else graph
+    return list(_Comparison(artifact, base, whole, flavour).differences())
 
 
 def float_layers(artifact: CalibrationArtifact, index: GraphIndex) -> dict[str, list[NodeProto]]:
@@ -92,12 +107,12 @@ class _Comparison:
     """One pass over a Q/DQ graph; every check yields differences and goes on."""
 
     def __init__(
-        self, artifact: CalibrationArtifact, float_graph: ModelProto, graph: ModelProto, flavour: Flavour
+        self, artifact: CalibrationArtifact, base: ModelProto, graph: ModelProto, flavour: Flavour
     ) -> None:
         self._artifact = artifact
         self._flavour = flavour
         self._index = GraphIndex(graph)
-        self._float = GraphIndex(float_graph)
+        self._float = GraphIndex(base)
         self._quantizers = activation_quantizers(self._index)
         self._by_dequantized = {dq.output[0]: q for q in self._quantizers for dq in q.dequantize}
         self._tie = {str(e.site): e.tie for e in artifact.plan if e.site.role in flavour.roles}

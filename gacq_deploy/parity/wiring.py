@@ -1,4 +1,7 @@
-"""Without its quantizers, is a Q/DQ graph still the float graph? A structural hash, whatever the names."""
+"""Without its quantizers, is a Q/DQ graph still the float graph? A structural hash, whatever the names.
+
+"The float graph" here is the one with the artifact's retrained parameters in it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ def wiring_differences(
         rest = f"; {len(changed) - 1} nodes after it differ too" if changed[1:] else ""
         yield (
             _where(changed[0]),
-            f"this node, its attributes, constants or inputs are not the float graph's{rest}",
+            "this node, its attributes, constants or inputs are not those of the float graph with the "
+            f"artifact's parameters{rest}",
         )
     elif missing:
         yield _where(missing[0]), "this node of the float graph is missing"

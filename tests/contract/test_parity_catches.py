@@ -17,14 +17,25 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Array, Engine
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.kernels import executed_kernels
+from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.graph import GraphIndex
+from gacq_deploy.export.parameters import apply_parameters
+from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.parity.cut import cut_at_quantizers
 from gacq_deploy.parity.edges import Candidate, EngineFactory, Setting, Subject, measure
-from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour
+from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour, compare_quantized_file
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.judged_run import make_run, setting_of, subject_of
+from tests.support.retrained import (
+    CONV_BIAS,
+    FLOAT_LAYER_BIAS,
+    LINEAR_BIAS,
+    NORM_BIAS,
+    NORM_WEIGHT,
+    retrained_artifact,
+)
 
 CONV = "mid_block.resnets.0.conv1"
 OTHER = "mid_block.resnets.1.conv1"
@@ -250,6 +261,115 @@ def test_untouched_files_pass_everywhere(subject: Subject, setting: Setting) -> 
     for edge in report.edges:
         assert edge.evaluated
         assert set(edge.thresholds) <= set(edge.metrics)
+
+
+# --- parameters that calibration retrained
+
+
+@pytest.fixture(scope="module")
+def retrained(run: RunDirectory, subject: Subject) -> Subject:
+    """The same model with biases and norms that calibration changed; its float graph is the same."""
+    artifact, graph = retrained_artifact(run), subject.float_graph
+    assert artifact.probe is not None
+    graphs = {
+        CANONICAL.file: insert_qdq(graph, artifact, placement="input"),
+        CPU.file: to_cpu_flavour(insert_qdq(graph, artifact, placement="output")),
+    }
+    return Subject(artifact, artifact.probe, graph, graphs)
+
+
+def test_untouched_graphs_with_retrained_parameters_pass_everywhere(
+    retrained: Subject, setting: Setting
+) -> None:
+    # noise on biases is no calibration: the budget against the float model cannot hold
+    report = judge(retrained, setting, ORT_INT8, ORT_CPU, OPENVINO)
+    assert failed(report) <= {"budget"}, report.to_text()
+    assert all(e.evaluated for e in report.edges)
+
+
+def shift_one(name: str) -> Callable[[ModelProto], None]:
+    return lambda m: edit(
+        m, f"{name}:retrained", lambda v: v + np.eye(v.size, dtype=v.dtype)[1].reshape(v.shape)
+    )
+
+
+def last_bit(name: str) -> Callable[[ModelProto], None]:
+    return lambda m: edit(m, f"{name}:retrained", lambda v: np.nextafter(v, np.float32(10)))
+
+
+TAMPERED = [
+    spoils("linear bias", CANONICAL, shift_one(LINEAR_BIAS), "local", where=LINEAR),
+    spoils("conv bias", CANONICAL, shift_one(CONV_BIAS), "local", where=CONV, departs=NEXT),
+    spoils("norm weight", CANONICAL, shift_one(NORM_WEIGHT), "local", where="norm1", departs=INPUT),
+    spoils("norm bias", CANONICAL, shift_one(NORM_BIAS), "local", where="group_norm"),
+    spoils("bias of a float layer", CANONICAL, shift_one(FLOAT_LAYER_BIAS), "local", where="conv_in"),
+    spoils("linear bias, last bit", CANONICAL, last_bit(LINEAR_BIAS), where=LINEAR),
+    spoils("norm weight, last bit", CANONICAL, last_bit(NORM_WEIGHT), where="norm1"),
+    spoils("CPU: linear bias", CPU, shift_one(LINEAR_BIAS), "local", where=LINEAR),
+    spoils("CPU: integer bias", CPU, shift_integer_bias, "local", where=f"{CONV} bias", departs=OUTPUT),
+    spoils("CPU: norm weight", CPU, shift_one(NORM_WEIGHT), "local", where="norm1", departs=INPUT),
+]
+
+
+@pytest.mark.parametrize("case", TAMPERED, ids=lambda c: c.id)
+def test_a_tampered_parameter_is_caught(case: Corruption, retrained: Subject, setting: Setting) -> None:
+    spoiled = ModelProto()
+    spoiled.CopyFrom(retrained.graphs[case.flavour.file])
+    case.spoil(spoiled)
+    graphs = {**retrained.graphs, case.flavour.file: spoiled}
+    report = judge(replace(retrained, graphs=graphs), setting, Candidate(case.flavour, "ort-cpu"))
+    assert case.evidence <= failed(report), report.to_text()
+    exact = next(e for e in report.edges if e.evidence == "exact" and not e.passed)
+    assert any(case.where in line for line in exact.worst["all"]), exact.worst
+    local = next(e for e in report.edges if e.evidence == "local")
+    if case.departs:
+        assert local.worst["first_departing"] == case.departs
+
+
+@pytest.mark.parametrize("candidate", [ORT_INT8, ORT_CPU], ids=lambda c: c.name)
+def test_graphs_that_kept_the_float_models_parameters_are_caught(
+    candidate: Candidate, subject: Subject, retrained: Subject, setting: Setting
+) -> None:
+    report = judge(replace(retrained, graphs=subject.graphs), setting, candidate)
+    assert {"exact", "local", "error"} <= failed(report), report.to_text()
+
+
+@pytest.mark.parametrize("candidate", [ORT_INT8, ORT_CPU], ids=lambda c: c.name)
+def test_graphs_with_parameters_that_the_artifact_does_not_hold_are_caught(
+    candidate: Candidate, subject: Subject, retrained: Subject, setting: Setting
+) -> None:
+    report = judge(replace(subject, graphs=retrained.graphs), setting, candidate)
+    assert {"exact", "local", "error"} <= failed(report), report.to_text()
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_bias_too_large_for_integers_may_stand_behind_its_convolution(
+    subject: Subject, retrained: Subject, *, spoiled: bool
+) -> None:
+    parameter = retrained.artifact.parameters[CONV_BIAS]
+    value = parameter.value.copy()
+    value[1] = 1e9
+    parameters = {**retrained.artifact.parameters, CONV_BIAS: replace(parameter, value=value)}
+    artifact = replace(retrained.artifact, parameters=parameters)
+    graph = to_cpu_flavour(insert_qdq(subject.float_graph, artifact, placement="output"))
+    assert node(graph, f"{CONV}:bias/Add").output
+    if spoiled:
+        edit(graph, f"{CONV}:bias.float", at((2,), lambda v: np.nextafter(v, np.float32(10))))
+    found = compare_quantized_file(artifact, subject.float_graph, graph, CPU)
+    assert bool(found) is spoiled
+    assert all(CONV in d.where or d.where == "output" for d in found)
+
+
+def test_a_float_graph_that_holds_retrained_parameters_is_caught(
+    retrained: Subject, setting: Setting
+) -> None:
+    """float.onnx is what everything is compared with: it must be the model as it was before calibration."""
+    mixed = apply_parameters(retrained.float_graph, retrained.artifact)
+    report = judge(replace(retrained, float_graph=mixed), setting, ORT_INT8)
+    exact = [e for e in report.edges if e.evidence == "exact"]
+    assert [e.candidate for e in exact if not e.passed] == ["float.onnx", CANONICAL.file]
+    assert all("started from" in e.worst["first"] for e in exact)
+    assert "exporter" in failed(report)
 
 
 # --- ways to spoil an engine, behind files that are exactly right

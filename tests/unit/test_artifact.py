@@ -5,23 +5,48 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gacq_deploy import artifact as artifact_module
-from gacq_deploy.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.artifact import (
+    BlockRecord,
+    CalibrationArtifact,
+    PolishRecord,
+    RetrainedParameter,
+    load_artifact,
+)
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Site, TensorParams
-from gacq_deploy.storage import canonical_json, digest_json
+from gacq_deploy.storage import canonical_json, digest_array, digest_json
+from tests.support.diagnostics import example_diagnostics
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+BIAS, NORM = "mid_block.attentions.0.to_q.bias", "mid_block.resnets.0.norm1.weight"
 
 
 @pytest.fixture(scope="module")
 def made() -> CalibrationArtifact:
-    return tiny_artifact(tiny_denoiser())
+    denoiser = tiny_denoiser()
+    own = {name: denoiser.module.get_parameter(name).numpy() for name in (BIAS, NORM)}
+    return replace(
+        tiny_artifact(denoiser),
+        parameters={k: RetrainedParameter(v + np.float32(0.25), digest_array(v)) for k, v in own.items()},
+        polish=PolishRecord(
+            steps=200,
+            loss_start=0.5,
+            loss_end=0.25,
+            kept=True,
+            parameters=("activation_steps", "biases"),
+            objective="eps",
+            effective_samples=99.5,
+            notes=("weights fell back to uniform",),
+        ),
+        diagnostics=example_diagnostics(),
+    )
 
 
 @pytest.fixture
@@ -42,6 +67,15 @@ def test_round_trip_and_equal_bytes_on_every_save(made: CalibrationArtifact, fol
     assert loaded.probe is not None
     assert made.probe is not None
     np.testing.assert_array_equal(loaded.probe.outputs["float"], made.probe.outputs["float"])
+    assert set(loaded.parameters) == {BIAS, NORM}
+    for name, parameter in made.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name].value, parameter.value, strict=True)
+        assert loaded.parameters[name].source_sha256 == parameter.source_sha256
+    assert loaded.polish == made.polish
+    assert loaded.diagnostics is not None
+    assert made.diagnostics is not None
+    for one, other in zip(loaded.diagnostics.stages, made.diagnostics.stages, strict=True):
+        np.testing.assert_array_equal(one.weights, other.weights)
     digests = {made.save(folder.parent / f"again{i}") for i in range(3)}
     assert digests == {loaded.manifest_digest}
 
@@ -63,26 +97,62 @@ def test_there_is_a_golden_copy_of_the_current_version() -> None:
     assert (GOLDEN / f"artifact-v{artifact_module.SCHEMA_VERSION}").is_dir()
 
 
+def test_a_version_1_artifact_has_no_parameters_and_keeps_its_digest() -> None:
+    loaded = load_artifact(GOLDEN / "artifact-v1")
+    assert loaded.parameters == {}
+    assert loaded.polish is None
+    assert loaded.diagnostics is None
+    stated = json.loads((GOLDEN / "artifact-v1" / "manifest.json").read_text())["digest"]
+    assert loaded.manifest_digest == stated
+
+
+def test_a_version_2_artifact_has_what_calibration_retrained() -> None:
+    loaded = load_artifact(GOLDEN / "artifact-v2")
+    sums = {name: float(p.value.sum()) for name, p in loaded.parameters.items()}
+    assert sums == pytest.approx({BIAS: 0.25 * 8, NORM: 1.5 * 8})
+    assert loaded.history == (
+        BlockRecord(
+            name="mid_block.resnets.0",
+            sites=6,
+            loss_start=0.5,
+            loss_end=0.125,
+            kept=True,
+            effective_samples=7.5,
+            notes=("a note",),
+        ),
+    )
+    assert loaded.polish is not None
+    assert loaded.polish.objective == "eps"
+    assert loaded.diagnostics is not None
+    assert [s.stage for s in loaded.diagnostics.stages] == ["mid_block.resnets.0", "polish"]
+
+
 def test_older_versions_are_migrated_step_by_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(manifest: dict[str, object]) -> dict[str, object]:
-        body = {k: v for k, v in manifest.items() if k not in ("digest", "build", "old_name")}
-        body["samples_sha256"] = manifest["old_name"]
-        body["schema_version"] = 2
-        return {**body, "digest": digest_json(body)}
+        return {**manifest, "samples_sha256": manifest["old_name"], "schema_version": 3}
 
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["old_name"] = manifest.pop("samples_sha256")
-    path.write_bytes(canonical_json(manifest))
-    monkeypatch.setattr(artifact_module, "SCHEMA_VERSION", 2)
-    monkeypatch.setitem(artifact_module.MIGRATIONS, 1, rename)
+    seal(folder, old_name=manifest["samples_sha256"], samples_sha256=None)
+    monkeypatch.setattr(artifact_module, "SCHEMA_VERSION", 3)
+    monkeypatch.setitem(artifact_module.MIGRATIONS, 2, rename)
     assert load_artifact(folder).samples_sha256 == "0" * 64
+    edit(folder, old_name="1" * 64)
+    with pytest.raises(ArtifactError, match="digest differs"):
+        load_artifact(folder)
 
 
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | changes
     path.write_bytes(canonical_json(manifest))
+
+
+def seal(folder: Path, **changes: object) -> None:
+    """Edit the manifest as somebody who knows how to compute its digest would."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    body = {k: v for k, v in manifest.items() if k not in ("digest", "build")}
+    edit(folder, **changes, digest=digest_json(body))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +168,10 @@ def edit(folder: Path, **changes: object) -> None:
         ("tensors truncated", "truncated or altered"),
         ("one bit flipped", "was altered"),
         ("probe flipped", "was altered"),
+        ("diagnostics flipped", "was altered"),
+        ("diagnostics gone", "missing or not a regular file"),
+        ("parameter listed twice", "listed twice"),
+        ("parameter without values", "inconsistent"),
         ("foreign file", "foreign file"),
     ],
 )
@@ -130,9 +204,18 @@ def test_every_damage_is_refused(folder: Path, name: str, fragment: str) -> None
             (folder / "probe.safetensors").write_bytes(data)
         case "foreign file":
             manifest = json.loads((folder / "manifest.json").read_text())
-            manifest["files"]["../secret"] = {"sha256": "", "bytes": 0}
-            body = {k: v for k, v in manifest.items() if k not in ("digest", "build")}
-            edit(folder, files=manifest["files"], digest=digest_json(body))
+            seal(folder, files={**manifest["files"], "../secret": {"sha256": "", "bytes": 0}})
+        case "diagnostics flipped":
+            data = bytearray((folder / "diagnostics.safetensors").read_bytes())
+            data[-1] ^= 4
+            (folder / "diagnostics.safetensors").write_bytes(data)
+        case "diagnostics gone":
+            (folder / "diagnostics.safetensors").unlink()
+        case "parameter listed twice":
+            listed = json.loads((folder / "manifest.json").read_text())["parameters"]
+            seal(folder, parameters=[*listed, listed[0]])
+        case "parameter without values":
+            seal(folder, parameters=[{"name": "other.bias", "source_sha256": "0" * 64}])
     with pytest.raises(ArtifactError, match=fragment) as caught:
         load_artifact(folder)
     assert caught.value.hint
@@ -150,3 +233,23 @@ def test_a_site_without_scale_codes_or_range_is_refused(made: CalibrationArtifac
     missing = {k: v for k, v in made.params.items() if k != Site(site.module, "input")}
     with pytest.raises(ArtifactError, match="has no scale"):
         replace(made, params=missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fragment"),
+    [
+        (BIAS, np.full(16, np.nan, np.float32), "16 values that are not finite"),
+        (NORM, np.array([np.inf] + [0] * 15, np.float32), "1 values that are not finite"),
+        (NORM, np.ones(16), "is float64"),
+        (NORM, np.ones(0, np.float32), r"of shape \(0,\)"),
+        (BIAS, np.ones(15, np.float32), r"of shape \(15,\).*only a bias of shape \(16,\)"),
+        ("mid_block.attentions.0.to_q.weight", np.ones((16, 16), np.float32), "only a bias"),
+    ],
+)
+def test_a_retrained_parameter_that_cannot_be_is_refused(
+    made: CalibrationArtifact, name: str, value: Any, fragment: str
+) -> None:
+    with pytest.raises(ArtifactError, match=fragment) as caught:
+        replace(made, parameters={name: RetrainedParameter(value, "0" * 64)})
+    assert name in caught.value.message
+    assert caught.value.hint
