@@ -121,17 +121,88 @@ class ReconstructionSection(_Section):
     """Share of the iterations without the rounding regulariser."""
 
 
-class WeightingSection(_Section):
-    """How much each calibration sample counts in each block."""
+WeightingMode = Literal[
+    "uniform", "relative", "mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine"
+]
+WeightedStage = Literal["ranges", "reconstruction", "polish"]
 
-    mode: Literal["uniform"] = "uniform"
+
+class WeightingSection(_Section):
+    """How much each calibration sample counts: learned by gradient alignment (GAC-style), or fixed."""
+
+    mode: WeightingMode = "gac"
+    """`uniform`: all count the same. `relative`: the objective's own coefficient of the sample's timestep. `mse`: least
+    validation error after one look-ahead step. `gac`: that, minus the mean pairwise cosine of the timestep groups'
+    gradients. `gac_faithful`: the paper's surrogate, raw inner products. `sequential`: first-order steps over the
+    groups. `exact_raw`, `surrogate_cosine`: for research."""
+    stages: tuple[WeightedStage, ...] = ("polish",)
+    """Where the weights count. The ranges come before anything is learned: they take the tilt alone."""
+    groups: int = Field(default=5, ge=2)
+    """Timestep groups whose gradients are aligned."""
+    iterations: int = Field(default=4, ge=1)
+    """Meta iterations per block; one costs as much as some twenty reconstruction steps."""
+    polish_iterations: int = Field(default=10, ge=1)
+    """Meta iterations of the polish."""
+    batch: int = Field(default=32, ge=1)
+    """Training samples of a meta iteration; the softmax runs over them."""
+    validation_batch: int = Field(default=8, ge=1)
+    """Validation samples per group of a meta iteration."""
+    look_ahead: Literal["unit", "plain"] = "unit"
+    """`plain`: the paper's step, which favours samples with large gradients. `unit`: its length is held fixed, so
+    weights only turn it. The surrogate modes always take the plain one."""
+    lr: float = Field(default=1e-1, gt=0)
+    """Adam's step on the logits."""
+    clip: float = Field(default=0.1, gt=0)
+    """Largest norm of the logits' gradient."""
+    temperature: float = Field(default=1.0, gt=0)
+    lambda_gm: float = Field(default=1.0, ge=0)
+    """Weight of gradient matching beside the validation error."""
+    look_ahead_rms: float = Field(default=0.1, gt=0)
+    """Root mean square of the look-ahead step on the rounding logits; the inner learning rate follows from it."""
+    weight_range: tuple[float, float] = (0.1, 10.0)
+    """Bounds of a weight, at mean 1."""
+    min_effective: float = Field(default=0.5, gt=0, le=1)
+    """Least effective sample size, as a share of the samples."""
+    hierarchical: bool = True
+    """One logit a timestep beside one a sample: every sample of a timestep then learns from each visit."""
+    warm_start: bool = True
+    """Start a block's weights where the block before ended."""
+    dominance: Literal["warn", "refuse"] = "warn"
+    """What to do when raw gradient matching drowns the validation error."""
+    prior: Literal["objective", "uniform"] = "uniform"
+    """Where learning starts: at the weights of mode `relative`, or at equal ones, as the paper and `gac_faithful`
+    do."""
+    tilt: float = 0.0
+    """A further factor exp(tilt * t / T) to start from, t the timestep of T: above 0 the noisy steps count more. With
+    mode `uniform` the weights stay there."""
+
+
+PolishParameter = Literal["activation_scales", "biases", "weight_scales", "norm_affines"]
+
+
+class PolishSection(_Section):
+    """Joint fine-tuning after the blocks, with the rounding fixed: the graph stays the same, its numbers move."""
+
+    steps: int = Field(default=200, ge=0)
+    """Adam steps on the whole model; 0 leaves the polish out."""
+    batch: int = Field(default=32, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    """Adam's step at the start; it falls to 5 % of it along a cosine."""
+    parameters: tuple[PolishParameter, ...] = ("activation_scales", "biases", "weight_scales", "norm_affines")
+    save_every: int = Field(default=50, ge=1)
+    """Steps between two states on disk; a killed run resumes at the last one."""
 
 
 class CalibrationSection(_Section):
     """How rounding and scales are learned."""
 
+    objective: Literal["eps", "sqnr", "images"] = "sqnr"
+    """What the weights serve. `eps`: the output's squared error as it is, so the worst timesteps rule. `sqnr`: a
+    decibel counts the same at every timestep. `images`: each timestep's error counts as much as it changes the
+    final image, measured (in the polish; blocks take `sqnr`)."""
     reconstruction: ReconstructionSection = ReconstructionSection()
     weighting: WeightingSection = WeightingSection()
+    polish: PolishSection = PolishSection()
     memory_mb: int = Field(default=2048, ge=64)
     """Bound on the activations of one pass over the samples; the cache itself is memory-mapped on disk. A
     reconstruction step holds `reconstruction.batch` samples of one block, whatever this says."""
@@ -232,6 +303,32 @@ class Recipe(_Section):
         """Write the resolved recipe atomically."""
         text = yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
         write_bytes(path, text.encode())
+
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "ci": (
+        "samples.trajectories=8",
+        "calibration.reconstruction.iterations=30",
+        "calibration.weighting.iterations=1",
+        "calibration.weighting.polish_iterations=2",
+        "calibration.polish.steps=20",
+    ),
+    "quick": (
+        "samples.trajectories=24",
+        "calibration.reconstruction.iterations=250",
+        "calibration.weighting.iterations=2",
+        "calibration.weighting.polish_iterations=5",
+        "calibration.polish.steps=100",
+    ),
+    "standard": (
+        "samples.trajectories=48",
+        "calibration.reconstruction.iterations=800",
+        "calibration.weighting.iterations=4",
+        "calibration.weighting.polish_iterations=10",
+        "calibration.polish.steps=200",
+    ),
+}
+"""How much effort: overrides that a command's ``--preset`` applies before its ``--set``."""
 
 
 def recipe_directory() -> Path:

@@ -40,7 +40,7 @@ class CalibrationSet:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def rows(self, index: NDArray[Any]) -> CalibrationSet:
+    def rows(self, index: NDArray[Any] | slice) -> CalibrationSet:
         """Return the given rows, copied into memory."""
         return CalibrationSet(
             latents=np.array(self.latents[index]),

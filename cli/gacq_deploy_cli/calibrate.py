@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy_cli.console import Output, Table, duration, size
-from gacq_deploy_cli.options import common, needs_extra, recipe_option, set_option, with_output
+from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_option, set_option, with_output
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gacq_deploy.artifact import CalibrationArtifact
     from gacq_deploy.calibration.estimate import CalibrationEstimate
     from gacq_deploy.recipe import Recipe
     from gacq_deploy.run_directory import RunDirectory
 
 
-@click.command(short_help="Learn rounding and scales for a model under a recipe.")
+@click.command(short_help="Learn sample weights, rounding and scales under a recipe.")
 @recipe_option
 @click.option("--model", help="Model folder, hub id or builtin:NAME; replaces model.source of the recipe.")
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), required=True, help="Run directory.")
+@preset_option
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples and learning.")
 @click.option("--fresh", is_flag=True, help="Forget what is in the directory and start over.")
@@ -34,21 +38,25 @@ def calibrate(
     recipe: str,
     model: str | None,
     output_dir: Path,
+    preset: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
     fresh: bool,
     dry_run: bool,
 ) -> None:
-    """Collect samples, then learn rounding and activation scales block by block.
+    """Collect samples; learn sample weights, rounding and scales block by block; polish the whole model.
+
+    The weights are GAC-style (arXiv 2602.01289), reconstructed from public descriptions.
 
     Writes recipe.yaml, samples.safetensors, work/ and artifact/ into the run directory. Interrupted or
     killed, the same command resumes; finished, it does nothing.
     """
-    from gacq_deploy.recipe import load_recipe
+    from gacq_deploy.recipe import PRESETS, load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(output_dir)
-    resolved = load_recipe(recipe, (*overrides, *option_overrides(model, seed)))
+    effort = PRESETS[preset] if preset else ()
+    resolved = load_recipe(recipe, (*effort, *overrides, *option_overrides(model, seed)))
     if dry_run:
         _show_plan(output, resolved, directory, fresh=fresh)
         return
@@ -63,8 +71,11 @@ def calibrate(
         "tensors": len(artifact.plan),
         "samples_sha256": artifact.samples_sha256,
         "blocks": [block.model_dump(mode="json") for block in artifact.history],
+        "polish": None if artifact.polish is None else artifact.polish.model_dump(mode="json"),
+        "output_sqnr_db": _output_sqnr(artifact),
+        "notes": _notes(artifact),
     }
-    output.emit(document, _summary(artifact), _next_step(output_dir))
+    output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
 
 
 def option_overrides(model: str | None, seed: int | None) -> tuple[str, ...]:
@@ -79,9 +90,50 @@ def option_overrides(model: str | None, seed: int | None) -> tuple[str, ...]:
 
 
 def _summary(artifact: CalibrationArtifact) -> Table:
-    rows = [(b.name, b.sites, f"{b.loss_start:.4g}", f"{b.loss_end:.4g}") for b in artifact.history]
+    rows = [_stage_row(artifact, b.name, b.sites, b.loss_start, b.loss_end) for b in artifact.history]
+    polish = artifact.polish
+    if polish is not None:
+        trained = len(artifact.parameters)
+        rows.append(_stage_row(artifact, "polish", trained, polish.loss_start, polish.loss_end))
     title = f"artifact {artifact.manifest_digest[:12]}: {len(artifact.plan)} quantized tensors"
-    return Table(title, ["block", "layers", "loss before", "loss after"], rows)
+    columns = ["stage", "layers", "loss before", "loss after", "weights", "effective", "alignment"]
+    return Table(title, columns, rows)
+
+
+def _stage_row(
+    artifact: CalibrationArtifact, name: str, count: int, before: float, after: float
+) -> tuple[object, ...]:
+    stage = None if artifact.diagnostics is None else artifact.diagnostics.stage(name)
+    if stage is None:
+        return (name, count, f"{before:.4g}", f"{after:.4g}", "", "", "")
+    cosines = [_mean_cosine(m) for m in (stage.cosine_before, stage.cosine_after) if m is not None]
+    effective = f"{stage.effective_samples / len(stage.weights):.0%}"
+    return (name, count, f"{before:.4g}", f"{after:.4g}", stage.mode, effective, " to ".join(cosines))
+
+
+def _mean_cosine(matrix: NDArray[np.float32]) -> str:
+    pairs = len(matrix) * (len(matrix) - 1)
+    return f"{(matrix.sum() - matrix.trace()) / max(pairs, 1):.2f}"
+
+
+def _output_sqnr(artifact: CalibrationArtifact) -> dict[str, list[float]]:
+    measured = {} if artifact.diagnostics is None else artifact.diagnostics.error_sqnr_db
+    return {stage: [round(float(x), 3) for x in values] for stage, values in measured.items()}
+
+
+def _notes(artifact: CalibrationArtifact) -> list[str]:
+    stages = () if artifact.diagnostics is None else artifact.diagnostics.stages
+    return [f"{stage.stage}: {note}" for stage in stages for note in stage.notes]
+
+
+def _after(artifact: CalibrationArtifact) -> tuple[str, ...]:
+    """Return what the numbers mean in one line, and every warning or fallback."""
+    lines = [
+        f"output SQNR after {stage}: {min(values):.1f} dB at the worst timestep, "
+        f"{sum(values) / len(values):.1f} dB on average"
+        for stage, values in _output_sqnr(artifact).items()
+    ]
+    return (*lines, *(f"note: {note}" for note in _notes(artifact)))
 
 
 def _next_step(directory: Path) -> str:

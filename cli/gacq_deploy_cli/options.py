@@ -71,6 +71,11 @@ def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Calla
 
 run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 recipe_option = click.option("-r", "--recipe", required=True, help="Built-in recipe name or YAML file.")
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(["ci", "quick", "standard"]),
+    help="How much effort: samples, steps and iterations; --set comes after it.",
+)
 set_option = click.option(
     "--set",
     "overrides",

@@ -1,25 +1,30 @@
-"""The calibration stage, in order: samples, ranges, blocks, probe, artifact. Each step is kept once it is finished."""
+"""The calibration stage, in order: samples, ranges, blocks, polish, probe, artifact. A finished step is kept."""
 
 from __future__ import annotations
 
 import platform
+import resource
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gacq_deploy import __version__
-from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, load_artifact
+from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
+from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
 from gacq_deploy.calibration.journal import Journal, scalar
+from gacq_deploy.calibration.output_error import measured_rows, sqnr_by_step
+from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
-from gacq_deploy.calibration.reconstruction import BlockTask, ReconstructionResult, reconstruct_block
-from gacq_deploy.calibration.replay import BlockData, Replay, chunk_size, full_pass
+from gacq_deploy.calibration.replay import full_pass
+from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.threads import limited_threads
-from gacq_deploy.calibration.weights import SampleWeights, UniformWeights, checked_weights, effective_samples
+from gacq_deploy.calibration.weighting import Split, Weighting
+from gacq_deploy.calibration.weights import SampleWeights
 from gacq_deploy.calibration.workspace import (
+    blocks_key,
     check_same_recipe,
     ensure_samples,
     finished_artifact,
@@ -27,41 +32,20 @@ from gacq_deploy.calibration.workspace import (
     work_key,
 )
 from gacq_deploy.ddim import make_timesteps, parse_scheduler
+from gacq_deploy.diagnostics import Diagnostics
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import Block, ModelGraph, trace_model
+from gacq_deploy.models.graph import ModelGraph, trace_model
 from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
+from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.samples import load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
-from gacq_deploy.storage import (
-    Array,
-    digest_array,
-    lock_directory,
-)
-
-
-@dataclass(frozen=True)
-class _Session:
-    """What every step of one calibration needs."""
-
-    recipe: Recipe
-    denoiser: Denoiser
-    graph: ModelGraph
-    plan: QuantPlan
-    samples: CalibrationSet
-    journal: Journal
-    weights: SampleWeights
-    report: Reporter
-
-    @property
-    def chunk(self) -> int:
-        return chunk_size(self.graph, self.recipe.calibration.memory_mb)
+from gacq_deploy.storage import digest_array, lock_directory
 
 
 def calibrate(
@@ -72,13 +56,13 @@ def calibrate(
     weights: SampleWeights | None = None,
     report: Reporter = SILENT,
 ) -> CalibrationArtifact:
-    """Learn rounding and activation scales; resume what is unfinished, return at once what is finished.
+    """Learn sample weights, rounding, scales and biases; resume what is unfinished, return at once what is finished.
 
     Args:
         recipe: sections model, samples, quantization and calibration decide the result, bit for bit.
         directory: receives ``recipe.yaml``, ``samples.safetensors``, ``work/`` and ``artifact/``.
         fresh: forget finished steps and the samples first.
-        weights: one weight per training sample and block; uniform by default.
+        weights: one weight per training sample and stage, instead of those the recipe's mode learns.
         report: progress.
 
     Raises:
@@ -97,22 +81,21 @@ def calibrate(
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
         samples_sha256 = ensure_samples(recipe, directory, denoiser, report)
-        chosen = weights or UniformWeights()
-        key = work_key(recipe, denoiser, samples_sha256, chosen)
+        key = work_key(recipe, denoiser, samples_sha256, weights)
         finished = None if fresh else finished_artifact(directory, key, report)
         if finished is not None:
             report.note("calibration is already done")
             return finished
-        samples = load_samples(directory.samples_path, sha256=samples_sha256).training
-        if len(samples) == 0:
+        samples = load_samples(directory.samples_path, sha256=samples_sha256)
+        split = Split(samples, recipe.calibration.weighting.groups)
+        if len(split.training) == 0:
             raise CalibrationError(
                 "All trajectories are held out for validation.", "Raise samples.trajectories."
             )
-        directory.work.mkdir(exist_ok=True)
-        session = _Session(
-            recipe, denoiser, graph, plan, samples, Journal(directory.work, key), chosen, report
-        )
-        artifact = _learn(session, directory, samples_sha256)
+        weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps, weights)
+        session = Session(recipe, denoiser, graph, plan, split, weighting, report)
+        blocks = Journal(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
+        artifact = _learn(session, blocks, Journal(directory.work / "polish", key), samples_sha256)
         artifact.save(directory.artifact)
         return load_artifact(directory.artifact)
 
@@ -145,155 +128,109 @@ def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
         make_timesteps(scheduler, steps)
 
 
-def _learn(session: _Session, directory: RunDirectory, samples_sha256: str) -> CalibrationArtifact:
+def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: str) -> CalibrationArtifact:
     started, cpu = time.time(), time.process_time()
-    digests = {
-        str(e.site): digest_array(
-            session.denoiser.module.get_submodule(e.site.module).get_parameter("weight").numpy()
-        )
-        for e in session.plan.of_role("weight")
-    }
-    scales = _ensure_ranges(session)
-    layers = insert_quantizers(session.denoiser.module, session.plan, scales)
-    history = _ensure_blocks(session, layers, directory)
+    blocks.folder.mkdir(exist_ok=True)
+    polish.folder.mkdir(exist_ok=True)
+    module = session.denoiser.module
+    sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
+    scales = _ensure_ranges(session, blocks)
+    layers = insert_quantizers(module, session.plan, scales)
+    errors = _Errors(session)
+    errors.measure("nearest")
+    learned = ensure_blocks(session, blocks, layers, blocks.folder)
+    errors.measure("reconstruction")
+    polished = ensure_polish(session, polish, layers)
+    if polished is not None:
+        errors.measure("polish")
     settings = session.recipe.parity.probe
-    probe = record_probe(
-        session.denoiser, session.graph, settings, session.recipe.samples.steps, session.chunk, session.report
-    )
+    steps = session.recipe.samples.steps
+    probe = record_probe(session.denoiser, session.graph, settings, steps, session.chunk, session.report)
     document = session.recipe.document()
     return CalibrationArtifact(
         model=session.denoiser.record,
         plan=session.plan,
         params=_collect_params(session.plan, layers),
-        weight_digests=digests,
+        weight_digests={
+            str(e.site): sources[f"{e.site.module}.weight"] for e in session.plan.of_role("weight")
+        },
         recipe={k: document[k] for k in ("model", "samples", "quantization", "calibration")},
         samples_sha256=samples_sha256,
-        history=history,
+        history=learned.history,
         probe=probe,
         build={
-            "work_key": session.journal.key,
+            "work_key": polish.key,
             "started_unix": round(started),
             "wall_s": round(time.time() - started, 1),
             "cpu_s": round(time.process_time() - cpu, 1),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "gacq_deploy": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        parameters=_retrained(polished, sources),
+        polish=None if polished is None else polished.record,
+        diagnostics=_diagnostics(session, learned, polished, errors),
     )
 
 
-def _ensure_ranges(session: _Session) -> dict[str, float]:
-    done = session.journal.get("ranges")
+class _Errors:
+    """The output error of the model as it stands, measured after each stage on the same rows."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._rows = measured_rows(session.split.samples)
+        self.timesteps = np.zeros(0, np.int64)
+        self.sqnr_db: dict[str, NDArray[np.float32]] = {}
+
+    def measure(self, stage: str) -> None:
+        """Measure under the name of what was done last."""
+        session = self._session
+        self.timesteps, self.sqnr_db[stage] = sqnr_by_step(
+            session.denoiser, session.split.samples, self._rows, session.chunk
+        )
+
+
+def _retrained(polished: PolishOutcome | None, sources: Mapping[str, str]) -> dict[str, RetrainedParameter]:
+    learned = {} if polished is None else polished.parameters
+    return {name: RetrainedParameter(value.numpy(), sources[name]) for name, value in learned.items()}
+
+
+def _diagnostics(
+    session: Session, blocks: BlocksOutcome, polished: PolishOutcome | None, errors: _Errors
+) -> Diagnostics:
+    split = session.split
+    return Diagnostics(
+        timesteps=split.training_timesteps,
+        trajectory=split.samples.trajectory[split.training],
+        groups=split.buckets[split.training],
+        stages=(*blocks.stages, *(() if polished is None else (polished.stage,))),
+        error_timesteps=errors.timesteps,
+        error_sqnr_db=errors.sqnr_db,
+    )
+
+
+def _ensure_ranges(session: Session, journal: Journal) -> dict[str, float]:
+    done = journal.get("ranges")
     if done is None:
-        chunks = -(-len(session.samples) // session.chunk)
-        session.report.stage("estimate ranges", 2 * chunks)
+        samples = session.split.samples.rows(session.split.training)
+        weights = torch.from_numpy(session.weighting.prior("ranges"))
+        session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
+        running = weights
 
         def run() -> Iterator[None]:
-            for _ in full_pass(session.denoiser, session.samples, session.chunk):
-                session.report.advance()
-                yield
+            nonlocal running
+            for rows in samples.chunks(session.chunk):
+                running = weights[rows]
+                for _ in full_pass(session.denoiser, samples.rows(rows), session.chunk):
+                    session.report.advance()
+                    yield
 
-        scales = estimate_activation_scales(session.denoiser.module, session.plan, run)
-        session.journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
-        done = session.journal.get("ranges")
+        scales = estimate_activation_scales(session.denoiser.module, session.plan, run, lambda: running)
+        journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
+        done = journal.get("ranges")
         assert done is not None
     return {tie: float(value) for tie, value in done.items()}
-
-
-def _ensure_blocks(
-    session: _Session, layers: dict[str, QuantizedLayer], directory: RunDirectory
-) -> tuple[BlockRecord, ...]:
-    """Load finished blocks, learn the others in execution order."""
-    blocks = session.graph.blocks
-    finished = set(session.journal.steps)
-    remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]
-    last = remaining[-1] if remaining else -1
-    replay = Replay(
-        session.denoiser, session.graph, session.samples, directory.work, session.recipe.calibration.memory_mb
-    )
-    session.report.stage("reconstruct blocks", len(blocks))
-    learned: set[int] = set()
-    history = []
-    # closed whatever happens: the cache would keep the space that a full disk lacks
-    with closing(replay):
-        for index, block in enumerate(blocks):
-            data = replay.prepare(index) if index <= last else None
-            if mine := _planned(block, layers):
-                history.append(_ensure_block(session, index, mine, _new_quantizers(mine, learned), data))
-                session.report.advance(loss=history[-1].loss_end)
-            else:
-                session.report.advance()
-            if data is not None and index < last:
-                replay.advance(index, data)
-    return tuple(history)
-
-
-def _ensure_block(
-    session: _Session,
-    index: int,
-    layers: dict[str, QuantizedLayer],
-    learnable: tuple[ActivationQuantizer, ...],
-    data: BlockData | None,
-) -> BlockRecord:
-    """Load one block's step, or learn and save it; either way the layers take the saved values."""
-    block = session.graph.blocks[index]
-    step = session.journal.get(_step(index, block))
-    if step is None:
-        assert data is not None, f"{block.name} is not learned, but its data was not prepared"
-        weights = checked_weights(session.weights, block.name, session.samples)
-        settings = session.recipe.calibration
-        seed = settings.seed * 100_003 + index
-        task = BlockTask(block.name, layers, learnable, data, weights, seed)
-        result = reconstruct_block(task, settings.reconstruction)
-        step = _pack(layers, result, effective_samples(weights))
-        session.journal.put(_step(index, block), step)
-    return _unpack(block, layers, step)
-
-
-def _step(index: int, block: Block) -> str:
-    return f"block-{index:03d}-{block.name}"
-
-
-def _planned(block: Block, layers: dict[str, QuantizedLayer]) -> dict[str, QuantizedLayer]:
-    names = {s.module for s in block.sites}
-    return {name: layer for name, layer in layers.items() if name in names}
-
-
-def _new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tuple[ActivationQuantizer, ...]:
-    """Return the input quantizers first met in this block: a tie across blocks is learned in its first one."""
-    fresh = {id(layer.input_quantizer): layer.input_quantizer for layer in layers.values()}
-    chosen = tuple(q for key, q in fresh.items() if key not in learned)
-    learned.update(fresh)
-    return chosen
-
-
-def _pack(
-    layers: dict[str, QuantizedLayer], result: ReconstructionResult, effective: float
-) -> dict[str, Array]:
-    step: dict[str, Array] = {
-        "loss_start": scalar(result.loss_start),
-        "loss_end": scalar(result.loss_end),
-        "kept": scalar(float(result.kept)),
-        "effective_samples": scalar(effective),
-    }
-    for name, layer in layers.items():
-        step[f"{name}:weight.codes"] = layer.codes.numpy()
-        step[f"{name}:input.scale"] = scalar(float(layer.input_quantizer.scale))
-    return step
-
-
-def _unpack(block: Block, layers: dict[str, QuantizedLayer], step: dict[str, Array]) -> BlockRecord:
-    for name, layer in layers.items():
-        layer.codes = torch.from_numpy(step[f"{name}:weight.codes"])
-        layer.input_quantizer.set_scale(float(step[f"{name}:input.scale"]))
-    return BlockRecord(
-        name=block.name,
-        sites=len(layers),
-        loss_start=float(step["loss_start"]),
-        loss_end=float(step["loss_end"]),
-        kept=bool(step["kept"]),
-        effective_samples=float(step["effective_samples"]),
-    )
 
 
 def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[Site, TensorParams]:

@@ -25,13 +25,15 @@ from gacq_deploy.recipe import ReconstructionSection
 class BlockTask:
     """One block to reconstruct: its layers, the activation quantizers it may learn, its data, and one weight a sample.
 
-    ``weights`` [N] float64 has mean 1; ``seed`` decides the mini-batches.
+    ``rows`` [N] int64 of ``data`` are learned from; ``weights`` [N] float64 are theirs, of mean 1; ``seed`` decides the
+    mini-batches.
     """
 
     name: str
     layers: Mapping[str, QuantizedLayer]
     learnable: tuple[ActivationQuantizer, ...]
     data: BlockData
+    rows: NDArray[np.int64]
     weights: NDArray[np.float64]
     seed: int
 
@@ -66,15 +68,15 @@ def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> Recon
         CalibrationError: the loss is not finite; the layers hold their state from before the block.
     """
     codes = {name: layer.codes for name, layer in task.layers.items()}
-    scales = [float(q.scale) for q in task.learnable]
-    start = mean_loss(task.data, task.weights, settings.batch)
+    scales = [float(q.scale.detach()) for q in task.learnable]
+    start = _mean_loss(task, settings.batch)
     if settings.iterations == 0 or not task.layers:
         return ReconstructionResult(start, start, kept=True)
     kept = False
     end = start
     try:
         _learn(task, settings)
-        end = mean_loss(task.data, task.weights, settings.batch)
+        end = _mean_loss(task, settings.batch)
         kept = end <= start
     finally:
         if not kept:
@@ -91,8 +93,7 @@ def _restore(task: BlockTask, codes: Mapping[str, Tensor], scales: list[float]) 
 
 
 def _learn(task: BlockTask, settings: ReconstructionSection) -> None:
-    for layer in task.layers.values():
-        layer.rounding = AdaRound(layer.float_weight, layer.weight_scale, layer.spec)
+    begin_rounding(task.layers)
     optimizer = _make_optimizer(task, settings)
     generator = np.random.Generator(np.random.Philox(key=[task.seed, 1 << 42]))
     count = len(task.weights)
@@ -116,6 +117,12 @@ def _learn(task: BlockTask, settings: ReconstructionSection) -> None:
         quantizer.freeze()
 
 
+def begin_rounding(layers: Mapping[str, QuantizedLayer]) -> None:
+    """Give every layer a learnable rounding whose soft weight is the float weight."""
+    for layer in layers.values():
+        layer.rounding = AdaRound(layer.float_weight, layer.weight_scale, layer.spec)
+
+
 def _make_optimizer(task: BlockTask, settings: ReconstructionSection) -> torch.optim.Optimizer:
     groups = [{"params": [r.alpha for r in task.roundings], "lr": settings.lr_rounding}]
     if task.learnable and settings.lr_scale > 0:
@@ -129,7 +136,7 @@ def _loss(
     task: BlockTask, index: NDArray[np.int64], settings: ReconstructionSection, iteration: int
 ) -> Tensor:
     """Return the weighted reconstruction loss of one mini-batch, with the rounding regulariser once it has begun."""
-    inputs, target = task.data.batch(index)
+    inputs, target = task.data.batch(task.rows[index])
     weights = torch.from_numpy(task.weights[index]).float()
     loss = (weights * per_sample_loss(task.data.call(inputs), target)).mean()
     beta = _beta(iteration, settings)
@@ -150,13 +157,15 @@ def _beta(iteration: int, settings: ReconstructionSection) -> float | None:
     return high + (low - high) * progress
 
 
+def _mean_loss(task: BlockTask, batch: int) -> float:
+    return float((task.weights * sample_losses(task.data, task.rows, batch)).mean())
+
+
 @torch.no_grad()
-def mean_loss(data: BlockData, weights: NDArray[np.float64], batch: int) -> float:
-    """Return the weighted mean loss of a block over all its samples."""
-    total = 0.0
-    for first in range(0, len(weights), batch):
-        index = np.arange(first, min(first + batch, len(weights)))
-        inputs, target = data.batch(index)
-        losses = per_sample_loss(data.call(inputs), target).double().numpy()
-        total += float((weights[index] * losses).sum())
-    return total / len(weights)
+def sample_losses(data: BlockData, rows: NDArray[np.int64], batch: int) -> NDArray[np.float64]:
+    """Return the loss of every given row of a block, ``[N]``."""
+    losses = []
+    for first in range(0, len(rows), batch):
+        inputs, target = data.batch(rows[first : first + batch])
+        losses.append(per_sample_loss(data.call(inputs), target).double().numpy())
+    return np.concatenate(losses)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.func import functional_call
 
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
@@ -40,16 +41,26 @@ class _Reached(Exception):
     """The wanted block's arguments are known; the rest of the network need not run."""
 
 
+class BlockCall(Protocol):
+    """Runs one block."""
+
+    def __call__(
+        self, tensors: Mapping[Key, Tensor], parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the block's output."""
+
+
 @dataclass(frozen=True)
 class BlockData:
     """Everything one block is learned from: inputs of the quantized prefix, targets of the float model.
 
-    Arrays are memory-mapped, ``[N, ...]``; ``call`` runs the block on tensors placed where they belong.
+    Arrays are memory-mapped, ``[N, ...]``; ``call`` runs the block on tensors placed where they belong, with other
+    parameters by their name in the block where some are given.
     """
 
     inputs: Mapping[Key, NDArray[Any]]
     targets: NDArray[Any]
-    call: Callable[[Mapping[Key, Tensor]], Tensor]
+    call: BlockCall
 
     def batch(self, index: NDArray[np.int64]) -> tuple[dict[Key, Tensor], Tensor]:
         """Return copies of some rows: inputs and targets."""
@@ -102,9 +113,12 @@ class Replay:
         self._outputs["float", index] = targets
         args, kwargs = fixed[0]
 
-        def call(tensors: Mapping[Key, Tensor]) -> Tensor:
+        def call(tensors: Mapping[Key, Tensor], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
             new_args, new_kwargs = call_with(args, kwargs, tensors)
-            output: Tensor = module(*new_args, **new_kwargs)
+            # names are unique; torch's own search for tied ones loses a parameter of a module that layers share
+            output: Tensor = functional_call(
+                module, dict(parameters or {}), new_args, new_kwargs, tie_weights=False
+            )
             return output
 
         return BlockData(inputs, targets, call)

@@ -18,7 +18,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import load_samples
 from gacq_deploy.storage import digest_file, digest_json, read_json, write_json
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
 
 
@@ -47,20 +47,51 @@ def ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser, 
     return sha256
 
 
-def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights) -> str:
-    """Return the digest of everything that calibration's numbers depend on; finished work counts under it alone."""
+def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:
+    """Return the digest of everything that calibration's numbers depend on; a finished artifact counts under it."""
     return digest_json(
         {
+            **_made_with(denoiser, samples_sha256, weights),
             "recipe": recipe.calibration_digest,
             "probe": recipe.parity.probe.model_dump(mode="json"),
-            "model": denoiser.record.weights_sha256,
-            "samples": samples_sha256,
-            "weights": weights.name,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "algorithm": ALGORITHM,
         }
     )
+
+
+def blocks_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:
+    """Return the digest of what ranges and blocks depend on; finished blocks count under it, whatever the polish."""
+    document = recipe.document()
+    calibration = {k: v for k, v in document["calibration"].items() if k not in ("polish", "weighting")}
+    weighting = document["calibration"]["weighting"]
+    stages = weighting.pop("stages")
+    del weighting["polish_iterations"]
+    used: dict[str, object] = {"groups": weighting["groups"]}
+    if "ranges" in stages:
+        used["ranges"] = weighting["tilt"]
+    if "reconstruction" in stages:
+        fixed = weighting["mode"] == "uniform"
+        used |= {"mode": "uniform", "tilt": weighting["tilt"]} if fixed else weighting
+    if used.get("mode", "uniform") == "uniform":
+        del calibration["objective"]
+    return digest_json(
+        {
+            **_made_with(denoiser, samples_sha256, weights),
+            **{k: document[k] for k in ("model", "samples", "quantization")},
+            "calibration": calibration,
+            "weighting": used,
+        }
+    )
+
+
+def _made_with(denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> dict[str, object]:
+    return {
+        "weights_sha256": denoiser.record.weights_sha256,
+        "samples_sha256": samples_sha256,
+        "given_weights": None if weights is None else weights.name,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "algorithm": ALGORITHM,
+    }
 
 
 def finished_artifact(directory: RunDirectory, key: str, report: Reporter) -> CalibrationArtifact | None:

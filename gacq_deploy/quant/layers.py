@@ -46,11 +46,20 @@ class ActivationQuantizer(nn.Module):
         return fake_quantize(x, self.scale, self.spec.qmin, self.spec.qmax)
 
 
-class QuantizedLayer(nn.Module):
+class Switchable(nn.Module):
+    """A module that stands in for a float one; ``enabled = False`` gives the float module back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+
+class QuantizedLayer(Switchable):
     """A Conv or Linear with fake-quantized weight and input, and, for the CPU flavour, output.
 
-    ``codes`` [as weight] int8 and ``weight_scale`` [channels] float32 are the deployable weight. While ``rounding``
-    is set, its soft weight is used instead. ``enabled = False`` gives the float layer back.
+    ``codes`` [as weight] int8 and ``weight_scale`` [channels] float32 are the deployable weight; ``scale_log_gain``
+    [channels] scales it while it is learned. While ``rounding`` is set, its soft weight is used instead, and while
+    ``weight_override`` is, that. ``bias`` [channels], once set, takes the place of the layer's own.
     """
 
     def __init__(
@@ -70,7 +79,9 @@ class QuantizedLayer(nn.Module):
         self.input_quantizer = input_quantizer
         self.output_quantizer = output_quantizer
         self.rounding: AdaRound | None = None
-        self.enabled = True
+        self.weight_override: nn.Parameter | None = None
+        self.scale_log_gain: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
         self.quantize_output = False
 
     @property
@@ -79,12 +90,29 @@ class QuantizedLayer(nn.Module):
         weight: Tensor = self.layer.get_parameter("weight")
         return weight
 
+    @property
+    def float_bias(self) -> Tensor | None:
+        """The float model's bias, if the layer has one."""
+        return dict(self.layer.named_parameters(recurse=False)).get("bias")
+
     def weight(self) -> Tensor:
         """Return the weight the engine computes with: codes times scale, or the soft weight while learning."""
+        if self.weight_override is not None:
+            return self.weight_override
         if self.rounding is not None:
             return self.rounding.soft_weight()
         axis = self.spec.axis or 0
-        return self.codes.float() * channel_shape(self.weight_scale, self.codes.ndim, axis)
+        return self.codes.float() * channel_shape(self.current_weight_scale(), self.codes.ndim, axis)
+
+    def current_weight_scale(self) -> Tensor:
+        """Return the weight's scale [channels] with the gain being learned."""
+        gain = self.scale_log_gain
+        return self.weight_scale if gain is None else self.weight_scale * gain.exp()
+
+    def freeze(self) -> None:
+        """Make the learned weight scale the static one."""
+        self.weight_scale = self.current_weight_scale().detach()
+        self.scale_log_gain = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on the fake-quantized input."""
@@ -92,6 +120,8 @@ class QuantizedLayer(nn.Module):
             float_output: Tensor = self.layer(x)
             return float_output
         parameters = {"weight": self.weight()}
+        if self.bias is not None:
+            parameters["bias"] = self.bias
         if self.quantize_output and self.output_quantizer is not None:
             parameters |= self._integer_bias()
             raw = functional_call(self.layer, parameters, (self.input_quantizer(x),))
@@ -103,11 +133,36 @@ class QuantizedLayer(nn.Module):
 
         With a float bias, one value in a thousand of a small convolution would round to another output code.
         """
-        bias = dict(self.layer.named_parameters(recurse=False)).get("bias")
+        bias = self.float_bias if self.bias is None else self.bias
         if bias is None:
             return {}
         step = self.input_quantizer.scale * self.weight_scale
         return {"bias": (torch.round(bias.double() / step.double()) * step.double()).float()}
+
+
+class RetrainedNorm(Switchable):
+    """A normalization layer whose affine parameters are learned beside the float model's own.
+
+    ``affine`` maps "weight" and "bias", as far as the layer has them, to learned copies.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.affine = nn.ParameterDict(
+            {
+                name: nn.Parameter(value.detach().clone())
+                for name, value in norm.named_parameters(recurse=False)
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize."""
+        if not self.enabled:
+            float_output: Tensor = self.norm(x)
+            return float_output
+        # torch's forward-mode rule of group norm takes contiguous input only
+        return functional_call(self.norm, dict(self.affine.items()), (x.contiguous(),))  # type: ignore[no-any-return]
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
@@ -118,7 +173,7 @@ def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
 @contextmanager
 def float_mode(module: nn.Module) -> Iterator[None]:
     """Run ``module`` as the float model inside the context."""
-    layers = [layer for layer in quantized_layers(module).values() if layer.enabled]
+    layers = [layer for layer in module.modules() if isinstance(layer, Switchable) and layer.enabled]
     for layer in layers:
         layer.enabled = False
     try:

@@ -19,8 +19,13 @@ Pass = Callable[[], Iterable[object]]
 """Runs the float model over all calibration data, yielding after each chunk."""
 
 
-def estimate_activation_scales(module: nn.Module, plan: QuantPlan, run: Pass) -> dict[str, float]:
+def estimate_activation_scales(
+    module: nn.Module, plan: QuantPlan, run: Pass, weights: Callable[[], Tensor] | None = None
+) -> dict[str, float]:
     """Return the scale of every tie group of activation sites, from two float passes over the data.
+
+    ``weights`` returns how much the samples now running count, float64 [N]; all the same by default. Only range
+    methods that look at the distribution (percentile, mse) heed it.
 
     Raises:
         CalibrationError: an activation is not finite.
@@ -39,7 +44,7 @@ def estimate_activation_scales(module: nn.Module, plan: QuantPlan, run: Pass) ->
                 pass
 
     observed(_observe_largest)
-    observed(ActivationRange.observe_histogram)
+    observed(lambda target, x: target.observe_histogram(x, None if weights is None else weights()))
     return {
         tie: r.scale(specs[tie].spec, RangeMethod.parse(specs[tie].range_method)) for tie, r in ranges.items()
     }

@@ -23,7 +23,12 @@ quantization:
     - {{match: "conv_out", ignore: true}}
     - {{match: "*time_embedding*", ignore: true}}
     - {{match: "*time_emb_proj", ignore: true}}
-calibration: {{threads: 1, memory_mb: 64, reconstruction: {{iterations: 4, batch: 4}}}}
+calibration:
+  threads: 1
+  memory_mb: 64
+  reconstruction: {{iterations: 4, batch: 4}}
+  weighting: {{mode: uniform}}
+  polish: {{steps: 2, batch: 4, save_every: 1}}
 parity:
   images: 4
   steps: 4

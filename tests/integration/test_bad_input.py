@@ -238,7 +238,7 @@ def stale_export(scene: Scene) -> None:
 
 
 def newer_artifact(scene: Scene) -> None:
-    scene.edit_json(MANIFEST, schema_version=2)
+    scene.edit_json(MANIFEST, schema_version=3)
 
 
 def hard_link(scene: Scene) -> None:
@@ -366,7 +366,7 @@ CHAIN_CASES = (
     Case("manifest-altered", PARITY, 5, ("was altered", "digest"),
          lambda scene: scene.edit_json(MANIFEST, samples_sha256="0" * 64)),
     Case("manifest-missing", EXPORT, 5, ("Artifact manifest is missing",), remove(MANIFEST)),
-    Case("artifact-newer", "inspect {run}", 5, ("schema version 2", "pip install -U"), newer_artifact),
+    Case("artifact-newer", "inspect {run}", 5, ("schema version 3", "pip install -U"), newer_artifact),
     Case("artifact-foreign", "inspect {run}", 5, ("not an artifact manifest",), write("run/" + MANIFEST, '{"a": 1}')),
     Case("tensors-altered", PARITY, 5, ("tensors.safetensors", "altered"), flip(TENSORS)),
     Case("tensors-truncated", "inspect {run}", 5, ("tensors.safetensors", "truncated"), cut(TENSORS)),

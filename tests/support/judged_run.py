@@ -27,7 +27,7 @@ quantization:
     - {{match: "conv_in", ignore: true}}
     - {{match: "conv_out", ignore: true}}
     - {{match: "*time_emb*", ignore: true}}
-calibration: {{threads: 1, reconstruction: {{iterations: 0}}}}
+calibration: {{threads: 1, reconstruction: {{iterations: 0}}, weighting: {{mode: uniform}}, polish: {{steps: 0}}}}
 parity:
   {{images: 8, steps: 5, buckets: 2, noise_floor_runs: 1, probe: {{trajectories: 4, local_samples: 8, seed: {seed}}}}}
 """

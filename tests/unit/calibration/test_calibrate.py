@@ -28,6 +28,9 @@ SETTINGS = (
     "samples.trajectories=6",
     "samples.steps=5",
     "calibration.reconstruction.iterations=12",
+    "calibration.weighting.mode=uniform",
+    "calibration.polish.steps=4",
+    "calibration.polish.save_every=2",
     "calibration.threads=1",
     "parity.probe={trajectories: 2, local_samples: 2}",
 )
@@ -271,6 +274,20 @@ def test_hand_made_weights_enter_per_block_and_change_only_from_there_on(
     earlier = [(a, b) for a, b in zip(uniform.history, weighted.history, strict=True)][:4]
     assert all(a == b for a, b in earlier)
     assert weighted.history[4].effective_samples < 0.6 * len(samples)
+    assert weighted.polish is not None
+    assert weighted.polish.effective_samples == pytest.approx(len(samples))
+    assert weighted.manifest_digest != uniform.manifest_digest
+
+
+def test_hand_made_weights_of_the_polish_leave_the_blocks_as_they_are(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    directory, uniform = finished
+    tilt = np.where(load_samples(directory.samples_path).training.step >= 3, 4.0, 0.1)
+    weighted = calibrate(recipe(), RunDirectory(tmp_path), weights=FixedWeights({"polish": tilt}, "hand"))
+    assert weighted.history == uniform.history
+    assert weighted.polish is not None
+    assert weighted.polish.effective_samples < 0.6 * len(tilt)
     assert weighted.manifest_digest != uniform.manifest_digest
 
 

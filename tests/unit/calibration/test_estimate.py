@@ -14,7 +14,10 @@ SETTINGS = (
     "model.source=builtin:digits8",
     "samples.trajectories=16",
     "samples.steps=10",
-    "calibration.reconstruction.iterations=60",
+    "calibration.reconstruction.iterations=40",
+    "calibration.weighting.iterations=1",
+    "calibration.weighting.polish_iterations=2",
+    "calibration.polish.steps=10",
     "calibration.threads=1",
     "parity.probe={trajectories: 2, local_samples: 2}",
 )

@@ -12,9 +12,9 @@ from torch import nn
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     ReconstructionResult,
-    mean_loss,
     per_sample_loss,
     reconstruct_block,
+    sample_losses,
 )
 from gacq_deploy.calibration.replay import BlockData
 from gacq_deploy.errors import CalibrationError
@@ -40,8 +40,11 @@ class Toy:
         section = ReconstructionSection.model_validate(
             {"iterations": 400, "batch": 16, "lr_rounding": 0.03} | settings
         )
-        task = BlockTask("toy", {"conv": self.layer}, (self.quantizer,), self.data, weights, seed=0)
+        task = BlockTask("toy", {"conv": self.layer}, (self.quantizer,), self.data, np.arange(64), weights, 0)
         return reconstruct_block(task, section)
+
+    def mean_loss(self, weights: np.ndarray = UNIFORM) -> float:
+        return float((weights * sample_losses(self.data, np.arange(64), 16)).mean())
 
     def losses(self) -> np.ndarray:
         inputs, targets = self.data.batch(np.arange(64))
@@ -62,7 +65,7 @@ def make_toy(rank: int = 5) -> Toy:
     quantizer = ActivationQuantizer(TensorSpec(bits=8), float(x.abs().max()) / 127)
     layer = QuantizedLayer(conv, SPEC, scale, nearest_codes(conv.weight, scale, SPEC), quantizer, None)
     key = ("args", 0)
-    return Toy(layer, quantizer, BlockData({key: x.numpy()}, conv(x).numpy(), lambda t: layer(t[key])))
+    return Toy(layer, quantizer, BlockData({key: x.numpy()}, conv(x).numpy(), lambda t, _=None: layer(t[key])))
 
 
 def test_it_lowers_the_error_and_ends_on_hard_codes_and_a_static_scale() -> None:
@@ -70,7 +73,7 @@ def test_it_lowers_the_error_and_ends_on_hard_codes_and_a_static_scale() -> None
     result = toy.learn()
     assert result.kept
     assert result.loss_end < 0.7 * result.loss_start
-    assert result.loss_end == pytest.approx(mean_loss(toy.data, UNIFORM, 16))
+    assert result.loss_end == pytest.approx(toy.mean_loss())
     assert toy.layer.rounding is None
     assert toy.layer.codes.dtype == torch.int8
     assert not toy.quantizer.log_gain.requires_grad
@@ -91,7 +94,7 @@ def test_weights_move_the_error_to_where_they_are_small() -> None:
 def test_a_weight_of_zero_is_the_same_as_not_having_the_sample_in_the_loss() -> None:
     toy = make_toy()
     w = np.where(np.arange(64) < 32, 2.0, 0.0)
-    assert mean_loss(toy.data, w, 16) == pytest.approx(float(toy.losses()[:32].mean()))
+    assert toy.mean_loss(w) == pytest.approx(float(toy.losses()[:32].mean()))
 
 
 def test_uniform_weights_equal_no_weights_bit_for_bit_and_runs_repeat() -> None:
@@ -117,7 +120,7 @@ def test_a_result_worse_than_nearest_rounding_is_undone() -> None:
     assert not result.kept
     assert torch.equal(toy.layer.codes, before)
     assert float(toy.quantizer.scale) == pytest.approx(scale)
-    assert mean_loss(toy.data, UNIFORM, 16) == pytest.approx(result.loss_start)
+    assert toy.mean_loss() == pytest.approx(result.loss_start)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_blocks_name_and_the_old_state() -> None:

@@ -1,0 +1,280 @@
+"""Which blocks are learned, in which order, and what of them is kept? Weights first, then rounding and scales."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gacq_deploy.artifact import BlockRecord
+from gacq_deploy.calibration.journal import Journal, scalar
+from gacq_deploy.calibration.meta import LearnedWeights
+from gacq_deploy.calibration.reconstruction import (
+    BlockTask,
+    ReconstructionResult,
+    begin_rounding,
+    per_sample_loss,
+    reconstruct_block,
+    sample_losses,
+)
+from gacq_deploy.calibration.replay import BlockData, Replay
+from gacq_deploy.calibration.session import Session
+from gacq_deploy.calibration.weighting import (
+    StageLoss,
+    group_cosines,
+    stage_weights,
+)
+from gacq_deploy.calibration.weights import effective_samples
+from gacq_deploy.diagnostics import StageWeights
+from gacq_deploy.models.graph import Block, block_modules
+from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
+from gacq_deploy.quant.trainable import free_weights
+from gacq_deploy.storage import Array
+
+_SCALE_METRIC = 0.1
+"""How far a log scale may move beside a rounding logit, in a look-ahead step."""
+
+
+@dataclass(frozen=True)
+class BlocksOutcome:
+    """What happened in every reconstructed block, and what its sample weights were."""
+
+    history: tuple[BlockRecord, ...]
+    stages: tuple[StageWeights, ...]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One block about to be learned."""
+
+    index: int
+    block: Block
+    layers: dict[str, QuantizedLayer]
+    learnable: tuple[ActivationQuantizer, ...]
+
+
+def ensure_blocks(
+    session: Session, journal: Journal, layers: dict[str, QuantizedLayer], folder: Path
+) -> BlocksOutcome:
+    """Load finished blocks, learn the others in execution order; the layers take the learned values.
+
+    Raises:
+        CalibrationError: a loss is not finite; finished blocks are kept.
+    """
+    blocks = session.graph.blocks
+    finished = set(journal.steps)
+    remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]
+    last = remaining[-1] if remaining else -1
+    replay = Replay(
+        session.denoiser, session.graph, session.split.samples, folder, session.recipe.calibration.memory_mb
+    )
+    session.report.stage("reconstruct blocks", len(blocks))
+    learned: set[int] = set()
+    history: list[BlockRecord] = []
+    stages: list[StageWeights] = []
+    logits: NDArray[np.float64] | None = None
+    # closed whatever happens: the cache would keep the space that a full disk lacks
+    with closing(replay):
+        for index, block in enumerate(blocks):
+            data = replay.prepare(index) if index <= last else None
+            if mine := _planned(block, layers):
+                work = _Work(index, block, mine, _new_quantizers(mine, learned))
+                step = _ensure(session, journal, work, data, logits)
+                logits = step["logits"]
+                history.append(_unpack(block, mine, step))
+                stages.append(_stage(block, step))
+                session.report.advance(1, **_shown(history[-1], stages[-1]))
+            else:
+                session.report.advance()
+            if data is not None and index < last:
+                replay.advance(index, data)
+    return BlocksOutcome(tuple(history), tuple(stages))
+
+
+def _shown(record: BlockRecord, stage: StageWeights) -> dict[str, float]:
+    """Return what a user wants to see of a block while she waits."""
+    values = {"loss": record.loss_end, "effective": record.effective_samples}
+    if stage.cosine_after is not None:
+        values["alignment"] = mean_off_diagonal(stage.cosine_after)
+    return values
+
+
+def mean_off_diagonal(matrix: NDArray[np.float32]) -> float:
+    """Return the mean over the pairs of different groups, 0 for a single group."""
+    count = len(matrix)
+    return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1))) if count > 1 else 0.0
+
+
+def _ensure(
+    session: Session,
+    journal: Journal,
+    work: _Work,
+    data: BlockData | None,
+    logits: NDArray[np.float64] | None,
+) -> dict[str, Array]:
+    """Load one block's step, or learn and save it."""
+    name = _step(work.index, work.block)
+    step = journal.get(name)
+    if step is None:
+        assert data is not None, f"{work.block.name} is not learned, but its data was not prepared"
+        step = _learn(session, work, data, logits)
+        journal.put(name, step)
+    return step
+
+
+def _learn(
+    session: Session, work: _Work, data: BlockData, logits: NDArray[np.float64] | None
+) -> dict[str, Array]:
+    settings, split = session.recipe.calibration, session.split
+    seed = settings.seed * 100_003 + work.index
+    module = block_modules(session.denoiser)[work.block.name]
+    weighting = session.weighting
+    start = sample_losses(data, split.training, settings.reconstruction.batch)
+    with _as_function(work, data, module) as loss:
+        learned = weighting.weigh("reconstruction", loss, start, seed=seed, logits=logits)
+    before = _cosines(session, work, data, module)
+    task = BlockTask(
+        work.block.name, work.layers, work.learnable, data, split.training, learned.weights, seed
+    )
+    result = reconstruct_block(task, settings.reconstruction)
+    after = _cosines(session, work, data, module)
+    arrays = {"cosine_before": before, "cosine_after": after}
+    return _pack(work.layers, result, learned, {k: v for k, v in arrays.items() if v is not None})
+
+
+@contextmanager
+def _as_function(work: _Work, data: BlockData, module: nn.Module) -> Iterator[StageLoss]:
+    """Yield the block's loss as a function of what reconstruction learns: rounding logits and log scales."""
+    codes = {name: layer.codes for name, layer in work.layers.items()}
+    begin_rounding(work.layers)
+    try:
+        mine = {id(q.log_gain) for q in work.learnable}
+        theta = {
+            name: p
+            for name, p in module.named_parameters()
+            if name.endswith("rounding.alpha") or id(p) in mine
+        }
+        metric = {name: 1.0 if name.endswith("alpha") else _SCALE_METRIC for name in theta}
+        yield StageLoss(work.block.name, theta, _losses(data), metric)
+    finally:
+        for name, layer in work.layers.items():
+            layer.rounding = None
+            layer.codes = codes[name]
+
+
+def _cosines(session: Session, work: _Work, data: BlockData, module: nn.Module) -> NDArray[np.float32] | None:
+    """Return the groups' gradient cosines in the quantized weights and the log scales, as they stand."""
+    with free_weights(work.layers):
+        mine = {id(q.log_gain) for q in work.learnable}
+        theta = {
+            name: p
+            for name, p in module.named_parameters()
+            if name.endswith("weight_override") or id(p) in mine
+        }
+        return group_cosines(StageLoss(work.block.name, theta, _losses(data)), session.split)
+
+
+class _losses:  # noqa: N801 (a function with its data)
+    """The block's per-sample losses of rows of all samples, with parameters put in."""
+
+    def __init__(self, data: BlockData) -> None:
+        self._data = data
+
+    def __call__(self, parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
+        inputs, target = self._data.batch(rows)
+        return per_sample_loss(self._data.call(inputs, parameters), target)
+
+
+def _step(index: int, block: Block) -> str:
+    return f"block-{index:03d}-{block.name}"
+
+
+def _planned(block: Block, layers: dict[str, QuantizedLayer]) -> dict[str, QuantizedLayer]:
+    names = {s.module for s in block.sites}
+    return {name: layer for name, layer in layers.items() if name in names}
+
+
+def _new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tuple[ActivationQuantizer, ...]:
+    """Return the input quantizers first met in this block: a tie across blocks is learned in its first one."""
+    fresh = {id(layer.input_quantizer): layer.input_quantizer for layer in layers.values()}
+    chosen = tuple(q for key, q in fresh.items() if key not in learned)
+    learned.update(fresh)
+    return chosen
+
+
+def _pack(
+    layers: dict[str, QuantizedLayer],
+    result: ReconstructionResult,
+    learned: LearnedWeights,
+    arrays: Mapping[str, Array],
+) -> dict[str, Array]:
+    step: dict[str, Array] = {
+        "loss_start": scalar(result.loss_start),
+        "loss_end": scalar(result.loss_end),
+        "kept": scalar(float(result.kept)),
+        **pack_weights(learned),
+        **arrays,
+    }
+    for name, layer in layers.items():
+        step[f"{name}:weight.codes"] = layer.codes.numpy()
+        step[f"{name}:input.scale"] = scalar(float(layer.input_quantizer.scale))
+    return step
+
+
+def _unpack(block: Block, layers: dict[str, QuantizedLayer], step: dict[str, Array]) -> BlockRecord:
+    for name, layer in layers.items():
+        layer.codes = torch.from_numpy(step[f"{name}:weight.codes"])
+        layer.input_quantizer.set_scale(float(step[f"{name}:input.scale"]))
+    learned = unpack_weights(step)
+    return BlockRecord(
+        name=block.name,
+        sites=len(layers),
+        loss_start=float(step["loss_start"]),
+        loss_end=float(step["loss_end"]),
+        kept=bool(step["kept"]),
+        effective_samples=effective_samples(learned.weights),
+        notes=learned.notes,
+    )
+
+
+def _stage(block: Block, step: dict[str, Array]) -> StageWeights:
+    return stage_weights(
+        block.name,
+        unpack_weights(step),
+        alignment=None,  # a pass over all samples in every block would cost what the learning does
+        before=step.get("cosine_before"),
+        after=step.get("cosine_after"),
+    )
+
+
+def pack_weights(learned: LearnedWeights) -> dict[str, Array]:
+    """Return learned weights as the arrays of a journal's step."""
+    words = json.dumps({"mode": learned.mode, "fallback": learned.fallback, "notes": learned.notes})
+    return {
+        "weights": learned.weights,
+        "logits": learned.logits,
+        "visits": learned.visits,
+        "words": np.frombuffer(words.encode(), np.uint8).copy(),
+        **{f"trace:{name}": values for name, values in learned.trace.items()},
+    }
+
+
+def unpack_weights(step: Mapping[str, Array]) -> LearnedWeights:
+    """Return what :func:`pack_weights` packed."""
+    words = json.loads(step["words"].tobytes())
+    return LearnedWeights(
+        weights=step["weights"],
+        logits=step["logits"],
+        mode=words["mode"],
+        fallback=words["fallback"],
+        notes=tuple(words["notes"]),
+        trace={k.removeprefix("trace:"): v for k, v in step.items() if k.startswith("trace:")},
+        visits=step["visits"],
+    )

@@ -1,0 +1,72 @@
+"""How far is the model's output from the float model's? Sample by sample, and in decibels a timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+
+from gacq_deploy.calibration.replay import full_pass, to_tensor
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.samples import CalibrationSet
+
+_MODULE = "denoiser."
+_CEILING_DB = 200.0
+"""Reported where there is no error at all."""
+
+
+def output_loss(
+    denoiser: Denoiser, samples: CalibrationSet
+) -> Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]:
+    """Return ``losses(parameters, rows)`` [B]: mean squared error of the output, with parameters put in by name."""
+    module = denoiser.call_module()
+
+    def losses(parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
+        inputs: tuple[NDArray[Any], ...] = (
+            samples.latents,
+            samples.timesteps,
+            *samples.conditioning.values(),
+        )
+        renamed = {f"{_MODULE}{name}": value for name, value in parameters.items()}
+        values = tuple(to_tensor(x[rows]) for x in inputs)
+        # names are unique; torch's own search for tied ones loses a parameter of a module that layers share
+        output: Tensor = functional_call(module, renamed, values, tie_weights=False)
+        error: Tensor = (output - to_tensor(samples.targets[rows])).pow(2).flatten(1).mean(1)
+        return error
+
+    return losses
+
+
+def output_losses(
+    denoiser: Denoiser, samples: CalibrationSet, rows: NDArray[np.int64], chunk: int
+) -> NDArray[np.float64]:
+    """Return the mean squared output error of the given rows [N], without a graph."""
+    chosen = samples.rows(rows)
+    outputs = np.concatenate(list(full_pass(denoiser, chosen, chunk))).astype(np.float64)
+    return ((outputs - chosen.targets) ** 2).reshape(len(rows), -1).mean(1)  # type: ignore[no-any-return]
+
+
+def sqnr_by_step(
+    denoiser: Denoiser, samples: CalibrationSet, rows: NDArray[np.int64], chunk: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the distinct timesteps of the rows, noisiest first [S] int64, and the output's SQNR in dB there [S]."""
+    noise = output_losses(denoiser, samples, rows, chunk)
+    signal = (samples.targets[rows].astype(np.float64) ** 2).reshape(len(rows), -1).mean(1)
+    timesteps = samples.timesteps[rows]
+    steps = np.unique(timesteps)[::-1].copy()
+    ratios = []
+    for t in steps:
+        here = timesteps == t
+        ratios.append(signal[here].sum() / max(float(noise[here].sum()), 1e-300))
+    decibels = 10 * np.log10(np.maximum(ratios, 1e-20))
+    return steps, np.minimum(decibels, _CEILING_DB).astype(np.float32)
+
+
+def measured_rows(samples: CalibrationSet) -> NDArray[np.int64]:
+    """Return the rows on which the output error is told: the held-out ones, or all if nothing is held out."""
+    held = np.flatnonzero(samples.validation == 1)
+    return held if len(held) else np.arange(len(samples))

@@ -1,0 +1,31 @@
+"""What does every step of one calibration need?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gacq_deploy.calibration.replay import chunk_size
+from gacq_deploy.calibration.weighting import Split, Weighting
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.graph import ModelGraph
+from gacq_deploy.progress import Reporter
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.spec import QuantPlan
+
+
+@dataclass(frozen=True)
+class Session:
+    """One calibration: what was asked, the traced model, its samples and their weights."""
+
+    recipe: Recipe
+    denoiser: Denoiser
+    graph: ModelGraph
+    plan: QuantPlan
+    split: Split
+    weighting: Weighting
+    report: Reporter
+
+    @property
+    def chunk(self) -> int:
+        """How many samples may be in memory at once."""
+        return chunk_size(self.graph, self.recipe.calibration.memory_mb)

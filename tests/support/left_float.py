@@ -1,0 +1,14 @@
+"""A recipe with more layers left float, as a user would write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gacq_deploy.recipe import Recipe, Rule
+
+
+def leave_float(recipe: Recipe, patterns: Iterable[str]) -> Recipe:
+    """Return the recipe with these modules left float."""
+    rules = (*recipe.quantization.rules, *(Rule(match=p, ignore=True) for p in patterns))
+    section = recipe.quantization.model_copy(update={"rules": rules})
+    return recipe.model_copy(update={"quantization": section})
