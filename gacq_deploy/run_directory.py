@@ -76,6 +76,11 @@ class RunDirectory:
         return self.root / "bench.json"
 
     @property
+    def sensitivity_json(self) -> Path:
+        """Result of `sensitivity`."""
+        return self.root / "sensitivity.json"
+
+    @property
     def comparison_png(self) -> Path:
         """The same images from the float and the INT8 graph, and their difference."""
         return self.root / "comparison.png"
@@ -84,6 +89,11 @@ class RunDirectory:
     def comparison_json(self) -> Path:
         """Which graphs the comparison was drawn from, and its digest."""
         return self.root / "comparison.json"
+
+    @property
+    def report_html(self) -> Path:
+        """Everything above on one page."""
+        return self.root / "report.html"
 
     def load_recipe(self) -> Recipe:
         """Read the resolved recipe.

@@ -24,7 +24,9 @@ from gacq_deploy_cli import (
     parity,
     quickstart,
     recipes,
+    report,
     run,
+    sensitivity,
     verify,
 )
 from gacq_deploy_cli.exit_codes import CLOSED_PIPE, explain
@@ -109,7 +111,9 @@ for _command in (
     parity.parity,
     run.run,
     bench.bench,
+    report.report,
     inspect.inspect,
+    sensitivity.sensitivity,
     lint.lint,
     verify.verify,
     doctor.doctor,

@@ -44,6 +44,12 @@ def test_every_source_file_is_in_the_wheel(wheel: Path) -> None:
     assert {"gacq_deploy/py.typed", "gacq_deploy_cli/py.typed"} <= names
 
 
+def test_the_parts_of_the_report_page_are_in_the_wheel(wheel: Path) -> None:
+    parts = {p.relative_to(ROOT).as_posix() for p in (ROOT / "gacq_deploy/report/template").iterdir()}
+    assert len(parts) == 3
+    assert parts <= _names(wheel)
+
+
 def test_recipes_and_demo_models_are_in_the_wheel(wheel: Path) -> None:
     names = _names(wheel)
     recipes = {f"gacq_deploy/recipes/{p.name}" for p in (ROOT / "recipes").glob("*.yaml")}

@@ -1,0 +1,48 @@
+"""`report`: everything that stands in a run directory, on one page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.options import common, run_directory_argument, with_output
+
+
+@click.command(short_help="One HTML page about a run.")
+@run_directory_argument
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page; default: report.html in the run directory.",
+)
+@click.option(
+    "--images/--no-images",
+    default=True,
+    show_default=True,
+    help="Make the same images with the float and the INT8 graph.",
+)
+@common
+@with_output
+def report(output: Output, directory: Path, file: Path | None, images: bool) -> None:
+    """Write one self-contained HTML page: verdict, images, errors, weights, layers, speed, settings.
+
+    It needs neither network nor PyTorch, and says which command makes what is not there yet. Exit code 0 says that the
+    page was written; the verdict stands in it.
+    """
+    from gacq_deploy.report import write_report
+    from gacq_deploy.run_directory import RunDirectory
+
+    with output.progress() as progress:
+        page = write_report(RunDirectory(directory), file, images=images, report=progress)
+    rows = [
+        ("verdict", page.verdict),
+        *(("", sentence) for sentence in page.sentences),
+        *((f"without {part}", why) for part, why in page.missing.items()),
+        ("written", f"{page.path} ({size(page.bytes)})"),
+    ]
+    output.emit(asdict(page), Table("report", ["what", ""], rows))

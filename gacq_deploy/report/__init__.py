@@ -1,0 +1,9 @@
+"""What would one show about a run? Everything that stands in its directory, on one page.
+
+``collect`` reads and judges nothing anew, ``verdict`` says what the evidence amounts to, ``figures`` and ``rows`` turn
+numbers into pictures and tables, ``page`` puts them together.
+"""
+
+from gacq_deploy.report.page import ReportPage, write_report
+
+__all__ = ["ReportPage", "write_report"]

@@ -1,0 +1,121 @@
+"""What stands in this run directory, and what does not? Records as they are on disk; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from gacq_deploy.artifact import load_artifact
+from gacq_deploy.bench import BenchReport, load_bench
+from gacq_deploy.diagnostics import Diagnostics
+from gacq_deploy.errors import ArtifactError, GacqError
+from gacq_deploy.export.record import ExportRecord, read_record
+from gacq_deploy.inspection import Inspection, inspect_artifact
+from gacq_deploy.parity.report import ParityReport, load_report
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.report.pictures import Pictures, make_pictures, read_sheet
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.verify import VerifyReport, verify_run
+
+Record = TypeVar("Record")
+_NAMES = {"artifact": "artifact", "onnx": "exported graph"}
+"""Folder of a manifest -> what it vouches for."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a part of the page has no data, and what would make it."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A run directory as plain data. Records may be stale: ``chain`` says which."""
+
+    run: RunDirectory
+    chain: VerifyReport
+    recipe: Recipe | Missing
+    inspection: Inspection | Missing
+    diagnostics: Diagnostics | Missing
+    export: ExportRecord | Missing
+    parity: ParityReport | Missing
+    bench: BenchReport | Missing
+    pictures: Pictures | Missing
+
+
+def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT) -> Collected:
+    """Read every record of ``run``; one that is absent or damaged becomes :class:`Missing`.
+
+    Args:
+        run: the directory.
+        images: make the same images with the float and the INT8 graph; else a picture that lies there is shown.
+        report: hears of progress.
+
+    Raises:
+        ArtifactError: ``run`` is no run directory at all.
+    """
+    chain = verify_run(run)
+    manifest = run.artifact / "manifest.json"
+    calibrate = f"gacq-deploy calibrate -r {run.recipe_path} -o {run.root}"
+    return Collected(
+        run=run,
+        chain=chain,
+        recipe=_read(run.load_recipe),
+        inspection=_read_file(manifest, calibrate, lambda: inspect_artifact(run.artifact)),
+        diagnostics=_read_file(manifest, calibrate, lambda: _diagnostics(run)),
+        export=_read_file(
+            run.onnx_manifest, f"gacq-deploy export --onnx {run.root}", lambda: read_record(run)
+        ),
+        parity=_read_file(
+            run.parity_json, f"gacq-deploy parity {run.root}", lambda: load_report(run.parity_json)
+        ),
+        bench=_read_file(run.bench_json, f"gacq-deploy bench {run.root}", lambda: load_bench(run.bench_json)),
+        pictures=_pictures(run, chain, images=images, report=report),
+    )
+
+
+def _read(load: Callable[[], Record]) -> Record | Missing:
+    try:
+        return load()
+    except GacqError as error:
+        return Missing(error.message, error.hint)
+
+
+def _read_file(path: Path, command: str, load: Callable[[], Record]) -> Record | Missing:
+    """Return what ``load`` reads at ``path``; what was never made names the command that makes it."""
+    if not path.exists():
+        return Missing(f"There is no {_NAMES.get(path.parent.name, path.name)} yet.", f"Run `{command}`.")
+    return _read(load)
+
+
+def _diagnostics(run: RunDirectory) -> Diagnostics:
+    diagnostics = load_artifact(run.artifact).diagnostics
+    if diagnostics is None:
+        raise ArtifactError(
+            "The artifact holds no diagnostics: it was made by an older version.",
+            f"Run `gacq-deploy calibrate -r {run.recipe_path} -o {run.root} --fresh`.",
+        )
+    return diagnostics
+
+
+def _pictures(
+    run: RunDirectory, chain: VerifyReport, *, images: bool, report: Reporter
+) -> Pictures | Missing:
+    missing = Missing("Images were left out.", f"Run `gacq-deploy report {run.root}` without --no-images.")
+    if images and not run.onnx_manifest.exists():
+        export = f"gacq-deploy export --onnx {run.root}"
+        missing = Missing("There is no exported graph to make images with yet.", f"Run `{export}`.")
+    elif images:
+        try:
+            return make_pictures(run, report)
+        except GacqError as error:
+            report.note(f"no images: {error.message}")
+            missing = Missing(error.message, error.hint)
+    drawn = any(link.name == "comparison" and link.status == "ok" for link in chain.links)
+    sheet = _read(lambda: read_sheet(run.comparison_png)) if drawn else missing
+    return missing if isinstance(sheet, Missing) else sheet

@@ -1,0 +1,310 @@
+"""What do the weights, the gradients and the errors look like? Numbers of the run, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from gacq_deploy.diagnostics import ERROR_STAGES, Diagnostics, StageWeights
+from gacq_deploy.parity.report import ParityReport
+from gacq_deploy.report.charts import (
+    Axes,
+    Floats,
+    Series,
+    Spread,
+    dot_chart,
+    heat_map,
+    line_chart,
+    spread_chart,
+)
+from gacq_deploy.report.tables import Cell, Table, name, number, text
+
+BINS = 50
+MOST_PANELS = 24
+"""Stages with figures of their own; more would make the page large. All stand in the table."""
+_STEPS = TypeAdapter(dict[str, list[dict[str, float | None]]])
+_UNNAMED = "ort-cpu"
+NOISY = "timestep (noisy → clean)"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, what it shows, and its numbers."""
+
+    title: str
+    svg: Markup
+    caption: str
+    numbers: Table | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything about one stage; ``chosen`` is shown first."""
+
+    stage: str
+    mode: str
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...]
+    chosen: bool
+
+
+def stage_error_figure(diagnostics: Diagnostics) -> Figure | None:
+    """Output error per timestep after each stage of calibration."""
+    errors = {s: diagnostics.error_sqnr_db[s] for s in ERROR_STAGES if s in diagnostics.error_sqnr_db}
+    steps = diagnostics.error_timesteps
+    if not errors or not steps.size:
+        return None
+    lines = [Series(stage, steps.astype(float), values) for stage, values in errors.items()]
+    least = {stage: float(values.min()) for stage, values in errors.items()}
+    worst = ", ".join(f"{stage} {value:.1f} dB" for stage, value in least.items())
+    rows = tuple((number(int(t)), *(number(v[i]) for v in errors.values())) for i, t in enumerate(steps))
+    return Figure(
+        "After each stage of calibration",
+        line_chart(lines, Axes(NOISY, "output SQNR (dB)", falling=True), f"Worst timestep: {worst}."),
+        f"Error of single steps of the fake-quantized model on held-out states; higher is better. Worst: {worst}.",
+        Table.of("Output SQNR after each stage", ("#timestep", *(f"#{s} dB" for s in errors)), rows),
+    )
+
+
+def bucket_error_figure(parity: ParityReport) -> Figure | None:
+    """Output error per timestep bucket of every engine that was judged."""
+    lines, rows = [], []
+    for edge in parity.edges:
+        found = [r for r in edge.by_timestep if "timestep_max" in r] if edge.evidence == "budget" else []
+        if not found:
+            continue
+        middle = [((r["timestep_max"] or 0) + (r["timestep_min"] or 0)) / 2 for r in found]
+        values = [_number(r.get("sqnr_db")) for r in found]
+        lines.append(Series(_short(edge.candidate), np.array(middle, float), np.array(values, float)))
+        rows += [
+            (name(edge.candidate), text(_range_of(r)), number(v), number(r.get("cosine"), 6))
+            for r, v in zip(found, values, strict=True)
+        ]  # fmt: skip
+    if not lines:
+        return None
+    bound = parity.protocol.budget.eps_sqnr_db
+    return Figure(
+        "In each engine",
+        line_chart(
+            lines,
+            Axes(NOISY, "output SQNR (dB)", falling=True, level=bound),
+            "Output SQNR per timestep bucket.",
+        ),
+        f"Exported graphs on the states of float trajectories, in {_UNNAMED} where no engine is named; the dashed "
+        f"level is the gate at {bound:g} dB.",
+        Table.of("Output SQNR per timestep bucket", ("judged", "timesteps", "#SQNR dB", "#cosine"), rows),
+    )
+
+
+def trajectory_figure(parity: ParityReport) -> Figure | None:
+    """How far free-running trajectories have drifted at every step."""
+    lines, rows = [], []
+    for candidate, steps in _by_step(parity).items():
+        shown = [s for s in steps if s.get("timestep") is not None]
+        if not shown:
+            continue
+        drift = np.array([1000 * (1 - _number(s.get("mean"))) for s in shown])
+        times = np.array([s["timestep"] for s in shown], float)
+        lines.append(Series(_short(candidate), times, drift))
+        rows += [
+            (name(candidate), number(s["timestep"]), number(s.get("mean"), 6), number(s.get("min"), 6))
+            for s in shown
+        ]
+    if not lines:
+        return None
+    return Figure(
+        "Left to run on its own",
+        line_chart(
+            lines,
+            Axes(NOISY, "1 - cosine (in thousandths)", falling=True),
+            "Drift of free-running trajectories.",
+        ),
+        "The INT8 model walks from noise to image by itself; 1 - cosine to the float model's state, mean over images.",
+        Table.of(
+            "Cosine to the float trajectory", ("judged", "#timestep", "#mean cosine", "#least cosine"), rows
+        ),
+    )
+
+
+def stage_panels(diagnostics: Diagnostics) -> tuple[Panel, ...]:
+    """Return the figures of every stage, of the most uneven ones if there are very many."""
+    chosen = default_stage(diagnostics.stages)
+    ranked = sorted(diagnostics.stages, key=lambda s: (s.stage != chosen, s.effective_samples))
+    kept = {s.stage for s in ranked[:MOST_PANELS]}
+    return tuple(
+        Panel(s.stage, s.mode, _stage_figures(diagnostics, s), s.notes, s.stage == chosen)
+        for s in diagnostics.stages
+        if s.stage in kept
+    )
+
+
+def default_stage(stages: Sequence[StageWeights]) -> str:
+    """Return the polish, or the last stage whose weights are not all the same, or the last one; "" for none."""
+    if any(s.stage == "polish" for s in stages):
+        return "polish"
+    uneven = [s.stage for s in stages if not is_uniform(s)]
+    return (uneven or [s.stage for s in stages] or [""])[-1]
+
+
+def is_uniform(stage: StageWeights) -> bool:
+    """Return whether every sample counts the same."""
+    return float(np.ptp(stage.weights)) < 1e-6
+
+
+def stage_table(diagnostics: Diagnostics) -> Table:
+    """One row for each stage: how many samples count, how the gradients agree, what was said."""
+    rows = []
+    for stage in diagnostics.stages:
+        share = stage.effective_samples / stage.weights.size
+        rho = None if stage.alignment is None else spearman(stage.weights, stage.alignment)
+        rows.append(
+            (
+                name(stage.stage),
+                text(stage.mode),
+                number(stage.effective_samples),
+                Cell(f"{share:.0%}", share, "share"),
+                number(float(stage.weights.min()), 3),
+                number(float(stage.weights.max()), 3),
+                number(_between(stage.cosine_before), 3),
+                number(_between(stage.cosine_after), 3),
+                number(rho, 3),
+            )
+        )
+    headings = (
+        "stage", "mode", "#effective samples", "#of all", "#least weight", "#largest weight", "#cosine before",
+        "#cosine after", "#Spearman rho",
+    )  # fmt: skip
+    return Table.of(f"{len(rows)} stages, {diagnostics.timesteps.size} samples", headings, rows)
+
+
+def spearman(a: Floats, b: Floats) -> float | None:
+    """Return the rank correlation of ``a`` and ``b`` [N], equal values sharing their mean rank; None if undefined."""
+    ranks = [_ranks(values) for values in (a, b)]
+    if len(a) < 2 or any(float(np.ptp(r)) == 0 for r in ranks):
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def weight_quantiles(timesteps: NDArray[np.int64], weights: Floats) -> Spread:
+    """Return minimum, quartiles, median and maximum of the weights at every timestep, noisiest first."""
+    steps = np.unique(timesteps)[::-1]
+    parts = [np.percentile(weights[timesteps == t], [0, 25, 50, 75, 100]) for t in steps]
+    return Spread(steps.astype(float), np.stack(parts, axis=1))
+
+
+def alignment_bins(weights: Floats, alignment: Floats) -> Floats:
+    """Return the mean alignment of up to :data:`BINS` bins of samples, sorted by weight, lightest first."""
+    order = np.argsort(weights, kind="stable")
+    return np.array([float(alignment[part].mean()) for part in np.array_split(order, min(BINS, order.size))])
+
+
+def _stage_figures(diagnostics: Diagnostics, stage: StageWeights) -> tuple[Figure, ...]:
+    figures = [_weight_figure(diagnostics, stage)]
+    ranges = _group_names(diagnostics)
+    if stage.alignment is not None and not is_uniform(stage):
+        figures.append(_alignment_figure(stage.weights, stage.alignment))
+    for matrix, when in ((stage.cosine_before, "before"), (stage.cosine_after, "after")):
+        if matrix is not None:
+            figures.append(_heat_figure(matrix, ranges, when))
+    return tuple(figures)
+
+
+def _weight_figure(diagnostics: Diagnostics, stage: StageWeights) -> Figure:
+    spread = weight_quantiles(diagnostics.timesteps, stage.weights)
+    count = stage.weights.size
+    rows = tuple(
+        (number(t), *(number(v, 3) for v in q)) for t, q in zip(spread.x, spread.quantiles.T, strict=True)
+    )
+    headings = ("#timestep", "#minimum", "#quartile", "#median", "#quartile", "#maximum")
+    return Figure(
+        "Weight per timestep",
+        spread_chart(
+            spread,
+            Axes(NOISY, "weight (log)", falling=True, log=True, level=1.0),
+            f"Weights of {count} samples per timestep: median, quartiles, extremes.",
+        ),
+        f"Median, quartiles and extremes; 1 is the mean. {stage.effective_samples:.1f} of {count} samples count "
+        f"effectively ({stage.effective_samples / count:.0%}).",
+        Table.of("Weight per timestep", headings, rows),
+    )
+
+
+def _heat_figure(matrix: Floats, ranges: Sequence[str], when: str) -> Figure:
+    size = len(matrix)
+    names = [ranges[i] if i < len(ranges) and size <= 5 else str(i) for i in range(size)]
+    mean = _between(matrix)
+    said = "" if mean is None else f" Between different groups {mean:+.2f} on average."
+    return Figure(
+        f"Gradient cosines {when} the stage",
+        heat_map(matrix, names, "timesteps of the group", f"Gradient cosines {when} the stage.{said}"),
+        f"Cosine between the gradients of timestep groups; 1 (blue) is aligned, -1 (orange) opposed.{said}",
+    )
+
+
+def _alignment_figure(weights: Floats, alignment: Floats) -> Figure:
+    means = alignment_bins(weights, alignment)
+    rho = spearman(weights, alignment)
+    said = (
+        "Spearman rho is not defined."
+        if rho is None
+        else f"Spearman rho = {rho:+.2f} over {weights.size} samples."
+    )
+    return Figure(
+        "Weight against alignment",
+        dot_chart(
+            np.arange(1, means.size + 1, dtype=float),
+            means,
+            Axes(f"{means.size} bins of samples, light → heavy", "mean alignment (cosine)", level=0.0),
+            f"Mean alignment of samples sorted by weight. {said}",
+        ),
+        f"Alignment is the cosine between a sample's gradient and the validation gradient. {said}",
+    )
+
+
+def _group_names(diagnostics: Diagnostics) -> list[str]:
+    names = []
+    for group in range(int(diagnostics.groups.max()) + 1):
+        steps = diagnostics.timesteps[diagnostics.groups == group]
+        names.append(f"{steps.max()}-{steps.min()}" if steps.size else str(group))
+    return names
+
+
+def _between(matrix: Floats | None) -> float | None:
+    """Return the mean over pairs of different groups."""
+    if matrix is None or len(matrix) < 2:
+        return None
+    return float(matrix[~np.eye(len(matrix), dtype=bool)].mean())
+
+
+def _ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse], float)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _by_step(parity: ParityReport) -> dict[str, list[dict[str, float | None]]]:
+    """Return candidate -> one row a step; nothing if the report has something else there."""
+    try:
+        return _STEPS.validate_python(parity.trajectory.get("by_step", {}))
+    except ValidationError:
+        return {}
+
+
+def _range_of(bucket: Mapping[str, int | float | None]) -> str:
+    return f"{bucket['timestep_max']} to {bucket['timestep_min']}"
+
+
+def _short(candidate: str) -> str:
+    """Return ``int8.onnx@openvino`` as a label that fits beside a line; the captions say which engine needs no name."""
+    file, _, engine = candidate.partition("@")
+    graph = file.removesuffix(".onnx")
+    return graph if engine == _UNNAMED else f"{graph} {engine}"

@@ -1,0 +1,321 @@
+"""Which numbers stand in which table? Cells carry the number they are sorted by beside the text they show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gacq_deploy.artifact import BlockRecord
+from gacq_deploy.bench import BenchReport
+from gacq_deploy.bench.report import Spread
+from gacq_deploy.export.record import FLOAT, ExportRecord
+from gacq_deploy.inspection import Inspection
+from gacq_deploy.parity.report import ParityReport
+from gacq_deploy.report.collect import Collected
+from gacq_deploy.report.verdict import GateRow
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, the number it sorts by (None: by its text), and how it looks.
+
+    ``tone`` is "", "ok", "bad", "name" (as it stands on disk), "words" (may wrap) or "share" (0 to 1, drawn).
+    """
+
+    text: str
+    number: float | None = None
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; numbers stand right."""
+
+    name: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, headings and rows of as many cells."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, caption: str, headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+        """Return a table without the columns that are empty; a heading that starts with ``#`` is one of numbers."""
+        found = [tuple(row) for row in rows]
+        kept = [i for i in range(len(headings)) if not found or any(row[i].text for row in found)]
+        columns = tuple(Column(headings[i].removeprefix("#"), headings[i].startswith("#")) for i in kept)
+        return cls(caption, columns, tuple(tuple(row[i] for i in kept) for row in found))
+
+
+def number(value: float | None, digits: int = 4) -> Cell:
+    """Return a number with ``digits`` significant digits, or a dash, which sorts last."""
+    if value is None or not math.isfinite(value):
+        return Cell("-")
+    return Cell(f"{value:.{digits}g}", float(value))
+
+
+def size(count: int | None) -> Cell:
+    """Return bytes in the unit that suits them (powers of 1000)."""
+    if count is None:
+        return Cell("-")
+    power = min(len(_UNITS) - 1, int(math.log10(count) // 3)) if count > 0 else 0
+    amount = count / 1000**power
+    return Cell(
+        f"{amount:.0f} {_UNITS[power]}" if amount >= 99.5 else f"{amount:.3g} {_UNITS[power]}", float(count)
+    )
+
+
+def text(value: object) -> Cell:
+    """Return a word or two."""
+    return Cell(str(value))
+
+
+def words(value: object) -> Cell:
+    """Return a phrase, which may take several lines."""
+    return Cell(str(value), tone="words")
+
+
+def name(value: object) -> Cell:
+    """Return a name from the model or the disk."""
+    return Cell(str(value), tone="name")
+
+
+def gate_table(gates: Sequence[GateRow]) -> Table:
+    """Every gate with value and threshold, those that fail first."""
+    return Table.of(
+        "Gates: what was measured and what the recipe asks for",
+        ("verdict", "what", "#value", "#threshold", "judged", "against", "evidence", "where it is worst"),
+        [_gate(row) for row in sorted(gates, key=lambda row: row.holds)],
+    )
+
+
+def _gate(row: GateRow) -> tuple[Cell, ...]:
+    value = Cell("not evaluated", None, "bad") if row.value is None else number(row.value, 6)
+    bound = Cell(f"{row.sign} {row.bound:g}", row.bound)
+    verdict = Cell("holds", 1, "ok") if row.holds else Cell("FAILS", 0, "bad")
+    return (
+        verdict,
+        words(row.metric),
+        value,
+        bound,
+        name(row.candidate),
+        name(row.reference),
+        text(row.evidence),
+        words(row.where),
+    )
+
+
+def engine_table(found: Collected) -> Table | None:
+    """Each INT8 graph in each engine that was judged: size, fidelity, speed."""
+    if not isinstance(found.parity, ParityReport):
+        return None
+    edges = [edge for edge in found.parity.edges if edge.evidence == "budget"]
+    if not edges:
+        return None
+    batches = found.bench.batches if isinstance(found.bench, BenchReport) else ()
+    speeds = [f"#times faster, batch {batch}" for batch in batches]
+    rows = []
+    for edge in edges:
+        file, _, engine = edge.candidate.partition("@")
+        quality = [edge.metrics.get(key) for key in ("eps_sqnr_db", "image_psnr_db", "image_ssim")]
+        ratios = [_speed(found, f"{engine}/{file}", batch) for batch in batches]
+        sizes = (size(_bytes(found, FLOAT)), size(_bytes(found, file)))
+        rows.append((name(engine), name(file), *sizes, *(number(v) for v in quality), *ratios))
+    quality_heads = ("#SQNR dB, worst bucket", "#image PSNR dB", "#image SSIM")
+    headings = ("engine", "graph", "#float", "#INT8", *quality_heads, *speeds)
+    return Table.of("INT8 against float", headings, rows)
+
+
+def _bytes(found: Collected, file: str) -> int | None:
+    if not isinstance(found.export, ExportRecord) or file not in found.export.files:
+        return None
+    weights = found.export.files.get(f"{file}.data")
+    return found.export.files[file].bytes + (weights.bytes if weights else 0)
+
+
+def _speed(found: Collected, candidate: str, batch: int) -> Cell:
+    if not isinstance(found.bench, BenchReport):
+        return Cell("-")
+    ratio = found.bench.ratio(candidate, f"ort-cpu/{FLOAT}", batch)
+    return Cell("-") if ratio is None else number(ratio.cpu.median, 3)
+
+
+def layer_table(inspection: Inspection) -> Table:
+    """One row for each quantized tensor."""
+    rows = []
+    for site in inspection.sites:
+        module, _, role = site.site.rpartition(":")
+        rule = f"{site.rule} {site.rule_text}".strip() if site.rule else "none"
+        low, high = site.scale_min, site.scale_max
+        rows.append(
+            (
+                name(module),
+                text(role),
+                number(site.bits),
+                text(site.granularity),
+                number(low, 4),
+                Cell("") if low == high else number(high, 4),
+                text(site.range),
+                Cell(rule, site.rule),
+                Cell("") if site.saturated is None else Cell(f"{site.saturated:.2%}", site.saturated),
+                name(site.tie),
+            )
+        )
+    headings = (
+        "module", "tensor", "#bits", "scale per", "#least scale", "#largest scale", "range method", "rule",
+        "#codes at the ends", "shares its scale in",
+    )  # fmt: skip
+    return Table.of(f"{len(rows)} quantized tensors", headings, rows)
+
+
+def block_table(inspection: Inspection) -> Table | None:
+    """One row for each reconstructed block, the polish last."""
+    rows = tuple(
+        (
+            name(block.name),
+            number(block.sites),
+            number(block.loss_start),
+            number(block.loss_end),
+            text(_rounding(block)),
+        )
+        for block in inspection.blocks
+    )
+    polish = inspection.polish
+    if polish is not None:
+        result = text("learned" if polish.kept else "restored")
+        losses = (number(polish.loss_start), number(polish.loss_end))
+        rows += ((name("polish"), number(len(inspection.parameters)), *losses, result),)
+    headings = ("block", "#tensors", "#loss before", "#loss after", "result")
+    return Table.of("What calibration learned, block by block", headings, rows) if rows else None
+
+
+def parameter_table(inspection: Inspection) -> Table | None:
+    """One row for each float parameter that calibration changed."""
+    rows = [
+        (
+            name(p.name),
+            text(" x ".join(map(str, p.shape)) or "scalar"),
+            number(p.value_min),
+            number(p.value_max),
+            name(p.source_sha256[:12]),
+        )
+        for p in inspection.parameters
+    ]
+    headings = ("parameter", "shape", "#least value", "#largest value", "replaces (sha256)")
+    return Table.of(f"{len(rows)} retrained float parameters", headings, rows) if rows else None
+
+
+def _rounding(block: BlockRecord) -> str:
+    if not block.kept:
+        return "nearest, restored"
+    return "nearest" if block.loss_end == block.loss_start else "learned"
+
+
+def speed_table(bench: BenchReport) -> Table:
+    """Every graph, engine and batch size that was timed."""
+    rows = tuple(
+        (
+            name(candidate.name),
+            size(candidate.file_bytes),
+            text(
+                ""
+                if candidate.kernels is None
+                else f"{candidate.kernels.integer} of {candidate.kernels.planned}"
+            ),
+            number(timing.batch),
+            number(timing.cpu_ms.median, 3),
+            number(timing.wall_ms.median, 3),
+            size(timing.peak_bytes),
+        )
+        for candidate in bench.candidates
+        for timing in candidate.timings
+    )
+    headings = (
+        "engine and graph",
+        "#file",
+        "integer layers",
+        "#batch",
+        "#CPU ms",
+        "#wall ms",
+        "#peak memory",
+    )
+    caption = f"One engine call: median of {bench.repeats} rounds, threads {bench.threads}"
+    return Table.of(caption, headings, rows)
+
+
+def ratio_table(bench: BenchReport) -> Table:
+    """How many times faster INT8 is."""
+    rows = tuple(
+        (
+            name(ratio.candidate),
+            name(ratio.baseline),
+            number(ratio.batch),
+            _spread(ratio.cpu),
+            _spread(ratio.wall),
+        )
+        for ratio in bench.ratios
+    )
+    headings = ("INT8", "float", "#batch", "#CPU time", "#wall time")
+    return Table.of("Times faster than float: median (quartiles)", headings, rows)
+
+
+def _spread(spread: Spread) -> Cell:
+    return Cell(f"{spread.median:.2f} ({spread.q1:.2f} to {spread.q3:.2f})", spread.median)
+
+
+def chain_table(found: Collected) -> Table:
+    """Every digest of the chain, recipe to report."""
+    tones = {"ok": "ok", "fail": "bad"}
+    rows = tuple(
+        (
+            text(link.name),
+            Cell(link.status, tone=tones.get(link.status, "")),
+            words(link.detail),
+            words(link.hint),
+        )
+        for link in found.chain.links
+    )
+    return Table.of("Digests", ("link", "status", "found", "what to do"), rows)
+
+
+def file_table(export: ExportRecord) -> Table:
+    """The exported files."""
+    rows = tuple((name(file), size(entry.bytes), name(entry.sha256)) for file, entry in export.files.items())
+    return Table.of("Exported files", ("file", "#size", "sha256"), rows)
+
+
+def facts(found: Collected) -> Table:
+    """Model, versions and other things that are said once."""
+    return Table.of("Model and versions", ("what", "value"), _facts(found))
+
+
+def _facts(found: Collected) -> Iterator[tuple[Cell, ...]]:
+    if isinstance(found.inspection, Inspection):
+        yield text("artifact digest"), name(found.inspection.digest)
+        yield text("samples sha256"), name(found.inspection.samples_sha256)
+        for key in ("source", "revision", "family", "weights_sha256", "prediction_type"):
+            value = found.inspection.model.get(key)
+            if value is not None:
+                yield text(f"model {key.replace('_', ' ')}"), name(value)
+        yield from _flat("calibrated with", found.inspection.versions)
+    if isinstance(found.parity, ParityReport):
+        yield from _flat("judged with", found.parity.subject.get("versions", {}))
+    if isinstance(found.bench, BenchReport):
+        yield from _flat("timed on", found.bench.host.model_dump())
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[Cell, ...]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}: {key}" if ":" not in prefix else f"{prefix} {key}", inner)
+    else:
+        yield text(prefix), name(value)

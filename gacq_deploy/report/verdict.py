@@ -1,0 +1,150 @@
+"""Passed, failed, void or not yet judged? One sentence from the digests and the gates, and every gate behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gacq_deploy.parity.report import GATES, Edge, ParityReport
+from gacq_deploy.report.collect import Collected
+from gacq_deploy.verify import Link
+
+State = Literal["passed", "failed", "void", "unjudged"]
+HEADLINES: dict[State, str] = {
+    "passed": "Parity passed",
+    "failed": "Parity failed",
+    "void": "No valid verdict",
+    "unjudged": "Not yet judged",
+}
+EVIDENCE = {
+    "exact": "codes, scales and axes in the file are those of the artifact",
+    "flavour": "the CPU graph computes what its signed twin computes, bit for bit",
+    "exporter": "the exported float graph is the PyTorch model",
+    "local": "every block agrees when it is fed the reference's own inputs",
+    "error": "the engine is as far from the float model as the reference is",
+    "budget": "how far the INT8 model is from the float model: what users see",
+}
+METRICS = {
+    "differences": "differing codes, scales or axes",
+    "max_abs": "largest absolute difference",
+    "relative_error": "relative error",
+    "unchecked": "tensors that could not be compared",
+    "equal_share": "share of equal values",
+    "steps": "largest difference in quantization steps",
+    "output_relative_error": "relative error of the output",
+    "difference_db": "gap between the two errors, worst bucket (dB)",
+    "latents_differ": "starting latents that differ",
+    "eps_sqnr_db": "SQNR of single steps, worst timestep bucket (dB)",
+    "eps_cosine": "cosine of single steps, worst timestep bucket",
+    "trajectory_cosine": "cosine of final states, mean",
+    "image_psnr_db": "PSNR of same-seed images, mean (dB)",
+    "image_ssim": "SSIM of same-seed images, mean",
+}
+_ONLY_SHOWN = frozenset({"bench", "comparison"})
+"""Links that no verdict rests on: when they are stale, their own part of the page says so."""
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One gate: what was measured, what the recipe asks for, and whether it holds."""
+
+    evidence: str
+    meaning: str
+    reference: str
+    candidate: str
+    metric: str
+    value: float | None
+    bound: float
+    sign: str
+    holds: bool
+    where: str
+    """Where it is worst, for a gate that does not hold."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence amounts to. ``gates`` are those of the report on disk, stale or not."""
+
+    state: State
+    headline: str
+    sentences: tuple[str, ...]
+    broken: tuple[Link, ...]
+    """Stale, altered or damaged files."""
+    gates: tuple[GateRow, ...]
+
+
+def judge_run(found: Collected) -> Verdict:
+    """Return the verdict of a run; a report about other files than those in the directory is none."""
+    broken = tuple(link for link in found.chain.links if link.status == "fail")
+    voiding = [link for link in broken if link.name not in _ONLY_SHOWN]
+    report = found.parity if isinstance(found.parity, ParityReport) else None
+    gates = () if report is None else tuple(row for edge in report.edges for row in gate_rows(edge))
+    if voiding:
+        state: State = "void"
+    elif report is None:
+        state = "unjudged"
+    else:
+        state = "passed" if report else "failed"
+    return Verdict(state, HEADLINES[state], _sentences(state, found, report, gates), broken, gates)
+
+
+def gate_rows(edge: Edge) -> tuple[GateRow, ...]:
+    """Return one row for each gate of an edge."""
+    gates, where = GATES[edge.evidence], _where(edge)
+    rows = []
+    for name, bound in edge.thresholds.items():
+        value, gate = edge.metrics.get(name), gates[name]
+        holds = gate.holds(value, bound)
+        row = GateRow(
+            evidence=edge.evidence,
+            meaning=EVIDENCE.get(edge.evidence, ""),
+            reference=edge.reference,
+            candidate=edge.candidate,
+            metric=METRICS.get(name, name),
+            value=value,
+            bound=bound,
+            sign="≥" if gate.at_least else "≤",
+            holds=holds,
+            where="" if holds else where,
+        )
+        rows.append(row)
+    return tuple(rows)
+
+
+def _where(edge: Edge) -> str:
+    return "; ".join(
+        f"{key.replace('_', ' ')}: {value}" for key, value in edge.worst.items() if value is not None
+    )
+
+
+def _sentences(
+    state: State, found: Collected, report: ParityReport | None, gates: tuple[GateRow, ...]
+) -> tuple[str, ...]:
+    root = found.run.root
+    failing = sum(not gate.holds for gate in gates)
+    if state == "passed":
+        return (f"All {len(gates)} gates hold, and every file is the one that was judged.",)
+    if state == "failed":
+        return (f"{failing} of {len(gates)} gates do not hold. Do not ship these graphs.",)
+    if state == "unjudged":
+        return ("Nothing says yet whether the INT8 graphs still are the model.", _next_command(found))
+    said = "passed" if report else "did not pass"
+    old = (
+        ()
+        if report is None
+        else (f"The parity report on disk says '{said}', but not of this state; its numbers stand below.",)
+    )
+    return (
+        "Files in this run directory are stale or were altered, so no verdict holds for them.",
+        *old,
+        f"`gacq-deploy verify {root}` checks again.",
+    )
+
+
+def _next_command(found: Collected) -> str:
+    root, absent = found.run.root, {link.name for link in found.chain.links if link.status == "absent"}
+    if "artifact" in absent:
+        return f"Run `gacq-deploy calibrate -r {found.run.recipe_path} -o {root}` first."
+    if "graphs" in absent:
+        return f"Run `gacq-deploy export --onnx {root}`, then `gacq-deploy parity {root}`."
+    return f"Run `gacq-deploy parity {root}`."

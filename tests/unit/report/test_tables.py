@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gacq_deploy.parity.report import assemble, measured
+from gacq_deploy.recipe import ParitySection
+from gacq_deploy.report.tables import Table, gate_table, name, number, size, text
+from gacq_deploy.report.verdict import gate_rows
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_900, "1000 kB"),
+        (5_930_000, "5.93 MB"),
+        (4 * 10**15, "4000 TB"),
+        (None, "-"),
+    ],
+    ids=str,
+)
+def test_sizes(count: int | None, shown: str) -> None:
+    assert size(count).text == shown
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf], ids=str)
+def test_what_is_no_number_is_a_dash_without_one(value: float | None) -> None:
+    assert number(value).text == "-"
+    assert number(value).number is None
+
+
+def test_empty_columns_are_left_out() -> None:
+    table = Table.of(
+        "t", ("a", "b", "#c"), [(text("x"), text(""), number(1)), (text("y"), text(""), number(2))]
+    )
+    assert [(c.name, c.numeric) for c in table.columns] == [("a", False), ("c", True)]
+    assert [[cell.text for cell in row] for row in table.rows] == [["x", "1"], ["y", "2"]]
+
+
+def test_names_are_shown_as_they_stand_on_disk() -> None:
+    assert name("<b>").text == "<b>"
+
+
+def test_failing_gates_stand_first_and_say_where() -> None:
+    good = measured("flavour", "twin", "int8.cpu.onnx", {"max_abs": 0})
+    bad = measured("error", "torch", "int8.onnx@ort-cpu", {"difference_db": 0.7}, worst={"bucket": 4})
+    lost = measured("exporter", "torch/float", "float.onnx@ort-cpu", {})
+    report = assemble((good, bad, lost), ParitySection(), trajectory={}, noise_floor={}, subject={})
+    table = gate_table([row for edge in report.edges for row in gate_rows(edge)])
+    cells = [{c.name: cell.text for c, cell in zip(table.columns, row, strict=True)} for row in table.rows]
+    assert [row["verdict"] for row in cells] == ["FAILS", "FAILS", "holds"]
+    assert (cells[0]["value"], cells[0]["threshold"]) == ("0.7", "≤ 0.5")
+    assert cells[0]["where it is worst"] == "bucket: 4"
+    assert cells[1]["value"] == "not evaluated"
