@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality.rows import PARTS, Row, planned
+from benchmarks.quality.store import finished, keep_row, load_rows
+from benchmarks.quality.weights import SkewedWeights
+from gacq_deploy.samples import CalibrationSet
+
+TOTAL = 1000
+
+
+def states(trajectories: int, steps: int) -> CalibrationSet:
+    timesteps = np.tile(np.arange(steps)[::-1] * (TOTAL // steps), trajectories)
+    count = len(timesteps)
+    return CalibrationSet(
+        latents=np.zeros((count, 1, 2, 2), np.float32),
+        timesteps=timesteps.astype(np.int64),
+        targets=np.zeros((count, 1, 2, 2), np.float32),
+        conditioning={},
+        trajectory=np.repeat(np.arange(trajectories), steps),
+        step=np.tile(np.arange(steps), trajectories),
+        validation=np.zeros(count, np.uint8),
+    )
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_every_planned_row_has_a_recipe_and_follows_its_base(part: str) -> None:
+    rows = planned(part, ["digits8"], ["w8a8"], [0])
+    assert len(set(rows)) == len(rows)
+    for position, row in enumerate(rows):
+        assert Row.parse(row.key) == row
+        row.recipe()
+        assert row.base is None or row.base in rows[:position]
+
+
+def test_a_row_without_a_polish_asks_for_none() -> None:
+    assert Row("digits8", "w4a8", "uniform").recipe().calibration.polish.steps == 0
+    assert Row("digits8", "w4a8", "uniform", "uniform").recipe().calibration.polish.steps > 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "polish", "mode", "stages", "tilt"),
+    [
+        ("uniform", "none", "uniform", ("polish",), 0),
+        ("uniform", "uniform", "uniform", ("polish",), 0),
+        ("uniform", "gac", "gac", ("polish",), 0),
+        ("gac", "none", "gac", ("reconstruction", "polish"), 0),
+        ("gac", "gac", "gac", ("reconstruction", "polish"), 0),
+        ("gac", "uniform", "gac", ("reconstruction",), 0),
+        ("uniform", "noisy", "uniform", ("polish",), 2),
+        ("nearest-mse", "uniform", "uniform", ("polish",), 0),
+    ],
+)
+def test_weights_act_where_the_row_says(
+    blocks: str, polish: str, mode: str, stages: tuple[str, ...], tilt: float
+) -> None:
+    weighting = Row("digits8", "w4a8", blocks, polish).recipe().calibration.weighting
+    assert (weighting.mode, weighting.stages, weighting.tilt) == (mode, stages, tilt)
+
+
+def test_rows_that_no_calibration_can_make_are_refused() -> None:
+    with pytest.raises(ValueError, match="two weightings"):
+        Row("digits8", "w4a8", "mse", "gac")
+    with pytest.raises(ValueError, match="only our own rows"):
+        Row("digits8", "w8a8", "ort-minmax", "uniform")
+
+
+def test_skewed_weights_count_the_draws_and_lean_to_clean_steps() -> None:
+    samples = states(trajectories=200, steps=20)
+    weights = SkewedWeights(TOTAL, 0, (True, True)).for_block("conv_in", samples)
+    assert weights.sum() == len(samples)
+    clean = samples.timesteps < TOTAL // 2
+    assert weights[clean].mean() > 1.1 * weights[~clean].mean()
+    again = SkewedWeights(TOTAL, 0, (True, True)).for_block("mid_block", samples)
+    assert np.array_equal(weights, again)
+
+
+def test_skewed_weights_hold_in_their_stages_only() -> None:
+    samples = states(trajectories=2, steps=4)
+    weights = SkewedWeights(TOTAL, 0, (False, True))
+    assert np.array_equal(weights.for_block("conv_in", samples), np.ones(8))
+    assert not np.array_equal(weights.for_block("polish", samples), np.ones(8))
+
+
+def test_results_are_kept_row_by_row_and_count_for_one_digest(tmp_path: Path) -> None:
+    path = tmp_path / "quality.json"
+    assert load_rows(path) == {}
+    keep_row(path, "a", {"digest": "1"})
+    keep_row(path, "b", {"digest": "2"})
+    rows = load_rows(path)
+    assert finished(rows, "a", "1")
+    assert not finished(rows, "a", "2")
+    assert sorted(rows) == ["a", "b"]
