@@ -22,7 +22,7 @@ _RECORD = "record"
 _MATRICES = ("cosine_before", "cosine_after")
 _MEAN_TOLERANCE = 1e-3
 _ROUNDING = 1e-3
-"""What float32 may add to a cosine beyond 1, and to an effective number beyond the number of samples."""
+"""What float32 may add to a cosine or alignment beyond 1, and to an effective number beyond that of samples."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the file from a copy."
 
 
@@ -30,10 +30,11 @@ _HINT = "Run `gacq-deploy calibrate` again, or restore the file from a copy."
 class StageWeights:
     """What one stage (a block, or "polish") learned about its samples: N training rows, G timestep groups.
 
-    ``weights`` float32 [N] have mean 1 and are not negative. ``alignment`` float32 [N] is the cosine between a
-    sample's gradient and the mean validation gradient, before the stage. ``cosine_before`` and ``cosine_after``
-    float32 [G, G] are cosines between the groups' validation gradients, group 0 the noisiest. ``trace`` maps
-    "loss", "cosine" and "ratio" (of the gradient norms GM : MSE) to float32 [K], one value a meta iteration.
+    ``weights`` float32 [N] have mean 1 and are not negative. ``alignment`` float32 [N] is the inner product of a
+    sample's gradient with the mean of the groups' unit validation gradients, before the stage, divided by its largest
+    magnitude; calibration measures it for "polish" only. ``cosine_before`` and ``cosine_after`` float32 [G, G] are
+    cosines between the groups' validation gradients, group 0 the noisiest. ``trace`` maps "loss", "cosine" and "ratio"
+    (of the gradient norms GM : MSE) to float32 [K], one value a meta iteration; it is empty where nothing was learned.
 
     Raises:
         ValueError: a shape or dtype is wrong, a number is not finite, or weights are negative or not of mean 1.
@@ -56,11 +57,11 @@ class StageWeights:
             raise ValueError(f"a stage needs a name and a mode, got {self.stage!r} and {self.mode!r}")
         self._check_weights()
         if self.alignment is not None:
-            _check_cosines(f"{self.stage}: alignment", self.alignment, self.weights.shape)
+            _check_bounded(f"{self.stage}: alignment", self.alignment, self.weights.shape, "alignment")
         for name in _MATRICES:
             matrix = getattr(self, name)
             if matrix is not None:
-                _check_cosines(f"{self.stage}: {name}", matrix, (len(matrix), len(matrix)))
+                _check_bounded(f"{self.stage}: {name}", matrix, (len(matrix), len(matrix)), "cosine")
         _check_series(f"{self.stage}: trace", self.trace, None)
 
     def _check_weights(self) -> None:
@@ -227,10 +228,11 @@ def _check_array(what: str, array: Array, dtype: type[np.generic], shape: tuple[
         raise ValueError(f"{what} holds numbers that are not finite")
 
 
-def _check_cosines(what: str, array: Array, shape: tuple[int, ...]) -> None:
+def _check_bounded(what: str, array: Array, shape: tuple[int, ...], kind: str) -> None:
+    """Check what lies within 1 of zero by definition."""
     _check_array(what, array, np.float32, shape)
     if array.size and float(np.abs(array).max()) > 1 + _ROUNDING:
-        raise ValueError(f"{what} holds {float(np.abs(array).max()):.6g}, which is no cosine")
+        raise ValueError(f"{what} holds {float(np.abs(array).max()):.6g}, which is no {kind}")
 
 
 def _check_series(what: str, series: Mapping[str, Array], length: int | None) -> None:

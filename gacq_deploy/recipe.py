@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from gacq_deploy.errors import RecipeError
+from gacq_deploy.learning import PolishSection, ReconstructionSection, Section, WeightingSection
 from gacq_deploy.spec import Role
 from gacq_deploy.storage import digest_json, write_bytes
 
@@ -18,11 +19,7 @@ SEED_MAX = 2**31 - 1
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """Which denoiser."""
 
     source: str = "builtin:fashion16"
@@ -37,7 +34,7 @@ class ModelSection(_Section):
     """Height and width, when the model's configuration does not tell."""
 
 
-class SamplesSection(_Section):
+class SamplesSection(Section):
     """Which states of float trajectories the model is calibrated on."""
 
     trajectories: int = Field(default=48, ge=1)
@@ -53,20 +50,20 @@ class SamplesSection(_Section):
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
 
 
-class MinMaxRange(_Section):
+class MinMaxRange(Section):
     """Largest absolute value."""
 
     method: Literal["minmax"]
 
 
-class PercentileRange(_Section):
+class PercentileRange(Section):
     """A percentile of the absolute values."""
 
     method: Literal["percentile"]
     percentile: float = Field(default=99.9, gt=50, le=100)
 
 
-class MseRange(_Section):
+class MseRange(Section):
     """The scale with the least error |x - q(x)|^p."""
 
     method: Literal["mse"]
@@ -76,7 +73,7 @@ class MseRange(_Section):
 RangeMethod = Annotated[MinMaxRange | PercentileRange | MseRange, Field(discriminator="method")]
 
 
-class Rule(_Section):
+class Rule(Section):
     """One line of the quantization rules; the last rule that matches a site wins."""
 
     match: str
@@ -96,7 +93,7 @@ class Rule(_Section):
         return self
 
 
-class QuantizationSection(_Section):
+class QuantizationSection(Section):
     """Which tensors are quantized, and how."""
 
     rules: tuple[Rule, ...]
@@ -105,95 +102,7 @@ class QuantizationSection(_Section):
     """Tensors that meet at a skip concat share one activation scale."""
 
 
-class ReconstructionSection(_Section):
-    """AdaRound block reconstruction (Nagel et al. 2020, BRECQ 2021)."""
-
-    iterations: int = Field(default=400, ge=0)
-    """Adam steps per block; 0 keeps nearest rounding and the estimated scales."""
-    batch: int = Field(default=32, ge=1)
-    lr_rounding: float = Field(default=1e-2, gt=0)
-    lr_scale: float = Field(default=1e-3, ge=0)
-    """Learning rate of log activation scales; 0 keeps the estimated ones."""
-    rounding_lambda: float = Field(default=1e-2, ge=0)
-    beta: tuple[float, float] = (20.0, 2.0)
-    """Annealing of the rounding regulariser."""
-    warmup: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the iterations without the rounding regulariser."""
-
-
-WeightingMode = Literal[
-    "uniform", "relative", "mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine"
-]
-WeightedStage = Literal["ranges", "reconstruction", "polish"]
-
-
-class WeightingSection(_Section):
-    """How much each calibration sample counts: learned by gradient alignment (GAC-style), or fixed."""
-
-    mode: WeightingMode = "gac"
-    """`uniform`: all count the same. `relative`: the objective's own coefficient of the sample's timestep. `mse`: least
-    validation error after one look-ahead step. `gac`: that, minus the mean pairwise cosine of the timestep groups'
-    gradients. `gac_faithful`: the paper's surrogate, raw inner products. `sequential`: first-order steps over the
-    groups. `exact_raw`, `surrogate_cosine`: for research."""
-    stages: tuple[WeightedStage, ...] = ("polish",)
-    """Where the weights count. The ranges come before anything is learned: they take the tilt alone."""
-    groups: int = Field(default=5, ge=2)
-    """Timestep groups whose gradients are aligned."""
-    iterations: int = Field(default=4, ge=1)
-    """Meta iterations per block; one costs as much as some twenty reconstruction steps."""
-    polish_iterations: int = Field(default=10, ge=1)
-    """Meta iterations of the polish."""
-    batch: int = Field(default=32, ge=1)
-    """Training samples of a meta iteration; the softmax runs over them."""
-    validation_batch: int = Field(default=8, ge=1)
-    """Validation samples per group of a meta iteration."""
-    look_ahead: Literal["unit", "plain"] = "unit"
-    """`plain`: the paper's step, which favours samples with large gradients. `unit`: its length is held fixed, so
-    weights only turn it. The surrogate modes always take the plain one."""
-    lr: float = Field(default=1e-1, gt=0)
-    """Adam's step on the logits."""
-    clip: float = Field(default=0.1, gt=0)
-    """Largest norm of the logits' gradient."""
-    temperature: float = Field(default=1.0, gt=0)
-    lambda_gm: float = Field(default=1.0, ge=0)
-    """Weight of gradient matching beside the validation error."""
-    look_ahead_rms: float = Field(default=0.1, gt=0)
-    """Root mean square of the look-ahead step on the rounding logits; the inner learning rate follows from it."""
-    weight_range: tuple[float, float] = (0.1, 10.0)
-    """Bounds of a weight, at mean 1."""
-    min_effective: float = Field(default=0.5, gt=0, le=1)
-    """Least effective sample size, as a share of the samples."""
-    hierarchical: bool = True
-    """One logit a timestep beside one a sample: every sample of a timestep then learns from each visit."""
-    warm_start: bool = True
-    """Start a block's weights where the block before ended."""
-    dominance: Literal["warn", "refuse"] = "warn"
-    """What to do when raw gradient matching drowns the validation error."""
-    prior: Literal["objective", "uniform"] = "uniform"
-    """Where learning starts: at the weights of mode `relative`, or at equal ones, as the paper and `gac_faithful`
-    do."""
-    tilt: float = 0.0
-    """A further factor exp(tilt * t / T) to start from, t the timestep of T: above 0 the noisy steps count more. With
-    mode `uniform` the weights stay there."""
-
-
-PolishParameter = Literal["activation_scales", "biases", "weight_scales", "norm_affines"]
-
-
-class PolishSection(_Section):
-    """Joint fine-tuning after the blocks, with the rounding fixed: the graph stays the same, its numbers move."""
-
-    steps: int = Field(default=200, ge=0)
-    """Adam steps on the whole model; 0 leaves the polish out."""
-    batch: int = Field(default=32, ge=1)
-    lr: float = Field(default=2e-3, gt=0)
-    """Adam's step at the start; it falls to 5 % of it along a cosine."""
-    parameters: tuple[PolishParameter, ...] = ("activation_scales", "biases", "weight_scales", "norm_affines")
-    save_every: int = Field(default=50, ge=1)
-    """Steps between two states on disk; a killed run resumes at the last one."""
-
-
-class CalibrationSection(_Section):
+class CalibrationSection(Section):
     """How rounding and scales are learned."""
 
     objective: Literal["eps", "sqnr", "images"] = "sqnr"
@@ -211,7 +120,7 @@ class CalibrationSection(_Section):
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     """What the ONNX files look like."""
 
     opset: int = Field(default=20, ge=19, le=22)
@@ -220,7 +129,7 @@ class ExportSection(_Section):
     """Larger graphs keep their weights in one file beside them."""
 
 
-class ProbeSection(_Section):
+class ProbeSection(Section):
     """What the torch fake-quantized model is recorded on, as reference of the exported graphs."""
 
     trajectories: int = Field(default=8, ge=1)
@@ -229,7 +138,7 @@ class ProbeSection(_Section):
     seed: int = Field(default=900_000, ge=0, le=SEED_MAX)
 
 
-class BudgetSection(_Section):
+class BudgetSection(Section):
     """Gates against the float model: what the user sees."""
 
     eps_sqnr_db: float = 20.0
@@ -244,7 +153,7 @@ class BudgetSection(_Section):
     """Least mean SSIM between same-seed images."""
 
 
-class ParitySection(_Section):
+class ParitySection(Section):
     """What parity measures and which gates must hold."""
 
     probe: ProbeSection = ProbeSection()
@@ -262,7 +171,7 @@ class ParitySection(_Section):
     budget: BudgetSection = BudgetSection()
 
 
-class RuntimeSection(_Section):
+class RuntimeSection(Section):
     """Defaults of `run`."""
 
     steps: int = Field(default=20, ge=1)
@@ -270,7 +179,7 @@ class RuntimeSection(_Section):
     eta: float = Field(default=0.0, ge=0, le=1)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything a run directory is made from."""
 
     schema_: Literal["gacq-deploy/recipe/1"] = Field(default="gacq-deploy/recipe/1", alias="schema")

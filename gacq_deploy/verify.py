@@ -14,6 +14,7 @@ from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import load_export
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sensitivity import load_sensitivity
 from gacq_deploy.storage import digest_file, read_json, verify_file
 
 Status = Literal["ok", "absent", "fail"]
@@ -72,6 +73,7 @@ def _links(run: RunDirectory) -> Iterator[Link]:
     yield _check("graphs", run.onnx_manifest, lambda: _graphs(run), run.int8_onnx, run.cpu_onnx)
     yield _check("parity", run.parity_json, lambda: _parity(run))
     yield _check("bench", run.bench_json, lambda: _bench(run))
+    yield _check("sensitivity", run.sensitivity_json, lambda: _sensitivity(run))
     yield _check("comparison", run.comparison_json, lambda: _comparison(run), run.comparison_png)
 
 
@@ -156,6 +158,18 @@ def _bench(run: RunDirectory) -> str:
     report = load_bench(run.bench_json)
     _check_subject(run, report.subject.get("files", {}), f"Run `gacq-deploy bench {run.root}` again.")
     return "measured on these graphs"
+
+
+def _sensitivity(run: RunDirectory) -> str:
+    report = load_sensitivity(run)
+    hint = f"Run `gacq-deploy sensitivity {run.root}` again."
+    present, measured = load_artifact(run.artifact).manifest_digest, report.subject.get("artifact_sha256")
+    if measured != present:
+        raise ArtifactError(
+            f"The report is stale: it measured artifact {str(measured)[:12]}, not {present[:12]}.", hint
+        )
+    _check_subject(run, report.subject.get("files", {}), hint)
+    return "measured on this artifact"
 
 
 def _comparison(run: RunDirectory) -> str:

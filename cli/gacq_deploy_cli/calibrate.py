@@ -157,6 +157,8 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         ("quantized tensors", len(estimate.sites)),
         ("blocks", f"{len(estimate.blocks)}, learned in order"),
         ("samples", f"{estimate.samples} to learn from, {estimate.validation_samples} held out"),
+        ("sample weights", estimate.weights),
+        ("polish", estimate.polish),
         ("time", f"about {duration(estimate.seconds)} on this machine"),
         ("memory", f"about {size(estimate.memory_mb * 2**20)}"),
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),

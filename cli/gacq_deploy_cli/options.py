@@ -69,13 +69,20 @@ def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Calla
     return call
 
 
+def choose_preset(default: str | None = None) -> Callable[[Command], Command]:
+    """Add ``--preset``; without a default the recipe itself says how much effort."""
+    return click.option(
+        "--preset",
+        type=click.Choice(["ci", "quick", "standard"]),
+        default=default,
+        show_default=default is not None,
+        help="How much effort: samples, steps and iterations; --set comes after it.",
+    )
+
+
+preset_option = choose_preset()
 run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 recipe_option = click.option("-r", "--recipe", required=True, help="Built-in recipe name or YAML file.")
-preset_option = click.option(
-    "--preset",
-    type=click.Choice(["ci", "quick", "standard"]),
-    help="How much effort: samples, steps and iterations; --set comes after it.",
-)
 set_option = click.option(
     "--set",
     "overrides",

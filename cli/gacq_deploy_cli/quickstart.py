@@ -10,7 +10,7 @@ import click
 
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import Output, Table, size
-from gacq_deploy_cli.options import common, needs_extra, set_option, with_output
+from gacq_deploy_cli.options import choose_preset, common, needs_extra, set_option, with_output
 
 if TYPE_CHECKING:
     from gacq_deploy.chain import ChainResult, Row
@@ -28,29 +28,35 @@ if TYPE_CHECKING:
     show_default=True,
     help="Run directory.",
 )
+@choose_preset("quick")
 @set_option
 @click.option("--fresh", is_flag=True, help="Forget what is in the directory and start over.")
 @common
 @with_output
-def quickstart(output: Output, recipe: str, output_dir: Path, overrides: tuple[str, ...], fresh: bool) -> int:
+def quickstart(
+    output: Output, recipe: str, output_dir: Path, preset: str, overrides: tuple[str, ...], fresh: bool
+) -> int:
     """Calibrate, export, prove, measure and draw the shipped model; exit 3 when a gate fails.
 
-    Interrupted, the same command resumes; finished, it says so and shows the result again.
+    At the end stands report.html in the run directory: everything about the run on one page. Interrupted, the
+    same command resumes; finished, it says so and shows the result again.
     """
-    from gacq_deploy.recipe import load_recipe
+    from gacq_deploy.recipe import PRESETS, load_recipe
+    from gacq_deploy.report import ensure_report
     from gacq_deploy.run_directory import RunDirectory
 
-    resolved = load_recipe(recipe, overrides)
+    resolved = load_recipe(recipe, (*PRESETS[preset], *overrides))
     run = RunDirectory(output_dir)
     with needs_extra("cpu,calibrate", "quickstart"):
         from gacq_deploy.chain import run_chain
     with output.progress() as report:
         result = run_chain(resolved, run, fresh=fresh, report=report)
-    output.emit(_document(result, run.parity_json), *_tables(result, run.parity_json))
+        page = ensure_report(run, report=report)
+    output.emit(_document(result, run.parity_json, page), *_tables(result, run.parity_json, page))
     return exit_codes.DONE if result.parity else exit_codes.GATE
 
 
-def _document(result: ChainResult, parity_json: Path) -> dict[str, Any]:
+def _document(result: ChainResult, parity_json: Path, page: Path) -> dict[str, Any]:
     return {
         "passed": result.parity.passed,
         "artifact": result.artifact_sha256,
@@ -58,10 +64,11 @@ def _document(result: ChainResult, parity_json: Path) -> dict[str, Any]:
         "already_done": result.already_done,
         "comparison": str(result.comparison),
         "parity": str(parity_json),
+        "report": str(page),
     }
 
 
-def _tables(result: ChainResult, parity_json: Path) -> tuple[Table | str, ...]:
+def _tables(result: ChainResult, parity_json: Path, page: Path) -> tuple[Table | str, ...]:
     batches = result.bench.batches
     columns = ["engine", "graph", "size float", "INT8", *(f"speed x, batch {b}" for b in batches)]
     columns += ["per-step SQNR dB (worst bucket)", "image PSNR dB", "image SSIM", "parity"]
@@ -74,6 +81,7 @@ def _tables(result: ChainResult, parity_json: Path) -> tuple[Table | str, ...]:
         *([done] if done else []),
         f"images FP | INT8 | difference: {result.comparison}",
         f"evidence: {parity_json}",
+        f"report: {page}",
         f"verdict: {'passed' if result.parity else 'FAILED (gacq-deploy parity shows which gate)'}",
     )
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N803, N806 (the paper's letters)
 """Which sample weights make the groups' gradients agree? The mathematics of GAC (arXiv 2602.01289), free of any model.
 
 The paper's letters: parameters ``theta``, sample weights ``w`` [B], per-sample losses l [B] of the training rows,
@@ -20,6 +19,8 @@ theta_i = m_i phi_i with ``reparametrised`` and do everything in phi. Inner prod
 sum_i m_i^2 a_i b_i in terms of theta's gradients, and the look-ahead steps theta_i - eta m_i^2 g_i.
 """
 
+# ruff: noqa: N803, N806 (the paper's letters)
+
 from __future__ import annotations
 
 import math
@@ -32,16 +33,26 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Vector = tuple[Tensor, ...]
-"""A point or direction in parameter space, tensor by tensor."""
+from gacq_deploy.calibration.vectors import (
+    ABSOLUTE_FLOOR,
+    Vector,
+    across,
+    axpy,
+    dot,
+    gradient_of,
+    leaves_of,
+    mean_of,
+    norm,
+    reciprocals,
+    total_of,
+    unit_vectors,
+    zeros_like,
+)
+
 Losses = Callable[[Vector], Tensor]
 """Parameters -> losses: [B] of the training rows, or a scalar of one validation group."""
 DirectionalMethod = Literal["forward", "double_backward", "finite_difference"]
 HessianMethod = Literal["double_backward", "finite_difference"]
-
-_ABSOLUTE_FLOOR = 1e-30
-_RELATIVE_FLOOR = 1e-12
-"""A gradient shorter than this share of the longest one has no direction."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class LookAhead:
 
     def chain(self, directions: Sequence[Vector]) -> list[Tensor]:
         """Return (d theta*/dw)^T v [B] for every v: -eta J v, and for a unit step -eta J (v - g (g . v) / ||g||^2)."""
-        turned = [_across(v, self.g) for v in directions] if self.unit else directions
+        turned = [across(v, self.g) for v in directions] if self.unit else directions
         return [-self.eta * x for x in _directionals(self.train, self.theta, turned, self.how.directional)]
 
 
@@ -112,18 +123,18 @@ def mean_pairwise_product(G: Sequence[Vector]) -> float:
     """
     if len(G) < 2:
         return 0.0
-    total = _sum(G)
-    return _pair_factor(len(G)) * (_dot(total, total) - sum(_dot(g, g) for g in G)) / 2
+    total = total_of(G)
+    return _pair_factor(len(G)) * (dot(total, total) - sum(dot(g, g) for g in G)) / 2
 
 
 def mean_direction(G: Sequence[Vector]) -> Vector:
     """Return the mean of G_t / ||G_t||."""
-    return _mean(_unit_vectors(G)[0])
+    return mean_of(unit_vectors(G)[0])
 
 
 def mean_pairwise_cosine(G: Sequence[Vector]) -> float:
     """Return the mean cosine of the pairs t < k, in [-1, 1]; a zero gradient has cosine 0 with every other."""
-    return mean_pairwise_product(_unit_vectors(G)[0])
+    return mean_pairwise_product(unit_vectors(G)[0])
 
 
 def cosine_matrix(G: Sequence[Vector]) -> Tensor:
@@ -132,7 +143,7 @@ def cosine_matrix(G: Sequence[Vector]) -> Tensor:
     for parts in zip(*G, strict=True):
         rows = torch.stack([p.detach().flatten() for p in parts]).double()
         gram += (rows @ rows.T).cpu()
-    inverse = _reciprocal([math.sqrt(max(float(x), 0.0)) for x in gram.diagonal()])
+    inverse = reciprocals([math.sqrt(max(float(x), 0.0)) for x in gram.diagonal()])
     scale = torch.tensor(inverse, dtype=torch.float64)
     cosines = (gram * torch.outer(scale, scale)).clamp(-1, 1)
     cosines.diagonal().copy_((scale > 0).double())
@@ -144,14 +155,14 @@ def cosine_matrix(G: Sequence[Vector]) -> Tensor:
 
 def look_ahead(theta: Vector, g: Vector, eta: float) -> Vector:
     """Return theta - eta g (eq. 2)."""
-    return _axpy(-eta, g, theta)
+    return axpy(-eta, g, theta)
 
 
 def automatic_eta(g: Vector, rms: float) -> float:
     """Return the step length for which eta g has root mean square ``rms``; 0 where g is zero."""
     count = sum(part.numel() for part in g)
-    norm = _norm(g)
-    return rms * math.sqrt(count) / norm if norm > _ABSOLUTE_FLOOR else 0.0
+    length = norm(g)
+    return rms * math.sqrt(count) / length if length > ABSOLUTE_FLOOR else 0.0
 
 
 def weighted_gradient(losses: Losses, theta: Vector, w: Tensor) -> Vector:
@@ -181,15 +192,15 @@ def hessian_vector(loss: Losses, theta: Vector, direction: Vector, method: Hessi
     if method == "finite_difference":
         h = _difference_step(theta, direction)
         if h == 0:
-            return _zeros(theta)
-        above = _gradient(loss, _axpy(h, direction, theta))
-        below = _gradient(loss, _axpy(-h, direction, theta))
+            return zeros_like(theta)
+        above = _gradient(loss, axpy(h, direction, theta))
+        below = _gradient(loss, axpy(-h, direction, theta))
         return tuple((a - b) / (2 * h) for a, b in zip(above, below, strict=True))
-    leaves = _leaves(theta)
+    leaves = leaves_of(theta)
     with torch.enable_grad():
-        gradient = _grad(loss(leaves), leaves, create_graph=True)
+        gradient = gradient_of(loss(leaves), leaves, create_graph=True)
         product = torch.stack([(g * v).sum() for g, v in zip(gradient, direction, strict=True)]).sum()
-        return _grad(product, leaves)
+        return gradient_of(product, leaves)
 
 
 def _directionals(
@@ -207,7 +218,7 @@ def _forward(losses: Losses, theta: Vector, direction: Vector) -> Tensor:
     with torch.enable_grad(), forward_ad.dual_level(), warnings.catch_warnings():
         # torch compiles its own forward-mode rules with what it has deprecated
         warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
-        duals = tuple(_dual(p, v) for p, v in zip(_leaves(theta), direction, strict=True))
+        duals = tuple(_dual(p, v) for p, v in zip(leaves_of(theta), direction, strict=True))
         value, tangent = _parts(losses(duals))
     return torch.zeros_like(value).detach() if tangent is None else tangent.detach()
 
@@ -223,15 +234,15 @@ def _parts(dual: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _double_backward(losses: Losses, theta: Vector, directions: Sequence[Vector]) -> list[Tensor]:
-    leaves = _leaves(theta)
+    leaves = leaves_of(theta)
     with torch.enable_grad():
         values = losses(leaves)
         u = torch.zeros_like(values, requires_grad=True)
-        pulled = _grad((values * u).sum(), leaves, create_graph=True)
+        pulled = gradient_of((values * u).sum(), leaves, create_graph=True)
         products = []
         for v in directions:
             along = torch.stack([(g * d).sum() for g, d in zip(pulled, v, strict=True)]).sum()
-            products.append(_grad(along, (u,), retain_graph=True)[0])
+            products.append(gradient_of(along, (u,), retain_graph=True)[0])
     return products
 
 
@@ -240,14 +251,14 @@ def _central_difference(losses: Losses, theta: Vector, direction: Vector) -> Ten
     h = _difference_step(theta, direction)
     if h == 0:
         return torch.zeros_like(losses(theta))
-    return (losses(_axpy(h, direction, theta)) - losses(_axpy(-h, direction, theta))) / (2 * h)
+    return (losses(axpy(h, direction, theta)) - losses(axpy(-h, direction, theta))) / (2 * h)
 
 
 def _difference_step(theta: Vector, direction: Vector) -> float:
     """Return h: a cube root of the precision relative to theta (to 1 where theta is 0); 0 for a zero direction."""
-    length = _norm(direction)
+    length = norm(direction)
     precision = max(torch.finfo(p.dtype).eps for p in theta)
-    return 0.0 if length == 0 else precision ** (1 / 3) * (_norm(theta) or 1.0) / length
+    return 0.0 if length == 0 else precision ** (1 / 3) * (norm(theta) or 1.0) / length
 
 
 # ------------------------------------------------------------------------------------------------------ dL_VAL / dw
@@ -255,9 +266,10 @@ def _difference_step(theta: Vector, direction: Vector) -> float:
 
 def mse_meta_gradient(step: LookAhead, validation: Sequence[Losses]) -> MetaGradient:
     """Return the gradient of mean_t L_t(theta*(w)) in w: -eta J mean_t G_t."""
-    losses, G = _validation_gradients(step, validation)
-    (dw,) = step.chain([_mean(G)])
-    return MetaGradient(dw, torch.zeros_like(dw), losses, G, mean_pairwise_cosine(G), 0.0)
+    groups = _Groups(step, validation, second_order=False)
+    (dw,) = step.chain([mean_of(groups.G)])
+    cosine = mean_pairwise_cosine(groups.G)
+    return MetaGradient(dw, torch.zeros_like(dw), groups.losses, groups.G, cosine, 0.0)
 
 
 def exact_meta_gradient(
@@ -268,15 +280,16 @@ def exact_meta_gradient(
         v = mean_t G_t - lam scale c sum_t H_t p_t.
 
     Raw: p_t = sum_{k != t} G_k, scale 1. Normalised, n_t = G_t / ||G_t||, S = sum_t n_t, r_t = S - n_t:
-    p_t = (r_t - n_t (n_t . r_t)) / ||G_t||, scale = mean_t L_t held constant. One group's graph lives at a time.
+    p_t = (r_t - n_t (n_t . r_t)) / ||G_t||, scale = mean_t L_t held constant.
     """
-    losses, G = _validation_gradients(step, validation)
+    groups = _Groups(step, validation, second_order=True)
+    losses, G = groups.losses, groups.G
     scale = lam * (float(losses.mean()) if normalised else 1.0)
     pull = _pair_derivatives(G, normalised=normalised)
-    curvature = _curvature(step, validation, pull)
+    curvature = groups.curvature(pull)
     factor = -scale * _pair_factor(len(G))
     gm = tuple(factor * x for x in curvature)
-    dw_mse, dw_gm = step.chain([_mean(G), gm])
+    dw_mse, dw_gm = step.chain([mean_of(G), gm])
     cosine = mean_pairwise_cosine(G)
     matching = -scale * (cosine if normalised else mean_pairwise_product(G))
     return MetaGradient(dw_mse, dw_gm, losses, G, cosine, matching)
@@ -291,16 +304,17 @@ def surrogate_meta_gradient(
 
     u_t = sum_{k != t} Gw_k raw, or the derivative of the cosines of Gw_t as in ``exact_meta_gradient``.
     """
-    losses, G = _validation_gradients(step, validation)
+    groups = _Groups(step, validation, second_order=True)
+    losses, G = groups.losses, groups.G
     how = step.how.directional
     Gw: list[Vector] = [(-step.eta * x,) for x in _directionals(step.train, step.theta, G, how)]
     scale = lam * (float(losses.mean()) if normalised else 1.0)
     u = _pair_derivatives(Gw, normalised=normalised)
-    curvature = _curvature(step, validation, _pullbacks(step.train, step.theta, u))
+    curvature = groups.curvature(_pullbacks(step.train, step.theta, u))
     dw_gm = directional(step.train, step.theta, curvature, how)
     dw_gm = -scale * _pair_factor(len(G)) * step.eta**2 * dw_gm
     product = mean_pairwise_cosine(Gw) if normalised else mean_pairwise_product(Gw)
-    return MetaGradient(_mean(Gw)[0], dw_gm, losses, G, mean_pairwise_cosine(G), -scale * product)
+    return MetaGradient(mean_of(Gw)[0], dw_gm, losses, G, mean_pairwise_cosine(G), -scale * product)
 
 
 def softmax_weights(s: Tensor, tau: float) -> Tensor:
@@ -315,117 +329,77 @@ def softmax_chain(dw: Tensor, w: Tensor, tau: float) -> Tensor:
 
 def validation_gradient(loss: Losses, theta: Vector) -> tuple[float, Vector]:
     """Return one group's loss and its gradient G_t at ``theta``."""
-    leaves = _leaves(theta)
+    leaves = leaves_of(theta)
     with torch.enable_grad():
         value = loss(leaves)
-        return float(value.detach()), _grad(value, leaves)
+        return float(value.detach()), gradient_of(value, leaves)
 
 
-def _validation_gradients(step: LookAhead, validation: Sequence[Losses]) -> tuple[Tensor, tuple[Vector, ...]]:
-    theta_star = step.theta_star
-    found = [validation_gradient(loss, theta_star) for loss in validation]
-    return torch.tensor([x for x, _ in found], dtype=torch.float64), tuple(g for _, g in found)
+class _Groups:
+    """The validation groups at theta*: ``losses`` [T] L_t, ``G`` the G_t, and their Hessians on demand.
 
+    With ``second_order`` the gradients keep their graphs, all groups' at once, so that one backward pass then gives the
+    sum of all Hessian-vector products.
+    """
 
-def _curvature(step: LookAhead, validation: Sequence[Losses], vectors: Sequence[Vector]) -> Vector:
-    """Return sum_t H_t v_t at theta*."""
-    theta_star = step.theta_star
-    total = _zeros(theta_star)
-    for loss, vector in zip(validation, vectors, strict=True):
-        total = _axpy(1.0, hessian_vector(loss, theta_star, vector, step.how.hessian), total)
-    return total
+    def __init__(self, step: LookAhead, validation: Sequence[Losses], *, second_order: bool) -> None:
+        self._step = step
+        self._validation = validation
+        self._leaves = leaves_of(step.theta_star)
+        keep = second_order and step.how.hessian == "double_backward"
+        values, gradients = [], []
+        with torch.enable_grad():
+            for loss in validation:
+                value = loss(self._leaves)
+                values.append(float(value.detach()))
+                gradients.append(gradient_of(value, self._leaves, create_graph=keep))
+        self.losses = torch.tensor(values, dtype=torch.float64)
+        self.G = tuple(tuple(x.detach() for x in g) for g in gradients)
+        self._graphs = gradients if keep else None
+
+    def curvature(self, vectors: Sequence[Vector]) -> Vector:
+        """Return sum_t H_t v_t."""
+        if self._graphs is not None:
+            with torch.enable_grad():
+                products = [
+                    (x * y).sum()
+                    for g, v in zip(self._graphs, vectors, strict=True)
+                    for x, y in zip(g, v, strict=True)
+                ]
+                return gradient_of(torch.stack(products).sum(), self._leaves)
+        total = zeros_like(self._leaves)
+        for loss, vector in zip(self._validation, vectors, strict=True):
+            product = hessian_vector(loss, self._step.theta_star, vector, self._step.how.hessian)
+            total = axpy(1.0, product, total)
+        return total
 
 
 def _pair_derivatives(G: Sequence[Vector], *, normalised: bool) -> list[Vector]:
     """Return d/dG_t of the sum over pairs of the products, or of the cosines (0 where a gradient is zero)."""
     if not normalised:
-        total = _sum(G)
-        return [_axpy(-1.0, g, total) for g in G]
-    n, inverse = _unit_vectors(G)
-    total = _sum(n)
+        total = total_of(G)
+        return [axpy(-1.0, g, total) for g in G]
+    n, inverse = unit_vectors(G)
+    total = total_of(n)
     derivatives = []
     for n_t, scale in zip(n, inverse, strict=True):
-        r = _axpy(-1.0, n_t, total)
-        across = _axpy(-_dot(n_t, r), n_t, r)
+        r = axpy(-1.0, n_t, total)
+        across = axpy(-dot(n_t, r), n_t, r)
         derivatives.append(tuple(scale * x for x in across))
     return derivatives
 
 
 def _pullbacks(losses: Losses, theta: Vector, u: Sequence[Vector]) -> list[Vector]:
     """Return J^T u_t for every t, from one forward pass."""
-    leaves = _leaves(theta)
+    leaves = leaves_of(theta)
     with torch.enable_grad():
         values = losses(leaves)
-        return [_grad((values * u_t).sum(), leaves, retain_graph=True) for (u_t,) in u]
-
-
-# ----------------------------------------------------------------------------------------------- vectors of tensors
-
-
-def _dot(a: Vector, b: Vector) -> float:
-    return math.fsum(
-        float((x.detach().double() * y.detach().double()).sum()) for x, y in zip(a, b, strict=True)
-    )
-
-
-def _norm(a: Vector) -> float:
-    return math.sqrt(_dot(a, a))
-
-
-def _axpy(factor: float, x: Vector, y: Vector) -> Vector:
-    return tuple(b + factor * a for a, b in zip(x, y, strict=True))
-
-
-def _zeros(like: Vector) -> Vector:
-    return tuple(torch.zeros_like(p) for p in like)
-
-
-def _sum(vectors: Sequence[Vector]) -> Vector:
-    return tuple(torch.stack(parts).sum(0) for parts in zip(*vectors, strict=True))
-
-
-def _mean(vectors: Sequence[Vector]) -> Vector:
-    return tuple(x / len(vectors) for x in _sum(vectors))
-
-
-def _across(v: Vector, g: Vector) -> Vector:
-    """Return the part of v at right angles to g."""
-    square = _dot(g, g)
-    return _axpy(-_dot(v, g) / square, g, v) if square > 0 else v
+        return [gradient_of((values * u_t).sum(), leaves, retain_graph=True) for (u_t,) in u]
 
 
 def _pair_factor(count: int) -> float:
     return 2 / (count * (count - 1)) if count > 1 else 0.0
 
 
-def _unit_vectors(G: Sequence[Vector]) -> tuple[list[Vector], list[float]]:
-    inverse = _reciprocal([_norm(g) for g in G])
-    return [tuple(scale * x for x in g) for g, scale in zip(G, inverse, strict=True)], inverse
-
-
-def _reciprocal(norms: Sequence[float]) -> list[float]:
-    floor = max(_ABSOLUTE_FLOOR, _RELATIVE_FLOOR * max(norms, default=0.0))
-    return [1 / x if x > floor else 0.0 for x in norms]
-
-
-def _leaves(theta: Vector) -> Vector:
-    return tuple(p.detach().clone().requires_grad_() for p in theta)
-
-
 def _gradient(loss: Losses, theta: Vector) -> Vector:
     return validation_gradient(loss, theta)[1]
-
-
-def _grad(
-    output: Tensor, leaves: Vector, *, create_graph: bool = False, retain_graph: bool = False
-) -> Vector:
-    """Return the gradient; a parameter that the output does not depend on has gradient 0."""
-    if not output.requires_grad:
-        return _zeros(leaves)
-    return torch.autograd.grad(
-        output,
-        leaves,
-        create_graph=create_graph,
-        retain_graph=create_graph or retain_graph,
-        materialize_grads=True,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +139,8 @@ def _learn(
     start = sample_losses(data, split.training, settings.reconstruction.batch)
     with _as_function(work, data, module) as loss:
         learned = weighting.weigh("reconstruction", loss, start, seed=seed, logits=logits)
+        if learned.fallback:
+            session.report.note(f"{work.block.name}: {' '.join(learned.notes)}")
     before = _cosines(session, work, data, module)
     task = BlockTask(
         work.block.name, work.layers, work.learnable, data, split.training, learned.weights, seed
@@ -181,15 +183,14 @@ def _cosines(session: Session, work: _Work, data: BlockData, module: nn.Module) 
         return group_cosines(StageLoss(work.block.name, theta, _losses(data)), session.split)
 
 
-class _losses:  # noqa: N801 (a function with its data)
-    """The block's per-sample losses of rows of all samples, with parameters put in."""
+def _losses(data: BlockData) -> Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]:
+    """Return the block's per-sample losses as a function of parameters and rows of all samples."""
 
-    def __init__(self, data: BlockData) -> None:
-        self._data = data
+    def losses(parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
+        inputs, target = data.batch(rows)
+        return per_sample_loss(data.call(inputs, parameters), target)
 
-    def __call__(self, parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
-        inputs, target = self._data.batch(rows)
-        return per_sample_loss(self._data.call(inputs, parameters), target)
+    return losses
 
 
 def _step(index: int, block: Block) -> str:

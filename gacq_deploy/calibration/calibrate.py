@@ -192,8 +192,10 @@ class _Errors:
 
 
 def _retrained(polished: PolishOutcome | None, sources: Mapping[str, str]) -> dict[str, RetrainedParameter]:
-    learned = {} if polished is None else polished.parameters
-    return {name: RetrainedParameter(value.numpy(), sources[name]) for name, value in learned.items()}
+    """Return what differs from the float model: a layer that never runs has no constant to replace in the graph."""
+    learned = {} if polished is None else {k: v.numpy() for k, v in polished.parameters.items()}
+    changed = {name: value for name, value in learned.items() if digest_array(value) != sources[name]}
+    return {name: RetrainedParameter(value, sources[name]) for name, value in changed.items()}
 
 
 def _diagnostics(

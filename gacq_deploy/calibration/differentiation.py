@@ -15,10 +15,10 @@ from gacq_deploy.calibration.alignment import (
     DirectionalMethod,
     LookAhead,
     Losses,
-    Vector,
     directional,
     hessian_vector,
 )
+from gacq_deploy.calibration.vectors import Vector
 
 AskedMethod = Literal["auto", "forward", "double_backward", "finite_difference"]
 

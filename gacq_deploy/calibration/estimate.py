@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from gacq_deploy.calibration.calibrate import check_steps, make_plan
+from gacq_deploy.calibration.objective import TRAJECTORIES
 from gacq_deploy.calibration.replay import cache_bytes, chunk_size
 from gacq_deploy.calibration.threads import limited_threads
+from gacq_deploy.learning import WeightedStage
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
 from gacq_deploy.models.source import load_denoiser
@@ -20,6 +22,11 @@ from gacq_deploy.spec import PlannedSite, QuantPlan
 _STEP_COST = 3.4
 """One reconstruction step in forward passes of the same batch: forward, backward, rounding, Adam; measured on the
 demo UNet, where the small blocks' fixed costs count."""
+_META_STEPS = 18
+"""One meta iteration in training steps of its batch; measured on the demo UNets: 9 on the larger, 18 on the smaller."""
+_POLISH_MEMORY, _META_MEMORY = 13, 21
+"""What a polish step holds of a sample, and what learning its weights does, in bytes of all blocks' inputs and outputs;
+measured on the demo UNets."""
 _BASE_MB = 500
 """torch and diffusers once imported."""
 
@@ -36,6 +43,10 @@ class CalibrationEstimate:
     blocks: tuple[str, ...]
     samples: int
     validation_samples: int
+    weights: str
+    """Mode of the sample weights, and the stages that learn or take them."""
+    polish: str
+    """Steps of the polish, and what it trains."""
     seconds: float
     memory_mb: float
     disk_mb: float
@@ -69,10 +80,26 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
         blocks=tuple(b.name for b in graph.blocks if any(plan.get(s) for s in b.sites)),
         samples=total - held,
         validation_samples=held,
-        seconds=_seconds(recipe, denoiser, graph, total - held),
+        weights=_weights(recipe),
+        polish=_polish(recipe),
+        seconds=_seconds(recipe, denoiser, graph, total - held, held),
         memory_mb=_memory_mb(recipe, denoiser, graph, total),
-        disk_mb=_disk_mb(recipe, denoiser, graph, plan, total, total - held),
+        disk_mb=_disk_mb(recipe, denoiser, graph, plan, total),
     )
+
+
+def _weights(recipe: Recipe) -> str:
+    section = recipe.calibration.weighting
+    if section.mode == "uniform" or not section.stages:
+        return "uniform"
+    return f"{section.mode}, in {' and '.join(section.stages)}"
+
+
+def _polish(recipe: Recipe) -> str:
+    section = recipe.calibration.polish
+    if section.steps == 0:
+        return "none"
+    return f"{section.steps} steps, {', '.join(section.parameters)}".replace("_", " ")
 
 
 def _describe(entry: PlannedSite) -> dict[str, object]:
@@ -92,34 +119,85 @@ def _forward_seconds(denoiser: Denoiser, batch: int) -> float:
     return min(times[1:])
 
 
-def _seconds(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: int) -> float:
-    settings = recipe.calibration.reconstruction
+def _seconds(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, training: int, held: int) -> float:
+    """Return the time of all passes over the samples, and of all steps on mini-batches."""
+    chunk = chunk_size(graph, recipe.calibration.memory_mb)
     probe = recipe.parity.probe.trajectories * recipe.samples.steps
-    collect = (recipe.samples.trajectories * recipe.samples.steps + probe) / recipe.samples.batch
-    # ranges read the set twice, replay carries two streams, each block's loss is taken before and after, the probe has
-    # three passes
-    passes = (6 * samples + 3 * probe) / chunk_size(graph, recipe.calibration.memory_mb)
+    # a trajectory's steps run in turn: a last, smaller batch costs a pass as well
+    collect = recipe.samples.steps * -(-recipe.samples.trajectories // recipe.samples.batch)
+    passes = (_rows_passed(recipe, training, held) + 4 * probe) / chunk
     return (
         collect * _forward_seconds(denoiser, recipe.samples.batch)
-        + passes * _forward_seconds(denoiser, chunk_size(graph, recipe.calibration.memory_mb))
-        + settings.iterations * _STEP_COST * _forward_seconds(denoiser, settings.batch)
+        + passes * _forward_seconds(denoiser, chunk)
+        + sum(
+            steps * _STEP_COST * _forward_seconds(denoiser, min(batch, training))
+            for steps, batch in _steps(recipe)
+            if steps > 0
+        )
+        + _gain_passes(recipe) * _forward_seconds(denoiser, TRAJECTORIES)
     )
 
 
+def _rows_passed(recipe: Recipe, training: int, held: int) -> float:
+    """Return how many rows the whole model sees beside the steps, in forward passes of a row."""
+    polished = recipe.calibration.polish.steps > 0
+    # ranges read the set twice, replay carries two streams, each block's loss is taken three times
+    blocks = 2 * training + 2 * (training + held) + 3 * training
+    told = (2 + polished) * (held or training)
+    # gradients of the groups before and after every block and the polish
+    cosines = 2 * (1 + polished) * _STEP_COST * held
+    # the losses before and after; where weights are learned, how every sample's gradient lies
+    learned = polished and _learns(recipe, "polish")
+    return blocks + told + cosines + polished * 2 * training + learned * _STEP_COST * training
+
+
+def _steps(recipe: Recipe) -> tuple[tuple[int, int], ...]:
+    """Return (training steps of the whole model, their batch) of every kind; meta iterations count as many."""
+    settings = recipe.calibration
+    weighting = settings.weighting
+    # what a stage tries out before its first meta iteration costs about one
+    meta = (1 + weighting.iterations) * _learns(recipe, "reconstruction")
+    if settings.polish.steps > 0:
+        meta += (1 + weighting.polish_iterations) * _learns(recipe, "polish")
+    return (
+        (settings.reconstruction.iterations, settings.reconstruction.batch),
+        (settings.polish.steps, settings.polish.batch),
+        (_META_STEPS * meta, weighting.batch),
+    )
+
+
+def _learns(recipe: Recipe, stage: WeightedStage) -> bool:
+    section = recipe.calibration.weighting
+    return section.mode not in ("uniform", "relative") and stage in section.stages
+
+
+def _gain_passes(recipe: Recipe) -> float:
+    """Return the passes that measure what each step's error does to the image: to the end from every step."""
+    settings, steps = recipe.calibration, recipe.samples.steps
+    if settings.objective != "images" or settings.weighting.mode == "uniform" or settings.polish.steps == 0:
+        return 0
+    return 3 * steps + steps * (steps - 1) / 2
+
+
 def _memory_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: int) -> float:
+    settings = recipe.calibration
     weights = sum(p.numel() * p.element_size() for p in denoiser.module.parameters())
-    chunk = chunk_size(graph, recipe.calibration.memory_mb)
-    batch = max(chunk, recipe.calibration.reconstruction.batch)
+    chunk = chunk_size(graph, settings.memory_mb)
+    every = sum(sum(t.bytes for t in b.inputs.values()) + b.output.bytes for b in graph.blocks)
+    held = [8 * max(chunk, settings.reconstruction.batch) * graph.bytes_per_sample]
+    if settings.polish.steps > 0:
+        held.append(_POLISH_MEMORY * min(settings.polish.batch, chunk) * every)
+    if settings.polish.steps > 0 and _learns(recipe, "polish"):
+        # a meta iteration's batch, and how the gradients of one chunk lie
+        held.append(_META_MEMORY * max(settings.weighting.batch, min(chunk, samples)) * every)
     state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
-    return _BASE_MB + (1.5 * weights + 8 * batch * graph.bytes_per_sample + 2 * samples * state) / 2**20
+    return _BASE_MB + (1.5 * weights + max(held) + 2 * samples * state) / 2**20
 
 
-def _disk_mb(
-    recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan, total: int, training: int
-) -> float:
+def _disk_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan, total: int) -> float:
     state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
     codes = sum(denoiser.module.get_submodule(m).get_parameter("weight").numel() for m in plan.modules)
     local = recipe.parity.probe.local_samples * sum(
         2 * sum(t.bytes for t in b.inputs.values()) + 2 * b.output.bytes for b in graph.blocks
     )
-    return (total * state + cache_bytes(graph, training) + 2 * codes + 2 * local) / 2**20
+    return (total * state + cache_bytes(graph, total) + 2 * codes + 2 * local) / 2**20

@@ -25,7 +25,6 @@ from gacq_deploy.calibration.alignment import (
     LookAhead,
     Losses,
     MetaGradient,
-    Vector,
     automatic_eta,
     exact_meta_gradient,
     look_ahead,
@@ -41,6 +40,7 @@ from gacq_deploy.calibration.alignment import (
 from gacq_deploy.calibration.bounds import bounded_weights
 from gacq_deploy.calibration.differentiation import AskedMethod, choose_differentiation
 from gacq_deploy.calibration.draws import Deck, stratify
+from gacq_deploy.calibration.vectors import Vector
 from gacq_deploy.calibration.weights import effective_samples
 from gacq_deploy.errors import CalibrationError
 
@@ -90,6 +90,7 @@ class MetaSettings:
     clip: float = 0.1
     temperature: float = 1.0
     lambda_gm: float = 1.0
+    matching_limit: float = math.inf
     look_ahead_rms: float = 0.1
     look_ahead: Literal["plain", "unit"] = "plain"
     weight_range: tuple[float, float] = (0.1, 10.0)
@@ -359,9 +360,10 @@ class _Loop:
     def _at_once(self, step: LookAhead, validation: Sequence[Losses], s: Tensor) -> _Signal:
         found = self._meta_gradient(step, validation)
         mse, gm = (self._relative(dw, s) for dw in (found.dw_mse, found.dw_gm))
-        return _Signal(
-            self._relative(found.dw, s), float(found.losses.mean()), found.mean_cosine, _ratio(gm, mse)
-        )
+        ratio = _ratio(gm, mse)
+        limit = 1.0 if self.mode in _RAW else min(1.0, self.settings.matching_limit / max(ratio, 1e-30))
+        ds = self._relative(found.dw, s) if limit == 1.0 else mse + limit * gm
+        return _Signal(ds, float(found.losses.mean()), found.mean_cosine, ratio)
 
     def _meta_gradient(self, step: LookAhead, validation: Sequence[Losses]) -> MetaGradient:
         lam = self.settings.lambda_gm

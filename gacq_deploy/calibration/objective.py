@@ -26,7 +26,8 @@ Objective = Literal["eps", "sqnr", "images"]
 
 _RANGE = (0.01, 100.0)
 """Coefficients beyond it, at mean 1, would make all but a few timesteps noise."""
-_TRAJECTORIES = 16
+TRAJECTORIES = 16
+"""On which an error's effect on the image is measured."""
 _FLOOR = 1e-12
 
 
@@ -69,13 +70,13 @@ def trajectory_gains(denoiser: Denoiser, steps: int, seed: int) -> dict[int, flo
     """
     scheduler: Any = DDIMScheduler.from_config(denoiser.record.scheduler)  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(steps)
-    noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(_TRAJECTORIES)]
+    noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
     start = torch.from_numpy(np.stack(noise)).clone() * float(scheduler.init_noise_sigma)
-    drawn = draw_conditioning(denoiser, seed, _TRAJECTORIES)
+    drawn = draw_conditioning(denoiser, seed, TRAJECTORIES)
     condition = {name: torch.from_numpy(value) for name, value in drawn.items()}
 
     def answer(x: Tensor, t: Tensor) -> Tensor:
-        return denoiser(x, t.expand(_TRAJECTORIES), condition)
+        return denoiser(x, t.expand(TRAJECTORIES), condition)
 
     def walk(x: Tensor, first: int) -> list[Tensor]:
         """Return the states from step ``first`` on, the final one included."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gacq_deploy.artifact import PolishRecord
-from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
+from gacq_deploy.calibration.blocks import mean_off_diagonal, pack_weights, unpack_weights
 from gacq_deploy.calibration.journal import Journal, scalar
 from gacq_deploy.calibration.objective import trajectory_gains
 from gacq_deploy.calibration.output_error import output_loss, output_losses
@@ -31,12 +31,13 @@ from gacq_deploy.calibration.weighting import (
 from gacq_deploy.calibration.weights import effective_samples
 from gacq_deploy.diagnostics import StageWeights
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.learning import PolishSection
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.trainable import Trainables, make_trainable
-from gacq_deploy.recipe import PolishSection
 from gacq_deploy.storage import Array
 
 _FINAL = "polished"
+_START = "polish-start"
 _WEIGHTS = "polish-weights"
 _LAST_RATE = 0.05
 """Share of the learning rate that is left at the end of the cosine."""
@@ -108,48 +109,71 @@ def _outcome(session: Session, step: Mapping[str, Array], retrained: Mapping[str
 
 
 def _polish(session: Session, journal: Journal, trainables: Trainables, loss: StageLoss) -> dict[str, Array]:
-    begun = journal.get(_WEIGHTS)
+    section = session.recipe.calibration.polish
+    begun = journal.get(_START)
     if begun is None:
-        begun = _weigh(session, loss)
-        journal.put(_WEIGHTS, begun)
-    weights = unpack_weights(begun).weights
-    start = float(begun["loss_start"])
+        begun = _measure_start(session, loss)
+        journal.put(_START, begun)
+    start = begun["losses"]
     first = trainables.values()
-    _train(session, journal, trainables, weights, start)
-    end = _mean_loss(session, weights)
-    kept = end <= start
+    loop = _Loop(session, journal, trainables, float(start.mean()))
+    warm = round(section.warmup * section.steps) if session.weighting.needs_losses(POLISH) else 0
+    loop.train(warm, session.weighting.prior(POLISH), "polish before weighting")
+    weighed = journal.get(_WEIGHTS)
+    if weighed is None:
+        session.report.stage("weigh samples for the polish", 1)
+        weighed = _weigh(session, loss)
+        journal.put(_WEIGHTS, weighed)
+        session.report.advance(1, **_shown({**begun, **weighed}))
+    weights = unpack_weights(weighed).weights
+    loop.train(section.steps, weights, "polish")
+    ends = output_losses(session.denoiser, session.split.samples, session.split.training, session.chunk)
+    loss_start, loss_end = float((weights * start).mean()), float((weights * ends).mean())
+    kept = loss_end <= loss_start
     if not kept:
         trainables.load(first)
-        session.report.note(f"the polish was undone: its loss rose from {start:.4g} to {end:.4g}")
+        session.report.note(f"the polish was undone: its loss rose from {loss_start:.4g} to {loss_end:.4g}")
     cosines = group_cosines(loss, session.split)
     return {
-        **begun,
-        "loss_end": scalar(end if kept else start),
+        **weighed,
+        **{name: value for name, value in begun.items() if name != "losses"},
+        "loss_start": scalar(loss_start),
+        "loss_end": scalar(loss_end if kept else loss_start),
         "kept": scalar(float(kept)),
         **({} if cosines is None else {"cosine_after": cosines}),
         **{f"value:{name}": value.numpy() for name, value in trainables.values().items()},
     }
 
 
+def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:
+    """Return the training rows' losses, and how the groups' gradients lie, before the first step."""
+    losses = output_losses(session.denoiser, session.split.samples, session.split.training, session.chunk)
+    cosines = group_cosines(loss, session.split)
+    return {"losses": losses, **({} if cosines is None else {"cosine_before": cosines})}
+
+
 def _weigh(session: Session, loss: StageLoss) -> dict[str, Array]:
-    """Learn the weights of the polish, and note how the gradients lie before it."""
-    recipe, split = session.recipe, session.split
+    """Learn the weights of the polish from the model as it now stands."""
+    recipe, split, weighting = session.recipe, session.split, session.weighting
     seed = recipe.calibration.seed * 100_003 + len(session.graph.blocks)
     losses = output_losses(session.denoiser, split.samples, split.training, session.chunk)
     gains = None
-    weighting = session.weighting
-    if recipe.calibration.objective == "images" and recipe.calibration.weighting.mode != "uniform":
+    if recipe.calibration.objective == "images" and weighting.needs_losses(POLISH):
         gains = trajectory_gains(session.denoiser, recipe.samples.steps, seed)
     compared = StageLoss(loss.name, loss.theta, loss.losses, _metric(session, loss))
     learned = weighting.weigh(POLISH, compared, losses, seed=seed, gains=gains)
-    found: dict[str, Array | None] = {"cosine_before": group_cosines(loss, split)}
-    if weighting.is_learned(POLISH):
-        found["alignment"] = sample_alignments(compared, split, session.chunk)
-    return {
-        "loss_start": scalar(float((learned.weights * losses).mean())),
-        **pack_weights(learned),
-        **{name: value for name, value in found.items() if value is not None},
-    }
+    if learned.fallback:
+        session.report.note(f"{POLISH}: {' '.join(learned.notes)}")
+    alignment = sample_alignments(compared, split, session.chunk) if weighting.is_learned(POLISH) else None
+    return {**pack_weights(learned), **({} if alignment is None else {"alignment": alignment})}
+
+
+def _shown(begun: Mapping[str, Array]) -> dict[str, float]:
+    """Return what a user wants to see of the weights while she waits."""
+    values = {"effective": effective_samples(begun["weights"])}
+    if "cosine_before" in begun:
+        values["alignment"] = mean_off_diagonal(begun["cosine_before"])
+    return values
 
 
 def _metric(session: Session, loss: StageLoss) -> dict[str, float]:
@@ -166,35 +190,47 @@ def _metric(session: Session, loss: StageLoss) -> dict[str, float]:
     }
 
 
-def _train(
-    session: Session,
-    journal: Journal,
-    trainables: Trainables,
-    weights: NDArray[np.float64],
-    scale: float,
-) -> None:
-    section = session.recipe.calibration.polish
-    parameters = list(trainables.parameters.values())
-    optimizer = torch.optim.Adam(parameters, lr=section.lr)
-    done = _resume(journal, trainables, optimizer, section)
-    session.report.stage("polish", section.steps)
-    if done:
-        session.report.advance(done)
-    batches = _Batches(session, weights, scale)
-    for step in range(done, section.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(section, step)
-        optimizer.zero_grad()
-        value = batches.backward(step)
-        if not math.isfinite(value):
+class _Loop:
+    """Adam on the whole model, from the last saved state on; ``scale`` is the loss at the start, the unit of losses."""
+
+    def __init__(self, session: Session, journal: Journal, trainables: Trainables, scale: float) -> None:
+        self._session = session
+        self._journal = journal
+        self._trainables = trainables
+        self._section = session.recipe.calibration.polish
+        self._optimizer = torch.optim.Adam(list(trainables.parameters.values()), lr=self._section.lr)
+        self._scale = max(scale, 1e-30)
+        self._done = _resume(journal, trainables, self._optimizer, self._section)
+
+    def train(self, until: int, weights: NDArray[np.float64], name: str) -> None:
+        """Take the steps that are missing up to step ``until``.
+
+        Raises:
+            CalibrationError: the loss is not finite.
+        """
+        if self._done >= until:
+            return
+        report = self._session.report
+        report.stage(name, until - self._done)
+        batches = _Batches(self._session, weights, self._scale)
+        for step in range(self._done, until):
+            self._step(step, batches)
+            self._done = step + 1
+            report.advance(loss=self._value * self._scale)
+            if self._done % self._section.save_every == 0 and self._done < self._section.steps:
+                self._journal.put(_state_name(self._done), _state(self._trainables, self._optimizer))
+
+    def _step(self, step: int, batches: _Batches) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = _rate(self._section, step)
+        self._optimizer.zero_grad()
+        self._value = batches.backward(step)
+        if not math.isfinite(self._value):
             raise CalibrationError(
-                f"Polish: the loss is {value} at step {step + 1} of {section.steps}. The blocks are kept.",
+                f"Polish: the loss is {self._value} at step {step + 1} of {self._section.steps}. The blocks are kept.",
                 "Lower calibration.polish.lr; the same command with the old value resumes at the last saved state.",
             )
-        optimizer.step()
-        session.report.advance(loss=value * scale)
-        if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
-            journal.put(_state_name(step + 1), _state(trainables, optimizer))
+        self._optimizer.step()
 
 
 def _rate(section: PolishSection, step: int) -> float:
@@ -208,7 +244,7 @@ class _Batches:
         self._losses = output_loss(session.denoiser, session.split.samples)
         self._rows = session.split.training
         self._weights = weights
-        self._scale = max(scale, 1e-30)
+        self._scale = scale
         self._seed = session.recipe.calibration.seed
         self._size = min(session.recipe.calibration.polish.batch, len(self._rows))
         self._chunk = session.chunk
@@ -230,11 +266,6 @@ class _Batches:
             yield index[first : first + self._chunk]
 
 
-def _mean_loss(session: Session, weights: NDArray[np.float64]) -> float:
-    losses = output_losses(session.denoiser, session.split.samples, session.split.training, session.chunk)
-    return float((weights * losses).mean())
-
-
 def _state_name(step: int) -> str:
     return f"polish-{step:05d}"
 
@@ -243,10 +274,11 @@ def _state(trainables: Trainables, optimizer: torch.optim.Adam) -> dict[str, Arr
     """Return values and Adam's moments, all that the next step depends on."""
     state: dict[str, Array] = {}
     for name, parameter in trainables.parameters.items():
-        moments = optimizer.state[parameter]
         state[f"value:{name}"] = parameter.detach().numpy().copy()
-        state[f"mean:{name}"] = moments["exp_avg"].numpy().copy()
-        state[f"square:{name}"] = moments["exp_avg_sq"].numpy().copy()
+        moments = optimizer.state.get(parameter)
+        if moments:  # none where the output does not depend on the parameter
+            state[f"mean:{name}"] = moments["exp_avg"].numpy().copy()
+            state[f"square:{name}"] = moments["exp_avg_sq"].numpy().copy()
     return state
 
 
@@ -265,6 +297,8 @@ def _resume(
     assert state is not None
     trainables.load({name: torch.from_numpy(state[f"value:{name}"]) for name in trainables.parameters})
     for name, parameter in trainables.parameters.items():
+        if f"mean:{name}" not in state:
+            continue
         optimizer.state[parameter] = {
             "step": torch.tensor(float(saved[-1])),
             "exp_avg": torch.from_numpy(state[f"mean:{name}"]).reshape(parameter.shape),

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gacq_deploy.calibration.alignment import (
-    Vector,
     cosine_matrix,
     mean_direction,
     validation_gradient,
@@ -24,9 +23,11 @@ from gacq_deploy.calibration.bounds import bounded_weights
 from gacq_deploy.calibration.differentiation import sample_derivatives
 from gacq_deploy.calibration.meta import LearnedWeights, MetaProblem, MetaSettings, learn_weights
 from gacq_deploy.calibration.objective import coefficients, step_means
+from gacq_deploy.calibration.vectors import Vector
 from gacq_deploy.calibration.weights import SampleWeights, checked_weights, effective_samples
 from gacq_deploy.diagnostics import StageWeights
-from gacq_deploy.recipe import CalibrationSection, WeightedStage
+from gacq_deploy.learning import WeightedStage
+from gacq_deploy.recipe import CalibrationSection
 from gacq_deploy.samples import CalibrationSet, timestep_buckets
 
 POLISH: Literal["polish"] = "polish"
@@ -104,6 +105,10 @@ class Weighting:
     def is_learned(self, stage: WeightedStage) -> bool:
         """Tell whether this kind of stage learns its weights."""
         return self._mode(stage) not in ("uniform", "relative", "given")
+
+    def needs_losses(self, stage: WeightedStage) -> bool:
+        """Tell whether the weights depend on how the stage stands."""
+        return self._mode(stage) not in ("uniform", "given")
 
     def prior(self, stage: WeightedStage) -> Floats:
         """Return the weights that stand before anything is learned, [N] of mean 1."""
@@ -200,6 +205,7 @@ class Weighting:
             clip=section.clip,
             temperature=section.temperature,
             lambda_gm=section.lambda_gm,
+            matching_limit=section.matching_limit,
             look_ahead_rms=section.look_ahead_rms,
             look_ahead="plain" if section.mode in _SURROGATE else section.look_ahead,
             weight_range=section.weight_range,

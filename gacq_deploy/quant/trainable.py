@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gacq_deploy.learning import PolishParameter
 from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm
-from gacq_deploy.recipe import PolishParameter
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

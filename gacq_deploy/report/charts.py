@@ -22,6 +22,7 @@ WIDTH, HEIGHT = 360, 250
 _LEFT, _TOP, _BOTTOM = 46, 14, 42
 _RIGHT_BARE, _RIGHT_LABELS = 14, 104
 _LABEL_GAP = 13
+_STRIP, _STRIP_GAP, _STRIP_LEFT = 74, 22, 56
 _NUMBERED_CELLS = 10
 _BLUE, _WHITE, _ORANGE = (33, 102, 172), (247, 247, 247), (179, 88, 6)
 
@@ -70,11 +71,7 @@ def line_chart(series: Sequence[Series], axes: Axes, summary: str) -> Markup:
     ends: list[tuple[float, str, int]] = []
     for number, one in enumerate(series):
         points = _points(frame, one.x, one.y)
-        style = f"s{number % 6}"
-        for run in _runs(points):
-            _add(root, "polyline", points=_path(run), **{"class": f"line {style}"})
-        for x, y in (p for p in points if p is not None):
-            _add(root, "circle", cx=_n(x), cy=_n(y), r="2.4", **{"class": f"dot {style}"})
+        _trace(root, points, number % 6)
         last = [p for p in points if p is not None]
         if last:
             ends.append((max(last)[1], one.label, number % 6))
@@ -111,6 +108,28 @@ def dot_chart(x: Floats, y: Floats, axes: Axes, summary: str) -> Markup:
     for point in _points(frame, x, y):
         if point is not None:
             _add(root, "circle", cx=_n(point[0]), cy=_n(point[1]), r="3", **{"class": "dot s0"})
+    return _markup(root)
+
+
+def strip_chart(series: Sequence[Series], axis: str, summary: str) -> Markup:
+    """Draw every series in a strip of its own, with its own scale, above one shared x axis."""
+    height = len(series) * (_STRIP + _STRIP_GAP) + 40
+    root = _canvas(summary, height=height)
+    x_span = _span(np.concatenate([s.x for s in series]).tolist(), share=0.02)
+    for number, one in enumerate(series):
+        top = number * (_STRIP + _STRIP_GAP) + _STRIP_GAP
+        _strip(root, one, number % 6, top, x_span)
+    bottom = height - 40
+    for value in (v for v in ticks(*x_span) if v == int(v)):
+        _text(
+            root,
+            _along(value, x_span, _STRIP_LEFT, WIDTH - _RIGHT_BARE),
+            bottom + 17,
+            f"{value:g}",
+            "tick",
+            "middle",
+        )
+    _text(root, (_STRIP_LEFT + WIDTH - _RIGHT_BARE) / 2, height - 6, axis, "axis", "middle")
     return _markup(root)
 
 
@@ -237,6 +256,39 @@ def _label_ends(root: ET.Element, ends: Sequence[tuple[float, str, int]]) -> Non
         placed[i] = min(placed[i], ceiling)
     for (_, label, number), y in zip(ordered, placed, strict=True):
         _text(root, WIDTH - _RIGHT_LABELS + 8, y + 4, label, f"name s{number}", "start")
+
+
+def _strip(root: ET.Element, one: Series, number: int, top: float, x_span: tuple[float, float]) -> None:
+    """Draw one strip: its label above, its extremes as ticks, its line."""
+    right, bottom = WIDTH - _RIGHT_BARE, top + _STRIP
+    y_span = _span(one.y.tolist(), share=0.12)
+    _text(root, _STRIP_LEFT, top - 6, one.label, f"name s{number}", "start")
+    finite = [v for v in one.y.tolist() if math.isfinite(v)]
+    for value in sorted({min(finite), max(finite)}) if finite else ():
+        y = _along(value, y_span, bottom, top)
+        _add(root, "line", x1=_n(_STRIP_LEFT), x2=_n(right), y1=_n(y), y2=_n(y), **{"class": "grid"})
+        _text(root, _STRIP_LEFT - 6, y + 4, f"{value:.3g}", "tick", "end")
+    _add(root, "line", x1=_n(_STRIP_LEFT), x2=_n(right), y1=_n(bottom), y2=_n(bottom), **{"class": "rule"})
+    points = [
+        (_along(x, x_span, _STRIP_LEFT, right), _along(y, y_span, bottom, top))
+        if math.isfinite(x) and math.isfinite(y)
+        else None
+        for x, y in zip(one.x.tolist(), one.y.tolist(), strict=True)
+    ]
+    _trace(root, points, number)
+
+
+def _along(value: float, span: tuple[float, float], first: float, last: float) -> float:
+    """Return the pixel of a value between those of the ends of its span."""
+    return first + (value - span[0]) / (span[1] - span[0]) * (last - first)
+
+
+def _trace(root: ET.Element, points: Sequence[tuple[float, float] | None], number: int) -> None:
+    """Draw a line with markers, broken where a value cannot be drawn."""
+    for run in _runs(points):
+        _add(root, "polyline", points=_path(run), **{"class": f"line s{number}"})
+    for x, y in (p for p in points if p is not None):
+        _add(root, "circle", cx=_n(x), cy=_n(y), r="2.4", **{"class": f"dot s{number}"})
 
 
 def _cell(root: ET.Element, place: tuple[float, float, float], value: float, *, numbered: bool) -> None:

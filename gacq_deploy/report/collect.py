@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gacq_deploy import __version__
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench import BenchReport, load_bench
 from gacq_deploy.diagnostics import Diagnostics
@@ -18,6 +19,8 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.report.pictures import Pictures, make_pictures, read_sheet
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sensitivity import SensitivityReport, load_sensitivity
+from gacq_deploy.storage import digest_file, digest_json
 from gacq_deploy.verify import VerifyReport, verify_run
 
 Record = TypeVar("Record")
@@ -45,7 +48,10 @@ class Collected:
     export: ExportRecord | Missing
     parity: ParityReport | Missing
     bench: BenchReport | Missing
+    sensitivity: SensitivityReport | Missing
     pictures: Pictures | Missing
+    shows: str
+    """Digest of what the page is made from: see :func:`digest_records`."""
 
 
 def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT) -> Collected:
@@ -75,8 +81,30 @@ def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT
             run.parity_json, f"gacq-deploy parity {run.root}", lambda: load_report(run.parity_json)
         ),
         bench=_read_file(run.bench_json, f"gacq-deploy bench {run.root}", lambda: load_bench(run.bench_json)),
+        sensitivity=_read_file(
+            run.sensitivity_json, f"gacq-deploy sensitivity {run.root}", lambda: load_sensitivity(run)
+        ),
         pictures=_pictures(run, chain, images=images, report=report),
+        shows=digest_records(run, chain, images=images),
     )
+
+
+def digest_records(run: RunDirectory, chain: VerifyReport, *, images: bool) -> str:
+    """Return one digest of everything a page about ``run`` shows; equal ones give equal pages.
+
+    Args:
+        run: the directory.
+        chain: what was found wrong or absent in it.
+        images: whether the page has images of its own.
+    """
+    records = (run.recipe_path, run.onnx_manifest, run.parity_json, run.bench_json, run.sensitivity_json)
+    document = {
+        "version": __version__,
+        "images": images,
+        "chain": chain.document(),
+        "records": {path.name: digest_file(path) for path in records if path.is_file()},
+    }
+    return digest_json(document)
 
 
 def _read(load: Callable[[], Record]) -> Record | Missing:

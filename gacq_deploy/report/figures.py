@@ -21,6 +21,7 @@ from gacq_deploy.report.charts import (
     heat_map,
     line_chart,
     spread_chart,
+    strip_chart,
 )
 from gacq_deploy.report.tables import Cell, Table, name, number, text
 
@@ -30,6 +31,12 @@ MOST_PANELS = 24
 _STEPS = TypeAdapter(dict[str, list[dict[str, float | None]]])
 _UNNAMED = "ort-cpu"
 NOISY = "timestep (noisy → clean)"
+TRACES = {
+    "loss": "validation error after a look-ahead step",
+    "cosine": "mean cosine between the groups' gradients",
+    "ratio": "gradient norm, GM : MSE",
+}
+"""What a meta iteration measured, in the order of the figure."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Panel:
     figures: tuple[Figure, ...]
     notes: tuple[str, ...]
     chosen: bool
+    uniform: bool
+    """Every sample counts the same."""
 
 
 def stage_error_figure(diagnostics: Diagnostics) -> Figure | None:
@@ -137,7 +146,7 @@ def stage_panels(diagnostics: Diagnostics) -> tuple[Panel, ...]:
     ranked = sorted(diagnostics.stages, key=lambda s: (s.stage != chosen, s.effective_samples))
     kept = {s.stage for s in ranked[:MOST_PANELS]}
     return tuple(
-        Panel(s.stage, s.mode, _stage_figures(diagnostics, s), s.notes, s.stage == chosen)
+        Panel(s.stage, s.mode, _stage_figures(diagnostics, s), s.notes, s.stage == chosen, is_uniform(s))
         for s in diagnostics.stages
         if s.stage in kept
     )
@@ -204,14 +213,35 @@ def alignment_bins(weights: Floats, alignment: Floats) -> Floats:
 
 
 def _stage_figures(diagnostics: Diagnostics, stage: StageWeights) -> tuple[Figure, ...]:
-    figures = [_weight_figure(diagnostics, stage)]
+    figures = [] if is_uniform(stage) else [_weight_figure(diagnostics, stage)]
     ranges = _group_names(diagnostics)
     if stage.alignment is not None and not is_uniform(stage):
         figures.append(_alignment_figure(stage.weights, stage.alignment))
     for matrix, when in ((stage.cosine_before, "before"), (stage.cosine_after, "after")):
         if matrix is not None:
             figures.append(_heat_figure(matrix, ranges, when))
+    traced = [key for key in TRACES if stage.trace.get(key) is not None and stage.trace[key].size]
+    if traced:
+        figures.append(_trace_figure(stage, traced))
     return tuple(figures)
+
+
+def _trace_figure(stage: StageWeights, keys: Sequence[str]) -> Figure:
+    count = stage.trace[keys[0]].size
+    iterations = np.arange(1, count + 1, dtype=float)
+    ends = "; ".join(f"{key} {stage.trace[key][0]:.3g} to {stage.trace[key][-1]:.3g}" for key in keys)
+    rows = [
+        (number(i + 1), *(number(float(stage.trace[key][i]), 3) for key in keys)) for i in range(count)
+    ]  # fmt: skip
+    return Figure(
+        "Learning the weights",
+        strip_chart(
+            [Series(TRACES[key], iterations, stage.trace[key]) for key in keys], "meta iteration", ends
+        ),
+        f"{count} meta iterations: {ends}. Ratio: the weights' gradient from gradient matching over that from the "
+        "validation error.",
+        Table.of("Meta iterations", ("#iteration", *(f"#{key}" for key in keys)), rows),
+    )
 
 
 def _weight_figure(diagnostics: Diagnostics, stage: StageWeights) -> Figure:
@@ -259,10 +289,11 @@ def _alignment_figure(weights: Floats, alignment: Floats) -> Figure:
         dot_chart(
             np.arange(1, means.size + 1, dtype=float),
             means,
-            Axes(f"{means.size} bins of samples, light → heavy", "mean alignment (cosine)", level=0.0),
+            Axes(f"{means.size} bins of samples, light → heavy", "mean alignment", level=0.0),
             f"Mean alignment of samples sorted by weight. {said}",
         ),
-        f"Alignment is the cosine between a sample's gradient and the validation gradient. {said}",
+        "Alignment is the inner product of a sample's gradient with the mean of the timestep groups' unit validation "
+        f"gradients, before the stage, divided by its largest magnitude. {said}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,18 @@ from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.report import figures, tables
-from gacq_deploy.report.collect import Collected, Missing, collect
+from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
+from gacq_deploy.report.sensitivity import sensitivity_part
 from gacq_deploy.report.verdict import State, Verdict, judge_run
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sensitivity import SensitivityReport
 from gacq_deploy.storage import lock_directory, write_bytes
+from gacq_deploy.verify import verify_run
 
 _TEMPLATES = Path(__file__).parent / "template"
+_SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
+_HEAD = 4096
+"""Characters in which a page states what it shows."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,35 @@ def write_report(
             write_bytes(target, page)
     else:
         write_bytes(target, page)
-    parts = ("recipe", "inspection", "diagnostics", "export", "parity", "bench", "pictures")
+    parts = (
+        "recipe", "inspection", "diagnostics", "export", "parity", "bench", "sensitivity", "pictures",
+    )  # fmt: skip
     values = {part: getattr(found, part) for part in parts}
     missing = {part: value.reason for part, value in values.items() if isinstance(value, Missing)}
     return ReportPage(target, len(page), verdict.state, verdict.sentences, missing)
+
+
+def ensure_report(run: RunDirectory, *, report: Reporter = SILENT) -> Path:
+    """Write ``report.html`` unless the page that lies there shows what stands in ``run`` now; return its path.
+
+    Raises:
+        ArtifactError, ResourceError, UsageError: as :func:`write_report`.
+    """
+    shows = digest_records(run, verify_run(run), images=True)
+    if _shown_by(run.report_html) != shows:
+        write_report(run, report=report)
+    return run.report_html
+
+
+def _shown_by(path: Path) -> str:
+    """Return the digest that the head of a page states, "" for none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as page:
+            head = page.read(_HEAD)
+    except OSError:
+        return ""
+    found = _SHOWS.search(head)
+    return found[1] if found else ""
 
 
 def render(found: Collected, verdict: Verdict) -> str:
@@ -120,6 +152,8 @@ def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
     inspection = found.inspection if isinstance(found.inspection, Inspection) else None
     diagnostics = found.diagnostics if isinstance(found.diagnostics, Diagnostics) else None
     bench = found.bench if isinstance(found.bench, BenchReport) else None
+    # a study is false when its target was not reached, so it must not be asked whether it is there
+    costs = found.sensitivity if isinstance(found.sensitivity, SensitivityReport) else None
     return {
         "title": found.recipe.name if isinstance(found.recipe, Recipe) else found.run.root.name,
         "description": found.recipe.description if isinstance(found.recipe, Recipe) else "",
@@ -131,6 +165,8 @@ def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
         "weightless": diagnostics is not None,
         "panels": figures.stage_panels(diagnostics) if diagnostics else (),
         "layers": tables.layer_table(inspection) if inspection else None,
+        "sensitivity": None if costs is None else sensitivity_part(costs),
+        "polish": _polish_sentence(inspection.polish) if inspection and inspection.polish else "",
         "blocks": tables.block_table(inspection) if inspection else None,
         "parameters": tables.parameter_table(inspection) if inspection else None,
         "notes": _notes(found, diagnostics),
@@ -161,6 +197,16 @@ def _notes(found: Collected, diagnostics: Diagnostics | None) -> tuple[tuple[str
         said += [(block.name, note) for block in found.inspection.blocks for note in block.notes]
         said += _polish_notes(found.inspection.polish)
     return tuple(dict.fromkeys(said))
+
+
+def _polish_sentence(polish: PolishRecord) -> str:
+    trained = ", ".join(kind.replace("_", " ") for kind in polish.parameters)
+    change = f" ({polish.loss_end / polish.loss_start - 1:+.0%})" if polish.loss_start > 0 else ""
+    kept = "Kept." if polish.kept else "Not kept: the model was better before, and was restored."
+    return (
+        f"{polish.steps} steps on {trained}; objective {polish.objective}; loss {polish.loss_start:.4g} before, "
+        f"{polish.loss_end:.4g} after{change}. {kept}"
+    )
 
 
 def _polish_notes(polish: PolishRecord | None) -> list[tuple[str, str]]:

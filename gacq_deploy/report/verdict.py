@@ -40,7 +40,7 @@ METRICS = {
     "image_psnr_db": "PSNR of same-seed images, mean (dB)",
     "image_ssim": "SSIM of same-seed images, mean",
 }
-_ONLY_SHOWN = frozenset({"bench", "comparison"})
+_ONLY_SHOWN = frozenset({"bench", "sensitivity", "comparison"})
 """Links that no verdict rests on: when they are stale, their own part of the page says so."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import shutil
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from gacq_deploy.recipe import builtin_recipes, load_recipe
+from gacq_deploy.recipe import PRESETS, builtin_recipes, load_recipe
 from gacq_deploy_cli.main import cli
 from tests.support.commands import invoke
 
@@ -53,9 +55,30 @@ def test_dry_run_estimates_and_writes_nothing(recipe_file: Path, tmp_path: Path)
     assert estimate["seconds"] > 0
     assert estimate["memory_mb"] > 0
     assert estimate["disk_mb"] > 0
+    assert estimate["weights"] == "uniform"
+    assert estimate["polish"].startswith("2 steps, activation scales, biases")
     assert document["recipe"]["samples"]["seed"] == document["recipe"]["calibration"]["seed"] == 5
     shown = invoke(["calibrate", "-r", str(recipe_file), "-o", str(target), "--dry-run"]).stdout
     assert "nothing was written" in shown
+
+
+def test_a_preset_sets_the_effort_and_set_comes_after_it(recipe_file: Path, tmp_path: Path) -> None:
+    def resolved(*more: str) -> Any:
+        target = str(tmp_path / "new")
+        document = _json("calibrate", "-r", str(recipe_file), "-o", target, "--dry-run", *more)
+        return document["recipe"]
+
+    ci = resolved("--preset", "ci")
+    assert ci["samples"]["trajectories"] == 8
+    assert ci["calibration"]["polish"]["steps"] == 20
+    assert ci["samples"]["steps"] == 4, "what the preset does not name stays the recipe's"
+    chosen = resolved("--set", "calibration.polish.steps=3", "--preset", "ci")
+    assert chosen["calibration"]["polish"]["steps"] == 3
+    assert chosen["samples"]["trajectories"] == 8
+    assert resolved()["samples"]["trajectories"] == 4
+    done = invoke(["calibrate", "-r", str(recipe_file), "-o", str(tmp_path), "--preset", "huge"])
+    assert done.exit_code == 2
+    assert "quick" in done.stderr
 
 
 def test_the_seed_changes_the_artifact(run_copy: Path, recipe_file: Path, tmp_path: Path) -> None:
@@ -149,6 +172,7 @@ def test_verify_names_what_is_absent(run_copy: Path) -> None:
     assert links == {
         "recipe": "ok", "samples": "ok", "finished steps": "ok", "artifact": "ok", "graphs": "ok", "parity": "ok",
         "bench": "absent",
+        "sensitivity": "absent",
         "comparison": "absent",
     }  # fmt: skip
 
@@ -192,9 +216,26 @@ def test_bench_writes_its_report(run_copy: Path) -> None:
     assert links["bench"] == "ok"
 
 
+def _as_it_stands(recipe: Path) -> list[str]:
+    """Return options that set back whatever the default preset of `quickstart` changes."""
+    options = []
+    for path in (value.partition("=")[0] for value in PRESETS["quick"]):
+        value = reduce(operator.getitem, path.split("."), load_recipe(str(recipe)).document())
+        options += ["--set", f"{path}={value}"]
+    return options
+
+
+def test_quickstart_takes_the_quick_preset_unless_told(run_copy: Path, recipe_file: Path) -> None:
+    assert "[default: quick]" in " ".join(invoke(["quickstart", "--help"]).stdout.split())
+    # the finished run was made with the recipe's own effort
+    refused = _json("quickstart", "-r", str(recipe_file), "-o", str(run_copy), code=2)
+    assert "another recipe" in refused["error"]["message"]
+    assert "calibration.polish.steps" in refused["error"]["message"]
+
+
 @pytest.mark.slow
 def test_quickstart_runs_once_and_says_so(run_copy: Path, recipe_file: Path) -> None:
-    arguments = ("quickstart", "-r", str(recipe_file), "-o", str(run_copy))
+    arguments = ("quickstart", "-r", str(recipe_file), "-o", str(run_copy), *_as_it_stands(recipe_file))
     first = _json(*arguments)
     assert first["passed"]
     assert set(first["already_done"]) >= {"calibrate", "export"}
@@ -208,6 +249,8 @@ def test_quickstart_runs_once_and_says_so(run_copy: Path, recipe_file: Path) -> 
     assert row["passed"]
     with Image.open(first["comparison"]) as picture:
         assert picture.width > picture.height
+    assert first["report"] == str(run_copy / "report.html")
+    assert "Parity passed" in (run_copy / "report.html").read_text()
     files = {
         p: p.stat().st_mtime_ns for p in run_copy.rglob("*") if p.is_file() and not p.name.startswith(".")
     }
@@ -215,9 +258,11 @@ def test_quickstart_runs_once_and_says_so(run_copy: Path, recipe_file: Path) -> 
     assert again.exit_code == 0, again.output
     assert "already done: calibrate, export, parity, bench, comparison" in again.stdout
     assert "verdict: passed" in again.stdout
+    assert f"report: {run_copy / 'report.html'}" in again.stdout
     written = {p for p, stamp in files.items() if p.stat().st_mtime_ns != stamp}
     assert written <= {run_copy / "recipe.yaml"}
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
+    assert links.pop("sensitivity") == "absent"
     assert set(links.values()) == {"ok"}
     picture_bytes = Path(first["comparison"]).read_bytes()
     Path(first["comparison"]).write_bytes(b"not a picture")

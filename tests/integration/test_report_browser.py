@@ -50,6 +50,7 @@ def report_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     for arguments in (
         ["export", "--onnx", str(run)],
         ["parity", str(run), "--engine", "ort-cpu", "--threads", "1"],
+        ["sensitivity", str(run), "--threads", "1", "--states", "4", "--min-sqnr", "-50"],
         ["report", str(run)],
     ):
         done = invoke(arguments)
@@ -89,7 +90,7 @@ def test_the_page_is_small(report_page: Path) -> None:
 
 
 def test_nothing_reaches_out_of_the_window(page: Page) -> None:
-    assert page.locator("section").count() == 7
+    assert page.locator("section").count() == 8
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert wide[0] <= wide[1]
@@ -125,8 +126,10 @@ def test_the_picture_itself_can_be_dragged(page: Page) -> None:
         ("#verdict table.sortable", "value"),
         ("#layers table >> nth=0", "least scale"),
         ("#layers table >> nth=0", "codes at the ends"),
+        ("#sensitivity table >> nth=0", "share of the error"),
+        ("#sensitivity table >> nth=0", "gain if left float dB"),
     ],
-    ids=["value", "scale", "ends"],
+    ids=["value", "scale", "ends", "share", "gain"],
 )
 def test_columns_sort_by_number_and_back(page: Page, table: str, heading: str) -> None:
     heads = page.locator(f"{table} >> th")
@@ -153,7 +156,7 @@ def test_a_stage_is_chosen_from_the_list(page: Page) -> None:
     page.locator("#stage").select_option(index=0)
     assert page.locator(".panel:visible").count() == 1
     assert page.locator(".panel:visible h3.stage").inner_text().startswith(first.inner_text())
-    assert page.locator(".panel:visible svg").count() == 4
+    assert page.locator(".panel:visible svg").count() == 5
 
 
 def test_everything_can_be_read_without_script(browser: Browser, report_page: Path) -> None:

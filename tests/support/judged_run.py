@@ -12,7 +12,7 @@ from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.parity.edges import Setting, Subject
-from gacq_deploy.recipe import parse_recipe
+from gacq_deploy.recipe import Recipe, parse_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.tiny import SCHEDULER, tiny_unet
 
@@ -33,15 +33,19 @@ parity:
 """
 
 
-def make_run(root: Path, *, seed: int = 0, **changes: Any) -> RunDirectory:
-    """Calibrate (nearest rounding) and export a tiny random UNet whose weights come from ``seed``."""
+def make_recipe(root: Path, *, seed: int = 0, **changes: Any) -> Recipe:
+    """Save a tiny random UNet whose weights come from ``seed``; return a recipe for it with nearest rounding."""
     model = root / "model"
     tiny_unet(seed=seed, **changes).save_pretrained(model)
     (model / "scheduler").mkdir()
     (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    return parse_recipe(RECIPE.format(source=model, seed=900_000 + seed), origin="tiny")
+
+
+def make_run(root: Path, *, seed: int = 0, **changes: Any) -> RunDirectory:
+    """Calibrate and export the model of :func:`make_recipe`."""
     directory = RunDirectory(root / "run")
-    recipe = parse_recipe(RECIPE.format(source=model, seed=900_000 + seed), origin="tiny")
-    calibrate(recipe, directory)
+    calibrate(make_recipe(root, seed=seed, **changes), directory)
     export_onnx(directory)
     return directory
 

@@ -60,7 +60,9 @@ def answer(denoiser: Denoiser, batch: int = 4, seed: int = 0) -> Tensor:
         return denoiser(sample, timestep, inputs)
 
 
-def quantized_tiny(recipe: Recipe | None = None, **changes: Any) -> tuple[Denoiser, dict[str, QuantizedLayer]]:
+def quantized_tiny(
+    recipe: Recipe | None = None, **changes: Any
+) -> tuple[Denoiser, dict[str, QuantizedLayer]]:
     """Return the tiny denoiser with fake-quantized layers, nearest rounding."""
     denoiser = tiny_denoiser(**changes)
     plan = make_plan(recipe or tiny_settings(), trace_model(denoiser))

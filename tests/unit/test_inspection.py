@@ -14,10 +14,12 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.inspection import inspect_artifact
 from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.verify import verify_run
+from gacq_deploy.seal import write_sealed
+from gacq_deploy.verify import Link, verify_run
 from tests.support.commands import invoke
 from tests.support.diagnostics import BLOCKS, example_diagnostics
 from tests.support.retrained import RETRAINED, retrained
+from tests.support.sensitivity import example_study
 from tests.support.tiny import tiny_run
 
 
@@ -118,3 +120,38 @@ def test_numbers_are_those_of_the_artifact(run: RunDirectory) -> None:
     for view in views:
         value = artifact.parameters[view.name].value
         assert (view.value_min, view.value_max) == (float(np.min(value)), float(np.max(value)))
+
+
+def _sensitivity_link(run: RunDirectory, subject: dict[str, object]) -> Link:
+    write_sealed(run.sensitivity_json, example_study("", subject=subject).document())
+    return next(link for link in verify_run(run).links if link.name == "sensitivity")
+
+
+def test_verify_vouches_for_a_sensitivity_report_of_this_artifact(run: RunDirectory) -> None:
+    digest = load_artifact(run.artifact).manifest_digest
+    link = _sensitivity_link(run, {"artifact_sha256": digest, "files": {}})
+    assert (link.status, link.detail) == ("ok", "measured on this artifact")
+    run.sensitivity_json.unlink()
+    assert "absent" in {link.status for link in verify_run(run).links if link.name == "sensitivity"}
+
+
+@pytest.mark.parametrize("files", [{}, {"int8.onnx": "0" * 64}], ids=["artifact", "graph"])
+def test_verify_finds_a_stale_sensitivity_report(run: RunDirectory, files: dict[str, str]) -> None:
+    digest = load_artifact(run.artifact).manifest_digest if files else "0" * 64
+    link = _sensitivity_link(run, {"artifact_sha256": digest, "files": files})
+    assert link.status == "fail"
+    assert "is stale" in link.detail
+    assert f"gacq-deploy sensitivity {run.root}" in link.hint
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "altered"], ids=["empty", "object", "list", "altered"])
+def test_verify_finds_a_damaged_sensitivity_report(run: RunDirectory, text: str) -> None:
+    digest = load_artifact(run.artifact).manifest_digest
+    _sensitivity_link(run, {"artifact_sha256": digest, "files": {}})
+    written = json.loads(run.sensitivity_json.read_text())
+    run.sensitivity_json.write_text(json.dumps({**written, "engine": "other"}) if text == "altered" else text)
+    report = verify_run(run)
+    link = next(link for link in report.links if link.name == "sensitivity")
+    assert not report
+    assert link.status == "fail"
+    assert f"gacq-deploy sensitivity {run.root}" in link.hint

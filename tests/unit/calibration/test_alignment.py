@@ -19,7 +19,6 @@ from gacq_deploy.calibration.alignment import (
     LookAhead,
     Losses,
     MetaGradient,
-    Vector,
     automatic_eta,
     cosine_matrix,
     directional,
@@ -36,6 +35,7 @@ from gacq_deploy.calibration.alignment import (
     validation_gradient,
     weighted_gradient,
 )
+from gacq_deploy.calibration.vectors import Vector
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.ranges import RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import AdaRound, nearest_codes

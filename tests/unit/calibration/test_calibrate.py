@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def recipe(*more: str) -> Recipe:
 
 def files_of(root: Path) -> dict[str, str]:
     """Digest of every file that must be reproducible (the manifest holds times; its digest field does not)."""
-    names = ("samples.safetensors", "artifact/tensors.safetensors", "artifact/probe.safetensors")
+    kinds = ("tensors", "probe", "diagnostics")
+    names = ("samples.safetensors", *(f"artifact/{kind}.safetensors" for kind in kinds))
     digest = str(read_json(root / "artifact" / "manifest.json", what="", hint="")["digest"])
     return {n: digest_file(root / n) for n in names} | {"digest": digest}
 
@@ -238,8 +240,6 @@ def test_killed_five_times_and_resumed_gives_the_same_bytes(
 def test_a_lost_artifact_is_rebuilt_from_finished_blocks(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished[0].root, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "artifact")
     calibrate(recipe(), RunDirectory(tmp_path / "run"))
@@ -251,16 +251,52 @@ def test_resuming_in_the_middle_gives_the_same_bytes(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path, half: int
 ) -> None:
     """As if killed right after the ``half``-th step: later journal entries and files never existed."""
-    import shutil
-
     shutil.copytree(finished[0].root, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "artifact")
+    shutil.rmtree(tmp_path / "run" / "work" / "polish")
     path = tmp_path / "run" / "work" / "journal.json"
     journal = read_json(path, what="", hint="")
     kept = dict(sorted(journal["steps"].items(), key=lambda item: str(item[1]["file"]))[:half])
     write_json(path, journal | {"steps": kept})
     calibrate(recipe(), RunDirectory(tmp_path / "run"))
     assert files_of(tmp_path / "run") == files_of(finished[0].root)
+
+
+def test_interrupted_in_the_polish_it_gives_the_same_bytes(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    class Interrupting(Recording):
+        steps = 0
+
+        def advance(self, n: int = 1, **values: float) -> None:
+            self.steps += self.stages[-1] == "polish"
+            if self.steps == 3:
+                raise KeyboardInterrupt
+
+    directory = copy_of(finished, tmp_path / "run")
+    shutil.rmtree(directory.work / "polish")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(recipe(), directory, report=Interrupting())
+    done = read_json(directory.work / "polish" / "journal.json", what="", hint="")["steps"]
+    assert set(done) == {"polish-weights", "polish-00002"}
+    assert not directory.artifact.exists()
+    calibrate(recipe(), directory)
+    assert files_of(directory.root) == files_of(finished[0].root)
+
+
+def test_killed_in_the_polish_it_gives_the_same_bytes(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    directory = copy_of(finished, tmp_path / "run")
+    path = directory.work / "polish" / "journal.json"
+    journal = read_json(path, what="", hint="")
+    del journal["steps"]["polished"]
+    assert "polish-00002" in journal["steps"]
+    write_json(path, journal)
+    report = Recording()
+    calibrate(recipe(), directory, report=report)
+    assert "polish" in report.stages
+    assert files_of(directory.root) == files_of(finished[0].root)
 
 
 def test_hand_made_weights_enter_per_block_and_change_only_from_there_on(
@@ -300,8 +336,6 @@ def test_another_recipe_is_refused_naming_what_differs(
 
 
 def copy_of(finished: tuple[RunDirectory, CalibrationArtifact], target: Path) -> RunDirectory:
-    import shutil
-
     shutil.copytree(finished[0].root, target)
     shutil.rmtree(target / "artifact")
     return RunDirectory(target)

@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 
 from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.calibration.estimate import estimate_calibration
+from gacq_deploy.calibration.estimate import CalibrationEstimate, estimate_calibration
 from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
 SETTINGS = (
     "model.source=builtin:digits8",
-    "samples.trajectories=16",
+    "samples.trajectories=8",
     "samples.steps=10",
-    "calibration.reconstruction.iterations=40",
+    "calibration.reconstruction.iterations=10",
     "calibration.weighting.iterations=1",
     "calibration.weighting.polish_iterations=2",
     "calibration.polish.steps=10",
@@ -39,7 +39,7 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
 
     artifact = calibrate(recipe, RunDirectory(tmp_path), report=Watch())
     seconds = time.perf_counter() - started
-    assert estimate.samples == 150
+    assert estimate.samples == 70
     assert estimate.validation_samples == 10
     assert len(estimate.sites) == len(artifact.plan)
     assert estimate.quantized_modules == len(artifact.plan.modules)
@@ -47,3 +47,28 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
     # an order-of-magnitude guard only: the machine's load decides the rest
     assert 0.1 < estimate.seconds / seconds < 10
     assert 0.5 < estimate.disk_mb / (largest / 2**20) < 2
+
+
+def estimated(*more: str) -> CalibrationEstimate:
+    return estimate_calibration(load_recipe("fashion-w4a8", [*SETTINGS, *more]))
+
+
+def test_what_costs_time_and_memory_is_counted() -> None:
+    # costs differ a hundredfold: the machine's load does not decide
+    bare = estimated("calibration.weighting.mode=uniform", "calibration.polish.steps=0")
+    assert (bare.weights, bare.polish) == ("uniform", "none")
+    polished = estimated("calibration.weighting.mode=uniform", "calibration.polish.steps=100000")
+    assert polished.polish.startswith("100000 steps, activation scales")
+    assert polished.seconds > 3 * bare.seconds
+    learned = estimated("calibration.weighting.polish_iterations=9999")
+    assert learned.weights == "gac, in polish"
+    assert learned.seconds > 3 * bare.seconds
+    assert learned.memory_mb > polished.memory_mb >= bare.memory_mb
+    both = "calibration.weighting.stages=[reconstruction, polish]"
+    blocks = estimated(both, "calibration.weighting.iterations=9999")
+    assert blocks.weights == "gac, in reconstruction and polish"
+    assert blocks.seconds > 3 * bare.seconds
+    # every step's error is followed to the image: quadratic in the steps
+    long = ("samples.steps=999", "samples.trajectories=2")
+    images = estimated("calibration.objective=images", *long)
+    assert images.seconds > 2 * estimated("calibration.objective=sqnr", *long).seconds

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from gacq_deploy.calibration.alignment import Vector, directional, validation_gradient
+from gacq_deploy.calibration.alignment import directional, validation_gradient
 from gacq_deploy.calibration.meta import LearnedWeights, MetaProblem, MetaSettings, Mode, learn_weights
+from gacq_deploy.calibration.vectors import Vector
 from gacq_deploy.calibration.weights import effective_samples
 from gacq_deploy.errors import CalibrationError
 

@@ -18,10 +18,10 @@ from gacq_deploy.calibration.reconstruction import (
 )
 from gacq_deploy.calibration.replay import BlockData
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.learning import ReconstructionSection
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.ranges import RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
-from gacq_deploy.recipe import ReconstructionSection
 from gacq_deploy.spec import TensorSpec
 
 SPEC = TensorSpec(bits=3, axis=0, narrow=True)
@@ -65,7 +65,9 @@ def make_toy(rank: int = 5) -> Toy:
     quantizer = ActivationQuantizer(TensorSpec(bits=8), float(x.abs().max()) / 127)
     layer = QuantizedLayer(conv, SPEC, scale, nearest_codes(conv.weight, scale, SPEC), quantizer, None)
     key = ("args", 0)
-    return Toy(layer, quantizer, BlockData({key: x.numpy()}, conv(x).numpy(), lambda t, _=None: layer(t[key])))
+    return Toy(
+        layer, quantizer, BlockData({key: x.numpy()}, conv(x).numpy(), lambda t, _=None: layer(t[key]))
+    )
 
 
 def test_it_lowers_the_error_and_ends_on_hard_codes_and_a_static_scale() -> None:

@@ -17,6 +17,7 @@ from gacq_deploy.report.charts import (
     line_chart,
     log_ticks,
     spread_chart,
+    strip_chart,
     ticks,
 )
 
@@ -94,6 +95,27 @@ def test_a_spread_shows_bands_around_the_median() -> None:
     root = ET.fromstring(svg)
     assert [e.attrib["class"] for e in root.iter("polygon")] == ["band wide", "band"]
     assert {"minimum", "median", "maximum"} <= set(_texts(svg))
+
+
+def test_strips_have_scales_of_their_own_and_share_an_axis() -> None:
+    small, large = (
+        Series("small", X, np.array([1e-3, 2e-3, 3e-3])),
+        Series("large", X, np.array([1.0, np.nan, 9])),
+    )
+    svg = strip_chart([small, large], "iteration", "what was learned")
+    dots = _dots(svg)
+    assert len(dots) == 5
+    assert [x for x, _ in dots[:3:2]] == [x for x, _ in dots[3:]]
+    heights = [max(y) - min(y) for y in ([y for _, y in dots[:3]], [y for _, y in dots[3:]])]
+    assert heights[0] == pytest.approx(heights[1], abs=0.2)
+    assert {"small", "large", "0.001", "0.003", "1", "9", "iteration"} <= set(_texts(svg))
+
+
+@pytest.mark.parametrize("values", [[math.nan], [0.5]], ids=["nothing", "one"])
+def test_a_strip_of_one_value_draws(values: list[float]) -> None:
+    assert len(_dots(strip_chart([Series("a", np.array([1.0]), np.array(values))], "x", "one"))) == (
+        0 if math.isnan(values[0]) else 1
+    )
 
 
 def test_a_heat_map_writes_every_number_in_a_readable_ink() -> None:

@@ -66,7 +66,7 @@ def test_quantiles_are_those_of_the_rows_of_a_timestep() -> None:
 def test_the_polish_is_shown_first() -> None:
     panels = stage_panels(example_diagnostics())
     assert [panel.stage for panel in panels if panel.chosen] == ["polish"]
-    assert [len(panel.figures) for panel in panels] == [4] * len(panels)
+    assert [len(panel.figures) for panel in panels] == [5] * len(panels)
 
 
 def test_without_a_polish_the_last_stage_that_learned_is_shown_first() -> None:
@@ -78,10 +78,31 @@ def test_without_a_polish_the_last_stage_that_learned_is_shown_first() -> None:
     assert default_stage(()) == ""
 
 
-def test_uniform_stages_show_weights_alone() -> None:
+def test_uniform_stages_have_no_weights_to_draw() -> None:
     uniform = example_diagnostics(mode="uniform")
     assert all(is_uniform(stage) for stage in uniform.stages)
-    assert all(len(panel.figures) == 1 for panel in stage_panels(uniform))
+    assert all(panel.uniform and not panel.figures for panel in stage_panels(uniform))
+    cosines = example_diagnostics().stages[0].cosine_before
+    seen = replace(uniform, stages=tuple(replace(s, cosine_before=cosines) for s in uniform.stages))
+    assert all(
+        [figure.title for figure in panel.figures] == ["Gradient cosines before the stage"]
+        for panel in stage_panels(seen)
+    )
+
+
+def test_meta_iterations_are_drawn_where_something_was_learned() -> None:
+    learned = example_diagnostics().stages[-1]
+    one = replace(learned, trace={key: values[:1] for key, values in learned.trace.items()})
+    for stage, count in ((learned, 20), (one, 1)):
+        [panel] = stage_panels(replace(example_diagnostics(), stages=(stage,)))
+        drawn = panel.figures[-1]
+        assert drawn.title == "Learning the weights"
+        assert drawn.caption.startswith(f"{count} meta iterations: loss ")
+        assert drawn.numbers is not None
+        assert [c.name for c in drawn.numbers.columns] == ["iteration", "loss", "cosine", "ratio"]
+        assert len(drawn.numbers.rows) == count
+    [panel] = stage_panels(replace(example_diagnostics(), stages=(replace(learned, trace={}),)))
+    assert "Learning the weights" not in {figure.title for figure in panel.figures}
 
 
 def test_very_many_stages_stand_in_the_table_alone() -> None:

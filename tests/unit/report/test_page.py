@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gacq_deploy.artifact import PolishRecord
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.inspection import Inspection, SiteView
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.report.collect import Collected, collect
-from gacq_deploy.report.page import mark_commands, render, write_report
+from gacq_deploy.report.page import ensure_report, mark_commands, render, write_report
 from gacq_deploy.report.pictures import Pictures, image_count, reduced
 from gacq_deploy.report.verdict import judge_run
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.seal import write_sealed
 from tests.support.commands import invoke
 from tests.support.diagnostics import example_diagnostics
+from tests.support.sensitivity import example_study
 from tests.unit.report.conftest import write_recipe
 
 HOSTILE = (
@@ -52,6 +56,19 @@ class Reader(HTMLParser):
         return sum(name == tag for name, _ in self.elements)
 
 
+def _polish(word: str, *, kept: bool = True) -> PolishRecord:
+    return PolishRecord(
+        steps=20,
+        loss_start=0.5,
+        loss_end=0.25 if kept else 0.5,
+        kept=kept,
+        parameters=("activation_scales", word),
+        objective=word,
+        effective_samples=9.0,
+        notes=(),
+    )
+
+
 def _full(root: Path, word: str = "plain") -> Collected:
     """Everything a page can show, with ``word`` wherever a run brings text."""
     write_recipe(root, name=word, description=f"About {word}.")
@@ -66,7 +83,7 @@ def _full(root: Path, word: str = "plain") -> Collected:
     )
     site = SiteView(f"{word}:weight", 8, word, 1, word, word, word, 0.1, 0.2, 0.01)
     inspection = Inspection(
-        word, word, {"source": word}, word, (site,), (), {word: {word: word}}, (), None, (), (), {}
+        word, word, {"source": word}, word, (site,), (), {word: {word: word}}, (), _polish(word), (), (), {}
     )
     bare = collect(RunDirectory(root))
     return replace(
@@ -74,6 +91,7 @@ def _full(root: Path, word: str = "plain") -> Collected:
         diagnostics=replace(diagnostics, stages=stages),
         parity=parity,
         inspection=inspection,
+        sensitivity=example_study(word),
         pictures=Pictures("data:image/png;base64,AA==", "data:,", "data:,", size=(2, 2), caption=word),
     )
 
@@ -123,12 +141,54 @@ def test_everything_has_its_place_and_the_page_stays_small(tmp_path: Path) -> No
     page = render(found, judge_run(found))
     reader = Reader(page)
     sections = [a.get("id") for tag, a in reader.elements if tag == "section"]
-    assert sections == ["verdict", "images", "error", "weights", "layers", "speed", "settings"]
-    assert reader.count("svg") == 2 + 4 * 3
+    assert sections == [
+        "verdict", "images", "error", "weights", "sensitivity", "layers", "speed", "settings",
+    ]  # fmt: skip
+    assert reader.count("svg") == 2 + 5 * 3
     assert all("aria-label" in a for tag, a in reader.elements if tag == "svg")
     assert all(a.get("alt") for tag, a in reader.elements if tag == "img")
     assert len(page.encode()) < LIMIT
     assert page == render(found, judge_run(found))
+
+
+def test_the_polish_stands_in_the_summary(tmp_path: Path) -> None:
+    found = _full(tmp_path)
+    assert isinstance(found.inspection, Inspection)
+    text = " ".join(Reader(render(found, judge_run(found))).text.split())
+    assert (
+        "20 steps on activation scales, plain; objective plain; loss 0.5 before, 0.25 after (-50%). Kept."
+        in text
+    )
+    undone = replace(found, inspection=replace(found.inspection, polish=_polish("plain", kept=False)))
+    assert "Not kept: the model was better before" in render(undone, judge_run(undone))
+    bare = replace(found, inspection=replace(found.inspection, polish=None))
+    assert "Polish." not in Reader(render(bare, judge_run(bare))).text
+
+
+def test_a_page_is_written_again_only_when_it_would_show_something_else(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    run = RunDirectory(tmp_path)
+    assert ensure_report(run) == run.report_html
+    first = run.report_html.read_bytes()
+    os.utime(run.report_html, (1, 1))
+    ensure_report(run)
+    assert run.report_html.stat().st_mtime == 1
+    write_sealed(run.sensitivity_json, example_study("plain").document())
+    ensure_report(run)
+    second = run.report_html.read_bytes()
+    assert b"down.0" in second
+    assert first != second
+    write_report(run, images=False)
+    assert run.report_html.read_bytes() != second
+    ensure_report(run)
+    assert run.report_html.read_bytes() == second
+    run.sensitivity_json.unlink()
+    ensure_report(run)
+    assert run.report_html.read_bytes() == first
+    for damaged in (b"", b"\xff\xfe", first.replace(b"gacq-deploy-shows", b"something-else")):
+        run.report_html.write_bytes(damaged)
+        ensure_report(run)
+        assert run.report_html.read_bytes() == first
 
 
 def test_a_run_of_many_blocks_and_samples_stays_small(tmp_path: Path) -> None:
@@ -143,9 +203,11 @@ def test_a_bare_run_says_what_makes_the_rest(tmp_path: Path) -> None:
     page = Reader(written.path.read_text(encoding="utf-8")).text
     assert written.path == tmp_path / "report.html"
     assert written.verdict == "unjudged"
-    for command in ("calibrate", "export --onnx", "parity", "bench"):
+    for command in ("calibrate", "export --onnx", "parity", "bench", "sensitivity"):
         assert f"gacq-deploy {command}" in page
-    assert {"inspection", "diagnostics", "export", "parity", "bench", "pictures"} == set(written.missing)
+    assert set(written.missing) == {
+        "inspection", "diagnostics", "export", "parity", "bench", "sensitivity", "pictures",
+    }  # fmt: skip
     assert not list(tmp_path.glob(".gacq-tmp-*"))
 
 

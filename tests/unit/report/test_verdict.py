@@ -53,7 +53,7 @@ def test_stale_files_void_a_verdict(tmp_path: Path, link: Any) -> None:
     assert "'passed'" in verdict.sentences[1]
 
 
-@pytest.mark.parametrize("link", ["bench", "comparison"])
+@pytest.mark.parametrize("link", ["bench", "sensitivity", "comparison"])
 def test_a_stale_benchmark_is_said_but_voids_nothing(tmp_path: Path, link: Any) -> None:
     verdict = judge_run(_found(tmp_path, _parity(0.1), **{link: "fail"}))
     assert verdict.state == "passed"

@@ -11,7 +11,7 @@ from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.parity.exact import CANONICAL, CPU
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.variants import Variants
-from tests.support.judged_run import make_run
+from tests.support.judged_run import make_recipe
 from tests.support.left_float import leave_float
 
 
@@ -19,7 +19,7 @@ from tests.support.left_float import leave_float
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A calibrated and exported tiny model with few quantized layers; only ``sensitivity.json`` is written to it."""
     root = tmp_path_factory.mktemp("sensitivity")
-    recipe = make_run(root).load_recipe()
+    recipe = make_recipe(root)
     few = RunDirectory(root / "few")
     calibrate(leave_float(recipe, ("down_blocks.*", "mid_block.resnets.*", "up_blocks.0.*")), few)
     export_onnx(few)

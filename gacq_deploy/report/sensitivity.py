@@ -1,0 +1,155 @@
+"""Which layers cost what INT8 costs, and what leaving some of them float was measured to give? Tables of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gacq_deploy.parity.metrics import CEILING_DB
+from gacq_deploy.report.tables import Cell, Table, name, number, text
+from gacq_deploy.sensitivity import SensitivityReport
+from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity, Proposal
+
+MOST_DETAILED = 100
+"""Layers that are shown bucket by bucket; more would make the page large. All stand in the ranking."""
+
+
+@dataclass(frozen=True)
+class SensitivityPart:
+    """What the page shows of a study; ``rules`` are lines for a recipe, ``lint_errors`` what is wrong with them."""
+
+    lead: str
+    reached: bool
+    sentence: str
+    ranking: Table
+    detail: tuple[Table, ...]
+    graphs: Table
+    rules: tuple[str, ...]
+    search: Table | None
+    lint_errors: tuple[str, ...]
+
+
+def sensitivity_part(report: SensitivityReport) -> SensitivityPart:
+    """Return tables, and the verdict of the search in a sentence."""
+    worst = report.buckets[report.worst_bucket]
+    return SensitivityPart(
+        lead=(
+            f"{report.graph} in {report.engine}; {report.ranked_states} of {report.probe_states} states of float "
+            f"trajectories. It is worst at timesteps {_timesteps(worst)}: "
+            f"{report.quantized_db[report.worst_bucket]:.1f} dB. The ranking is of these timesteps."
+        ),
+        reached=bool(report),
+        sentence=_sentence(report.proposal),
+        ranking=_ranking(report),
+        detail=_detail(report),
+        graphs=_graphs(report),
+        rules=report.proposal.rules,
+        search=_search(report.proposal),
+        lint_errors=report.proposal.lint_errors,
+    )
+
+
+def _sentence(proposal: Proposal) -> str:
+    what = {
+        "budget": f"the recipe's gate of {proposal.asked_db:g} dB and a margin",
+        "min-sqnr": "asked for",
+        "max-drop": f"{proposal.asked_db:g} dB below the best with {_layers(proposal.max_float)} float",
+    }
+    target = f"{proposal.target_db:.2f} dB ({what[proposal.asked]})"
+    before, after = (min(map(min, levels.values())) for levels in (proposal.before_db, proposal.after_db))
+    if proposal.reached and not proposal.modules:
+        return f"{target} is reached as it is, with {before:.2f} dB; no layer needs to stay float."
+    gain = f"{before:.2f} dB before, {after:.2f} dB with {_layers(len(proposal.modules))} left float"
+    if proposal.reached:
+        return f"{target} is reached: {gain}, built and measured."
+    return (
+        f"{target} is not reached with at most {_layers(proposal.max_float)} float. The best found: {gain}."
+    )
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _ranking(report: SensitivityReport) -> Table:
+    headings = (
+        "module", "#share of the error", "#SQNR alone dB", "#its weight dB", "#its input dB", "#its output dB",
+        "#gain if left float dB",
+    )  # fmt: skip
+    rows = [_module(module, report.worst_bucket) for module in report.modules]
+    return Table.of(f"{len(rows)} quantized modules, the most costly first", headings, rows)
+
+
+def _module(module: ModuleSensitivity, bucket: int) -> tuple[Cell, ...]:
+    roles = module.role_db
+    return (
+        name(module.module),
+        _share(module.share[bucket], "share"),
+        _level(module.alone_db[bucket]),
+        # a role that the graph does not quantize is not a number that is missing
+        *(_level(roles[r][bucket]) if r in roles else Cell("") for r in ("weight", "input", "output")),
+        _gain(module.worst_gain_db),
+    )
+
+
+def _detail(report: SensitivityReport) -> tuple[Table, ...]:
+    """Return share, SQNR and gain of every bucket, of the most costly modules if there are very many."""
+    shown = report.modules[:MOST_DETAILED]
+    headings = ("module", *(f"#{_timesteps(bucket)}" for bucket in report.buckets))
+    of = "" if len(shown) == len(report.modules) else f", {len(shown)} of {len(report.modules)} modules"
+    return (
+        Table.of(
+            f"Share of the error, by timesteps{of}",
+            headings,
+            ((name(m.module), *(_share(value) for value in m.share)) for m in shown),
+        ),
+        Table.of(
+            f"SQNR when only this module is quantized (dB), by timesteps{of}",
+            headings,
+            ((name(m.module), *(_level(value) for value in m.alone_db)) for m in shown),
+        ),
+        Table.of(
+            f"Gain when only this module is left float (dB), by timesteps{of}",
+            headings,
+            ((name(m.module), *(_gain(value) for value in m.gain_db)) for m in shown),
+        ),
+    )
+
+
+def _graphs(report: SensitivityReport) -> Table:
+    proposal, rows = report.proposal, []
+    for graph, before in proposal.before_db.items():
+        rows.append(_levels(graph, 0, before))
+        if proposal.modules:
+            rows.append(_levels(graph, len(proposal.modules), proposal.after_db[graph]))
+    headings = ("graph", "#layers left float", "#worst dB", *(f"#{_timesteps(b)}" for b in report.buckets))
+    return Table.of("Output SQNR of whole graphs, by timesteps (dB)", headings, rows)
+
+
+def _levels(graph: str, left_float: int, levels: Levels) -> tuple[Cell, ...]:
+    return (name(graph), number(left_float), _level(min(levels)), *(_level(v) for v in levels))
+
+
+def _search(proposal: Proposal) -> Table | None:
+    rows = [
+        (number(i), name(step.module), _level(step.worst_db), text("yes" if step.module in proposal.modules else "no"))
+        for i, step in enumerate(proposal.steps, start=1)
+    ]  # fmt: skip
+    headings = ("#step", "left float as well", "#worst dB", "in the proposal")
+    return Table.of("The search, one more module at a time", headings, rows) if rows else None
+
+
+def _share(value: float, tone: str = "") -> Cell:
+    return Cell(f"{value:.1%}", value, tone)
+
+
+def _level(value: float) -> Cell:
+    """Return a level in dB, which sorts as a number even where there is no error at all."""
+    return Cell("no error" if value >= CEILING_DB else f"{value:.2f}", value)
+
+
+def _gain(value: float) -> Cell:
+    return Cell(f"{round(value, 2) + 0.0:+.2f}", value)
+
+
+def _timesteps(bucket: Bucket) -> str:
+    return f"{bucket.timestep_max} to {bucket.timestep_min}"

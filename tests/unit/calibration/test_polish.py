@@ -1,0 +1,229 @@
+"""The polish: it helps, it never harms, it goes on where it was killed, and it says what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gacq_deploy.calibration.journal import Journal
+from gacq_deploy.calibration.output_error import output_losses
+from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
+from gacq_deploy.calibration.session import Session
+from gacq_deploy.errors import CalibrationError
+from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.storage import read_json, write_json
+from tests.support.quantized import Bench, answer, tiny_bench, tiny_samples
+from tests.support.tiny import tiny_denoiser
+
+KEY = "key"
+
+
+class Narrow(Session):
+    """A session that holds three samples in memory at once."""
+
+    @property
+    def chunk(self) -> int:
+        return 3
+
+
+@dataclass
+class Recording:
+    """Remembers notes; interrupts the polish at a step if asked to."""
+
+    stop_at: int | None = None
+    notes: list[str] = field(default_factory=list)
+    done: int = 0
+    resumed_at: int = 0
+    current: str = ""
+
+    def stage(self, name: str, total: int) -> None:
+        self.current, self.done = name, 0
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        if not values and self.current == "polish":
+            self.resumed_at = n
+        self.done += n
+        if self.done == self.stop_at and "loss" in values:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
+    return tiny_samples(tmp_path_factory.mktemp("samples"))
+
+
+def polish(bench: Bench, folder: Path) -> PolishOutcome:
+    folder.mkdir(exist_ok=True)
+    outcome = ensure_polish(bench.session, Journal(folder, KEY), bench.layers)
+    assert outcome is not None
+    return outcome
+
+
+def numbers(bench: Bench) -> dict[str, np.ndarray]:
+    """Return every number that the polish may have changed."""
+    found = {}
+    for name, layer in bench.layers.items():
+        found[f"{name}.weight_scale"] = layer.weight_scale.numpy()
+        found[f"{name}.input_scale"] = layer.input_quantizer.scale.detach().numpy()
+        if layer.bias is not None:
+            found[f"{name}.bias"] = layer.bias.detach().numpy()
+    named = bench.session.denoiser.module.named_parameters()
+    return found | {name: p.detach().numpy() for name, p in named if ".affine." in name}
+
+
+def assert_equal(a: Bench, b: Bench) -> None:
+    first, second = numbers(a), numbers(b)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def mean_loss(bench: Bench) -> float:
+    session = bench.session
+    losses = output_losses(session.denoiser, session.split.samples, session.split.training, 8)
+    return float(losses.mean())
+
+
+def test_it_lowers_the_output_error_and_records_what_it_did(samples: CalibrationSet, tmp_path: Path) -> None:
+    bench = tiny_bench(samples, "calibration.polish.steps=30", "calibration.polish.lr=5e-3")
+    codes = {name: layer.codes.clone() for name, layer in bench.layers.items()}
+    before = mean_loss(bench)
+    outcome = polish(bench, tmp_path / "work")
+    assert outcome.record.kept
+    assert outcome.record.loss_start == pytest.approx(before)
+    assert outcome.record.loss_end == pytest.approx(mean_loss(bench))
+    assert outcome.record.loss_end < 0.8 * before
+    assert outcome.record.effective_samples == pytest.approx(25)
+    assert outcome.stage.stage == "polish"
+    assert outcome.stage.cosine_before is not None
+    assert outcome.stage.cosine_after is not None
+    assert all(torch.equal(layer.codes, codes[name]) for name, layer in bench.layers.items())
+    assert not any(p.requires_grad for p in bench.session.denoiser.module.parameters())
+    assert {n.rpartition(".")[2] for n in outcome.parameters} == {"weight", "bias"}
+    assert all(bool(torch.isfinite(value).all()) for value in outcome.parameters.values())
+
+
+def test_no_steps_are_no_polish(samples: CalibrationSet, tmp_path: Path) -> None:
+    bench = tiny_bench(samples, "calibration.polish.steps=0")
+    before = answer(bench.session.denoiser)
+    assert ensure_polish(bench.session, Journal(tmp_path, KEY), bench.layers) is None
+    assert torch.equal(answer(bench.session.denoiser), before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_train_is_refused(samples: CalibrationSet, tmp_path: Path) -> None:
+    bench = tiny_bench(samples, "calibration.polish.parameters=[]")
+    with pytest.raises(CalibrationError, match="nothing to train"):
+        polish(bench, tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    "steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
+def test_interrupted_at_any_step_it_ends_on_the_same_bits(
+    samples: CalibrationSet, tmp_path: Path, steps: int
+) -> None:
+    whole = tiny_bench(samples)
+    expected = polish(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        polish(tiny_bench(samples, report=Recording(stop_at=steps)), tmp_path / "work")
+    report = Recording()
+    resumed = tiny_bench(samples, report=report)
+    found = polish(resumed, tmp_path / "work")
+    # the interrupt comes before the step's own state is saved
+    assert report.resumed_at == (steps - 1) // 2 * 2
+    assert_equal(resumed, whole)
+    assert found.record == expected.record
+
+
+@pytest.mark.parametrize("lost", ["polished", "polish-00004", "polish-00002"])
+def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
+    samples: CalibrationSet, tmp_path: Path, lost: str
+) -> None:
+    whole = tiny_bench(samples)
+    expected = polish(whole, tmp_path / "work")
+    path = tmp_path / "work" / "journal.json"
+    journal = read_json(path, what="", hint="")
+    order = sorted(journal["steps"], key=lambda step: str(journal["steps"][step]["file"]))
+    assert order == ["polish-weights", "polish-00002", "polish-00004", "polished"]
+    kept = order[: order.index(lost)]
+    write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
+    resumed = tiny_bench(samples)
+    found = polish(resumed, tmp_path / "work")
+    assert_equal(resumed, whole)
+    assert found.record == expected.record
+
+
+def test_a_finished_polish_is_loaded_and_not_repeated(samples: CalibrationSet, tmp_path: Path) -> None:
+    first, second = tiny_bench(samples), tiny_bench(samples)
+    before = polish(first, tmp_path / "work")
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").iterdir()}
+    after = polish(second, tmp_path / "work")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "work").iterdir()} == files
+    assert_equal(first, second)
+    assert after.record == before.record
+
+
+def test_a_loss_that_explodes_names_the_step_and_keeps_the_last_state(
+    samples: CalibrationSet, tmp_path: Path
+) -> None:
+    bench = tiny_bench(samples, "calibration.polish.lr=1e30", "calibration.polish.save_every=1")
+    with pytest.raises(
+        CalibrationError, match=r"the loss is (nan|inf) at step 2 of 6. The blocks are kept"
+    ) as e:
+        polish(bench, tmp_path / "work")
+    assert "calibration.polish.lr" in e.value.hint
+    assert Journal(tmp_path / "work", KEY).steps == ("polish-weights", "polish-00001")
+
+
+def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: Path) -> None:
+    report = Recording()
+    bench = tiny_bench(samples, "calibration.polish.lr=0.5", "calibration.polish.steps=2", report=report)
+    before = numbers(bench)
+    loss = mean_loss(bench)
+    outcome = polish(bench, tmp_path / "work")
+    assert not outcome.record.kept
+    assert outcome.record.loss_end == outcome.record.loss_start == pytest.approx(loss)
+    after = numbers(bench)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    assert report.notes[0].startswith("the polish was undone: its loss rose from")
+
+
+def test_small_passes_give_the_same_polish(samples: CalibrationSet, tmp_path: Path) -> None:
+    whole, parts = tiny_bench(samples), tiny_bench(samples)
+    narrow = Bench(Narrow(**vars(parts.session)), parts.layers)
+    assert narrow.session.chunk < narrow.session.recipe.calibration.polish.batch <= whole.session.chunk
+    a, b = polish(whole, tmp_path / "a"), polish(narrow, tmp_path / "b")
+    assert b.record.loss_end == pytest.approx(a.record.loss_end, rel=0.02)
+    second = numbers(narrow)
+    close = [np.isclose(v, second[k], atol=1e-4, rtol=1e-3).ravel() for k, v in numbers(whole).items()]
+    # Adam's first steps follow a gradient's sign: where it is all but 0, as of a key's bias, rounding decides
+    assert np.concatenate(close).mean() > 0.9
+
+
+def test_parameters_the_output_does_not_depend_on_stay_as_they_are(
+    samples: CalibrationSet, tmp_path: Path
+) -> None:
+    def with_spare_norm() -> Bench:
+        denoiser = tiny_denoiser()
+        denoiser.module.add_module("spare", torch.nn.GroupNorm(2, 4))
+        return tiny_bench(samples, denoiser=denoiser)
+
+    bench = with_spare_norm()
+    outcome = polish(bench, tmp_path / "work")
+    assert torch.equal(outcome.parameters["spare.weight"], torch.ones(4))
+    path = tmp_path / "work" / "journal.json"
+    journal = read_json(path, what="", hint="")
+    del journal["steps"]["polished"]
+    write_json(path, journal)
+    resumed = with_spare_norm()
+    polish(resumed, tmp_path / "work")
+    assert_equal(resumed, bench)
