@@ -100,7 +100,7 @@ class PolishSection(Section):
     """Adam's step at the start; it falls to 5 % of it along a cosine."""
     parameters: tuple[PolishParameter, ...] = ("activation_scales", "biases", "weight_scales", "norm_affines")
     warmup: float = Field(default=0.25, ge=0, lt=1)
-    """Share of the steps before the weights: first goes what all timesteps agree on, and what is left tells them
-    apart. Modes that need no losses weigh from the first step."""
+    """Share of the steps before weights are learned: first goes what all timesteps agree on, and what is left tells
+    them apart. Until then the weights are those that learning starts from."""
     save_every: int = Field(default=50, ge=1)
     """Steps between two states on disk; a killed run resumes at the last one."""

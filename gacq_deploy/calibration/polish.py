@@ -115,14 +115,16 @@ def _polish(session: Session, journal: Journal, trainables: Trainables, loss: St
         begun = _measure_start(session, loss)
         journal.put(_START, begun)
     start = begun["losses"]
+    gains = dict(zip(begun["gain_steps"].tolist(), begun["gains"].tolist(), strict=True)) or None
     first = trainables.values()
     loop = _Loop(session, journal, trainables, float(start.mean()))
-    warm = round(section.warmup * section.steps) if session.weighting.needs_losses(POLISH) else 0
-    loop.train(warm, session.weighting.prior(POLISH), "polish before weighting")
+    weighting = session.weighting
+    warm = round(section.warmup * section.steps) if weighting.is_learned(POLISH) else 0
+    loop.train(warm, weighting.start(POLISH, start, gains), "polish before weighting")
     weighed = journal.get(_WEIGHTS)
     if weighed is None:
         session.report.stage("weigh samples for the polish", 1)
-        weighed = _weigh(session, loss)
+        weighed = _weigh(session, loss, start, gains)
         journal.put(_WEIGHTS, weighed)
         session.report.advance(1, **_shown({**begun, **weighed}))
     weights = unpack_weights(weighed).weights
@@ -136,7 +138,7 @@ def _polish(session: Session, journal: Journal, trainables: Trainables, loss: St
     cosines = group_cosines(loss, session.split)
     return {
         **weighed,
-        **{name: value for name, value in begun.items() if name != "losses"},
+        **{name: value for name, value in begun.items() if name == "cosine_before"},
         "loss_start": scalar(loss_start),
         "loss_end": scalar(loss_end if kept else loss_start),
         "kept": scalar(float(kept)),
@@ -146,22 +148,28 @@ def _polish(session: Session, journal: Journal, trainables: Trainables, loss: St
 
 
 def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:
-    """Return the training rows' losses, and how the groups' gradients lie, before the first step."""
-    losses = output_losses(session.denoiser, session.split.samples, session.split.training, session.chunk)
-    cosines = group_cosines(loss, session.split)
-    return {"losses": losses, **({} if cosines is None else {"cosine_before": cosines})}
+    """Return what stands before the first step: the training rows' losses, the gradients' cosines, the gains."""
+    recipe, split = session.recipe, session.split
+    gains: dict[int, float] = {}
+    if recipe.calibration.objective == "images" and session.weighting.needs_losses(POLISH):
+        gains = trajectory_gains(session.denoiser, recipe.samples.steps, recipe.calibration.seed)
+    cosines = group_cosines(loss, split)
+    return {
+        "losses": output_losses(session.denoiser, split.samples, split.training, session.chunk),
+        "gain_steps": np.array(list(gains), np.int64),
+        "gains": np.array(list(gains.values()), np.float64),
+        **({} if cosines is None else {"cosine_before": cosines}),
+    }
 
 
-def _weigh(session: Session, loss: StageLoss) -> dict[str, Array]:
-    """Learn the weights of the polish from the model as it now stands."""
-    recipe, split, weighting = session.recipe, session.split, session.weighting
-    seed = recipe.calibration.seed * 100_003 + len(session.graph.blocks)
-    losses = output_losses(session.denoiser, split.samples, split.training, session.chunk)
-    gains = None
-    if recipe.calibration.objective == "images" and weighting.needs_losses(POLISH):
-        gains = trajectory_gains(session.denoiser, recipe.samples.steps, seed)
+def _weigh(
+    session: Session, loss: StageLoss, start: NDArray[np.float64], gains: Mapping[int, float] | None
+) -> dict[str, Array]:
+    """Learn the weights of the polish on the model as it now stands; ``start`` are the losses [N] it began with."""
+    split, weighting = session.split, session.weighting
+    seed = session.recipe.calibration.seed * 100_003 + len(session.graph.blocks)
     compared = StageLoss(loss.name, loss.theta, loss.losses, _metric(session, loss))
-    learned = weighting.weigh(POLISH, compared, losses, seed=seed, gains=gains)
+    learned = weighting.weigh(POLISH, compared, start, seed=seed, gains=gains)
     if learned.fallback:
         session.report.note(f"{POLISH}: {' '.join(learned.notes)}")
     alignment = sample_alignments(compared, split, session.chunk) if weighting.is_learned(POLISH) else None

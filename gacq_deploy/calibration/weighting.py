@@ -111,11 +111,23 @@ class Weighting:
         return self._mode(stage) not in ("uniform", "given")
 
     def prior(self, stage: WeightedStage) -> Floats:
-        """Return the weights that stand before anything is learned, [N] of mean 1."""
+        """Return the weights that stand without any losses, [N] of mean 1."""
         logits = self._tilt(stage)
         if not logits.any():
             return np.ones(len(logits))
         return self._bounded(logits)
+
+    def start(self, stage: WeightedStage, losses: Floats, gains: Mapping[int, float] | None = None) -> Floats:
+        """Return the weights to begin with, [N] of mean 1, before those of ``weigh``, from which its learning starts.
+
+        ``losses`` [N] are the training rows'; ``gains`` as for ``weigh``.
+        """
+        mode = self._mode(stage)
+        if mode == "relative" or (self.is_learned(stage) and self._from_objective):
+            cost = self._cost(losses, gains)
+            timesteps = self.split.training_timesteps
+            return self._bounded(np.log([cost[int(t)] for t in timesteps]) + self._tilt(stage))
+        return self.prior(stage)
 
     def weigh(
         self,
@@ -137,23 +149,25 @@ class Weighting:
             gains: timestep -> image error for one unit of output error, where the objective needs it.
             logits: what the stage before learned, beyond its prior [N]; so are the logits returned.
         """
-        mode = self._mode(stage)
-        if mode == "given":
-            assert self.given is not None
+        if self.given is not None:
             return _fixed(checked_weights(self.given, loss.name, self._training), self.given.name)
-        if mode == "uniform":
-            return _fixed(self.prior(stage), mode)
-        timesteps = self.split.training_timesteps
-        cost = coefficients(self.section.objective, step_means(start, timesteps), gains)
-        relative = self._bounded(np.log([cost[int(t)] for t in timesteps]) + self._tilt(stage))
-        if mode == "relative":
-            return _fixed(relative, mode)
+        first = self.start(stage, start, gains)
+        if not self.is_learned(stage):
+            return _fixed(first, self._mode(stage))
+        prior: Floats = np.log(first)
+        if self.section.weighting.warm_start and logits is not None:
+            prior = prior + logits
+        problem = self._problem(loss, self._cost(start, gains))
+        learned = learn_weights(problem, self._settings(stage), seed, prior)
+        return replace(learned, logits=learned.logits - (np.log(first) - np.log(first).mean()))
+
+    @property
+    def _from_objective(self) -> bool:
         section = self.section.weighting
-        from_objective = section.prior == "objective" and mode != "gac_faithful"
-        prior: Floats = np.log(relative) if from_objective else self._tilt(stage)
-        first = prior + logits if section.warm_start and logits is not None else prior
-        learned = learn_weights(self._problem(loss, cost), self._settings(stage), seed, first)
-        return replace(learned, logits=learned.logits - (prior - prior.mean()))
+        return section.prior == "objective" and section.mode != "gac_faithful"
+
+    def _cost(self, losses: Floats, gains: Mapping[int, float] | None) -> dict[int, float]:
+        return coefficients(self.section.objective, step_means(losses, self.split.training_timesteps), gains)
 
     def _mode(self, stage: WeightedStage) -> str:
         if self.given is not None:
