@@ -151,9 +151,6 @@ def learn_weights(
     return loop.result()
 
 
-# ---------------------------------------------------------------------------------------------------------- the loop
-
-
 @dataclass(frozen=True)
 class _Signal:
     """What one meta iteration found: the logits' gradient [B] in relative units, and what is logged."""
@@ -361,8 +358,8 @@ class _Loop:
         found = self._meta_gradient(step, validation)
         mse, gm = (self._relative(dw, s) for dw in (found.dw_mse, found.dw_gm))
         ratio = _ratio(gm, mse)
-        limit = 1.0 if self.mode in _RAW else min(1.0, self.settings.matching_limit / max(ratio, 1e-30))
-        ds = self._relative(found.dw, s) if limit == 1.0 else mse + limit * gm
+        limit = math.inf if self.mode in _RAW else self.settings.matching_limit
+        ds = self._relative(found.dw, s) if ratio <= limit else mse + (limit / ratio) * gm
         return _Signal(ds, float(found.losses.mean()), found.mean_cosine, ratio)
 
     def _meta_gradient(self, step: LookAhead, validation: Sequence[Losses]) -> MetaGradient:

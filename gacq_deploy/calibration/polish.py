@@ -77,8 +77,6 @@ def ensure_polish(
     if step is None:
         step = _polish(session, journal, trainables, loss)
         journal.put(_FINAL, step)
-    session.report.stage("polish", section.steps)
-    session.report.advance(section.steps, loss=float(step["loss_end"]))
     trainables.load({name: torch.from_numpy(step[f"value:{name}"]) for name in trainables.parameters})
     retrained = {name: value.clone() for name, value in trainables.retrained().items()}
     trainables.freeze()
@@ -172,7 +170,9 @@ def _weigh(
     learned = weighting.weigh(POLISH, compared, start, seed=seed, gains=gains)
     if learned.fallback:
         session.report.note(f"{POLISH}: {' '.join(learned.notes)}")
-    alignment = sample_alignments(compared, split, session.chunk) if weighting.is_learned(POLISH) else None
+    alignment = (
+        sample_alignments(compared, split, session.graph_chunk) if weighting.is_learned(POLISH) else None
+    )
     return {**pack_weights(learned), **({} if alignment is None else {"alignment": alignment})}
 
 
@@ -187,7 +187,7 @@ def _shown(begun: Mapping[str, Array]) -> dict[str, float]:
 def _metric(session: Session, loss: StageLoss) -> dict[str, float]:
     """Return how far each parameter may move: Adam's steps are as long for every one, whatever its gradient."""
     rows = session.split.training
-    chosen = rows[np.linspace(0, len(rows) - 1, min(64, len(rows))).round().astype(int)]
+    chosen = rows[np.linspace(0, len(rows) - 1, min(session.graph_chunk, len(rows))).round().astype(int)]
     values = loss.losses({}, chosen)
     gradients = torch.autograd.grad(values.mean(), list(loss.theta.values()), materialize_grads=True)
     sizes = np.array([float(g.double().pow(2).mean().sqrt()) for g in gradients])
@@ -255,7 +255,7 @@ class _Batches:
         self._scale = scale
         self._seed = session.recipe.calibration.seed
         self._size = min(session.recipe.calibration.polish.batch, len(self._rows))
-        self._chunk = session.chunk
+        self._chunk = session.graph_chunk
 
     def backward(self, step: int) -> float:
         """Add the gradient of one mini-batch's weighted loss, relative to the loss at the start; return it."""

@@ -20,6 +20,8 @@ from gacq_deploy.storage import digest_file, digest_json, read_json, write_json
 
 ALGORITHM = 2
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
+_RELEARNED = ("calibration.weighting", "calibration.polish", "calibration.objective")
+"""Parts of the recipe that finished work takes note of by itself, step by step."""
 
 
 def ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser, report: Reporter) -> str:
@@ -116,6 +118,8 @@ def forget_run(directory: RunDirectory) -> None:
 def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
     """Refuse a directory that holds a run of another recipe.
 
+    Weighting, polish and objective may change: what does not depend on them is kept, the rest is learned again.
+
     Raises:
         RecipeError: naming the keys of the calibration sections that differ.
     """
@@ -125,6 +129,8 @@ def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
     if old.calibration_digest != recipe.calibration_digest:
         changed = _differences(old.document(), recipe.document())
         relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
+        if all(c.startswith(_RELEARNED) for c in relevant):
+            return
         raise RecipeError(
             f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
             "Choose another directory with -o, or start over with --fresh.",

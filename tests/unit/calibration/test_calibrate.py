@@ -278,7 +278,7 @@ def test_interrupted_in_the_polish_it_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         calibrate(recipe(), directory, report=Interrupting())
     done = read_json(directory.work / "polish" / "journal.json", what="", hint="")["steps"]
-    assert set(done) == {"polish-weights", "polish-00002"}
+    assert set(done) == {"polish-start", "polish-weights", "polish-00002"}
     assert not directory.artifact.exists()
     calibrate(recipe(), directory)
     assert files_of(directory.root) == files_of(finished[0].root)
@@ -333,6 +333,17 @@ def test_another_recipe_is_refused_naming_what_differs(
     with pytest.raises(RecipeError, match=r"another recipe; it differs in .*calibration.seed") as caught:
         calibrate(recipe("calibration.seed=9"), finished[0])
     assert "--fresh" in caught.value.hint
+
+
+def test_another_polish_starts_from_the_same_blocks(
+    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+) -> None:
+    directory = copy_of(finished, tmp_path / "run")
+    blocks = (directory.work / "journal.json").read_bytes()
+    again = calibrate(recipe("calibration.polish.steps=0"), directory)
+    assert again.polish is None
+    assert (directory.work / "journal.json").read_bytes() == blocks
+    assert again.history == finished[1].history
 
 
 def copy_of(finished: tuple[RunDirectory, CalibrationArtifact], target: Path) -> RunDirectory:

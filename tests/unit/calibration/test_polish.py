@@ -26,28 +26,27 @@ class Narrow(Session):
     """A session that holds three samples in memory at once."""
 
     @property
-    def chunk(self) -> int:
+    def graph_chunk(self) -> int:
         return 3
 
 
 @dataclass
 class Recording:
-    """Remembers notes; interrupts the polish at a step if asked to."""
+    """Remembers notes and how many steps were taken; interrupts the polish after so many if asked to."""
 
     stop_at: int | None = None
     notes: list[str] = field(default_factory=list)
-    done: int = 0
-    resumed_at: int = 0
+    steps: int = 0
     current: str = ""
 
     def stage(self, name: str, total: int) -> None:
-        self.current, self.done = name, 0
+        self.current = name
 
     def advance(self, n: int = 1, **values: float) -> None:
-        if not values and self.current == "polish":
-            self.resumed_at = n
-        self.done += n
-        if self.done == self.stop_at and "loss" in values:
+        if n != 1 or not self.current.startswith("polish"):
+            return
+        self.steps += 1
+        if self.steps == self.stop_at:
             raise KeyboardInterrupt
 
     def note(self, text: str) -> None:
@@ -125,25 +124,35 @@ def test_nothing_to_train_is_refused(samples: CalibrationSet, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+    ("steps", "mode"),
+    [
+        pytest.param(1, "uniform", marks=pytest.mark.slow),
+        (3, "uniform"),
+        pytest.param(5, "uniform", marks=pytest.mark.slow),
+        # before, and after, the samples are weighed at the second step
+        pytest.param(1, "gac", marks=pytest.mark.slow),
+        pytest.param(3, "gac", marks=pytest.mark.slow),
+        pytest.param(5, "gac", marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_at_any_step_it_ends_on_the_same_bits(
-    samples: CalibrationSet, tmp_path: Path, steps: int
+    samples: CalibrationSet, tmp_path: Path, steps: int, mode: str
 ) -> None:
-    whole = tiny_bench(samples)
+    chosen = f"calibration.weighting.mode={mode}"
+    whole = tiny_bench(samples, chosen)
     expected = polish(whole, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        polish(tiny_bench(samples, report=Recording(stop_at=steps)), tmp_path / "work")
+        polish(tiny_bench(samples, chosen, report=Recording(stop_at=steps)), tmp_path / "work")
     report = Recording()
-    resumed = tiny_bench(samples, report=report)
+    resumed = tiny_bench(samples, chosen, report=report)
     found = polish(resumed, tmp_path / "work")
     # the interrupt comes before the step's own state is saved
-    assert report.resumed_at == (steps - 1) // 2 * 2
+    assert report.steps == 6 - (steps - 1) // 2 * 2
     assert_equal(resumed, whole)
     assert found.record == expected.record
 
 
-@pytest.mark.parametrize("lost", ["polished", "polish-00004", "polish-00002"])
+@pytest.mark.parametrize("lost", ["polished", "polish-00004", "polish-00002", "polish-weights"])
 def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
     samples: CalibrationSet, tmp_path: Path, lost: str
 ) -> None:
@@ -152,7 +161,7 @@ def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
     path = tmp_path / "work" / "journal.json"
     journal = read_json(path, what="", hint="")
     order = sorted(journal["steps"], key=lambda step: str(journal["steps"][step]["file"]))
-    assert order == ["polish-weights", "polish-00002", "polish-00004", "polished"]
+    assert order == ["polish-start", "polish-weights", "polish-00002", "polish-00004", "polished"]
     kept = order[: order.index(lost)]
     write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
     resumed = tiny_bench(samples)
@@ -180,7 +189,7 @@ def test_a_loss_that_explodes_names_the_step_and_keeps_the_last_state(
     ) as e:
         polish(bench, tmp_path / "work")
     assert "calibration.polish.lr" in e.value.hint
-    assert Journal(tmp_path / "work", KEY).steps == ("polish-weights", "polish-00001")
+    assert Journal(tmp_path / "work", KEY).steps == ("polish-start", "polish-weights", "polish-00001")
 
 
 def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: Path) -> None:
@@ -200,7 +209,7 @@ def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: P
 def test_small_passes_give_the_same_polish(samples: CalibrationSet, tmp_path: Path) -> None:
     whole, parts = tiny_bench(samples), tiny_bench(samples)
     narrow = Bench(Narrow(**vars(parts.session)), parts.layers)
-    assert narrow.session.chunk < narrow.session.recipe.calibration.polish.batch <= whole.session.chunk
+    assert narrow.session.graph_chunk < narrow.session.recipe.calibration.polish.batch <= whole.session.graph_chunk
     a, b = polish(whole, tmp_path / "a"), polish(narrow, tmp_path / "b")
     assert b.record.loss_end == pytest.approx(a.record.loss_end, rel=0.02)
     second = numbers(narrow)
