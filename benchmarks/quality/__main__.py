@@ -32,6 +32,9 @@ def main() -> None:
     if args.table:
         print(report.render(load_rows(args.out)))
         return
+    if args.compact:
+        print(report.compact(load_rows(args.out), args.compact))
+        return
     if args.figure is not None:
         from benchmarks.quality.figure import draw_cosines
 
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     parser.add_argument("--table", action="store_true", help="print the tables and stop")
+    parser.add_argument("--compact", choices=MODELS, help="print the short table of a model and stop")
     parser.add_argument(
         "--figure", type=Path, help="draw the gradient cosines of the rows and stop (.svg or .png)"
     )

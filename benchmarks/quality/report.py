@@ -61,6 +61,52 @@ def render(rows: Rows) -> str:
     return "\n\n".join(parts) or "No row is measured yet."
 
 
+COMPACT = (
+    # rows of the short table that a README has room for: (blocks, polish) -> what to call it
+    (("nearest-minmax", NOTHING), "nearest, min-max"),
+    (("nearest-percentile", NOTHING), "nearest, percentile 99.9"),
+    (("nearest-mse", NOTHING), "nearest, MSE"),
+    (("ort-minmax", NOTHING), "ONNX Runtime `quantize_static`, min-max"),
+    (("ort-percentile", NOTHING), "ONNX Runtime `quantize_static`, percentile"),
+    (("modelopt-max", NOTHING), "NVIDIA ModelOpt, default"),
+    (("modelopt-smoothquant", NOTHING), "NVIDIA ModelOpt, SmoothQuant"),
+    (("modelopt-percentile", NOTHING), "NVIDIA ModelOpt, percentile"),
+    ((UNIFORM, NOTHING), "block reconstruction"),
+    ((UNIFORM, UNIFORM), "+ polish, `uniform`"),
+    ((UNIFORM, "noisy"), "+ polish, fixed exp(2 t/T)"),
+    ((UNIFORM, "relative"), "+ polish, `relative`"),
+    ((UNIFORM, "mse"), "+ polish, `mse`"),
+    ((UNIFORM, "gac"), "**+ polish, `gac`**"),
+)
+
+
+def compact(rows: Rows, model: str) -> str:
+    """Return the short table of one model: deployable graphs against float, mean ± sd over seeds."""
+    columns = [
+        "setting",
+        "method",
+        "seeds",
+        "output SQNR, noisy to clean (dB)",
+        "image PSNR (dB)",
+        "KID-Lite0",
+    ]
+    lines = [*_header(columns[0], columns[1:])]
+    for setting in SETTINGS:
+        groups = _groups(rows, model, setting, _GRAPHS[0])
+        for key, name in COMPACT:
+            if key in groups:
+                graphs = [m["graphs"][_GRAPHS[0]] for m in groups[key]]
+                buckets = " ".join(
+                    f"{spread(list(b)).mean:.1f}"
+                    for b in zip(*(g["sqnr_db_by_bucket"] for g in graphs), strict=True)
+                )
+                psnr, kid = (
+                    _cell([g[k] for g in graphs], f) for k, f in (("psnr_db", ".1f"), ("kid_lite0", ".2f"))
+                )
+                lines.append(f"| {setting.upper()} | {name} | {len(graphs)} | {buckets} | {psnr} | {kid} |")
+    return "\n".join(lines)
+
+
 def one_line(row: Mapping[str, Any]) -> str:
     """Return the most telling numbers of a row."""
     if "status" in row:
