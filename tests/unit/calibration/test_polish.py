@@ -209,7 +209,11 @@ def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: P
 def test_small_passes_give_the_same_polish(samples: CalibrationSet, tmp_path: Path) -> None:
     whole, parts = tiny_bench(samples), tiny_bench(samples)
     narrow = Bench(Narrow(**vars(parts.session)), parts.layers)
-    assert narrow.session.graph_chunk < narrow.session.recipe.calibration.polish.batch <= whole.session.graph_chunk
+    assert (
+        narrow.session.graph_chunk
+        < narrow.session.recipe.calibration.polish.batch
+        <= whole.session.graph_chunk
+    )
     a, b = polish(whole, tmp_path / "a"), polish(narrow, tmp_path / "b")
     assert b.record.loss_end == pytest.approx(a.record.loss_end, rel=0.02)
     second = numbers(narrow)
