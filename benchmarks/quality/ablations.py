@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.quality.candidates import Workshop
 from benchmarks.quality.exam import Measure
 from benchmarks.quality.measure import measure_row, row_digest
-from benchmarks.quality.pairing import compare_pairs, spread
+from benchmarks.quality.pairing import spread
 from benchmarks.quality.rows import NOTHING, UNIFORM, Row
 from benchmarks.quality.store import finished, keep_row, load_rows
 
@@ -44,8 +44,13 @@ VARIANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gac, objective images": (UNIFORM, "gac", ("calibration.objective=images",)),
     "gac, one logit a sample only": (UNIFORM, "gac", (f"{_W}.hierarchical=false",)),
     "gac, plain look-ahead": (UNIFORM, "gac", (f"{_W}.look_ahead=plain",)),
+    "gac, equal start, lr 0.1": (UNIFORM, "gac", (f"{_W}.prior=uniform", f"{_W}.lr=0.1")),
+    "gac, equal start, lr 0.1, plain look-ahead": (
+        UNIFORM,
+        "gac",
+        (f"{_W}.prior=uniform", f"{_W}.lr=0.1", f"{_W}.look_ahead=plain"),
+    ),
     "gac, without gradient matching": (UNIFORM, "gac", (f"{_W}.lambda_gm=0",)),
-    "gac, started from the objective": (UNIFORM, "gac", (f"{_W}.prior=objective",)),
     "relative": (UNIFORM, "relative", ()),
     "relative, objective images": (UNIFORM, "relative", ("calibration.objective=images",)),
     "relative in blocks and polish": ("relative", "relative", ()),
@@ -115,17 +120,18 @@ def _line(rows: dict[str, dict[str, Any]], head: tuple[str, ...], name: str) -> 
     found, base = _seeds(rows, head, name), _seeds(rows, head, BASE)
     buckets = np.mean([g["sqnr_db_by_bucket"] for g in found.values()], 0)
     psnr = spread([g["psnr_db"] for g in found.values()])
+    deviation = f" ± {psnr.sd:.2f}" if len(found) > 1 else ""
     both = sorted(found.keys() & base.keys())
     differences = ["", ""]
-    if name != BASE and len(both) > 1:
+    if name != BASE and both:
         pairs = [
-            compare_pairs([value(base[s]) for s in both], [value(found[s]) for s in both])
+            spread([value(found[s]) - value(base[s]) for s in both])
             for value in (lambda g: float(np.mean(g["sqnr_db_by_bucket"])), lambda g: g["psnr_db"])
         ]
-        differences = [f"{p.spread.mean:+.2f} ± {p.spread.sd:.2f}" for p in pairs]
+        differences = [f"{p.mean:+.2f}" + (f" ± {p.sd:.2f}" if len(both) > 1 else "") for p in pairs]
     return (
         f"| {name} | {len(found)} | {' '.join(f'{b:.1f}' for b in buckets)} | {differences[0]} | "
-        f"{psnr.mean:.2f} ± {psnr.sd:.2f} | {differences[1]} |"
+        f"{psnr.mean:.2f}{deviation} | {differences[1]} |"
     )
 
 
