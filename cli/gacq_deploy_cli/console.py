@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy_cli.interruption import attentive
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -44,6 +45,11 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Reporter]:
         """Yield a reporter: bars with ETA on a terminal, plain lines elsewhere, nothing with ``-q``."""
+        with self._drawn() as reporter, attentive(reporter) as heedful:
+            yield heedful
+
+    @contextmanager
+    def _drawn(self) -> Iterator[Reporter]:
         if self.verbosity < 0:
             yield SILENT
         elif sys.stderr.isatty():
