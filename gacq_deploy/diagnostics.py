@@ -132,6 +132,12 @@ class Diagnostics:
         _check_series("error_sqnr_db", self.error_sqnr_db, count)
 
 
+def mean_between_groups(matrix: NDArray[np.floating[Any]]) -> float:
+    """Return the mean of a ``[G, G]`` matrix over the pairs of different groups, 0 for a single group."""
+    count = len(matrix)
+    return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1))) if count > 1 else 0.0
+
+
 class _StageRecord(BaseModel):
     """The words of a stage, and its one number that is no array; its arrays lie beside it in the file."""
 

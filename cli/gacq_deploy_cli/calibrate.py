@@ -13,9 +13,6 @@ from gacq_deploy_cli.console import Output, Table, duration, size
 from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_option, set_option, with_output
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gacq_deploy.artifact import CalibrationArtifact
     from gacq_deploy.calibration.estimate import CalibrationEstimate
     from gacq_deploy.recipe import Recipe
@@ -106,14 +103,13 @@ def _stage_row(
     stage = None if artifact.diagnostics is None else artifact.diagnostics.stage(name)
     if stage is None:
         return (name, count, f"{before:.4g}", f"{after:.4g}", "", "", "")
-    cosines = [_mean_cosine(m) for m in (stage.cosine_before, stage.cosine_after) if m is not None]
+    from gacq_deploy.diagnostics import mean_between_groups
+
+    cosines = [
+        f"{mean_between_groups(m):.2f}" for m in (stage.cosine_before, stage.cosine_after) if m is not None
+    ]
     effective = f"{stage.effective_samples / len(stage.weights):.0%}"
     return (name, count, f"{before:.4g}", f"{after:.4g}", stage.mode, effective, " to ".join(cosines))
-
-
-def _mean_cosine(matrix: NDArray[np.float32]) -> str:
-    pairs = len(matrix) * (len(matrix) - 1)
-    return f"{(matrix.sum() - matrix.trace()) / max(pairs, 1):.2f}"
 
 
 def _output_sqnr(artifact: CalibrationArtifact) -> dict[str, list[float]]:

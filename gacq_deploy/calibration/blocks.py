@@ -32,7 +32,7 @@ from gacq_deploy.calibration.weighting import (
     stage_weights,
 )
 from gacq_deploy.calibration.weights import effective_samples
-from gacq_deploy.diagnostics import StageWeights
+from gacq_deploy.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.models.graph import Block, block_modules
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.trainable import free_weights
@@ -102,14 +102,8 @@ def _shown(record: BlockRecord, stage: StageWeights) -> dict[str, float]:
     """Return what a user wants to see of a block while she waits."""
     values = {"loss": record.loss_end, "effective": record.effective_samples}
     if stage.cosine_after is not None:
-        values["alignment"] = mean_off_diagonal(stage.cosine_after)
+        values["alignment"] = mean_between_groups(stage.cosine_after)
     return values
-
-
-def mean_off_diagonal(matrix: NDArray[np.float32]) -> float:
-    """Return the mean over the pairs of different groups, 0 for a single group."""
-    count = len(matrix)
-    return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1))) if count > 1 else 0.0
 
 
 def _ensure(
@@ -154,33 +148,27 @@ def _learn(
 @contextmanager
 def _as_function(work: _Work, data: BlockData, module: nn.Module) -> Iterator[StageLoss]:
     """Yield the block's loss as a function of what reconstruction learns: rounding logits and log scales."""
-    codes = {name: layer.codes for name, layer in work.layers.items()}
     begin_rounding(work.layers)
     try:
-        mine = {id(q.log_gain) for q in work.learnable}
-        theta = {
-            name: p
-            for name, p in module.named_parameters()
-            if name.endswith("rounding.alpha") or id(p) in mine
-        }
+        theta = _parameters(work, module, "rounding.alpha")
         metric = {name: 1.0 if name.endswith("alpha") else _SCALE_METRIC for name in theta}
         yield StageLoss(work.block.name, theta, _losses(data), metric)
     finally:
-        for name, layer in work.layers.items():
+        for layer in work.layers.values():
             layer.rounding = None
-            layer.codes = codes[name]
 
 
 def _cosines(session: Session, work: _Work, data: BlockData, module: nn.Module) -> NDArray[np.float32] | None:
     """Return the groups' gradient cosines in the quantized weights and the log scales, as they stand."""
     with free_weights(work.layers):
-        mine = {id(q.log_gain) for q in work.learnable}
-        theta = {
-            name: p
-            for name, p in module.named_parameters()
-            if name.endswith("weight_override") or id(p) in mine
-        }
+        theta = _parameters(work, module, "weight_override")
         return group_cosines(StageLoss(work.block.name, theta, _losses(data)), session.split)
+
+
+def _parameters(work: _Work, module: nn.Module, suffix: str) -> dict[str, nn.Parameter]:
+    """Return the block's parameters of that name and the log scales that are learned in it."""
+    scales = {id(q.log_gain) for q in work.learnable}
+    return {n: p for n, p in module.named_parameters() if n.endswith(suffix) or id(p) in scales}
 
 
 def _losses(data: BlockData) -> Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +17,7 @@ from gacq_deploy.calibration.alignment import (
     directional,
     hessian_vector,
 )
-from gacq_deploy.calibration.vectors import Vector
+from gacq_deploy.calibration.vectors import Vector, dot
 
 AskedMethod = Literal["auto", "forward", "double_backward", "finite_difference"]
 
@@ -68,7 +67,7 @@ def _agrees(step: LookAhead, w: Tensor, method: DirectionalMethod) -> bool:
     products: list[Tensor] = []
     if not _runs(lambda: products.append(directional(step.train, step.theta, step.g, method))):
         return False
-    expected = math.fsum(float(x.double().pow(2).sum()) for x in step.g)
+    expected = dot(step.g, step.g)
     found = float((w.double() * products[0].double()).sum())
     return abs(found - expected) <= _ADJOINT * expected
 

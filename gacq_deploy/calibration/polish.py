@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gacq_deploy.artifact import PolishRecord
-from gacq_deploy.calibration.blocks import mean_off_diagonal, pack_weights, unpack_weights
+from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
 from gacq_deploy.calibration.journal import Journal, scalar
 from gacq_deploy.calibration.objective import trajectory_gains
 from gacq_deploy.calibration.output_error import output_loss, output_losses
@@ -29,7 +29,7 @@ from gacq_deploy.calibration.weighting import (
     stage_weights,
 )
 from gacq_deploy.calibration.weights import effective_samples
-from gacq_deploy.diagnostics import StageWeights
+from gacq_deploy.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.learning import PolishSection
 from gacq_deploy.quant.layers import QuantizedLayer
@@ -166,13 +166,12 @@ def _weigh(
     """Learn the weights of the polish on the model as it now stands; ``start`` are the losses [N] it began with."""
     split, weighting = session.split, session.weighting
     seed = session.recipe.calibration.seed * 100_003 + len(session.graph.blocks)
-    compared = StageLoss(loss.name, loss.theta, loss.losses, _metric(session, loss))
+    is_learned = weighting.is_learned(POLISH)
+    compared = replace(loss, metric=_metric(session, loss)) if is_learned else loss
     learned = weighting.weigh(POLISH, compared, start, seed=seed, gains=gains)
     if learned.fallback:
         session.report.note(f"{POLISH}: {' '.join(learned.notes)}")
-    alignment = (
-        sample_alignments(compared, split, session.graph_chunk) if weighting.is_learned(POLISH) else None
-    )
+    alignment = sample_alignments(compared, split, session.graph_chunk) if is_learned else None
     return {**pack_weights(learned), **({} if alignment is None else {"alignment": alignment})}
 
 
@@ -180,7 +179,7 @@ def _shown(begun: Mapping[str, Array]) -> dict[str, float]:
     """Return what a user wants to see of the weights while she waits."""
     values = {"effective": effective_samples(begun["weights"])}
     if "cosine_before" in begun:
-        values["alignment"] = mean_off_diagonal(begun["cosine_before"])
+        values["alignment"] = mean_between_groups(begun["cosine_before"])
     return values
 
 

@@ -15,6 +15,8 @@ SCHEMA = "gacq-deploy/export/1"
 FLOAT, CANONICAL, CPU = "float.onnx", "int8.onnx", "int8.cpu.onnx"
 FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data"))
 """Every file an export may write beside its manifest."""
+LINT_TARGETS = {CANONICAL: ("tensorrt", "openvino"), CPU: ("ort-cpu",)}
+"""Exported graph -> the engines whose rules it must keep."""
 
 
 class _Record(BaseModel):

@@ -24,6 +24,7 @@ from gacq_deploy.export.record import (
     CPU,
     FILES,
     FLOAT,
+    LINT_TARGETS,
     ExportedFile,
     ExportRecord,
     LintCounts,
@@ -49,7 +50,6 @@ _GRAPHS: dict[Targets, tuple[str, ...]] = {
     "cpu": (FLOAT, CPU),
     "both": (FLOAT, CANONICAL, CPU),
 }
-_LINT_TARGETS = {CANONICAL: ("tensorrt", "openvino"), CPU: ("ort-cpu",)}
 _FLOAT_TOLERANCE = 1e-4
 _CHECKED_ROWS = 16
 
@@ -144,7 +144,7 @@ class _Export:
         return float_graph(denoiser, opset=self.recipe.export.opset)
 
     def _add(self, name: str, graph: onnx.ModelProto, placement: Placement) -> None:
-        for target in _LINT_TARGETS[name]:
+        for target in LINT_TARGETS[name]:
             findings = lint_graph(graph, target=target)
             if broken := errors_in(findings):
                 raise ExportError(

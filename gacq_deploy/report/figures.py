@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from gacq_deploy.diagnostics import ERROR_STAGES, Diagnostics, StageWeights
+from gacq_deploy.diagnostics import ERROR_STAGES, Diagnostics, StageWeights, mean_between_groups
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.charts import (
     Axes,
@@ -309,7 +309,7 @@ def _between(matrix: Floats | None) -> float | None:
     """Return the mean over pairs of different groups."""
     if matrix is None or len(matrix) < 2:
         return None
-    return float(matrix[~np.eye(len(matrix), dtype=bool)].mean())
+    return mean_between_groups(np.asarray(matrix, np.float64))
 
 
 def _ranks(values: Floats) -> Floats:

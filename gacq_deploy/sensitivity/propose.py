@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gacq_deploy.errors import UsageError
 from gacq_deploy.export.lint import errors_in, lint_graph
-from gacq_deploy.parity.exact import CANONICAL, CPU
+from gacq_deploy.export.record import LINT_TARGETS
 from gacq_deploy.sensitivity.measure import Meter, Ranking, States
 from gacq_deploy.sensitivity.report import Asked, Levels, Proposal, Step
 from gacq_deploy.sensitivity.variants import Variants
@@ -22,7 +22,6 @@ from gacq_deploy.sensitivity.variants import Variants
 MARGIN_DB = 1.0
 """Added to the recipe's gate: parity measures other states than the probe holds."""
 _SHARE = 4
-_LINT_TARGETS = {CANONICAL.file: ("tensorrt", "openvino"), CPU.file: ("ort-cpu",)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Search:
         return tuple(
             f"{v.flavour.file} for {target}: {finding}"
             for v in self.judged
-            for target in _LINT_TARGETS[v.flavour.file]
+            for target in LINT_TARGETS[v.flavour.file]
             for finding in errors_in(lint_graph(v.without(modules), target=target))
         )
 
