@@ -28,10 +28,17 @@ def zero_point_not_zero(view: QuantView) -> Iterator[Hit]:
 
 
 def uint8_codes(view: QuantView) -> Iterator[Hit]:
-    """Find unsigned codes."""
+    """Find activations with unsigned codes."""
     for item in view.linears:
-        if view.code_type(item) == TensorProto.UINT8:
+        if view.code_type(item) == TensorProto.UINT8 and view.index.constant(item.data) is None:
             yield Hit(name_of(item.node), "uint8 codes")
+
+
+def uint8_weights(view: QuantView) -> Iterator[Hit]:
+    """Find stored unsigned codes."""
+    for item in view.dequantizers:
+        if view.code_type(item) == TensorProto.UINT8 and view.index.constant(item.data) is not None:
+            yield Hit(name_of(item.node), "stored uint8 codes")
 
 
 def signed_activations(view: QuantView) -> Iterator[Hit]:
@@ -75,6 +82,13 @@ def zero_point_type(view: QuantView) -> Iterator[Hit]:
             )
 
 
+def zero_point_shape(view: QuantView) -> Iterator[Hit]:
+    """Find zero points that are not one for each scale."""
+    for item in view.linears:
+        if item.scale is not None and item.zero_point is not None and item.scale.size != item.zero_point.size:
+            yield Hit(name_of(item.node), f"{item.scale.size} scales, {item.zero_point.size} zero points")
+
+
 def scale_missing(view: QuantView) -> Iterator[Hit]:
     """Find Q/DQ nodes without a scale."""
     known = set(view.index.initializers) | set(view.index.producers) | set(view.index.inputs)
@@ -85,16 +99,18 @@ def scale_missing(view: QuantView) -> Iterator[Hit]:
 
 
 def scale_at_run_time(view: QuantView) -> Iterator[Hit]:
-    """Find scales that depend on a graph input."""
-    for item in view.linears:
-        sources = view.index.computed_from(item.node.input[1]) if len(item.node.input) > 1 else set()
-        if sources:
-            yield Hit(name_of(item.node), f"scale computed from {', '.join(sorted(sources))}")
+    """Find activation scales that depend on a graph input."""
+    yield from _at_run_time(view, stored=False)
+
+
+def weight_scale_at_run_time(view: QuantView) -> Iterator[Hit]:
+    """Find scales of stored tensors that depend on a graph input."""
+    yield from _at_run_time(view, stored=True)
 
 
 def scale_not_positive(view: QuantView) -> Iterator[Hit]:
-    """Find scales that are zero or negative."""
-    yield from _scales(view, lambda s: s <= 0)
+    """Find scales that are zero, negative or no number."""
+    yield from _scales(view, lambda s: ~(s > 0))
 
 
 def scale_not_finite(view: QuantView) -> Iterator[Hit]:
@@ -145,9 +161,8 @@ def wrong_axis(view: QuantView) -> Iterator[Hit]:
         if attribute(item.node, "block_size", 0):
             continue
         axis = attribute(item.node, "axis", 1) % codes.ndim
-        for node in view.readers(item.node.output[0]):
-            wanted = _wanted_axis(view, item, node, codes.ndim)
-            if wanted is not None and wanted != axis:
+        for node, wanted in _channel_axes(view, item.node.output[0], codes.ndim):
+            if wanted != axis:
                 yield Hit(name_of(item.node), f"axis {axis}, {node.op_type} '{name_of(node)}' needs {wanted}")
 
 
@@ -156,6 +171,44 @@ def per_channel_activation(view: QuantView) -> Iterator[Hit]:
     for item in view.quantizers:
         if view.index.constant(item.data) is None and item.scale is not None and item.scale.size > 1:
             yield Hit(name_of(item.node), f"{item.scale.size} scales")
+
+
+def activation_scale_rank(view: QuantView) -> Iterator[Hit]:
+    """Find convolution inputs whose one scale is stored as a vector: it reads as one scale per channel."""
+    for item in view.dequantizers:
+        if view.is_weight(item) or item.scale is None or item.scale.shape != (1,):
+            continue
+        readers = view.readers_behind(item.node.output[0], joins=True)
+        if any(n.op_type == "Conv" and position == 0 for n, position in readers):
+            yield Hit(name_of(item.node), "scale of shape [1]")
+
+
+def block_scales(view: QuantView) -> Iterator[Hit]:
+    """Find blocked weights of layers whose activation is quantized too."""
+    for node in view.index.of_type(*LAYERS):
+        item = view.weight(node)
+        if item is None or item.scale is None or not view.is_quantized(node.input[0]):
+            continue
+        block = attribute(item.node, "block_size", 0)
+        if block and item.scale.shape[attribute(item.node, "axis", 1)] > 1:
+            yield Hit(name_of(item.node), f"block size {block}")
+
+
+def low_bit_convolution(view: QuantView) -> Iterator[Hit]:
+    """Find convolutions with weight codes below 8 bits."""
+    for node in view.index.of_type("Conv"):
+        item = view.weight(node)
+        codes = view.code_type(item) if item is not None else None
+        if item is not None and codes in (TensorProto.INT4, TensorProto.UINT4):
+            yield Hit(name_of(item.node), f"{type_name(codes)} codes")
+
+
+def float8_codes(view: QuantView) -> Iterator[Hit]:
+    """Find floating-point codes."""
+    for item in view.linears:
+        codes = view.code_type(item)
+        if codes in (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.FLOAT4E2M1):
+            yield Hit(name_of(item.node), f"{type_name(codes)} codes")
 
 
 def weight_rounded_by_engine(view: QuantView) -> Iterator[Hit]:
@@ -269,17 +322,28 @@ def _codes(view: QuantView, item: Linear) -> Array | None:
     return view.index.constant(source.input[0]) if source is not None else None
 
 
-def _wanted_axis(view: QuantView, item: Linear, node: NodeProto, rank: int) -> int | None:
-    """Return the axis a reader of a weight DQ wants; None if the reader says nothing."""
-    tensor = item.node.output[0]
-    if node.op_type in (*LAYERS, "ConvTranspose") and len(node.input) > 1 and node.input[1] == tensor:
-        return weight_axis(node, rank)
-    if node.op_type == "Transpose" and rank == 2:
-        users = [
-            n for n in view.readers(node.output[0]) if n.op_type == "MatMul" and n.input[1] == node.output[0]
-        ]
-        return 0 if users else None
-    return None
+def _channel_axes(view: QuantView, tensor: str, rank: int) -> Iterator[tuple[NodeProto, int]]:
+    """Yield the layers that read a stored tensor as their weight, and which of its axes is their channels'."""
+    pending = [(tensor, list(range(rank)))]
+    while pending:
+        name, axes = pending.pop()
+        for node, position in view.index.readers(name):
+            if node.op_type == "Transpose":
+                order = attribute(node, "perm", list(reversed(range(rank))))
+                pending.append((node.output[0], [axes[i] for i in order]))
+            elif node.op_type in ("Identity", "Cast"):
+                pending.append((node.output[0], axes))
+            elif node.op_type in (*LAYERS, "ConvTranspose") and position == 1:
+                yield node, axes[weight_axis(node, rank)]
+            elif node.op_type == "MatMul" and position == 0:
+                yield node, axes[rank - 2]
+
+
+def _at_run_time(view: QuantView, *, stored: bool) -> Iterator[Hit]:
+    for item in view.linears:
+        sources = view.index.computed_from(item.node.input[1]) if len(item.node.input) > 1 else set()
+        if sources and stored == (view.index.constant(item.data) is not None):
+            yield Hit(name_of(item.node), f"scale computed from {', '.join(sorted(sources))}")
 
 
 def _float_type(view: QuantView, tensor: str) -> int | None:

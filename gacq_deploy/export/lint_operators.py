@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from onnx import NodeProto, defs
+
 from gacq_deploy.export.graph import opset_of
 from gacq_deploy.export.lint_view import Hit, QuantView, name_of
 
@@ -45,17 +47,22 @@ def integer_operator(view: QuantView) -> Iterator[Hit]:
 
 
 def foreign_domain(view: QuantView) -> Iterator[Hit]:
-    """Find operators outside the standard domain."""
-    yield from _foreign(view, _STANDARD_DOMAINS)
+    """Find operators outside the standard domain that have no standard namesake."""
+    yield from (hit for node, hit in _foreign(view, _STANDARD_DOMAINS) if not defs.has(node.op_type))
+
+
+def foreign_namesake(view: QuantView) -> Iterator[Hit]:
+    """Find operators outside the standard domain that are called like a standard one."""
+    yield from (hit for node, hit in _foreign(view, _STANDARD_DOMAINS) if defs.has(node.op_type))
 
 
 def foreign_domain_onnxruntime(view: QuantView) -> Iterator[Hit]:
     """Find operators that ONNX Runtime does not ship."""
-    yield from _foreign(view, _ONNXRUNTIME_DOMAINS)
+    yield from (hit for _, hit in _foreign(view, _ONNXRUNTIME_DOMAINS))
 
 
-def _foreign(view: QuantView, known: tuple[str, ...]) -> Iterator[Hit]:
-    # Q/DQ of com.microsoft is ONNX Runtime's own, older form
+def _foreign(view: QuantView, known: tuple[str, ...]) -> Iterator[tuple[NodeProto, Hit]]:
+    own = {(function.domain, function.name) for function in view.index.model.functions}
     for node in view.index.nodes:
-        if node.domain not in known:
-            yield Hit(name_of(node), f"{node.domain}.{node.op_type}")
+        if node.domain not in known and (node.domain, node.op_type) not in own:
+            yield node, Hit(name_of(node), f"{node.domain}.{node.op_type}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from onnx import NodeProto
+
 from gacq_deploy.export.graph import DEQUANTIZE, QUANTIZE
 from gacq_deploy.export.lint_view import LAYERS, Hit, Linear, QuantView, name_of, same_values
 
@@ -50,12 +52,11 @@ def several_scales(view: QuantView) -> Iterator[Hit]:
 def concat_branches(view: QuantView) -> Iterator[Hit]:
     """Find layers that read a concatenation of tensors with different scales."""
     for node in view.index.of_type("Concat"):
-        branches = [view.activation(name) for name in node.input]
-        scales = [b.scale for b in branches if b is not None]
+        scales = [b.scale for b in view.leaves(node.output[0]) if b is not None]
         if len(scales) < 2 or all(same_values(scales[0], s) for s in scales[1:]):
             continue
         readers = [
-            n for n, index in view.readers_behind(node.output[0]) if n.op_type in LAYERS and index == 0
+            n for n, i in view.readers_behind(node.output[0], joins=True) if n.op_type in LAYERS and i == 0
         ]
         if readers:
             yield Hit(
@@ -64,10 +65,13 @@ def concat_branches(view: QuantView) -> Iterator[Hit]:
 
 
 def attention_product(view: QuantView) -> Iterator[Hit]:
-    """Find products of two activations that are quantized."""
-    for node in view.index.of_type("MatMul"):
-        if not view.stored_weight(node) and any(view.activation(name) is not None for name in node.input):
-            yield Hit(name_of(node), "quantized operand of a product of two activations")
+    """Find products of two activations that are both quantized."""
+    yield from _products(view, operands=2, detail="both operands of a product of two activations quantized")
+
+
+def product_of_one(view: QuantView) -> Iterator[Hit]:
+    """Find products of two activations of which one is quantized."""
+    yield from _products(view, operands=1, detail="one operand of a product of two activations quantized")
 
 
 def transposed_convolution(view: QuantView) -> Iterator[Hit]:
@@ -100,7 +104,7 @@ def float_conv_output(view: QuantView) -> Iterator[Hit]:
 def orphan_quantizer(view: QuantView) -> Iterator[Hit]:
     """Find quantizers whose codes no dequantizer reads."""
     for item in view.quantizers:
-        readers = [n for n, _ in view.readers_behind(item.node.output[0])]
+        readers = [n for n, _ in view.readers_behind(item.node.output[0], joins=True)]
         if not any(
             n.op_type == DEQUANTIZE or "Integer" in n.op_type or n.op_type.startswith("QLinear")
             for n in readers
@@ -161,19 +165,23 @@ def _weight_only(view: QuantView, op_types: tuple[str, ...]) -> Iterator[Hit]:
             yield Hit(name_of(node), "weight quantized, activation float")
 
 
+def _products(view: QuantView, *, operands: int, detail: str) -> Iterator[Hit]:
+    for node in view.index.of_type("MatMul"):
+        if view.is_product(node) and sum(view.is_quantized(name) for name in node.input) == operands:
+            yield Hit(name_of(node), detail)
+
+
 def _has_source(view: QuantView, item: Linear) -> bool:
     if not view.index.computed_from(item.data):
         return True
     node = view.index.producer(item.data)
-    while node is not None and node.op_type in (
-        "Identity",
-        "Transpose",
-        "Reshape",
-        "MaxPool",
-        "Slice",
-        "Concat",
-    ):
-        node = view.index.producer(node.input[0])
+    while node is not None and (origin := next(iter(_sources(view, node)), None)) is not None:
+        node = view.index.producer(origin)
     return node is not None and (
         node.op_type == QUANTIZE or "Linear" in node.op_type or "Integer" in node.op_type
     )
+
+
+def _sources(view: QuantView, node: NodeProto) -> list[str]:
+    origin = view.handed_on(node)
+    return view.joined(node) if origin is None else [origin]

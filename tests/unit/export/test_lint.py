@@ -2,82 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.lint import RULES, TARGETS, count_findings, lint_file, lint_graph
+from gacq_deploy.export.lint import (
+    RULES,
+    TARGETS,
+    count_findings,
+    lint_file,
+    lint_graph,
+    predict,
+    predict_layers,
+    why_not_int8,
+)
 from gacq_deploy.export.qdq import insert_qdq
+from tests.support import qdq_blocks as blocks
+from tests.support import qdq_graphs as graphs
+from tests.support.graph_sketch import CODES, SCALES, Q, Sketch
+from tests.support.qdq_patterns import BETWEEN, RESIZE
 
 Array = np.ndarray[Any, Any]
-Q, DQ = "QuantizeLinear", "DequantizeLinear"
-
-
-@dataclass
-class Sketch:
-    """A small graph under construction: ``x`` [1, 4, 8, 8] in, ``y`` out."""
-
-    opset: int = 20
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    stored: list[onnx.TensorProto] = field(default_factory=list)
-    domains: list[str] = field(default_factory=list)
-    inputs: dict[str, Sequence[int]] = field(default_factory=lambda: {"x": [1, 4, 8, 8]})
-
-    def store(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        self.stored.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def node(
-        self, op_type: str, inputs: Sequence[str], output: str, name: str = "", **attributes: Any
-    ) -> str:
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name or output, **attributes))
-        return output
-
-    def pair(
-        self, data: str, name: str, scale: Any = 0.1, zero: Any = 0, dtype: Any = np.int8, **attributes: Any
-    ) -> str:
-        """Quantize and dequantize ``data``."""
-        half = isinstance(scale, np.float16)
-        self.store(f"{name}.scale", scale, np.float16 if half else np.float32)
-        self.store(f"{name}.zero", np.full(np.shape(scale), zero, dtype), dtype)
-        self.node(Q, [data, f"{name}.scale", f"{name}.zero"], f"{name}.codes", f"{name}/Q", **attributes)
-        return self.dequantize(f"{name}.codes", f"{name}.scale", f"{name}.zero", name, **attributes)
-
-    def dequantize(self, codes: str, scale: str, zero: str, name: str, **attributes: Any) -> str:
-        return self.node(DQ, [codes, scale, zero], f"{name}.dequantized", f"{name}/DQ", **attributes)
-
-    def weight(self, name: str, codes: Any, scale: Any, axis: int = 0, dtype: Any = np.int8) -> str:
-        """Store codes and dequantize them."""
-        self.store(f"{name}.codes", codes, dtype)
-        half = np.asarray(scale).dtype == np.float16
-        self.store(f"{name}.scale", scale, np.float16 if half else np.float32)
-        self.store(f"{name}.zero", np.zeros(np.shape(scale)), dtype)
-        return self.dequantize(f"{name}.codes", f"{name}.scale", f"{name}.zero", name, axis=axis)
-
-    def conv(self, data: str, output: str = "y", *extra: str, weight: str = "") -> str:
-        weight = weight or self.weight(f"{output}.w", CODES, SCALES)
-        return self.node("Conv", [data, weight, *extra], output, f"{output}/Conv", pads=[1, 1, 1, 1])
-
-    def model(self, output: str = "y") -> onnx.ModelProto:
-        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in self.inputs.items()]
-        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
-        graph = helper.make_graph(self.nodes, "g", inputs, outputs, self.stored)
-        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in self.domains)]
-        return helper.make_model(graph, opset_imports=opsets)
-
-
-CODES = np.random.default_rng(0).integers(-127, 128, (4, 4, 3, 3)).astype(np.int8)
+BYTES, NIBBLES = graphs.CODES.view(np.uint8), graphs.CODES // 16
 MATRIX = CODES[:, :, 0, 0]
-SCALES = np.full(4, 0.01, np.float32)
 UNITS = SCALES * np.float32(0.1)  # of the accumulator, when the input has scale 0.1
 
 
@@ -328,6 +285,11 @@ def _float_graph() -> onnx.ModelProto:
     return s.model()
 
 
+def _blocked(size: int) -> Callable[[], onnx.ModelProto]:
+    attributes = {"op": "MatMul", "axis": 0, "block_size": size}
+    return lambda: graphs.stored_weight(graphs.BLOCKED, np.int8, **attributes)
+
+
 def _operator(op: str, domain: str = "", opset: int = 20) -> Callable[[], onnx.ModelProto]:
     def build() -> onnx.ModelProto:
         s = Sketch(opset=opset, domains=[domain] if domain else [])
@@ -361,14 +323,24 @@ CASES = [
     Case("scale-denormal", TRT, "error", "a/Q", _with(scale=1e-40)),
     Case("scale-run-time", TRT, "error", "a/Q", _scale_at_run_time),
     Case("scale-run-time", ORT, "warn", "a/Q", _scale_at_run_time),
+    Case("scale-not-positive", TRT, "error", "a/Q", _with(scale=NAN), "nan"),
+    Case("weight-scale-run-time", TRT, "error", "w/DQ", graphs.weight_scale_at_run_time),
     Case("scale-half", TRT, "warn", "a/Q", _half_scale),
     Case("zero-point-not-zero", TRT, "error", "a/Q", _with(zero=3)),
     Case("zero-point-missing", TRT, "error", "a/Q", _zero_point_missing),
     Case("zero-point-missing", OV, "warn", "a/Q", _zero_point_missing),
     Case("zero-point-type", ORT, "error", "w/DQ", _zero_point_of_another_type),
     Case("zero-point-type", OV, "error", "a/Q", _with(dtype=np.int16), "int16"),
+    Case(
+        "zero-point-shape",
+        TRT,
+        "error",
+        "w/DQ",
+        lambda: graphs.stored_weight(graphs.CODES, np.int8, zero=0, axis=0),
+    ),
     Case("code-type", TRT, "error", "a/Q", _with(dtype=np.int16)),
     Case("uint8-codes", TRT, "error", "a/Q", _with(dtype=np.uint8)),
+    Case("uint8-weights", TRT, "error", "w/DQ", lambda: graphs.stored_weight(BYTES, np.uint8, axis=0)),
     Case("signed-activations", ORT, "warn", "a/Q", _with()),
     Case("signed-activations-opset", ORT, "warn", "a/Q", _with_opset(21)),
     Case("channel-count", ORT, "error", "w/DQ", _with_weight(scale=np.ones(3))),
@@ -380,6 +352,16 @@ CASES = [
     Case("weight-per-tensor", TRT, "info", "w/DQ", _with_weight(scale=np.float32(0.1))),
     Case("weight-code-128", TRT, "warn", "w/DQ", _with_weight(np.where(CODES.max() == CODES, -128, CODES))),
     Case("activation-per-channel", TRT, "error", "a/Q", _with(scale=SCALES, axis=1)),
+    Case("activation-scale-rank", TRT, "warn", "a/DQ", lambda: graphs.scale_vector("Conv")),
+    Case("block-scales", TRT, "error", "w/DQ", _blocked(32)),
+    Case(
+        "low-bit-convolution",
+        TRT,
+        "error",
+        "w/DQ",
+        lambda: graphs.stored_weight(NIBBLES, ml_dtypes.int4, axis=0),
+    ),
+    Case("float8-codes", TRT, "info", "a/Q", graphs.float8),
     Case("bias-int32", TRT, "error", "bias/DQ", _bias_int32),
     Case("bias-float", ORT, "warn", "h/Conv", clean),
     Case("bias-overflow", ORT, "error", "h/Conv", _cpu(bias=[0, 1e8, 0, 0])),
@@ -390,8 +372,14 @@ CASES = [
     Case("weight-only-matmul", TRT, "info", "layer", _weight_only("MatMul")),
     Case("several-scales", TRT, "warn", "a/Q", _several_scales),
     Case("concat-scales", TRT, "warn", "joined", lambda: _concat((0.1, 0.2), False)),
+    *(
+        Case("concat-scales", TRT, "warn", "joined", lambda k=k: graphs.joined(k), k)
+        for k in ("nested", "pooled", "then-pooled")
+    ),
+    Case("weight-only-conv", TRT, "warn", "y/Conv", lambda: graphs.behind(RESIZE, before=True), "resize"),
     Case("attention-product", TRT, "warn", "product", _attention_product),
     Case("attention-product", OV, "info", "product", _attention_product),
+    Case("product-of-one", TRT, "warn", "product-qk", lambda: blocks.attention(quantized="q")),
     Case("conv-transpose", TRT, "warn", "up", _conv_transpose),
     Case("conv-output-quantized", TRT, "info", "b/Q", _output_quantized),
     Case("conv-output-float", ORT, "warn", "h/Conv", clean),
@@ -407,12 +395,14 @@ CASES = [
     Case("opset-refused", TRT, "error", "(graph)", _with_opset(26), "new"),
     Case("opset-untested", TRT, "warn", "(graph)", _with_opset(18), "old"),
     Case("opset-untested", OV, "warn", "(graph)", _with_opset(23), "new"),
-    Case("attention-operator", TRT, "error", "special", _operator("Attention", opset=23)),
+    Case("attention-operator", TRT, "warn", "special", _operator("Attention", opset=23)),
     *(
         Case("integer-operator", TRT, "error", "special", _operator(op), op)
         for op in ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
     ),
-    Case("foreign-domain", TRT, "error", "special", _operator("Gelu", "com.microsoft"), "microsoft"),
+    Case("foreign-domain", TRT, "error", "special", _operator("QuickGelu", "com.microsoft"), "microsoft"),
+    Case("foreign-namesake", TRT, "warn", "special", _operator("Gelu", "com.microsoft")),
+    Case("foreign-namesake", OV, "error", "special", _operator("Gelu", "com.microsoft")),
     Case("foreign-domain", ORT, "error", "special", _operator("Swirl", "org.example"), "unknown"),
 ]
 
@@ -542,3 +532,36 @@ def test_unknown_targets_are_refused() -> None:
     with pytest.raises(UsageError, match="'tpu'") as raised:
         lint_graph(clean(), target="tpu")
     assert all(target in raised.value.hint for target in TARGETS)
+
+
+@pytest.mark.parametrize("name", [n for n, (_, outcome) in BETWEEN.items() if outcome == "int8"])
+def test_only_tensorrt_is_said_to_see_a_pair_through_operators(name: str) -> None:
+    model = graphs.behind(BETWEEN[name][0], before=True)
+    assert [f for f in lint_graph(model, target="tensorrt") if f.rule == "weight-only-conv"] == []
+    near = {f.rule for f in lint_graph(model, target="openvino")}
+    assert ("weight-only-conv" in near) == (name != "identity")
+
+
+def test_a_prediction_says_what_ends_the_build() -> None:
+    refused = predict(graphs.integer_bias())
+    assert refused.outcome == "refused"
+    assert refused.end is not None
+    assert refused.end.rule == "bias-int32"
+    assert set(refused.layers.values()) == {"refused"}
+    assert predict(graphs.scale_from("data")).outcome == "crash"
+    assert predict(graphs.integer_operator("QLinearConv")).outcome == "refused"
+
+
+def test_reasons_belong_to_the_layers_they_slow_down() -> None:
+    s = Sketch()
+    good = s.conv(s.pair("x", "a"), "good")
+    s.node("Sigmoid", [good], "gate")
+    s.conv(s.pair("gate", "b", scale=SCALES, axis=1), "bad")
+    model = s.model("bad")
+    assert {n: f.rule for n, f in why_not_int8(model).items()} == {"bad/Conv": "activation-per-channel"}
+    assert predict_layers(model) == {"good/Conv": "int8", "bad/Conv": "float"}
+
+
+def test_layers_without_a_name_go_by_what_they_write() -> None:
+    assert set(predict_layers(graphs.nameless())) == {"node_of_y"}
+    assert predict(_float_graph()).layers == {}
