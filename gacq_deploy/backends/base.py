@@ -42,6 +42,10 @@ class Engine(Protocol):
     def outputs(self) -> tuple[TensorInfo, ...]:
         """Declared outputs."""
 
+    @property
+    def max_rows(self) -> int | None:
+        """Largest batch of one run; None: any."""
+
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once on host arrays.
 
@@ -82,6 +86,11 @@ class HostEngine(ABC):
     def outputs(self) -> tuple[TensorInfo, ...]:
         """Declared outputs."""
         return self._outputs
+
+    @property
+    def max_rows(self) -> int | None:
+        """Largest batch of one run; None: any."""
+        return None
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import tempfile
@@ -10,6 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+
+# its wheels report every process to their maker, and leave an identifier in the home directory, unless told first
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from onnxruntime import (
     GraphOptimizationLevel,
     InferenceSession,
@@ -126,6 +130,21 @@ def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
         graph = onnx.load(str(path), load_external_data=False).graph
     readers = {name.removesuffix(_EXACT_SUFFIX): node for node in graph.node for name in node.input}
     return tuple(_kernel_use(layer, readers) for layer in layers)
+
+
+def offered_providers() -> tuple[str, ...]:
+    """Return the execution providers that this build knows; a library of one may still be missing."""
+    return tuple(get_available_providers())
+
+
+def opens_on(provider: str, model: bytes) -> bool:
+    """Tell whether a session on ``provider`` can be created; the reason why not is ONNX Runtime's own, on stderr.
+
+    Raises:
+        ArtifactError, EngineError: the model cannot be read or run at all.
+    """
+    session = _create_session(model, session_options(threads=1, optimize=True), provider)
+    return bool(session.get_providers()[:1] == [provider])
 
 
 def saturates_u8s8(machine: str, flags: frozenset[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,11 @@ import pytest
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.backends.stepped import SteppedEngine
+from gacq_deploy.backends.trt import TrtEngine
 from gacq_deploy.errors import EngineError
+from tests.support.fake_cuda import FakeDriver, fake_device, fake_driver
+from tests.support.fake_trt import fake_trt, write_plan
 from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
 
 Opener = Callable[[], Engine]
@@ -28,18 +32,38 @@ def _function() -> Engine:
     return FunctionEngine(lambda f: {"output": reference(dict(f)).astype(np.float32)}, inputs, outputs)
 
 
+def _stepped(model: Path) -> Engine:
+    """Two engines of one graph that share a batch by row."""
+    one, other = (open_engine("ort-cpu", model, threads=1) for _ in range(2))
+    return SteppedEngine(one, other, lambda timesteps: timesteps % 2 == 0)
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeDriver]:
+    with fake_driver() as driver:
+        yield driver
+
+
 @pytest.fixture(
-    params=["function", "ort-cpu", "ort-cpu/bytes", "ort-cpu/plain", "openvino", "openvino/bytes"]
-)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    params=[
+        "function", "ort-cpu", "ort-cpu/bytes", "ort-cpu/plain", "openvino", "openvino/bytes", "stepped",
+        "tensorrt/fake", "tensorrt-rtx/fake",
+    ]
+)  # fmt: skip
+def opener(request: pytest.FixtureRequest, tmp_path: Path, gpu: FakeDriver) -> Opener:
     name, _, how = request.param.partition("/")
     if name == "function":
         return _function
+    if how == "fake":
+        plan = write_plan(tmp_path / "engine.plan")
+        return lambda: TrtEngine(plan, library=fake_trt(gpu, name), device=fake_device(gpu))
     if name == "openvino":
         pytest.importorskip("openvino")
     data = denoiser_graph().SerializeToString()
     path = tmp_path / "float.onnx"
     path.write_bytes(data)
+    if name == "stepped":
+        return lambda: _stepped(path)
     return lambda: open_engine(name, data if how == "bytes" else path, threads=1, optimize=how != "plain")
 
 

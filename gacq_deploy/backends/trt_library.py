@@ -1,0 +1,129 @@
+"""Which TensorRT is here? Two libraries with one API: `tensorrt` for production, `tensorrt-rtx` anywhere."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+from gacq_deploy.errors import BackendUnavailable
+
+TrtName = Literal["tensorrt", "tensorrt-rtx"]
+TRT_NAMES: tuple[TrtName, ...] = get_args(TrtName)
+OLDEST: dict[TrtName, tuple[int, int]] = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 4)}
+"""The first versions whose API this package was written against."""
+INSTALLS = (
+    "pip install 'gacq-deploy[trt]'    (TensorRT: builds and runs on the GPU it is built for)\n"
+    "pip install 'gacq-deploy[rtx]'    (TensorRT-RTX: builds without a GPU, runs on RTX GPUs)"
+)
+_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+# the two wheels of TensorRT-RTX can be installed without their small front package
+_MODULES: dict[TrtName, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A CUDA device: its name, compute capability (``8.6``) and the driver's CUDA version (``13000`` is 13.0)."""
+
+    name: str
+    compute_capability: str
+    driver: int
+
+
+@dataclass(frozen=True)
+class TrtLibrary:
+    """A loaded library: ``module`` is its Python API, the same names for both but for a few."""
+
+    name: TrtName
+    module: Any
+    version: str
+
+    @property
+    def major(self) -> int:
+        """Major version."""
+        return int(self.version.split(".")[0])
+
+    @property
+    def label(self) -> str:
+        """``tensorrt-rtx-1.7.1.116``, for reports and manifests."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def network_flags(self) -> int:
+        """Flags of ``create_network``: TensorRT 10 must be told that types are the graph's, later ones always do."""
+        if self.name == "tensorrt-rtx" or self.major >= 11:
+            return 0
+        return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def load_trt(name: TrtName) -> TrtLibrary:
+    """Import a TensorRT library.
+
+    Raises:
+        BackendUnavailable: not installed, its shared objects do not load, or it is too old; names both installs.
+    """
+    problems = []
+    for module_name in _MODULES[name]:
+        try:
+            module = import_module(module_name)
+        except (ImportError, OSError) as error:
+            problems.append(str(error).splitlines()[0])
+            continue
+        return _checked(TrtLibrary(name, module, str(module.__version__)))
+    raise BackendUnavailable(f"{name} is not available: {problems[0]}.", INSTALLS)
+
+
+def choose_trt(asked: str = "auto") -> TrtLibrary:
+    """Return the library asked for; ``auto`` is `tensorrt` where it and a device are present, else `tensorrt-rtx`.
+
+    Raises:
+        BackendUnavailable: as for :func:`load_trt`.
+    """
+    for name in TRT_NAMES:
+        if asked == name:
+            return load_trt(name)
+    if has_device():
+        try:
+            return load_trt("tensorrt")
+        except BackendUnavailable:
+            return load_trt("tensorrt-rtx")
+    return load_trt("tensorrt-rtx")
+
+
+def has_device() -> bool:
+    """Tell whether a CUDA device can be used."""
+    return current_device() is not None
+
+
+def current_device() -> Device | None:
+    """Return the first CUDA device, asked of the driver itself: no CUDA package is needed to see that there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    handle, version = ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(handle), 0) != 0:
+        return None
+    name = ctypes.create_string_buffer(128)
+    capability = [ctypes.c_int(0), ctypes.c_int(0)]
+    driver.cuDeviceGetName(name, len(name), handle)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    for attribute, value in zip(_CAPABILITY, capability, strict=True):
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle)
+    major, minor = (value.value for value in capability)
+    return Device(name.value.decode(errors="replace"), f"{major}.{minor}", version.value)
+
+
+def _checked(library: TrtLibrary) -> TrtLibrary:
+    oldest = OLDEST[library.name]
+    found = tuple(int(part) for part in library.version.split(".")[:2])
+    if found < oldest:
+        raise BackendUnavailable(
+            f"{library.label} is too old; {'.'.join(map(str, oldest))} or newer is needed.", INSTALLS
+        )
+    return library
