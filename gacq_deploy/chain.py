@@ -41,7 +41,8 @@ class Row:
     float_bytes: int
     int8_bytes: int
     speedup: dict[int, float]
-    """Batch size -> CPU time of ``float.onnx`` in ONNX Runtime divided by that of this graph, median."""
+    """Batch size -> CPU time of ``float.onnx`` in ONNX Runtime divided by that of this graph, median; with a step
+    policy that of a trajectory."""
     eps_sqnr_db: float | None
     image_psnr_db: float | None
     image_ssim: float | None
@@ -63,20 +64,19 @@ class ChainResult:
     @property
     def rows(self) -> tuple[Row, ...]:
         """One row for each INT8 graph and engine that was judged."""
-        edges = [e for e in self.parity.edges if e.evidence == "budget"]
-        return tuple(self._row(edge.candidate, edge.metrics) for edge in edges)
+        return tuple(self._row(*judged) for judged in self.parity.fidelity.items())
 
     def _row(self, candidate: str, metrics: Mapping[str, float | None]) -> Row:
         file, _, engine = candidate.partition("@")
-        name, baseline = f"{engine}/{file}", f"ort-cpu/{FLOAT}"
-        ratios = {b: self.bench.ratio(name, baseline, b) for b in self.bench.batches}
+        name, share = f"{engine}/{file}", self.parity.step_policy.float_share
+        speeds = {b: self.bench.speed(name, b, share) for b in self.bench.batches}
         judged = [e for e in self.parity.edges if e.candidate in (file, f"{file}@{engine}")]
         return Row(
             engine=engine,
             file=file,
             float_bytes=_bytes(self.export, FLOAT),
             int8_bytes=_bytes(self.export, file),
-            speedup={batch: ratio.cpu.median for batch, ratio in ratios.items() if ratio is not None},
+            speedup={batch: speed for batch, speed in speeds.items() if speed is not None},
             eps_sqnr_db=metrics.get("eps_sqnr_db"),
             image_psnr_db=metrics.get("image_psnr_db"),
             image_ssim=metrics.get("image_ssim"),
@@ -116,7 +116,7 @@ def run_chain(
     bench = _current_bench(directory, export, settings, engines)
     if bench is None:
         bench = run_bench(directory, settings=settings, report=report)
-    _ensure_comparison(directory, _subject(export), report)
+    _ensure_comparison(directory, _subject(export), recipe, report)
     return ChainResult(
         artifact_sha256=artifact.manifest_digest,
         export=export,
@@ -155,6 +155,8 @@ def _current_parity(
     found = _unless_damaged(load_report, directory.parity_json)
     if found is None or found.subject.get("files") != _subject(export) or found.protocol != recipe.parity:
         return None
+    if found.step_policy.asked != recipe.runtime.step_policy:
+        return None
     return found if found.candidates == {c.name for c in candidates_of(export.graphs, engines)} else None
 
 
@@ -172,9 +174,16 @@ def _current_bench(
     return found if same and found.repeats >= settings.repeats else None
 
 
-def _ensure_comparison(directory: RunDirectory, subject: dict[str, str], report: Reporter) -> None:
+def _ensure_comparison(
+    directory: RunDirectory, subject: dict[str, str], recipe: Recipe, report: Reporter
+) -> None:
     """Write the same images from the float and the INT8 graph, and their difference, unless they lie there."""
-    wanted = {"schema": "gacq-deploy/comparison/1", "graphs": {n: subject[n] for n in (FLOAT, CPU)}}
+    asked = recipe.runtime.step_policy
+    wanted = {
+        "schema": "gacq-deploy/comparison/1",
+        "graphs": {n: subject[n] for n in (FLOAT, CPU)},
+        "step_policy": asked.model_dump(mode="json") if asked else None,
+    }
     if _comparison_is_current(directory, wanted):
         return
     exact = make_images(directory, ImageRequest(IMAGES, engine=FLOAT_ENGINE), report)

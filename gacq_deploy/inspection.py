@@ -14,9 +14,9 @@ from gacq_deploy.artifact import BlockRecord, CalibrationArtifact, PolishRecord,
 from gacq_deploy.diagnostics import Diagnostics, StageWeights
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.plan import matching_rules
-from gacq_deploy.recipe import QuantizationSection, Rule
+from gacq_deploy.rules import QuantizationSection, Rule
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.spec import PlannedSite
+from gacq_deploy.spec import LayerKind, PlannedSite, Site
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _artifact_folder(directory: Path) -> Path:
 
 def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rule]) -> SiteView:
     params = artifact.params[entry.site]
-    matching = matching_rules(rules, entry.site)
+    matching = matching_rules(rules, entry.site, _layer_kind(entry.site.module, artifact))
     rule = rules[matching[-1]] if matching else None
     saturated = None
     if params.codes is not None:
@@ -151,6 +151,11 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
         scale_max=float(params.scale.max()),
         saturated=saturated,
     )
+
+
+def _layer_kind(module: str, artifact: CalibrationArtifact) -> LayerKind:
+    codes = artifact.params[Site(module, "weight")].codes
+    return "conv" if codes is not None and codes.ndim > 2 else "linear"
 
 
 def _parameters(artifact: CalibrationArtifact) -> tuple[ParameterView, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.recipe import MinMaxRange, MseRange, PercentileRange, Recipe, Rule
-from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorSpec
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.rules import MinMaxRange, MseRange, PercentileRange, Rule
+from gacq_deploy.spec import LayerKind, PlannedSite, QuantPlan, Site, TensorSpec
 
 
 def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str] | None = None) -> QuantPlan:
@@ -15,7 +16,7 @@ def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str]
 
     Args:
         recipe: its ``quantization.rules`` are applied in order, the last match wins.
-        sites: weight, input and output sites in execution order.
+        sites: weight, input and output sites in execution order; convolutions are the layers with an output site.
         ties: site -> tie name; a site without one stands alone.
 
     Raises:
@@ -23,10 +24,12 @@ def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str]
             the reverse (TensorRT would fall back to half precision).
     """
     ties = ties or {}
+    convolutions = {s.module for s in sites if s.role == "output"}
     used: set[int] = set()
     planned: list[PlannedSite] = []
     for site in sites:
-        matching = matching_rules(recipe.quantization.rules, site)
+        kind: LayerKind = "conv" if site.module in convolutions else "linear"
+        matching = matching_rules(recipe.quantization.rules, site, kind)
         if not matching:
             raise RecipeError(
                 f"No quantization rule matches site '{site}'.",
@@ -47,12 +50,14 @@ def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str]
     return plan
 
 
-def matching_rules(rules: Sequence[Rule], site: Site) -> list[int]:
-    """Return the positions of the rules that match ``site``, in order; the last one wins."""
+def matching_rules(rules: Sequence[Rule], site: Site, kind: LayerKind) -> list[int]:
+    """Return the positions of the rules that match ``site`` of a layer of this kind; the last one wins."""
     return [
         number
         for number, rule in enumerate(rules)
-        if rule.role in ("*", site.role) and fnmatchcase(site.module, rule.match)
+        if rule.role in ("*", site.role)
+        and rule.layer in ("*", kind)
+        and fnmatchcase(site.module, rule.match)
     ]
 
 

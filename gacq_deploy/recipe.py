@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from gacq_deploy.deployment import BuildSection
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.learning import PolishSection, ReconstructionSection, Section, WeightingSection
-from gacq_deploy.spec import Role
+from gacq_deploy.rules import QuantizationSection
 from gacq_deploy.storage import digest_json, write_bytes
 
 SEED_MAX = 2**31 - 1
@@ -48,58 +49,6 @@ class SamplesSection(Section):
     batch: int = Field(default=16, ge=1)
     """Trajectories run together; never changes which samples are taken."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
-
-
-class MinMaxRange(Section):
-    """Largest absolute value."""
-
-    method: Literal["minmax"]
-
-
-class PercentileRange(Section):
-    """A percentile of the absolute values."""
-
-    method: Literal["percentile"]
-    percentile: float = Field(default=99.9, gt=50, le=100)
-
-
-class MseRange(Section):
-    """The scale with the least error |x - q(x)|^p."""
-
-    method: Literal["mse"]
-    p: float = Field(default=2.4, ge=1, le=4)
-
-
-RangeMethod = Annotated[MinMaxRange | PercentileRange | MseRange, Field(discriminator="method")]
-
-
-class Rule(Section):
-    """One line of the quantization rules; the last rule that matches a site wins."""
-
-    match: str
-    """Shell wildcard on the module's dotted name."""
-    role: Role | Literal["*"] = "*"
-    bits: int | None = Field(default=None, ge=2, le=8)
-    range: RangeMethod | None = None
-    ignore: bool = False
-    """True keeps the site float."""
-    optional: bool = False
-    """True allows the rule to match nothing in this model."""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Rule:
-        if not self.ignore and self.bits is None:
-            raise ValueError("a rule needs 'bits' or 'ignore: true'")
-        return self
-
-
-class QuantizationSection(Section):
-    """Which tensors are quantized, and how."""
-
-    rules: tuple[Rule, ...]
-    """Ordered; the last match wins; a site that no rule matches is an error."""
-    tie_concat: bool = True
-    """Tensors that meet at a skip concat share one activation scale."""
 
 
 class CalibrationSection(Section):
@@ -171,12 +120,47 @@ class ParitySection(Section):
     budget: BudgetSection = BudgetSection()
 
 
+Where = Literal["worst", "first", "last", "both"]
+
+
+class StepPolicySection(Section):
+    """Which sampler steps run in the float engine; by default none does."""
+
+    float_steps: int = Field(default=0, ge=0)
+    """How many; 0 runs every step in INT8."""
+    where: Where = "worst"
+    """Which ones. `worst`: those whose INT8 error moves the image most, by the artifact's probe. `first`: the noisiest.
+    `last`: the cleanest. `both`: from both ends in turn, the noisiest first."""
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Exactly these instead, counted from 0, the noisiest."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> StepPolicySection:
+        if self.float_steps and self.steps:
+            raise ValueError("give 'float_steps' or 'steps', not both")
+        if len(set(self.steps)) != len(self.steps):
+            raise ValueError("a step stands twice in 'steps'")
+        return self
+
+    def __bool__(self) -> bool:
+        return bool(self.float_steps or self.steps)
+
+
 class RuntimeSection(Section):
     """Defaults of `run`."""
 
     steps: int = Field(default=20, ge=1)
     batch: int = Field(default=16, ge=1)
     eta: float = Field(default=0.0, ge=0, le=1)
+    step_policy: StepPolicySection = StepPolicySection()
+
+    @model_validator(mode="after")
+    def _policy_fits_the_steps(self) -> RuntimeSection:
+        policy = self.step_policy
+        if policy.float_steps > self.steps or max(policy.steps, default=0) >= self.steps:
+            asked = f"float_steps {policy.float_steps}" if policy.float_steps else f"step {max(policy.steps)}"
+            raise ValueError(f"step_policy asks for {asked}, a trajectory has {self.steps} steps")
+        return self
 
 
 class Recipe(Section):
@@ -190,8 +174,18 @@ class Recipe(Section):
     quantization: QuantizationSection
     calibration: CalibrationSection = CalibrationSection()
     export: ExportSection = ExportSection()
+    build: BuildSection = BuildSection()
     parity: ParitySection = ParitySection()
     runtime: RuntimeSection = RuntimeSection()
+
+    @model_validator(mode="after")
+    def _policy_can_be_judged(self) -> Recipe:
+        if self.runtime.step_policy and self.runtime.steps != self.parity.steps:
+            raise ValueError(
+                f"runtime.step_policy is judged on parity's trajectories: runtime.steps is {self.runtime.steps}, "
+                f"parity.steps is {self.parity.steps}; give both the same"
+            )
+        return self
 
     def document(self) -> dict[str, Any]:
         """Return the resolved recipe as plain data, defaults filled in."""

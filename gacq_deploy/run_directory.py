@@ -66,6 +66,11 @@ class RunDirectory:
         return self.onnx / "manifest.json"
 
     @property
+    def engines(self) -> Path:
+        """Engine plans, a folder each."""
+        return self.root / "engines"
+
+    @property
     def parity_json(self) -> Path:
         """Verdict of `parity`."""
         return self.root / "parity.json"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gacq_deploy.artifact import load_artifact
-from gacq_deploy.backends import BACKENDS, open_engine
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.stepped import SteppedEngine
+from gacq_deploy.backends.trt_library import TRT_NAMES
+from gacq_deploy.building.opening import is_compiled, locate_plan, open_model
 from gacq_deploy.ddim import check_seeds
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
 from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.runtime import build_conditioning, generate, open_sampler
+from gacq_deploy.step_policy import StepPolicy, resolve_policy
 
 FLOAT_ENGINE = "float"
 GRAPHS: dict[str, tuple[str, ...]] = {
@@ -27,6 +33,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     FLOAT_ENGINE: (FLOAT,),
 }
 """Engine -> exported graphs it takes, the best one first."""
+ENGINES = (*GRAPHS, *TRT_NAMES)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,34 @@ class ImageRequest:
     batch: int | None = None
     scheduler: str = "ddim"
     threads: int = 0
+    float_steps: int | None = None
+    """Steps that run in float; replaces whatever the recipe's policy asks for."""
+    float_where: Where | None = None
+
+    def policy(self, asked: StepPolicySection) -> StepPolicySection:
+        """Return what the recipe asks for, as far as this request does not say otherwise.
+
+        Raises:
+            UsageError: a policy for an engine that is float anyway, steps below 0, or a place without a number.
+        """
+        if self.engine == FLOAT_ENGINE:
+            if self.float_steps is not None or self.float_where is not None:
+                raise UsageError(
+                    f"Engine '{FLOAT_ENGINE}' runs every step in float.",
+                    "Leave --float-steps and --float-where out.",
+                )
+            return StepPolicySection()
+        if self.float_where is not None and self.float_steps is None and not asked.float_steps:
+            raise UsageError(
+                f"Nothing says how many steps are to run in float at '{self.float_where}'.",
+                "Add --float-steps.",
+            )
+        if self.float_steps is None and self.float_where is None:
+            return asked
+        count = asked.float_steps if self.float_steps is None else self.float_steps
+        if count < 0:
+            raise UsageError(f"{count} float steps were asked for.", "Ask for 0 or more.")
+        return StepPolicySection(float_steps=count, where=self.float_where or asked.where)
 
 
 @dataclass(frozen=True)
@@ -56,17 +91,22 @@ class GeneratedImages:
     labels: tuple[int, ...]
     timesteps: tuple[int, ...]
     seconds: float
+    policy: StepPolicy | None = None
+    """Which steps ran in float; None when one engine ran them all."""
 
 
 def graph_for(directory: RunDirectory, engine: str) -> Path:
-    """Return the exported graph that ``engine`` runs best, after every digest was checked.
+    """Return the exported graph that ``engine`` runs best, or its plan, after every digest was checked.
 
     Raises:
         UsageError: unknown engine.
-        ArtifactError: not exported, stale, altered, or the graph this engine needs was not exported.
+        ArtifactError: not exported, stale, altered, or what this engine needs was not exported or built.
+        GateError: too little of the plan is INT8.
     """
-    if engine not in GRAPHS:
-        raise UsageError(f"Engine '{engine}' is not known.", f"Choose one of: {', '.join(GRAPHS)}.")
+    if engine not in ENGINES:
+        raise UsageError(f"Engine '{engine}' is not known.", f"Choose one of: {', '.join(ENGINES)}.")
+    if is_compiled(engine):
+        return locate_plan(directory, engine).path
     record = load_export(directory)
     for name in GRAPHS[engine]:
         if name in record.files:
@@ -81,7 +121,7 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
     """Generate images; everything that can be wrong with the request is said before the first step.
 
     Raises:
-        UsageError: a count, seed, label, engine, scheduler or number of steps out of range.
+        UsageError: a count, seed, label, engine, scheduler, number of steps or of float steps out of range.
         ArtifactError: recipe, artifact or graphs are missing, stale or altered.
         BackendUnavailable: the engine's package, provider or device is missing.
         EngineError: the engine failed, or its output is not finite.
@@ -90,7 +130,8 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
         raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
     check_seeds((request.seed, request.seed + request.count - 1))
     recipe = directory.load_recipe()
-    model = load_artifact(directory.artifact).model
+    artifact = load_artifact(directory.artifact)
+    model = artifact.model
     conditioning = build_conditioning(model, request.count, request.labels)
     sampler = open_sampler(
         model.scheduler,
@@ -98,10 +139,12 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
         name=request.scheduler,
         eta=recipe.runtime.eta if request.scheduler == "ddim" else 0.0,
     )
+    asked = request.policy(recipe.runtime.step_policy)
+    policy = resolve_policy(asked, sampler.timesteps, artifact) if asked else None
     graph = graph_for(directory, request.engine)
     seeds = tuple(range(request.seed, request.seed + request.count))
-    backend = request.engine if request.engine in BACKENDS else "ort-cpu"
-    with open_engine(backend, graph, threads=request.threads) as engine:
+    batch = request.batch or recipe.runtime.batch
+    with _opened(directory, request, graph, policy) as engine:
         began = time.perf_counter()
         images = generate(
             engine,
@@ -109,7 +152,7 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
             shape=model.sample_shape,
             conditioning=conditioning,
             seeds=seeds,
-            batch=request.batch or recipe.runtime.batch,
+            batch=min(batch, engine.max_rows or batch),
             report=report,
         )
         seconds = time.perf_counter() - began
@@ -122,4 +165,27 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
         labels=tuple(int(x) for x in conditioning.get("class_labels", ())),
         timesteps=tuple(int(t) for t in sampler.timesteps),
         seconds=seconds,
+        policy=policy,
     )
+
+
+@contextmanager
+def _opened(
+    directory: RunDirectory, request: ImageRequest, graph: Path, policy: StepPolicy | None
+) -> Iterator[Engine]:
+    """Open the graph, beside the float one in the same kind of engine where some steps run in float."""
+    backend = "ort-cpu" if request.engine == FLOAT_ENGINE else request.engine
+    with open_model(backend, graph, threads=request.threads) as engine:
+        if policy is None:
+            yield engine
+            return
+        twin = (
+            locate_plan(directory, backend, graph=FLOAT).path
+            if is_compiled(backend)
+            else directory.float_onnx
+        )
+        with (
+            open_model(backend, twin, threads=request.threads) as exact,
+            SteppedEngine(engine, exact, policy.choose, share=policy.describe()) as mixed,
+        ):
+            yield mixed

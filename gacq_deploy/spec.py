@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["weight", "input", "output"]
 ROLES: tuple[Role, ...] = get_args(Role)
+LayerKind = Literal["conv", "linear"]
 
 
 @dataclass(frozen=True, order=True)

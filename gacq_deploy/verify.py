@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gacq_deploy.artifact import FILES as ARTIFACT_FILES
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench import load_bench
+from gacq_deploy.building.manifest import engines_of, is_stale
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import load_export
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
@@ -71,6 +72,7 @@ def _links(run: RunDirectory) -> Iterator[Link]:
     files = [run.artifact / name for name in ARTIFACT_FILES]
     yield _check("artifact", manifest, lambda: _artifact(run), *files, run.onnx_manifest)
     yield _check("graphs", run.onnx_manifest, lambda: _graphs(run), run.int8_onnx, run.cpu_onnx)
+    yield _check("engines", run.engines, lambda: _engines(run))
     yield _check("parity", run.parity_json, lambda: _parity(run))
     yield _check("bench", run.bench_json, lambda: _bench(run))
     yield _check("sensitivity", run.sensitivity_json, lambda: _sensitivity(run))
@@ -146,11 +148,25 @@ def _graphs(run: RunDirectory) -> str:
     return ", ".join(f"{name} {record.files[name].sha256[:12]}" for name in record.graphs)
 
 
+def _engines(run: RunDirectory) -> str:
+    export = load_export(run)
+    found = list(engines_of(run))
+    for folder, record in found:
+        if is_stale(record, export):
+            raise ArtifactError(
+                f"Engine {folder} is stale: {record.inputs.graph} changed since it was built.",
+                f"Delete it, or run `gacq-deploy build-trt {run.root}` for a new one beside it.",
+            )
+    return ", ".join(f"{folder.name} ({r.label}, {r.inputs.graph})" for folder, r in found) or "none"
+
+
 def _parity(run: RunDirectory) -> str:
     report = load_report(run.parity_json)
     hint = f"Run `gacq-deploy parity {run.root}` again."
     _check_subject(run, report.subject.get("files", {}), hint)
     _check_protocol(run, report, hint)
+    if report.step_policy.asked != run.load_recipe().runtime.step_policy:
+        raise ArtifactError("The report is stale: recipe.yaml asks for another runtime.step_policy.", hint)
     return "passed" if report else "did not pass"
 
 

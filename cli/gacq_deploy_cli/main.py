@@ -16,7 +16,9 @@ import click
 from gacq_deploy import __version__
 from gacq_deploy_cli import (
     bench,
+    build_trt,
     calibrate,
+    check,
     doctor,
     export,
     inspect,
@@ -108,6 +110,7 @@ for _command in (
     quickstart.quickstart,
     calibrate.calibrate,
     export.export,
+    build_trt.build_trt,
     parity.parity,
     run.run,
     bench.bench,
@@ -115,6 +118,7 @@ for _command in (
     inspect.inspect,
     sensitivity.sensitivity,
     lint.lint,
+    check.check,
     verify.verify,
     doctor.doctor,
     recipes.recipes,

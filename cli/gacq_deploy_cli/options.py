@@ -16,7 +16,7 @@ from gacq_deploy_cli.console import Output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 P = ParamSpec("P")
-ENGINES = ("ort-cpu", "openvino", "ort-cuda", "float")
+ENGINES = ("ort-cpu", "openvino", "ort-cuda", "tensorrt", "tensorrt-rtx", "float")
 
 
 @dataclass

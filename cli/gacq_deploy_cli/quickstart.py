@@ -14,6 +14,7 @@ from gacq_deploy_cli.options import choose_preset, common, needs_extra, set_opti
 
 if TYPE_CHECKING:
     from gacq_deploy.chain import ChainResult, Row
+    from gacq_deploy.parity.report import JudgedPolicy
 
 
 @click.command(short_help="The whole chain on the shipped model.")
@@ -61,6 +62,7 @@ def _document(result: ChainResult, parity_json: Path, page: Path) -> dict[str, A
         "passed": result.parity.passed,
         "artifact": result.artifact_sha256,
         "rows": [asdict(row) for row in result.rows],
+        "step_policy": result.parity.subject.get("step_policy"),
         "already_done": result.already_done,
         "comparison": str(result.comparison),
         "parity": str(parity_json),
@@ -78,11 +80,21 @@ def _tables(result: ChainResult, parity_json: Path, page: Path) -> tuple[Table |
     return (
         Table("INT8 against float", columns, [_cells(row, batches) for row in shown]),
         "speed: CPU time of float.onnx in ONNX Runtime over that of the INT8 graph, one thread",
+        *_steps(result.parity.step_policy),
         *([done] if done else []),
         f"images FP | INT8 | difference: {result.comparison}",
         f"evidence: {parity_json}",
         f"report: {page}",
         f"verdict: {'passed' if result.parity else 'FAILED (gacq-deploy parity shows which gate)'}",
+    )
+
+
+def _steps(policy: JudgedPolicy) -> tuple[str, ...]:
+    if not policy.float_timesteps:
+        return ()
+    chosen, steps = len(policy.float_timesteps), len(policy.timesteps)
+    return (
+        f"with {chosen} of {steps} sampler steps in float: speed and images are those of whole trajectories",
     )
 
 

@@ -87,6 +87,8 @@ def _explained(section: BaseModel, indent: str) -> Iterator[str]:
     plain = section.model_dump(mode="json", by_alias=True)
     for name, field in type(section).model_fields.items():
         key, value = field.alias or name, getattr(section, name)
+        if key not in plain:
+            continue  # a shorthand: what it stands for is printed
         meaning = type(value).__doc__ if isinstance(value, Section) else field.description
         if meaning:
             yield f"{indent}# {_first_line(meaning)}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gacq_deploy_cli.console import Output, Table, duration
 from gacq_deploy_cli.options import ENGINES, common, run_directory_argument, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.recipe import Where
 
 
 def _require_png(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -48,6 +52,17 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the engine choose."
 )
+@click.option(
+    "--float-steps",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Run K sampler steps in float; default: the recipe's step policy.",
+)
+@click.option(
+    "--float-where",
+    type=click.Choice(["worst", "first", "last", "both"]),
+    help="Which steps: whose INT8 error moves the image most, the noisiest, the cleanest, both ends in turn.",
+)
 @common
 @with_output
 def run(
@@ -62,6 +77,8 @@ def run(
     batch: int | None,
     scheduler: str,
     threads: int,
+    float_steps: int | None,
+    float_where: Where | None,
 ) -> None:
     """Generate images with an exported graph and write them as one PNG grid.
 
@@ -70,8 +87,11 @@ def run(
     from gacq_deploy.images import write_grid
     from gacq_deploy.run_directory import RunDirectory
     from gacq_deploy.sampling import ImageRequest, make_images
+    from gacq_deploy.step_policy import policy_document
 
-    request = ImageRequest(number, seed, engine, labels or None, steps, batch, scheduler, threads)
+    request = ImageRequest(
+        number, seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where
+    )
     with output.progress() as report:
         made = make_images(RunDirectory(directory), request, report)
     write_grid(file, made.images)
@@ -82,6 +102,7 @@ def run(
         "seeds": made.seeds,
         "class_labels": made.labels,
         "timesteps": made.timesteps,
+        "step_policy": policy_document(made.policy),
         "seconds": made.seconds,
     }
     rows = [
@@ -89,6 +110,7 @@ def run(
         ("classes", " ".join(map(str, made.labels)) or "none"),
         ("engine", f"{made.engine}, {made.graph}"),
         ("sampler", f"{scheduler}, {len(made.timesteps)} steps"),
+        *([("steps", made.policy.describe())] if made.policy else []),
         ("time", duration(made.seconds)),
         ("written", file),
     ]

@@ -24,16 +24,26 @@ CODES = ":weight.codes"
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph to measure in one engine; ``planned`` modules are expected in integer kernels."""
+    """One graph to measure in one engine; ``planned`` modules are expected in integer kernels.
+
+    Of a compiled graph ``path`` is the plan, ``source`` the graph's file, and ``integer`` what its manifest says.
+    """
 
     engine: str
     path: Path
     planned: tuple[str, ...] = ()
+    source: str = ""
+    integer: IntegerShare | None = None
+
+    @property
+    def file(self) -> str:
+        """File name of the graph."""
+        return self.source or self.path.name
 
     @property
     def name(self) -> str:
         """``<engine>/<file>``."""
-        return f"{self.engine}/{self.path.name}"
+        return f"{self.engine}/{self.file}"
 
     @property
     def bytes(self) -> int:
@@ -267,13 +277,13 @@ def _candidate(runner: _Runner, turns: _Turns, settings: Settings) -> Candidate:
     return Candidate(
         name=graph.name,
         engine=graph.engine,
-        file=graph.path.name,
+        file=graph.file,
         label=runner.opened["label"],
         file_bytes=graph.bytes,
         load_seconds=runner.opened["seconds"],
         loaded_bytes=runner.opened["memory"],
         timings=tuple(timings),
-        kernels=_integer_share(runner) if graph.planned else None,
+        kernels=_integer_share(runner) if graph.planned else graph.integer,
     )
 
 

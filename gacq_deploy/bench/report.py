@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.seal import read_sealed, write_sealed
 
+FLOAT_GRAPH = "float.onnx"
+BASELINE = f"ort-cpu/{FLOAT_GRAPH}"
+"""What every candidate is compared with, beside the float graph in its own engine."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -120,6 +124,20 @@ class BenchReport(_Record):
         """Return one comparison, or None when it was not measured."""
         wanted = (candidate, baseline, batch)
         return next((r for r in self.ratios if (r.candidate, r.baseline, r.batch) == wanted), None)
+
+    def speed(self, candidate: str, batch: int, float_share: float = 0.0) -> float | None:
+        """Return CPU time of ``float.onnx`` in ONNX Runtime over that of ``candidate``, median; None if not measured.
+
+        With ``float_share`` of a trajectory's steps in the float graph of the candidate's own engine, it is the
+        trajectory's.
+        """
+        engine = candidate.partition("/")[0]
+        ratio = self.ratio(candidate, BASELINE, batch)
+        twin = self.ratio(candidate, f"{engine}/{FLOAT_GRAPH}", batch)
+        if ratio is None or (float_share > 0 and twin is None):
+            return None
+        slower = 1.0 if twin is None else 1 + float_share * (twin.cpu.median - 1)
+        return ratio.cpu.median / slower
 
 
 def load_bench(path: Path) -> BenchReport:

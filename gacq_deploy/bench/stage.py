@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gacq_deploy.artifact import ModelRecord, load_artifact
+from gacq_deploy.backends.trt_library import TRT_NAMES, TrtName
 from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
-from gacq_deploy.bench.report import BenchReport, Host
+from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
+from gacq_deploy.building.opening import is_compiled, locate_plan
 from gacq_deploy.errors import UsageError
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
 from gacq_deploy.progress import SILENT, Reporter
@@ -35,6 +37,8 @@ def run_bench(
     ``float.onnx`` in ONNX Runtime is always measured: every INT8 graph is compared with it, and with
     ``float.onnx`` in its own engine.
 
+    A plan of TensorRT is compared with the plan of ``float.onnx``, its twin.
+
     Args:
         directory: holds artifact and exported graphs.
         engines: INT8 engines to measure; default: ONNX Runtime and, when it is installed, OpenVINO.
@@ -49,13 +53,20 @@ def run_bench(
     """
     settings = settings or Settings()
     chosen = tuple(dict.fromkeys(engines or DEFAULT_ENGINES))
-    unknown = [e for e in chosen if e not in INT8]
+    unknown = [e for e in chosen if e not in INT8 and not is_compiled(e)]
     if unknown:
-        raise UsageError(f"Engine '{unknown[0]}' cannot be measured.", f"Choose from: {', '.join(INT8)}.")
+        known = ", ".join((*INT8, *TRT_NAMES))
+        raise UsageError(f"Engine '{unknown[0]}' cannot be measured.", f"Choose from: {known}.")
     with lock_directory(directory.root):
         record = load_export(directory)
         artifact = load_artifact(directory.artifact)
-        graphs, baselines, absent = plan_graphs(directory.onnx, chosen, record.graphs, artifact.plan.modules)
+        exported = [e for e in chosen if e in INT8]
+        graphs, baselines, absent = plan_graphs(
+            directory.onnx, exported, record.graphs, artifact.plan.modules
+        )
+        for library in filter(is_compiled, chosen):
+            int8, twin = (_compiled(directory, library, file) for file in (CANONICAL, FLOAT))
+            graphs, baselines = (*graphs, int8, twin), (*baselines, (int8.name, twin.name))
         measured = measure(
             graphs,
             baselines,
@@ -88,11 +99,11 @@ def plan_graphs(
 
     Args:
         folder: where the graphs are.
-        engines: INT8 engines.
+        engines: INT8 engines that run ONNX graphs; without any there is no baseline either.
         available: file names that were exported.
         planned: names of the modules that are quantized.
     """
-    graphs = {_BASELINE: Graph("ort-cpu", folder / FLOAT)}
+    graphs = {_BASELINE: Graph("ort-cpu", folder / FLOAT)} if engines else {}
     pairs: list[tuple[str, str]] = []
     absent: dict[str, str] = {}
     for engine in engines:
@@ -103,6 +114,17 @@ def plan_graphs(
         graphs |= {twin.name: twin, int8.name: int8}
         pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, twin.name))]
     return tuple(graphs.values()), tuple(pairs), absent
+
+
+def _compiled(directory: RunDirectory, library: TrtName, file: str) -> Graph:
+    """Return the plan of an exported graph, with its manifest's word on what is INT8."""
+    plan = locate_plan(directory, library, graph=file)
+    said = plan.record.coverage
+    integer = None
+    if said is not None:
+        lost = tuple(node["module"] or node["node"] for node in said["lost"])
+        integer = IntegerShare(planned=said["planned"], integer=said["int8"], float_modules=lost)
+    return Graph(library, plan.path, source=file, integer=integer)
 
 
 def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gacq_deploy.backends import load_backend, open_engine
+from gacq_deploy.backends import load_backend
 from gacq_deploy.backends.base import Array, Engine
+from gacq_deploy.building.opening import is_compiled, open_model
 from gacq_deploy.errors import GacqError
 
 
@@ -33,11 +34,12 @@ class Worker:
 
     def open(self, engine: str, model: str, threads: int) -> dict[str, Any]:
         """Open the graph; tell how long it took and the memory it needed above the bare library."""
-        load_backend(engine)
+        if not is_compiled(engine):
+            load_backend(engine)
         self._source = (engine, Path(model))
         self._base = peak_memory()
         started = time.perf_counter()
-        self._engine = open_engine(engine, Path(model), threads=threads)
+        self._engine = open_model(engine, Path(model), threads=threads)
         seconds = time.perf_counter() - started
         return {"label": self._engine.label, "seconds": seconds, "memory": peak_memory() - self._base}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,7 @@ def run_freely(engine: Engine, held: Held) -> Trajectories:
         shape=held.shape,
         conditioning=held.conditioning,
         seeds=held.seeds,
-        batch=held.batch,
+        batch=min(held.batch, engine.max_rows or held.batch),
     )
     steps = len(held.sampler.timesteps)
     batches = [calls[i : i + steps] for i in range(0, len(calls), steps)]
@@ -90,12 +90,44 @@ def run_freely(engine: Engine, held: Held) -> Trajectories:
     return Trajectories(states, outputs, timesteps, final)
 
 
+@dataclass(frozen=True)
+class FreeRun:
+    """How far an engine's own trajectories end from the float model's, and ``by_step`` how they get there."""
+
+    metrics: dict[str, Number]
+    image_seed: int
+    """Whose image is furthest from float."""
+    by_step: list[dict[str, Any]]
+
+
 def compare_with_float(
-    engine: Engine, names: tuple[str, str], truth: Trajectories, held: Held, section: ParitySection
+    engine: Engine,
+    names: tuple[str, str],
+    truth: Trajectories,
+    held: Held,
+    section: ParitySection,
+    evidence: Literal["budget", "single"] = "budget",
 ) -> tuple[Edge, list[dict[str, Any]]]:
     """Return the budget edge of one candidate, and its free-running similarity step by step."""
-    free = run_freely(engine, held)
+    free = compare_trajectories(engine, truth, held)
     by_timestep = _teacher_forced(engine, truth, held, section.buckets)
+    metrics = {
+        "latents_differ": free.metrics["latents_differ"],
+        "eps_sqnr_db": _least(by_timestep, "sqnr_db"),
+        "eps_cosine": _least(by_timestep, "cosine"),
+        **free.metrics,
+    }
+    worst = {
+        "bucket": int(np.argmin([_order(r["sqnr_db"]) for r in by_timestep])),
+        "image_seed": free.image_seed,
+    }
+    edge = measured(evidence, *names, metrics, engine=engine.label, worst=worst, by_timestep=by_timestep)
+    return edge, free.by_step
+
+
+def compare_trajectories(engine: Engine, truth: Trajectories, held: Held) -> FreeRun:
+    """Let the engine walk on its own and compare where it comes by and where it ends."""
+    free = run_freely(engine, held)
     by_step: list[dict[str, Any]] = [
         {"timestep": int(t), **_cosines(x, y)}
         for t, x, y in zip(truth.timesteps, truth.states, free.states, strict=True)
@@ -104,10 +136,8 @@ def compare_with_float(
     by_step.append({"timestep": None, **final})
     psnrs, ssims = psnr(truth.final, free.final), ssim(truth.final, free.final)
     starts = zip(truth.states[0], free.states[0], strict=True)
-    metrics = {
+    metrics: dict[str, Number] = {
         "latents_differ": float(sum(digest_array(a) != digest_array(b) for a, b in starts)),
-        "eps_sqnr_db": _least(by_timestep, "sqnr_db"),
-        "eps_cosine": _least(by_timestep, "cosine"),
         "trajectory_cosine": final["mean"],
         "trajectory_cosine_min": final["min"],
         "image_psnr_db": float(np.mean(psnrs)),
@@ -115,12 +145,7 @@ def compare_with_float(
         "image_ssim": float(np.mean(ssims)),
         "image_ssim_min": float(np.min(ssims)),
     }
-    worst = {
-        "bucket": int(np.argmin([_order(r["sqnr_db"]) for r in by_timestep])),
-        "image_seed": held.seeds[int(np.argmin(psnrs))],
-    }
-    edge = measured("budget", *names, metrics, engine=engine.label, worst=worst, by_timestep=by_timestep)
-    return edge, by_step
+    return FreeRun(metrics, held.seeds[int(np.argmin(psnrs))], by_step)
 
 
 def _teacher_forced(

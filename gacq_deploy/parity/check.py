@@ -13,11 +13,17 @@ from pydantic import ValidationError
 from gacq_deploy import __version__
 from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
 from gacq_deploy.backends import load_backend, open_engine
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.trt_library import TrtName, has_device
+from gacq_deploy.building.manifest import engines_of, is_stale
+from gacq_deploy.building.opening import is_compiled, locate_plan
+from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.record import ExportRecord, artifact_digest, load_export
 from gacq_deploy.parity.edges import (
     REFERENCE_ENGINE,
+    CompiledEngine,
     EngineFactory,
     Setting,
     Subject,
@@ -26,8 +32,9 @@ from gacq_deploy.parity.edges import (
 )
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe import ParitySection
+from gacq_deploy.recipe import ParitySection, Recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.step_policy import StepPolicy, policy_document, resolve_policy
 from gacq_deploy.storage import digest_file, lock_directory
 
 _OPTIONAL = ("openvino",)
@@ -39,15 +46,17 @@ def check_parity(
     engines: Sequence[str] | None = None,
     threads: int = 0,
     open_with: EngineFactory = open_engine,
+    allow_host_code: bool = False,
     report: Reporter = SILENT,
 ) -> ParityReport:
     """Judge the exported graphs of a run by four kinds of evidence and write ``parity.json``.
 
     Args:
         directory: calibrated and exported.
-        engines: engine names; None takes ``ort-cpu`` and, where it is installed, ``openvino``.
+        engines: engine names; None takes ``ort-cpu``, ``openvino`` where it is installed, and plans where a GPU is.
         threads: CPU threads of the engines; 0 lets each library choose.
         open_with: opens a graph in an engine.
+        allow_host_code: let a version-compatible plan run the code it carries.
         report: progress.
 
     Raises:
@@ -60,6 +69,8 @@ def check_parity(
         artifact = load_artifact(directory.artifact)
         record = load_export(directory)
         chosen = _choose_engines(engines, report)
+        if engines is None:
+            chosen += _runnable_plans(directory, record, report)
         candidates = candidates_of(record.graphs, chosen)
         if not candidates:
             raise UsageError(
@@ -68,8 +79,17 @@ def check_parity(
             )
         graphs = {name: read_graph(directory.onnx / name) for name in record.graphs}
         subject = Subject(artifact, _probe_of(artifact, directory), graphs.pop("float.onnx"), graphs)
-        setting = Setting(recipe.parity, open_with, recipe.runtime.batch, threads, report)
-        result = measure(subject, candidates, setting, _about(artifact, record))
+        policy = _policy_of(recipe, artifact)
+        compiled = {
+            str(name): _compiled(directory, name, allow_host_code=allow_host_code)
+            for name in chosen
+            if is_compiled(name)
+        }
+        setting = Setting(recipe.parity, open_with, recipe.runtime.batch, threads, report, policy, compiled)
+        about = _about(artifact, record) | (
+            {} if policy is None else {"step_policy": policy_document(policy)}
+        )
+        result = measure(subject, candidates, setting, about)
         result.save(directory.parity_json)
     return result
 
@@ -120,8 +140,27 @@ def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str,
     if asked is None:
         return default_engines(report)
     for name in (REFERENCE_ENGINE, *asked):
-        load_backend(name)
+        if not is_compiled(name):
+            load_backend(name)
     return tuple(dict.fromkeys(asked))
+
+
+def _runnable_plans(directory: RunDirectory, record: ExportRecord, report: Reporter) -> tuple[str, ...]:
+    """Return the libraries whose plans of these graphs can run here."""
+    built = {e.inputs.library for _, e in engines_of(directory) if e.is_int8 and not is_stale(e, record)}
+    if built and not has_device():
+        report.note(
+            f"{' and '.join(sorted(built))}: the plan is not judged, for there is no GPU to run it on"
+        )
+        return ()
+    return tuple(sorted(built))
+
+
+def _compiled(directory: RunDirectory, library: TrtName, *, allow_host_code: bool) -> CompiledEngine:
+    def opened(file: str) -> Engine:
+        return locate_plan(directory, library, graph=file).open(allow_host_code=allow_host_code)
+
+    return CompiledEngine(opened, locate_plan(directory, library).batches)
 
 
 def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
@@ -136,6 +175,13 @@ def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
         if lost := [k for k in keys if k not in getattr(artifact.probe, part)]:
             raise ArtifactError(f"The probe in {directory.artifact} lacks {part}/{lost[0]}.", hint)
     return artifact.probe
+
+
+def _policy_of(recipe: Recipe, artifact: CalibrationArtifact) -> StepPolicy | None:
+    """Return the recipe's choice for the trajectories that are judged, None where every step runs in INT8."""
+    asked = recipe.runtime.step_policy
+    sampler = DdimSampler.from_config(artifact.model.scheduler, recipe.parity.steps)
+    return resolve_policy(asked, sampler.timesteps, artifact) if asked else None
 
 
 def _about(artifact: CalibrationArtifact, record: ExportRecord) -> dict[str, Any]:
@@ -159,6 +205,11 @@ def _check_current(directory: RunDirectory, old: ParityReport) -> None:
         path = directory.onnx / name
         if not path.is_file() or digest_file(path) != sha256:
             raise ArtifactError(f"{directory.parity_json} is stale: {path} changed since.", hint)
+    if old.step_policy.asked != directory.load_recipe().runtime.step_policy:
+        raise ArtifactError(
+            f"{directory.parity_json} is stale: runtime.step_policy of {directory.recipe_path} changed since.",
+            hint,
+        )
 
 
 def _merge(section: ParitySection, changes: Mapping[str, Any]) -> ParitySection:

@@ -30,10 +30,10 @@ class ErrorDifference:
 def run_in_batches(engine: Engine, inputs: Feeds, batch: int) -> Array:
     """Return the engine's only output for all rows of ``inputs``, run at most ``batch`` rows at once."""
     name = engine.outputs[0].name
-    rows = len(next(iter(inputs.values())))
+    rows, size = len(next(iter(inputs.values()))), min(batch, engine.max_rows or batch)
     parts = [
-        engine.run({k: v[start : start + batch] for k, v in inputs.items()})[name]
-        for start in range(0, rows, batch)
+        engine.run({k: v[start : start + size] for k, v in inputs.items()})[name]
+        for start in range(0, rows, size)
     ]
     return np.concatenate(parts)
 

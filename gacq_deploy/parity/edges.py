@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,17 @@ from onnx import ModelProto
 
 from gacq_deploy.artifact import CalibrationArtifact, Probe
 from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.stepped import SteppedEngine
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import signed_twin
-from gacq_deploy.parity.budget import Held, Trajectories, compare_with_float, hold_out, run_freely
+from gacq_deploy.parity.budget import (
+    Held,
+    Trajectories,
+    compare_trajectories,
+    compare_with_float,
+    hold_out,
+    run_freely,
+)
 from gacq_deploy.parity.cut import cut_at_quantizers, expose_quantized
 from gacq_deploy.parity.difference import ErrorMeasure, compare_errors, measure_noise_floor, run_in_batches
 from gacq_deploy.parity.exact import (
@@ -34,6 +43,7 @@ from gacq_deploy.parity.report import Edge, Evidence, ParityReport, assemble, me
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.samples import timestep_buckets
+from gacq_deploy.step_policy import StepPolicy
 from gacq_deploy.storage import Array, digest_array
 
 REFERENCE_ENGINE = "ort-cpu"
@@ -79,6 +89,17 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class CompiledEngine:
+    """An engine that runs nothing but what was compiled for it: it opens a graph by its file's name.
+
+    ``batches`` are the corners of what it was compiled for; the error is measured at each of them.
+    """
+
+    open: Callable[[str], Engine]
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Setting:
     """How it is judged."""
 
@@ -87,6 +108,10 @@ class Setting:
     batch: int = 16
     threads: int = 0
     report: Reporter = SILENT
+    policy: StepPolicy | None = None
+    """Which steps run in float: trajectories and images are then judged as the mix makes them."""
+    compiled: Mapping[str, CompiledEngine] = field(default_factory=dict)
+    """Engine name -> its plans. They cannot be cut into blocks, so there is no local evidence of them."""
 
 
 def measure(
@@ -103,7 +128,7 @@ def measure(
     An engine that fails to load or run makes its edges unevaluated, and so failed; a missing backend raises.
     """
     stage = _Stage(subject, setting)
-    setting.report.stage("parity", 2 + 4 * len(candidates))
+    setting.report.stage("parity", 2 + (4 if setting.policy is None else 6) * len(candidates))
     edges = list(stage.exact(candidates))
     setting.report.advance()
     edges.extend(stage.exporter())
@@ -156,12 +181,22 @@ class _Stage:
     def candidate(self, candidate: Candidate) -> Iterator[Edge]:
         """Local evidence, error difference and budget of one candidate."""
         names = (candidate.reference, candidate.name)
-        yield from self._guarded("local", names, lambda: self._local(candidate))
+        compiled = self._setting.compiled.get(candidate.engine)
+        if compiled is None:
+            yield from self._guarded("local", names, lambda: self._local(candidate))
         self._setting.report.advance()
-        yield from self._guarded("error", names, lambda: self._error(candidate))
+        for batch in (self._setting.batch,) if compiled is None else compiled.batches:
+            named = names if compiled is None else (names[0], f"{names[1]} batch {batch}")
+            yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
         self._setting.report.advance()
-        yield from self._guarded("budget", (_FLOAT, candidate.name), lambda: self._budget(candidate))
+        evidence: Literal["budget", "single"] = "budget" if self._setting.policy is None else "single"
+        names = (_FLOAT, candidate.name)
+        yield from self._guarded(evidence, names, lambda: self._budget(candidate, evidence))
         self._setting.report.advance(2)
+        if self._setting.policy is not None:
+            policy = self._setting.policy
+            yield from self._guarded("mixed", names, lambda: self._mixed(candidate, policy))
+            self._setting.report.advance(2)
 
     def _guarded(
         self, evidence: Evidence, names: tuple[str, str], work: Callable[[], Edge]
@@ -180,6 +215,14 @@ class _Stage:
                 engine, model, threads=self._setting.threads, optimize=optimize
             ) as opened,
         ):
+            return work(opened)
+
+    def _open_file(self, engine: str, file: str, work: Callable[[Engine], Any]) -> Any:
+        compiled = self._setting.compiled.get(engine)
+        if compiled is None:
+            whole = {"float.onnx": self._subject.float_graph, **self._subject.graphs}
+            return self._open(engine, whole[file], work)
+        with compiled.open(file) as opened:
             return work(opened)
 
     def _answers(self, engine: str, graph: ModelProto, *, optimize: bool = True) -> Array:
@@ -247,7 +290,7 @@ class _Stage:
         recorded = {s.site: results[s.computed] for s in exposed.segments}
         return LocalReference(inputs, results[graph.graph.output[0].name], recorded, scales)
 
-    def _error(self, candidate: Candidate) -> Edge:
+    def _error(self, candidate: Candidate, batch: int, names: tuple[str, str]) -> Edge:
         graph = self._subject.graphs[candidate.flavour.file]
         exact = self._probe.outputs["float"]
         if candidate.engine == REFERENCE_ENGINE:
@@ -256,45 +299,69 @@ class _Stage:
             reference = self._answers(REFERENCE_ENGINE, graph, optimize=False)
 
         def work(engine: Engine) -> Edge:
-            answers = run_in_batches(engine, self._probe.inputs, self._setting.batch)
-            self.noise_floor[candidate.name] = self._noise(
+            answers = run_in_batches(engine, self._probe.inputs, batch)
+            self.noise_floor[names[1]] = self._noise(
                 engine,
                 answers,
                 lambda one, other: compare_errors(exact, one, other, self._buckets).difference_db,
+                batch,
             )
             compared = compare_errors(exact, reference, answers, self._buckets)
             return measured(
                 "error",
-                candidate.reference,
-                candidate.name,
+                *names,
                 {"difference_db": compared.difference_db},
                 engine=engine.label,
                 by_timestep=compared.by_timestep,
                 worst={"bucket": compared.worst_bucket},
             )
 
-        edge: Edge = self._open(candidate.engine, graph, work)
+        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, work)
         return edge
 
-    def _budget(self, candidate: Candidate) -> Edge:
-        truth = self._truth
-        if truth is None:
+    def _budget(self, candidate: Candidate, evidence: Literal["budget", "single"]) -> Edge:
+        truth = self._trajectories()
+
+        def work(engine: Engine) -> Edge:
+            names = (_FLOAT, candidate.name)
+            edge, by_step = compare_with_float(engine, names, truth, self._held, self._section, evidence)
+            self.trajectory["by_step"][candidate.name] = by_step
+            return edge
+
+        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, work)
+        return edge
+
+    def _mixed(self, candidate: Candidate, policy: StepPolicy) -> Edge:
+        truth = self._trajectories()
+
+        def work(quantized: Engine, exact: Engine) -> Edge:
+            with SteppedEngine(quantized, exact, policy.choose, share=policy.describe()) as engine:
+                free = compare_trajectories(engine, truth, self._held)
+                self.trajectory["by_step"][f"{candidate.name} mixed"] = free.by_step
+                worst = {"image_seed": free.image_seed, "policy": policy.describe()}
+                return measured(
+                    "mixed", _FLOAT, candidate.name, free.metrics, engine=engine.label, worst=worst
+                )
+
+        def with_float(quantized: Engine) -> Edge:
+            edge: Edge = self._open_file(candidate.engine, "float.onnx", lambda exact: work(quantized, exact))
+            return edge
+
+        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, with_float)
+        return edge
+
+    def _trajectories(self) -> Trajectories:
+        if self._truth is None:
             raise EngineError(
                 "There are no float trajectories to compare with: the float graph did not run.",
                 "The exporter edge says why; export again if float.onnx is at fault.",
             )
+        return self._truth
 
-        def work(engine: Engine) -> Edge:
-            names = (_FLOAT, candidate.name)
-            edge, by_step = compare_with_float(engine, names, truth, self._held, self._section)
-            self.trajectory["by_step"][candidate.name] = by_step
-            return edge
-
-        edge: Edge = self._open(candidate.engine, self._subject.graphs[candidate.flavour.file], work)
-        return edge
-
-    def _noise(self, engine: Engine, answers: Array, error: ErrorMeasure | None = None) -> dict[str, Any]:
-        runs, batch = self._section.noise_floor_runs, self._setting.batch
+    def _noise(
+        self, engine: Engine, answers: Array, error: ErrorMeasure | None = None, batch: int | None = None
+    ) -> dict[str, Any]:
+        runs, batch = self._section.noise_floor_runs, batch or self._setting.batch
         floor = measure_noise_floor(engine, self._probe.inputs, answers, runs=runs, batch=batch, error=error)
         return dict(floor)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.recipe import ParitySection
+from gacq_deploy.recipe import ParitySection, StepPolicySection
 from gacq_deploy.seal import read_sealed, write_sealed
 
-Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget"]
+Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget", "single", "mixed"]
 Number = float | None
 """A measured number; None when it was not finite or not measured, and then no gate holds."""
 
@@ -59,6 +59,11 @@ GATES: dict[Evidence, dict[str, Gate]] = {
     },
 }
 """Evidence -> metric -> gate. Every metric named here must be measured on every edge of that evidence."""
+
+_STEP_BY_STEP = ("eps_sqnr_db", "eps_cosine")
+GATES["single"] = {name: gate for name, gate in GATES["budget"].items() if name in _STEP_BY_STEP}
+GATES["mixed"] = {name: gate for name, gate in GATES["budget"].items() if name not in _STEP_BY_STEP}
+"""With a step policy the budget falls in two: single steps of the INT8 engine, trajectories and images of the mix."""
 
 
 MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
@@ -171,6 +176,16 @@ def finite(value: Number) -> Number:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
+class JudgedPolicy(_Record):
+    """Which sampler steps ran in float when trajectories and images were judged."""
+
+    asked: StepPolicySection = StepPolicySection()
+    timesteps: tuple[int, ...] = ()
+    """Of the sampler, noisiest first."""
+    float_timesteps: tuple[int, ...] = ()
+    float_share: float = Field(default=0.0, ge=0, le=1)
+
+
 class ParityReport(_Record):
     """The verdict of `parity`. True when every declared gate was evaluated and holds."""
 
@@ -190,7 +205,24 @@ class ParityReport(_Record):
     @property
     def candidates(self) -> frozenset[str]:
         """``<file>@<engine>`` of every quantized graph that was judged."""
-        return frozenset(edge.candidate for edge in self.edges if edge.evidence == "budget")
+        return frozenset(self.fidelity)
+
+    @property
+    def fidelity(self) -> dict[str, dict[str, Number]]:
+        """Candidate -> how far it is from float: metrics of its budget, images of the mix where steps are mixed."""
+        found: dict[str, dict[str, Number]] = {}
+        for edge in self.edges:
+            if edge.evidence in ("budget", "single", "mixed"):
+                own = {
+                    k: v for k, v in edge.metrics.items() if edge.evidence != "single" or k in _STEP_BY_STEP
+                }
+                found[edge.candidate] = {**found.get(edge.candidate, {}), **own}
+        return found
+
+    @property
+    def step_policy(self) -> JudgedPolicy:
+        """Which steps ran in float; none in a report that does not say."""
+        return JudgedPolicy.model_validate(self.subject.get("step_policy", {}))
 
     def under(self, section: ParitySection) -> ParityReport:
         """Return the same numbers judged under the thresholds of ``section``."""
@@ -254,6 +286,8 @@ def load_report(path: Path) -> ParityReport:
     document = read_sealed(path, what="Parity report", hint=hint)
     try:
         found = ParityReport.model_validate(document)
+        # a policy that nobody knows is refused here, not where it is read
+        _ = found.step_policy
     except ValidationError as error:
         raise ArtifactError(
             f"{path} is not a parity report: {error.error_count()} fields do not fit.", hint

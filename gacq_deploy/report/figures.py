@@ -84,7 +84,8 @@ def bucket_error_figure(parity: ParityReport) -> Figure | None:
     """Output error per timestep bucket of every engine that was judged."""
     lines, rows = [], []
     for edge in parity.edges:
-        found = [r for r in edge.by_timestep if "timestep_max" in r] if edge.evidence == "budget" else []
+        judged = edge.by_timestep if edge.evidence in ("budget", "single") else ()
+        found = [r for r in judged if "timestep_max" in r]
         if not found:
             continue
         middle = [((r["timestep_max"] or 0) + (r["timestep_min"] or 0)) / 2 for r in found]
@@ -336,6 +337,7 @@ def _range_of(bucket: Mapping[str, int | float | None]) -> str:
 
 def _short(candidate: str) -> str:
     """Return ``int8.onnx@openvino`` as a label that fits beside a line; the captions say which engine needs no name."""
-    file, _, engine = candidate.partition("@")
-    graph = file.removesuffix(".onnx")
-    return graph if engine == _UNNAMED else f"{graph} {engine}"
+    file, _, where = candidate.partition("@")
+    engine, _, kind = where.partition(" ")
+    named = "" if engine == _UNNAMED else engine
+    return " ".join(word for word in (file.removesuffix(".onnx"), named, kind) if word)

@@ -166,6 +166,7 @@ def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
         "panels": figures.stage_panels(diagnostics) if diagnostics else (),
         "layers": tables.layer_table(inspection) if inspection else None,
         "sensitivity": None if costs is None else sensitivity_part(costs),
+        "steps": _steps_sentence(found.parity),
         "polish": _polish_sentence(inspection.polish) if inspection and inspection.polish else "",
         "blocks": tables.block_table(inspection) if inspection else None,
         "parameters": tables.parameter_table(inspection) if inspection else None,
@@ -197,6 +198,16 @@ def _notes(found: Collected, diagnostics: Diagnostics | None) -> tuple[tuple[str
         said += [(block.name, note) for block in found.inspection.blocks for note in block.notes]
         said += _polish_notes(found.inspection.polish)
     return tuple(dict.fromkeys(said))
+
+
+def _steps_sentence(parity: ParityReport | Missing) -> str:
+    if not isinstance(parity, ParityReport) or not parity.step_policy.float_timesteps:
+        return ""
+    chosen, steps = parity.step_policy.float_timesteps, parity.step_policy.timesteps
+    return (
+        f"{len(chosen)} of {len(steps)} sampler steps run in float (timesteps {', '.join(map(str, chosen))}). "
+        "Trajectories and images are judged as this mix makes them, single steps as the INT8 engine does."
+    )
 
 
 def _polish_sentence(polish: PolishRecord) -> str:

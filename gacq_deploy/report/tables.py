@@ -118,15 +118,15 @@ def engine_table(found: Collected) -> Table | None:
     """Each INT8 graph in each engine that was judged: size, fidelity, speed."""
     if not isinstance(found.parity, ParityReport):
         return None
-    edges = [edge for edge in found.parity.edges if edge.evidence == "budget"]
-    if not edges:
+    judged = found.parity.fidelity
+    if not judged:
         return None
     batches = found.bench.batches if isinstance(found.bench, BenchReport) else ()
     speeds = [f"#times faster, batch {batch}" for batch in batches]
     rows = []
-    for edge in edges:
-        file, _, engine = edge.candidate.partition("@")
-        quality = [edge.metrics.get(key) for key in ("eps_sqnr_db", "image_psnr_db", "image_ssim")]
+    for candidate, metrics in judged.items():
+        file, _, engine = candidate.partition("@")
+        quality = [metrics.get(key) for key in ("eps_sqnr_db", "image_psnr_db", "image_ssim")]
         ratios = [_speed(found, f"{engine}/{file}", batch) for batch in batches]
         sizes = (size(_bytes(found, FLOAT)), size(_bytes(found, file)))
         rows.append((name(engine), name(file), *sizes, *(number(v) for v in quality), *ratios))
@@ -143,10 +143,9 @@ def _bytes(found: Collected, file: str) -> int | None:
 
 
 def _speed(found: Collected, candidate: str, batch: int) -> Cell:
-    if not isinstance(found.bench, BenchReport):
-        return Cell("-")
-    ratio = found.bench.ratio(candidate, f"ort-cpu/{FLOAT}", batch)
-    return Cell("-") if ratio is None else number(ratio.cpu.median, 3)
+    share = found.parity.step_policy.float_share if isinstance(found.parity, ParityReport) else 0.0
+    speed = found.bench.speed(candidate, batch, share) if isinstance(found.bench, BenchReport) else None
+    return Cell("-") if speed is None else number(speed, 3)
 
 
 def layer_table(inspection: Inspection) -> Table:

@@ -23,6 +23,8 @@ EVIDENCE = {
     "local": "every block agrees when it is fed the reference's own inputs",
     "error": "the engine is as far from the float model as the reference is",
     "budget": "how far the INT8 model is from the float model: what users see",
+    "single": "how far single steps of the INT8 engine are from the float model",
+    "mixed": "how far images are from the float model when some steps run in float: what users see",
 }
 METRICS = {
     "differences": "differing codes, scales or axes",

@@ -86,6 +86,41 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     assert parse_recipe((tmp_path / "recipe.yaml").read_text(), origin="saved") == recipe
 
 
+def test_a_step_policy_does_not_change_what_calibration_learns() -> None:
+    plain = load_recipe("fashion-w8a8")
+    mixed = load_recipe("fashion-w8a8", ["runtime.step_policy={float_steps: 3, where: both}"])
+    assert not plain.runtime.step_policy
+    assert mixed.runtime.step_policy
+    assert plain.calibration_digest == mixed.calibration_digest
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("{float_steps: -1}", "greater than or equal to 0"),
+        ("{float_steps: 21}", "float_steps 21, a trajectory has 20"),
+        ("{steps: [0, 20]}", "step 20, a trajectory has 20"),
+        ("{steps: [-1]}", "greater than or equal to 0"),
+        ("{steps: [3, 3]}", "stands twice"),
+        ("{float_steps: 1, steps: [3]}", "not both"),
+        ("{float_steps: 1, where: middle}", "'worst', 'first', 'last' or 'both'"),
+        ("{floats: 1}", "Extra inputs"),
+        ("worst", "valid dictionary"),
+    ],
+)
+def test_step_policies_that_make_no_sense_are_refused(policy: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told) as caught:
+        parse_recipe(BASE, origin="x", overrides=[f"runtime.step_policy={policy}"])
+    assert "--set runtime.step_policy" in caught.value.message
+
+
+def test_a_step_policy_is_judged_on_the_steps_it_runs_on() -> None:
+    policy = "runtime.step_policy.float_steps=2"
+    with pytest.raises(RecipeError, match=r"runtime.steps is 10, parity.steps is 20"):
+        parse_recipe(BASE, origin="x", overrides=[policy, "runtime.steps=10"])
+    assert parse_recipe(BASE, origin="x", overrides=[policy, "runtime.steps=10", "parity.steps=10"])
+
+
 def test_gates_do_not_change_what_calibration_learns() -> None:
     plain, gated = (
         load_recipe("fashion-w8a8"),

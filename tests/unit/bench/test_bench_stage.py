@@ -60,7 +60,9 @@ def test_an_altered_graph_is_not_measured(run: RunDirectory, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_engines_that_cannot_be_measured_are_refused(run: RunDirectory) -> None:
-    with pytest.raises(UsageError, match="'tensorrt'"):
+    with pytest.raises(UsageError, match="'abacus'"):
+        run_bench(run, engines=["abacus"])
+    with pytest.raises(ArtifactError, match="holds no tensorrt engine"):
         run_bench(run, engines=["tensorrt"])
     with pytest.raises(BackendUnavailable, match="CUDA"):
         run_bench(run, engines=["ort-cuda"], settings=QUICK)

@@ -23,7 +23,7 @@ from gacq_deploy.parity.report import (
     measured,
     protocol_changes,
 )
-from gacq_deploy.recipe import ParitySection
+from gacq_deploy.recipe import ParitySection, StepPolicySection
 from gacq_deploy.storage import digest_json
 
 SECTION = ParitySection()
@@ -41,6 +41,8 @@ GOOD: dict[Evidence, dict[str, float]] = {
         "image_psnr_db": 40,
         "image_ssim": 0.99,
     },
+    "single": {"eps_sqnr_db": 25, "eps_cosine": 0.999},
+    "mixed": {"latents_differ": 0, "trajectory_cosine": 0.99, "image_psnr_db": 40, "image_ssim": 0.99},
 }
 BAD: dict[str, float] = {
     "differences": 1,
@@ -105,6 +107,36 @@ def test_every_threshold_of_the_recipe_is_a_gate() -> None:
     )
     wanted = {0.5, 0.25, 0.125} | {i + 7.0 for i in range(len(type(SECTION.budget).model_fields))}
     assert wanted <= {bound(strict) for bound in bounds}
+
+
+def test_single_and_mixed_share_the_gates_of_the_budget_between_them() -> None:
+    assert set(GATES["single"]).isdisjoint(GATES["mixed"])
+    assert GATES["single"] | GATES["mixed"] == GATES["budget"]
+
+
+def test_images_are_those_of_the_mix_where_steps_are_mixed() -> None:
+    assert report(edge("budget", GOOD["budget"])).fidelity == {"b": GOOD["budget"]}
+    single = edge("single", {**GOOD["budget"], "image_psnr_db": 1})
+    mixed = report(single, edge("mixed", GOOD["mixed"]))
+    assert mixed, "the INT8 engine's own images are shown, not judged"
+    assert mixed.fidelity == {"b": GOOD["budget"]}
+    assert mixed.candidates == {"b"}
+
+
+def test_a_report_says_which_step_policy_it_is_about(tmp_path: Path) -> None:
+    path = tmp_path / "parity.json"
+    good = (edge("single", GOOD["single"]), edge("mixed", GOOD["mixed"]))
+    assert not report(*good).step_policy.asked, "a report that does not say is about INT8 alone"
+    asked = {"float_steps": 2, "where": "first", "steps": []}
+    assemble(good, SECTION, trajectory={}, noise_floor={}, subject={"step_policy": {"asked": asked}}).save(
+        path
+    )
+    assert load_report(path).step_policy.asked == StepPolicySection(float_steps=2, where="first")
+    assemble(good, SECTION, trajectory={}, noise_floor={}, subject={"step_policy": {"asked": {"x": 1}}}).save(
+        path
+    )
+    with pytest.raises(ArtifactError, match="do not fit"):
+        load_report(path)
 
 
 def test_no_edges_do_not_pass() -> None:

@@ -1,0 +1,244 @@
+"""`build-trt`: from the Q/DQ graph to engine plans that a user can trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gacq_deploy_cli import exit_codes
+from gacq_deploy_cli.console import Output, Table, duration, size
+from gacq_deploy_cli.options import common, run_directory_argument, with_output
+
+if TYPE_CHECKING:
+    from gacq_deploy.build_trt import BuildRequest, BuiltEngine, PlannedBuild, Proof
+    from gacq_deploy.building.options import CompileOptions, Shape
+    from gacq_deploy.deployment import BuildSection
+
+
+@click.command("build-trt", short_help="Compile TensorRT engine plans, and prove what is INT8 in them.")
+@run_directory_argument
+@click.option(
+    "--backend", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), help="Which library compiles."
+)
+@click.option(
+    "--batch", multiple=True, metavar="MIN:OPT:MAX", help="Batch sizes; repeat it for more profiles."
+)
+@click.option(
+    "--resolution", multiple=True, metavar="HxW:HxW", help="Sizes of the denoiser's input, where open."
+)
+@click.option("--shapes", metavar="NAME:AxB,...", help="One shape an input, in trtexec's grammar.")
+@click.option("--min-shapes", metavar="NAME:AxB,...", help="Smallest shapes (trtexec's --minShapes).")
+@click.option("--opt-shapes", metavar="NAME:AxB,...", help="Shapes to tune for (--optShapes).")
+@click.option("--max-shapes", metavar="NAME:AxB,...", help="Largest shapes (--maxShapes).")
+@click.option("--float-type", type=click.Choice(["float16", "float32"]), help="Type of what is not INT8.")
+@click.option(
+    "--compute-capability", "compute_capabilities", multiple=True, metavar="8.6", help="GPU to build for."
+)
+@click.option("--workspace", "workspace_mb", type=click.IntRange(min=1), metavar="MB", help="Scratch memory.")
+@click.option("--opt-level", type=click.IntRange(0, 5), help="How long the builder searches.")
+@click.option("--timing-cache/--no-timing-cache", default=None, help="Keep kernel timings between builds.")
+@click.option("--refit/--no-refit", default=None, help="Let the weights be replaced later.")
+@click.option("--strip/--no-strip", default=None, help="Leave the weights out of the plan.")
+@click.option("--hw-compat/--no-hw-compat", default=None, help="Run on every GPU from Ampere on (TensorRT).")
+@click.option(
+    "--version-compat/--no-version-compat", default=None, help="Run on later TensorRT versions too."
+)
+@click.option(
+    "--fp16-twin/--no-fp16-twin", default=None, help="Build the float graph too; default: where a GPU is."
+)
+@click.option(
+    "--min-int8-coverage", type=click.FloatRange(0, 1), help="Least share of planned layers in INT8."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Stop the builder.",
+)
+@click.option(
+    "--memory-mb", type=click.IntRange(min=64), metavar="MB", help="Stop the builder at this much memory."
+)
+@click.option("--rebuild", is_flag=True, help="Build even what is up to date.")
+@click.option("--dry-run", is_flag=True, help="Print profiles and estimates; build nothing.")
+@common
+@with_output
+def build_trt(
+    output: Output,
+    /,
+    directory: Path,
+    *,
+    shapes: str | None,
+    min_shapes: str | None,
+    opt_shapes: str | None,
+    max_shapes: str | None,
+    rebuild: bool,
+    dry_run: bool,
+    **chosen: Any,
+) -> int:
+    """Lint int8.onnx, compile it in a process of its own, and hold every planned layer against the plan.
+
+    Defaults are the recipe's `build` section. Built before from the same inputs, nothing is built. Exit 3 when the
+    lint finds what TensorRT would refuse, or when too few planned layers compiled to INT8; each is named with
+    the rule that explains it. TensorRT-RTX compiles without a GPU; TensorRT needs the one it builds for.
+    """
+    from gacq_deploy.build_trt import BuildRequest, build_engines, plan_builds, prove_engines
+    from gacq_deploy.run_directory import RunDirectory
+
+    run = RunDirectory(directory)
+    section = _override(run.load_recipe().build, chosen)
+    fixed = _fixed({"": shapes, "min": min_shapes, "opt": opt_shapes, "max": max_shapes})
+    request: BuildRequest = BuildRequest(section, fixed, rebuild)
+    if dry_run:
+        planned = plan_builds(run, request)
+        output.emit({"plan": [_plan_document(p) for p in planned]}, *_plan_tables(planned))
+        return exit_codes.DONE
+    with output.progress() as report:
+        built = build_engines(run, request, report)
+        proof = prove_engines(run, built, report)
+    document: dict[str, Any] = {"engines": _documents(built), "proof": _proof_document(proof)}
+    output.emit(document, *_tables(built), *_proof_lines(proof), f"Next: gacq-deploy parity {directory}")
+    return exit_codes.DONE if proof is None or proof.parity else exit_codes.GATE
+
+
+def _documents(built: Sequence[BuiltEngine]) -> list[dict[str, Any]]:
+    return [
+        {"folder": str(b.folder), "reused": b.reused, **b.record.model_dump(mode="json", by_alias=True)}
+        for b in built
+    ]
+
+
+def _proof_document(proof: Proof | None) -> dict[str, Any] | None:
+    """Return what running the engines showed; None where nothing was run."""
+    if proof is None:
+        return None
+    return {"parity_passed": bool(proof.parity), "times_faster_than_twin": proof.speed}
+
+
+def _proof_lines(proof: Proof | None) -> Iterator[str]:
+    if proof is None:
+        yield "not run: there is no GPU here, so parity and speed of the plan are not known"
+        return
+    yield "parity: passed" if proof.parity else "parity: did not pass; `gacq-deploy parity` shows where"
+    for batch, speed in proof.speed.items():
+        word = "faster" if speed > 1 else "SLOWER"
+        yield f"batch {batch}: {speed:.2f} times the float twin's speed ({word}; wall time, interleaved)"
+
+
+def _override(section: BuildSection, chosen: Mapping[str, Any]) -> BuildSection:
+    """Return the recipe's section with the options that were given."""
+    from pydantic import ValidationError
+
+    from gacq_deploy.errors import UsageError
+
+    given = {name: value for name, value in chosen.items() if value is not None and value != ()}
+    try:
+        return type(section).model_validate({**section.model_dump(), **given})
+    except ValidationError as error:
+        item = error.errors()[0]
+        raise UsageError(
+            f"build.{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r}).",
+            "`gacq-deploy build-trt --help` lists the options.",
+        ) from None
+
+
+def _fixed(options: Mapping[str, str | None]) -> dict[str, dict[str, Shape]]:
+    """Return trtexec's shapes by min, opt and max; ``--shapes`` says all three."""
+    from gacq_deploy.building.profiles import parse_shapes
+    from gacq_deploy.errors import UsageError
+
+    parsed = {
+        which: parse_shapes(text, what=f"--{which}{'-' if which else ''}shapes")
+        for which, text in options.items()
+        if text is not None
+    }
+    everywhere = parsed.pop("", {})
+    fixed = {which: {**everywhere, **parsed.get(which, {})} for which in ("min", "opt", "max")}
+    for name in {name for shapes in fixed.values() for name in shapes}:
+        missing = [which for which, shapes in fixed.items() if name not in shapes]
+        if missing:
+            raise UsageError(
+                f"Input '{name}' has no {' and no '.join(missing)} shape.",
+                "Give all of --min-shapes, --opt-shapes and --max-shapes, or --shapes.",
+            )
+    return fixed
+
+
+def _profile_table(options: CompileOptions) -> Table | str:
+    if not options.profiles:
+        return "profiles: none, every input has a fixed shape"
+    rows = [
+        (number, name, "x".join(map(str, r.min)), "x".join(map(str, r.opt)), "x".join(map(str, r.max)))
+        for number, profile in enumerate(options.profiles)
+        for name, r in profile.items()
+    ]
+    return Table("profiles", ["profile", "input", "min", "opt", "max"], rows)
+
+
+def _plan_document(planned: PlannedBuild) -> dict[str, Any]:
+    return {
+        "folder": str(planned.folder),
+        "present": planned.present,
+        "estimate": {
+            "seconds": planned.estimate.seconds,
+            "memory_mb": planned.estimate.memory_mb,
+            "layers": planned.estimate.layers,
+        },
+        "inputs": planned.inputs.model_dump(mode="json"),
+    }
+
+
+def _plan_tables(planned: tuple[PlannedBuild, ...]) -> tuple[Table | str, ...]:
+    rows = [
+        (
+            p.graph,
+            f"{p.inputs.library}-{p.inputs.version}",
+            p.inputs.float_type,
+            p.folder,
+            "up to date" if p.present else "to build",
+            f"about {duration(p.estimate.seconds)}",
+            f"about {size(p.estimate.memory_mb << 20)}",
+        )
+        for p in planned
+    ]
+    columns = ["graph", "library", "float type", "engine", "state", "time", "memory"]
+    return (_profile_table(planned[0].inputs.options), Table("plan (nothing was written)", columns, rows))
+
+
+def _tables(built: tuple[BuiltEngine, ...]) -> tuple[Table | str, ...]:
+    rows = [
+        (
+            b.record.inputs.graph,
+            b.record.label,
+            b.folder / "engine.plan",
+            size(b.record.files["engine.plan"].bytes),
+            "as it was" if b.reused else duration(b.record.seconds),
+            _coverage_text(b.record.coverage),
+        )
+        for b in built
+    ]
+    options = built[0].record.inputs.options
+    targets = ", ".join(options.compute_capabilities) or _target_text(built[0])
+    lost = [
+        (n["module"] or n["node"], n["operator"], n["kernel"], n["rule"], n["why"])
+        for n in (built[0].record.coverage or {}).get("lost", [])
+    ]
+    return (
+        _profile_table(options),
+        Table(f"engines for {targets}", ["graph", "library", "plan", "size", "built in", "INT8"], rows),
+        *([Table("not INT8", ["layer", "operator", "kernel", "rule", "why"], lost)] if lost else []),
+    )
+
+
+def _target_text(built: BuiltEngine) -> str:
+    device = built.record.inputs.device
+    return device.name if device is not None else "any GPU of this library (portable)"
+
+
+def _coverage_text(coverage: Mapping[str, Any] | None) -> str:
+    if coverage is None:
+        return "float twin"
+    return f"{coverage['int8']} of {coverage['planned']} planned layers ({coverage['share']:.1%})"

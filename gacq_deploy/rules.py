@@ -1,0 +1,140 @@
+"""Which tensors are quantized, and how? Rules in order, and named beginnings for them: levels and exclusions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from gacq_deploy.learning import Section
+from gacq_deploy.spec import Role
+
+Level = Literal["conv", "ffn", "qkv", "linear"]
+Exclusion = Literal["nvidia-demo", "nvidia-demo-final"]
+
+
+class MinMaxRange(Section):
+    """Largest absolute value."""
+
+    method: Literal["minmax"]
+
+
+class PercentileRange(Section):
+    """A percentile of the absolute values."""
+
+    method: Literal["percentile"]
+    percentile: float = Field(default=99.9, gt=50, le=100)
+
+
+class MseRange(Section):
+    """The scale with the least error |x - q(x)|^p."""
+
+    method: Literal["mse"]
+    p: float = Field(default=2.4, ge=1, le=4)
+
+
+RangeMethod = Annotated[MinMaxRange | PercentileRange | MseRange, Field(discriminator="method")]
+
+
+class Rule(Section):
+    """One line of the quantization rules; the last rule that matches a site wins."""
+
+    match: str
+    """Shell wildcard on the module's dotted name."""
+    role: Role | Literal["*"] = "*"
+    layer: Literal["conv", "linear", "*"] = "*"
+    """Only convolutions, or only linear layers."""
+    bits: int | None = Field(default=None, ge=2, le=8)
+    range: RangeMethod | None = None
+    ignore: bool = False
+    """True keeps the site float."""
+    optional: bool = False
+    """True allows the rule to match nothing in this model."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.ignore and self.bits is None:
+            raise ValueError("a rule needs 'bits' or 'ignore: true'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `layer` out where it says nothing: recipes from before it existed keep their digests."""
+        plain: dict[str, Any] = serialize(self)
+        if self.layer == "*":
+            plain.pop("layer", None)
+        return plain
+
+
+def _quantize(match: str, **more: Any) -> Rule:
+    return Rule(match=match, bits=8, optional=True, **more)
+
+
+_CONVOLUTIONS = (
+    _quantize("*", layer="conv"),
+    _quantize("*", layer="conv", role="output", range=MseRange(method="mse", p=2)),
+)
+_FEED_FORWARD = _quantize("*.ff.net.*", layer="linear")
+_PROJECTIONS = _quantize("*.to_[qkv]", layer="linear")
+LEVELS: dict[Level, tuple[Rule, ...]] = {
+    "conv": (Rule(match="*", ignore=True), *_CONVOLUTIONS),
+    "ffn": (Rule(match="*", ignore=True), *_CONVOLUTIONS, _FEED_FORWARD),
+    "qkv": (Rule(match="*", ignore=True), *_CONVOLUTIONS, _FEED_FORWARD, _PROJECTIONS),
+    "linear": (*_CONVOLUTIONS, _quantize("*", layer="linear")),
+}
+"""Each level quantizes what the one before it does, and more: convolutions; feed-forward layers; projections to
+queries, keys and values; every linear layer. They are the steps of NVIDIA's INT8 diffusion demo (its 1, 2, 2.5, 3)."""
+
+_NAMES = (
+    "time_emb_proj",
+    "time_embedding",
+    "conv_in",
+    "conv_out",
+    "conv_shortcut",
+    "add_embedding",
+    "pos_embed",
+    "time_text_embed",
+    "context_embedder",
+    "norm_out",
+)
+
+
+def _leave_float(last: str) -> tuple[Rule, ...]:
+    patterns = (*(f"*{name}*" for name in _NAMES), last)
+    return tuple(Rule(match=pattern, ignore=True, optional=True) for pattern in patterns)
+
+
+EXCLUSIONS: dict[Exclusion, tuple[Rule, ...]] = {
+    "nvidia-demo": _leave_float("*proj_out*"),
+    "nvidia-demo-final": _leave_float("proj_out*"),
+}
+"""Layers that stay float, by the names that NVIDIA's INT8 diffusion demo leaves out. There the name `proj_out`, meant
+for the last layer of a transformer, is searched anywhere, so it also hits the last projection of every attention of a
+UNet: `nvidia-demo` does the same, `nvidia-demo-final` leaves only the model's own `proj_out` float."""
+
+
+class QuantizationSection(Section):
+    """Which tensors are quantized, and how: by rules.
+
+    `level` and `exclude` stand for rules before the others; a resolved recipe holds those in full instead.
+    """
+
+    level: Level | None = Field(default=None, exclude=True)
+    """Start from: `conv`, convolutions; `ffn`, and feed-forward layers; `qkv`, and the projections to queries, keys and
+    values; `linear`, and every other linear layer. None: `rules` say it all."""
+    exclude: Exclusion | None = Field(default=None, exclude=True)
+    """Then leave float what NVIDIA's INT8 diffusion demo does: `nvidia-demo`, with the last projection of every UNet
+    attention (`proj_out`); `nvidia-demo-final`, without."""
+    rules: tuple[Rule, ...] = ()
+    """Ordered; the last match wins; a site that no rule matches is an error."""
+    tie_concat: bool = True
+    """Tensors that meet at a skip concat share one activation scale."""
+
+    @model_validator(mode="after")
+    def _spell_out(self) -> Self:
+        start = (*LEVELS.get(self.level, ()), *EXCLUSIONS.get(self.exclude, ()))  # type: ignore[arg-type]
+        if not start and not self.rules:
+            raise ValueError("give 'level' or 'rules'")
+        # the model is frozen for its users, not while it is made
+        self.__dict__.update(rules=(*start, *self.rules), level=None, exclude=None)
+        return self

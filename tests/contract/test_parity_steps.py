@@ -1,0 +1,85 @@
+"""Does parity judge a mix of float and INT8 steps by what the mix does, and nothing else?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gacq_deploy.backends import open_engine
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.ddim import DdimSampler
+from gacq_deploy.errors import EngineError
+from gacq_deploy.parity.edges import Candidate, Setting, Subject, measure
+from gacq_deploy.parity.exact import CANONICAL
+from gacq_deploy.parity.report import Edge, ParityReport
+from gacq_deploy.recipe import StepPolicySection
+from gacq_deploy.step_policy import resolve_policy
+from tests.support.judged_run import make_run, setting_of, subject_of
+
+STEPS = 3
+ORT_INT8 = Candidate(CANONICAL, "ort-cpu")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Setting]:
+    run = make_run(tmp_path_factory.mktemp("steps"))
+    whole = setting_of(run)
+    return subject_of(run), replace(
+        whole, section=whole.section.model_copy(update={"images": 4, "steps": STEPS})
+    )
+
+
+def judge(parts: tuple[Subject, Setting], float_steps: int, **changes: Any) -> ParityReport:
+    subject, setting = parts
+    sampler = DdimSampler.from_config(subject.artifact.model.scheduler, STEPS)
+    asked = StepPolicySection(float_steps=float_steps, where="first")
+    policy = resolve_policy(asked, sampler.timesteps, subject.artifact)
+    return measure(subject, [ORT_INT8], replace(setting, policy=policy, **changes), {})
+
+
+def edge(report: ParityReport, evidence: str) -> Edge:
+    (found,) = [e for e in report.edges if e.evidence == evidence]
+    return found
+
+
+def test_a_mix_comes_closer_step_by_step_and_ends_at_the_float_model(parts: tuple[Subject, Setting]) -> None:
+    levels = []
+    for count in range(STEPS + 1):
+        report = judge(parts, count)
+        levels.append(edge(report, "mixed").metrics["image_psnr_db"] or 0.0)
+        if count == 0:
+            single = edge(report, "single").metrics
+            assert levels[0] == single["image_psnr_db"], "without float steps the mix is the INT8 engine"
+        assert edge(report, "single").metrics == single
+    assert levels[0] < levels[-1] == 100
+    assert levels == sorted(levels)
+
+
+def test_a_mix_that_cannot_run_is_not_evaluated(parts: tuple[Subject, Setting]) -> None:
+    inside: list[str] = []
+
+    class Guarded(FunctionEngine):
+        """Says when it is open: only a mix opens a second engine beside it."""
+
+        def _close(self) -> None:
+            inside.pop()
+
+    def open_one(name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Engine:
+        if inside:
+            raise EngineError("a second engine does not open", "Mend it.")
+        engine = open_engine(name, model, threads=threads, optimize=optimize)
+        inside.append(name)
+        return Guarded(engine.run, engine.inputs, engine.outputs, engine.label)
+
+    report = judge(parts, 1, open_engine=open_one)
+    mixed = edge(report, "mixed")
+    assert not report
+    assert not mixed.evaluated
+    assert not mixed.passed
+    assert mixed.worst["error"] == "a second engine does not open"
+    assert edge(report, "single").evaluated
+    assert "image_psnr_db" not in report.fidelity[ORT_INT8.name], "not the INT8 engine's own images instead"

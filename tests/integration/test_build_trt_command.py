@@ -1,0 +1,225 @@
+"""`build-trt` on a real run directory, with the real compiler where the machine has it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gacq_deploy import build_trt as stage
+from gacq_deploy.building import compiler
+from gacq_deploy.building.compiler import Compiled, compile_graph
+from gacq_deploy.export.lint import Finding
+from gacq_deploy.storage import lock_directory
+from tests.support.commands import invoke
+
+RTX = ("--backend", "tensorrt-rtx")
+FAST = (*RTX, "--float-type", "float32", "--batch", "2")
+
+
+def build(run: Path, *more: str, code: int = 0) -> Any:
+    done = invoke(["build-trt", str(run), *more, "--json"])
+    assert done.exit_code == code, done.output
+    document = json.loads(done.stdout)
+    return document if code else document.get("engines", document.get("plan"))
+
+
+def engines(run: Path) -> dict[str, int]:
+    return {str(p.relative_to(run)): p.stat().st_mtime_ns for p in (run / "engines").rglob("*")}
+
+
+@pytest.mark.rtx
+def test_an_engine_whose_every_planned_layer_is_int8(run_copy: Path) -> None:
+    (built,) = build(run_copy, *RTX)
+    assert built["coverage"]["share"] >= 0.95
+    assert built["coverage"]["planned"] > 5
+    folder = Path(built["folder"])
+    assert {p.name for p in folder.iterdir()} == {
+        "engine.plan",
+        "layers.json",
+        "manifest.json",
+        "network.onnx",
+    }
+    layers = json.loads((folder / "layers.json").read_text())["layers"]
+    assert sum(layer["int8"] for layer in layers) == built["coverage"]["kernels"]["int8"] > 0
+    assert all(node["rule"] for node in built["coverage"]["lost"])
+    inputs = built["inputs"]
+    assert inputs["float_type"] == "float16"
+    assert inputs["options"]["profiles"][0]["sample"]["max"][0] == 8
+    assert built["half"]["difference_db"] < 6
+    assert any(island["why"] == "timestep" for island in built["half"]["islands"])
+    verified = json.loads(invoke(["verify", str(run_copy), "--json"]).stdout)
+    assert {link["name"]: link["status"] for link in verified["links"]}["engines"] == "ok"
+
+
+@pytest.mark.rtx
+def test_built_from_the_same_inputs_nothing_is_built(run_copy: Path) -> None:
+    (first,) = build(run_copy, *FAST)
+    before = engines(run_copy)
+    (second,) = build(run_copy, *FAST)
+    assert (first["reused"], second["reused"]) == (False, True)
+    assert engines(run_copy) == before
+    (rebuilt,) = build(run_copy, *FAST, "--rebuild")
+    assert rebuilt["reused"] is False
+    assert rebuilt["files"]["engine.plan"] == first["files"]["engine.plan"], "the same bytes"
+    (other,) = build(run_copy, *FAST[:-1], "1:2")
+    assert other["folder"] != first["folder"]
+    shown = invoke(["build-trt", str(run_copy), *FAST]).stdout
+    assert "as it was" in shown
+    assert "2x1x8x8" in shown
+
+
+@pytest.mark.rtx
+def test_a_dry_run_prints_the_profiles_and_writes_nothing(run_copy: Path) -> None:
+    (planned,) = build(run_copy, *FAST, "--dry-run")
+    assert not (run_copy / "engines").exists()
+    assert planned["present"] is False
+    assert planned["estimate"]["seconds"] > 0
+    assert planned["inputs"]["options"]["profiles"][0]["timestep"]["opt"] == [2]
+    shown = invoke(["build-trt", str(run_copy), *FAST, "--dry-run"]).stdout
+    assert "nothing was written" in shown
+    assert "to build" in shown
+
+
+@pytest.mark.rtx
+def test_the_float_twin_is_an_engine_of_its_own(run_copy: Path) -> None:
+    int8, twin = build(run_copy, *FAST, "--fp16-twin")
+    assert (int8["inputs"]["graph"], twin["inputs"]["graph"]) == ("int8.onnx", "float.onnx")
+    assert twin["coverage"] is None
+    assert int8["folder"] != twin["folder"]
+
+
+@pytest.mark.rtx
+def test_an_altered_plan_is_found_and_built_again(run_copy: Path) -> None:
+    (built,) = build(run_copy, *FAST)
+    plan = Path(built["folder"]) / "engine.plan"
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2] ^= 1
+    plan.write_bytes(data)
+    done = invoke(["verify", str(run_copy)])
+    assert done.exit_code == 5
+    assert "engine.plan" in done.output
+    (mended,) = build(run_copy, *FAST)
+    assert mended["reused"] is False
+    assert mended["files"] == built["files"]
+
+
+@pytest.mark.rtx
+def test_an_engine_of_another_graph_is_stale(run_copy: Path) -> None:
+    build(run_copy, *FAST)
+    recipe = run_copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("opset: 20", "opset: 21"))
+    assert invoke(["export", "--onnx", str(run_copy)]).exit_code == 0
+    done = invoke(["verify", str(run_copy), "--json"])
+    link = next(x for x in json.loads(done.stdout)["links"] if x["name"] == "engines")
+    assert link["status"] == "fail"
+    assert "stale: int8.onnx changed" in link["detail"]
+    (again,) = build(run_copy, *FAST)
+    assert again["reused"] is False
+
+
+@pytest.mark.rtx
+def test_the_coverage_gate_names_what_fell_back(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_first_int8_kernel(*arguments: Any, **named: Any) -> Compiled:
+        compiled = compile_graph(*arguments, **named)
+        lost = next(layer for layer in compiled.layers if layer.int8)
+        layers = tuple(layer for layer in compiled.layers if layer is not lost)
+        return Compiled(
+            compiled.plan, layers, compiled.library, compiled.version, compiled.seconds, compiled.peak_mb
+        )
+
+    monkeypatch.setattr(stage, "compile_graph", without_the_first_int8_kernel)
+    strict = (*FAST, "--min-int8-coverage", "1")
+    failed = build(run_copy, *strict, code=3)["error"]
+    assert "planned layers compiled to INT8" in failed["message"]
+    assert "resnets.0.conv1" in failed["message"]
+    assert "lower --min-int8-coverage" in failed["hint"]
+    assert build(run_copy, *strict, code=3)["error"] == failed, "found as it was, and judged again"
+    (accepted,) = build(run_copy, *FAST, "--min-int8-coverage", "0.5")
+    assert accepted["reused"] is True
+
+
+def test_the_lint_is_a_gate(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Finding(
+        "scale-not-positive", "error", "conv1:input", "scale 0", "TensorRT refuses it.", "Clamp it."
+    )
+    monkeypatch.setattr(stage, "lint_graph", lambda *_, **__: [found])
+    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    failed = build(run_copy, *RTX, code=3)["error"]
+    assert "has 1 errors" in failed["message"]
+    assert "conv1:input: scale 0" in failed["message"]
+    assert not (run_copy / "engines").exists()
+
+
+def _any_library(_name: str) -> Any:
+    from gacq_deploy.backends.trt_library import TrtLibrary
+
+    return TrtLibrary("tensorrt-rtx", None, "1.7.1.116")
+
+
+def test_without_the_library_both_installs_are_named(run_copy: Path) -> None:
+    failed = build(run_copy, "--backend", "tensorrt", code=4)["error"]
+    assert "tensorrt is not available" in failed["message"]
+    assert "gacq-deploy[trt]" in failed["hint"]
+    assert "gacq-deploy[rtx]" in failed["hint"]
+    assert not (run_copy / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", 1, "crashed (SIGSEGV)"),
+        ("import time; time.sleep(600)", 6, "did not finish in 1 s"),
+        ("raise MemoryError", 6, "probably for memory"),
+    ],
+)
+def test_a_builder_that_fails_leaves_nothing(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, code: int, message: str
+) -> None:
+    earlier = run_copy / "engines" / "0123456789abcdef"
+    earlier.mkdir(parents=True)
+    (earlier / "engine.plan").write_bytes(b"somebody's plan")
+    before = engines(run_copy)
+    script = tmp_path / "bad.py"
+    script.write_text(body)
+    monkeypatch.setattr(compiler, "WORKER", (sys.executable, str(script)))
+    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    failed = build(run_copy, *FAST, "--timeout", "1", code=code)["error"]
+    assert message in failed["message"]
+    assert engines(run_copy) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch", "0"), "needs 0 < MIN"),
+        (("--batch", "4:1"), "needs 0 < MIN"),
+        (("--resolution", "64x64"), "fixed at 8x8"),
+        (("--shapes", "noise:1x2"), "no input 'noise'"),
+        (("--shapes", "sample"), "not NAME:AxBxC"),
+        (("--min-shapes", "timestep:1"), "no opt and no max shape"),
+        (("--compute-capability", "ampere"), "compute_capabilities"),
+        (("--opt-level", "9"), "opt-level"),
+        (("--min-int8-coverage", "95"), "min-int8-coverage"),
+    ],
+)
+def test_bad_options_are_refused_before_work(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    done = invoke(["build-trt", str(run_copy), *RTX, *arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+    assert not (run_copy / "engines").exists()
+
+
+def test_what_is_missing_or_busy(run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    assert invoke(["build-trt", str(tmp_path)]).exit_code == 5
+    with lock_directory(run_copy):
+        assert build(run_copy, *FAST, code=6)["error"]["message"].endswith(".")
+    (run_copy / "onnx" / "manifest.json").unlink()
+    assert "export --onnx" in build(run_copy, *FAST, code=5)["error"]["hint"]

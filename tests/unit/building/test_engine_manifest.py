@@ -1,0 +1,152 @@
+"""The engine's manifest: its key, its files, and when it is stale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gacq_deploy.backends.trt_plan import Expected
+from gacq_deploy.building.manifest import (
+    DeviceRecord,
+    EngineFile,
+    EngineInputs,
+    EngineRecord,
+    engines_of,
+    find_engine,
+    graph_digest,
+    is_stale,
+    read_engine,
+)
+from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage import describe_file
+
+DEVICE = DeviceRecord(name="GPU", compute_capability="8.6", driver=13000)
+
+
+def export(sha256: str = "a" * 64) -> Any:
+    """Return what the manifest asks of an export record."""
+    return SimpleNamespace(
+        files={"int8.onnx": SimpleNamespace(sha256=sha256), "float.onnx": SimpleNamespace(sha256="f")}
+    )
+
+
+def inputs(**changes: Any) -> EngineInputs:
+    profile = {"sample": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))}
+    options = CompileOptions(backend="tensorrt-rtx", profiles=(profile,), **changes.pop("options", {}))
+    known = {
+        "graph": "int8.onnx",
+        "graph_sha256": graph_digest(export(), "int8.onnx"),
+        "float_type": "float16",
+        "library": "tensorrt-rtx",
+        "version": "1.7.1.116",
+        "options": options,
+        "device": None,
+    }
+    return EngineInputs.model_validate({**known, **changes})
+
+
+def written(root: Path, made_from: EngineInputs) -> Path:
+    """Write an engine as the stage does; return its folder."""
+    folder = root / "engines" / made_from.key
+    folder.mkdir(parents=True)
+    (folder / "engine.plan").write_bytes(b"plan")
+    (folder / "layers.json").write_text("{}")
+    files = {p.name: EngineFile(**describe_file(p)) for p in folder.iterdir()}
+    record = EngineRecord(inputs=made_from, files=files, coverage={"share": 1.0}, seconds=1.0, peak_mb=1)
+    record.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph_sha256": "other"}, {"graph": "float.onnx"}, {"float_type": "float32"}, {"version": "1.7.2.0"},
+        {"device": DEVICE}, {"options": {"opt_level": 5}}, {"options": {"compute_capabilities": ("8.6",)}},
+        {"options": {"refit": True}},
+    ],
+)  # fmt: skip
+def test_whatever_changes_the_plan_changes_the_key(change: dict[str, Any]) -> None:
+    assert inputs(**change).key != inputs().key
+
+
+def test_where_timings_are_kept_does_not() -> None:
+    assert inputs(options={"timing_cache": "/elsewhere"}).key == inputs().key
+    assert len(inputs().key) == 16
+
+
+def test_a_manifest_comes_back(tmp_path: Path) -> None:
+    folder = written(tmp_path, inputs())
+    record = read_engine(folder, "")
+    assert record.inputs == inputs()
+    assert record.is_int8
+    assert record.label == "tensorrt-rtx-1.7.1.116"
+    assert "licence" in record.licence
+    assert list(engines_of(RunDirectory(tmp_path))) == [(folder, record)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "engine.plan").write_bytes(b"nalp"), "was altered"),
+        (lambda folder: (folder / "engine.plan").write_bytes(b"pl"), "has 2 bytes"),
+        (lambda folder: (folder / "layers.json").unlink(), "missing"),
+        (lambda folder: _edit(folder, peak_mb=7), "was altered"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "no object"),
+        (lambda folder: (folder / "manifest.json").unlink(), "missing"),
+    ],
+)
+def test_damage_is_found(tmp_path: Path, damage: Any, message: str) -> None:
+    folder = written(tmp_path, inputs())
+    damage(folder)
+    with pytest.raises(ArtifactError, match=message):
+        read_engine(folder, "")
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_copied_engine_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, inputs())
+    moved = folder.rename(folder.with_name("0" * 16))
+    with pytest.raises(ArtifactError, match="moved or copied"):
+        read_engine(moved, "")
+
+
+def test_the_engine_of_the_graph_that_is_there_is_found(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with pytest.raises(ArtifactError, match="holds no tensorrt-rtx engine"):
+        find_engine(run, export(), "tensorrt-rtx")
+    folder = written(tmp_path, inputs())
+    assert find_engine(run, export(), "tensorrt-rtx")[0] == folder
+    with pytest.raises(ArtifactError, match="holds no tensorrt engine"):
+        find_engine(run, export(), "tensorrt")
+    with pytest.raises(ArtifactError, match=r"holds no .* engine of float\.onnx"):
+        find_engine(run, export(), "tensorrt-rtx", graph="float.onnx")
+    changed = export("b" * 64)
+    assert is_stale(read_engine(folder, ""), changed)
+    with pytest.raises(ArtifactError, match="stale"):
+        find_engine(run, changed, "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("change", "targets"),
+    [
+        ({}, None),
+        ({"device": DEVICE}, ("8.6",)),
+        ({"device": DEVICE, "options": {"hw_compat": True}}, None),
+        ({"options": {"compute_capabilities": ("7.5", "8.9")}}, ("7.5", "8.9")),
+    ],
+)
+def test_what_the_runtime_expects(
+    tmp_path: Path, change: dict[str, Any], targets: tuple[str, ...] | None
+) -> None:
+    record = read_engine(written(tmp_path, inputs(**change)), "")
+    assert record.expected == Expected("tensorrt-rtx", "1.7.1.116", targets)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gacq_deploy.artifact import Probe
+from gacq_deploy.ddim import DdimSampler
+from gacq_deploy.errors import ArtifactError, ModelError
+from gacq_deploy.step_error import OutputError, image_errors, output_error
+from tests.support.probes import curve_probe
+
+CONFIG = {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
+UNIT = OutputError(np.array([0, 999]), np.ones(2))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 5, 20, 50])
+def test_an_error_enters_the_next_state_as_the_sampler_lets_it(prediction: str, steps: int) -> None:
+    config: dict[str, Any] = {**CONFIG, "prediction_type": prediction}
+    sampler = DdimSampler.from_config(config, steps)
+    state = np.full((1, 1, 2, 2), 0.3, np.float32)
+    moved = [
+        float(np.abs(sampler.step(state + 1, i, state) - sampler.step(state, i, state)).max())
+        for i in range(steps)
+    ]
+    np.testing.assert_allclose(image_errors(UNIT, config, sampler.timesteps), moved, rtol=2e-3, atol=1e-5)
+
+
+def test_the_worst_output_is_not_the_worst_step() -> None:
+    """The cleanest step's output is ten times as wrong, and moves the image less than the noisiest step does."""
+    timesteps = DdimSampler.from_config(CONFIG, 20).timesteps
+    error = OutputError(np.array([0, 950]), np.array([0.1, 0.01]))
+    moved = image_errors(error, CONFIG, timesteps)
+    assert moved[0] == moved.max()
+    assert moved[-1] == moved.min()
+
+
+def test_the_error_is_the_probes_root_mean_square_by_timestep() -> None:
+    error = output_error(curve_probe({900: 0.5, 100: 0.1}, rows=3))
+    np.testing.assert_array_equal(error.timesteps, [100, 900])
+    np.testing.assert_allclose(error.rms, [0.1, 0.5], rtol=1e-6)
+
+
+def test_between_the_probes_timesteps_the_error_is_interpolated() -> None:
+    error = OutputError(np.array([100, 300]), np.array([0.01, 1.0]))
+    np.testing.assert_allclose(error.at(np.array([999, 300, 200, 100, 0])), [1, 1, 0.1, 0.01, 0.01])
+
+
+def test_a_model_without_error_has_none() -> None:
+    error = output_error(curve_probe({900: 0.0, 100: 0.0}))
+    assert not np.any(image_errors(error, CONFIG, np.array([900, 100])) > 1e-200)
+
+
+def test_without_both_outputs_nothing_says_which_steps_are_worst() -> None:
+    probe = curve_probe({900: 0.5})
+    for less in (None, replace(probe, outputs={"float": probe.outputs["float"]}), Probe({}, {}, {})):
+        with pytest.raises(ArtifactError, match="which steps are worst") as raised:
+            output_error(less)
+        assert "first" in raised.value.hint
+
+
+def test_a_schedule_that_ddim_cannot_follow_is_refused() -> None:
+    with pytest.raises(ModelError, match="FlowMatch"):
+        image_errors(UNIT, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, np.array([900, 100]))
