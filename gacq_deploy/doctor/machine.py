@@ -1,0 +1,76 @@
+"""What Python, processor, disk and memory are here?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from gacq_deploy.doctor.findings import Check
+
+_INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "asimddp", "i8mm")
+_LOW_DISK = 2_000_000_000
+_LOW_MEMORY = 2_000_000_000
+
+
+def python() -> Check:
+    """Name the interpreter."""
+    return Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
+
+
+def system() -> Check:
+    """Name the system, and count its cores."""
+    return Check("platform", "ok", f"{platform.platform()}, {os.cpu_count()} cores")
+
+
+def cpu() -> Check:
+    """Integer dot-product instructions decide whether INT8 is faster than float on this CPU."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Check(
+            "cpu int8", "warning", "unknown: /proc/cpuinfo cannot be read", "`gacq-deploy bench` measures it."
+        )
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    words = set((named.get("flags") or named.get("Features") or "").split())
+    found = [flag for flag in _INT8_FLAGS if flag in words]
+    name = named.get("model name", platform.machine())
+    if found:
+        return Check("cpu int8", "ok", f"{name}: {', '.join(found)}")
+    return Check(
+        "cpu int8", "warning", f"{name}: no integer dot product", "INT8 may not be faster than float here."
+    )
+
+
+def disk(directory: Path) -> Check:
+    """Tell how much can be written to ``directory``, which need not exist yet."""
+    place = next(p for p in (directory.resolve(), *directory.resolve().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    value = f"{free / 1e9:.1f} GB free at {place}"
+    if free < _LOW_DISK:
+        return Check(
+            "disk", "warning", value, "`gacq-deploy calibrate --dry-run` estimates what a run needs."
+        )
+    return Check("disk", "ok", value)
+
+
+def memory() -> Check:
+    """Tell how much memory a command may use."""
+    available = _available_memory()
+    if available is None:
+        return Check("memory", "warning", "unknown: /proc/meminfo cannot be read")
+    value = f"{available / 1e9:.1f} GB available"
+    if available < _LOW_MEMORY:
+        return Check("memory", "warning", value, "Lower calibration.memory_mb with --set.")
+    return Check("memory", "ok", value)
+
+
+def _available_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
