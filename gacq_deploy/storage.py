@@ -130,7 +130,9 @@ def digest_json(document: Any) -> str:
 def digest_array(array: Array) -> str:
     """Return the sha256 of an array's dtype, shape and row-major bytes."""
     head = f"{array.dtype.str}{list(array.shape)}".encode()
-    return digest_bytes(head + np.ascontiguousarray(array).tobytes())
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def digest_file(path: Path) -> str:

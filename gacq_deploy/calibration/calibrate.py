@@ -36,7 +36,8 @@ from gacq_deploy.diagnostics import Diagnostics
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import describe_conditioning, load_denoiser
+from gacq_deploy.models.trajectory import check_drawable
 from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
@@ -67,10 +68,12 @@ def calibrate(
 
     Raises:
         RecipeError: the directory holds another recipe's run, or a rule does not fit the model.
-        CalibrationError: a value is not finite; finished blocks are kept.
+        CalibrationError: the model needs conditioning that cannot be drawn (before anything is loaded or written), or
+            a value is not finite; finished blocks are kept.
         ArtifactError: a finished step was altered.
         ResourceError: the disk is full, or another process uses the directory.
     """
+    check_drawable(describe_conditioning(recipe.model))
     with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
         if fresh:
             forget_run(directory)
@@ -104,7 +107,8 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
     """Resolve the recipe's rules against the model; sites that read one tensor always share a scale.
 
     Raises:
-        RecipeError: see :func:`gacq_deploy.plan.resolve_plan`.
+        RecipeError: see :func:`gacq_deploy.plan.resolve_plan`; every layer is left float, or one that runs twice in
+            a step is not.
     """
     ties = (
         dict(graph.ties)
@@ -114,6 +118,11 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
     plan = resolve_plan(recipe, graph.sites, ties)
     if not plan.modules:
         raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
+    if twice := sorted(graph.repeated.intersection(plan.modules)):
+        raise RecipeError(
+            f"Layer '{twice[0]}' is called twice in one step, on different tensors: one scale cannot suit both.",
+            f"Leave it float: add {{match: '{twice[0]}', ignore: true}} to quantization.rules.",
+        )
     return plan
 
 

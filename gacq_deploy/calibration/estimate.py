@@ -14,8 +14,8 @@ from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.learning import WeightedStage
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.models.trajectory import validation_trajectories
+from gacq_deploy.models.source import describe_conditioning, load_denoiser
+from gacq_deploy.models.trajectory import check_drawable, validation_trajectories
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.spec import PlannedSite, QuantPlan
 
@@ -63,6 +63,7 @@ def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
 
 
 def _estimate(recipe: Recipe) -> CalibrationEstimate:
+    check_drawable(describe_conditioning(recipe.model))
     denoiser = load_denoiser(recipe.model)
     graph = trace_model(denoiser)
     plan = make_plan(recipe, graph)

@@ -44,13 +44,14 @@ def to_cpu_flavour(model: onnx.ModelProto) -> onnx.ModelProto:
     it itself and overflow without a word.
 
     Raises:
-        ExportError: the graph is not signed, or holds no quantized convolution output.
+        ExportError: the graph is not signed, nothing is quantized, or no quantized convolution has a quantized output.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     index = GraphIndex(result)
     convolutions = [n for n in index.of_type("Conv") if _has_quantized_output(index, n)]
-    if not convolutions:
+    kinds = {n.op_type for n in index.of_type("Conv", "Gemm", "MatMul") if _has_codes(index, n)}
+    if not convolutions and (not kinds or "Conv" in kinds):  # a transformer may have linear layers alone
         raise ExportError(
             "No convolution of the graph has a quantized output: nothing could run in integers.", _HINT
         )
@@ -96,6 +97,11 @@ def join_split_bias(model: onnx.ModelProto) -> onnx.ModelProto:
     replace_nodes(result, [n for n in index.nodes if id(n) not in dropped])
     drop_unused_initializers(result)
     return result
+
+
+def _has_codes(index: GraphIndex, node: NodeProto) -> bool:
+    source = index.producer(node.input[1])
+    return source is not None and source.op_type == DEQUANTIZE
 
 
 def _adds_bias(index: GraphIndex, convolution: NodeProto, use: Use) -> bool:

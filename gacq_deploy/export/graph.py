@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from gacq_deploy.storage import Array
 
 MODULE_KEY = "gacq.module"
 """Node metadata: dotted name of the module the node came from."""
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_KEPT_BYTES = 2**20
+"""Larger constants are read anew each time: kept, they would hold a second copy of the model's weights."""
 
 
 class Use(NamedTuple):
@@ -59,9 +62,12 @@ class GraphIndex:
 
     def constant(self, tensor: str) -> Array | None:
         """Return the value of an initializer or ``Constant`` node, else None."""
-        if tensor not in self._constants:
-            self._constants[tensor] = self._read_constant(tensor)
-        return self._constants[tensor]
+        if tensor in self._constants:
+            return self._constants[tensor]
+        value = self._read_constant(tensor)
+        if value is None or value.nbytes <= _KEPT_BYTES:
+            self._constants[tensor] = value
+        return value
 
     def tensor(self, name: str) -> TensorProto | None:
         """Return the stored tensor behind an initializer or ``Constant`` node, else None."""
@@ -130,6 +136,35 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> None:
     copies = [NodeProto.FromString(n.SerializeToString()) for n in kept]
     del model.graph.node[:]
     model.graph.node.extend(copies)
+
+
+def model_bytes(model: ModelProto) -> int:
+    """Return about how many bytes ``model`` takes; protobuf itself refuses to count beyond 2 GB."""
+    weights = sum(
+        math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer
+    )
+    return int(weights) + int(without_initializers(model).ByteSize())
+
+
+def without_initializers(model: ModelProto) -> ModelProto:
+    """Return a copy without weights; they are never copied, however large."""
+    result = ModelProto()
+    _copy_fields(model, result, leave_out="graph")
+    _copy_fields(model.graph, result.graph, leave_out="initializer")
+    return result
+
+
+def _copy_fields(source: ModelProto | GraphProto, target: ModelProto | GraphProto, *, leave_out: str) -> None:
+    for descriptor, value in source.ListFields():
+        name = descriptor.name
+        if name == leave_out:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, name).CopyFrom(value)
+        else:
+            setattr(target, name, value)
 
 
 def drop_unused_initializers(model: onnx.ModelProto) -> None:

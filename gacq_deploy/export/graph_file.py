@@ -9,12 +9,14 @@ from onnx import TensorProto
 
 from gacq_deploy.backends.onnx_file import read_graph as checked_graph
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.graph import model_bytes, without_initializers
 from gacq_deploy.storage import atomic_path, write_bytes
 
 _MIB = 2**20
 _ALIGNMENT = 4096
 _SMALLEST_EXTERNAL = 1024
-_PROTOBUF_LIMIT = 2**31 - 1
+_PROTOBUF_LIMIT = 2**31 - 2**26
+"""Short of the 2 GB that a message may have: names and shapes of the weights come on top."""
 _HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
 
 
@@ -30,19 +32,20 @@ def write_graph(model: onnx.ModelProto, path: Path, *, external_data_mb: int) ->
     over from a larger model is removed.
     """
     weights = data_path(path)
-    if model.ByteSize() <= min(external_data_mb * _MIB, _PROTOBUF_LIMIT):
+    if model_bytes(model) <= min(external_data_mb * _MIB, _PROTOBUF_LIMIT):
         write_bytes(path, model.SerializeToString(deterministic=True))
         weights.unlink(missing_ok=True)
         return (path,)
-    outer = onnx.ModelProto()
-    outer.CopyFrom(model)
+    outer = without_initializers(model)
     with atomic_path(weights) as temp, temp.open("wb") as file:
-        for tensor in outer.graph.initializer:
-            if len(tensor.raw_data) >= _SMALLEST_EXTERNAL:
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                offset = file.tell()
-                file.write(tensor.raw_data)
-                _point_outside(tensor, weights.name, offset)
+        for tensor in model.graph.initializer:
+            data = tensor.raw_data
+            if len(data) < _SMALLEST_EXTERNAL:
+                outer.graph.initializer.append(tensor)
+                continue
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+            _point_outside(outer.graph.initializer.add(), tensor, weights.name, (file.tell(), len(data)))
+            file.write(data)
     write_bytes(path, outer.SerializeToString(deterministic=True))
     return (weights, path)
 
@@ -61,10 +64,9 @@ def read_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _point_outside(tensor: TensorProto, location: str, offset: int) -> None:
-    length = len(tensor.raw_data)
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
-        entry = tensor.external_data.add()
+def _point_outside(target: TensorProto, source: TensorProto, location: str, place: tuple[int, int]) -> None:
+    target.name, target.data_type, target.data_location = source.name, source.data_type, TensorProto.EXTERNAL
+    target.dims.extend(source.dims)
+    for key, value in (("location", location), ("offset", place[0]), ("length", place[1])):
+        entry = target.external_data.add()
         entry.key, entry.value = key, str(value)

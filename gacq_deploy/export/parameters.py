@@ -40,14 +40,23 @@ def apply_parameters(model: onnx.ModelProto, artifact: CalibrationArtifact) -> o
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    put_parameters(result, artifact)
+    return result
+
+
+def put_parameters(model: onnx.ModelProto, artifact: CalibrationArtifact) -> None:
+    """Do in place what :func:`apply_parameters` does on a copy.
+
+    Raises:
+        ExportError: as :func:`apply_parameters`.
+    """
     if not artifact.parameters:
-        return result
-    index = GraphIndex(result)
+        return
+    index = GraphIndex(model)
     uses = find_parameters(index, artifact)
     for name, parameter in artifact.parameters.items():
         _replace(index, name, parameter.value, uses[name])
-    drop_unused_initializers(result)
-    return result
+    drop_unused_initializers(model)
 
 
 def find_parameters(index: GraphIndex, artifact: CalibrationArtifact) -> dict[str, tuple[Use, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,13 +18,15 @@ from gacq_deploy.export.graph import (
     QUANTIZE,
     GraphIndex,
     drop_unused_initializers,
+    model_bytes,
     module_of,
     opset_of,
     replace_nodes,
     set_module,
+    without_initializers,
 )
 from gacq_deploy.export.layers import LayerNode, find_layers
-from gacq_deploy.export.parameters import apply_parameters
+from gacq_deploy.export.parameters import put_parameters
 from gacq_deploy.spec import QuantPlan, Role, Site
 from gacq_deploy.storage import Array
 
@@ -32,7 +34,7 @@ Placement = Literal["input", "output"]
 OPSETS = range(19, 23)
 """19 is the oldest with Q/DQ TensorRT and ONNX Runtime read alike; from 23 on torch emits a fused
 Attention."""
-_CHECKER_LIMIT = 2**31 - 1
+_CHECKER_LIMIT = 2**31 - 2**26
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
 
 
@@ -41,7 +43,7 @@ def insert_qdq(
 ) -> onnx.ModelProto:
     """Return a copy of the float ``model`` with the artifact's codes and scales in it, all signed int8.
 
-    Retrained parameters take the place of the float model's own (``apply_parameters``).
+    Retrained parameters take the place of the float model's own (``put_parameters``).
     Weights become int8 codes and a ``DequantizeLinear`` (no quantizer: learned rounding stays exact). Every
     activation tensor that planned layers read gets one Q/DQ pair, per tensor; only those layers read the
     pair. ``placement="output"`` adds pairs on the planned convolution outputs, which everybody reads.
@@ -52,9 +54,13 @@ def insert_qdq(
             planned.
     """
     _require(model, artifact)
-    result = apply_parameters(model, artifact)
+    source = GraphIndex(model)
+    found = find_layers(source, artifact)
+    result = _copy_without_weights(source, found)
+    put_parameters(result, artifact)
     index = GraphIndex(result)
-    layers = find_layers(index, artifact)
+    copies = {node.output[0]: node for node in index.nodes}
+    layers = tuple(replace(layer, node=copies[layer.result]) for layer in found)
     edit = _Edit(artifact)
     edit.quantize_weights(layers)
     if placement == "output":
@@ -117,6 +123,19 @@ def _require(model: onnx.ModelProto, artifact: CalibrationArtifact) -> None:
             )
 
 
+def _copy_without_weights(source: GraphIndex, layers: Iterable[LayerNode]) -> onnx.ModelProto:
+    """Copy the graph but for the float weights whose codes take their place: of a large model the larger part."""
+    replaced = {id(layer.node) for layer in layers}
+    kept = {
+        name
+        for name, uses in source.consumers.items()
+        if any(id(use.node) not in replaced or use.position != 1 for use in uses)
+    } | set(source.outputs)
+    result = without_initializers(source.model)
+    result.graph.initializer.extend(t for t in source.model.graph.initializer if t.name in kept)
+    return result
+
+
 def _ensure(before: onnx.ModelProto, after: onnx.ModelProto, expected: Iterable[Site]) -> None:
     wanted = set(expected)
     quantized = quantized_sites(after) & wanted
@@ -133,7 +152,7 @@ def _ensure(before: onnx.ModelProto, after: onnx.ModelProto, expected: Iterable[
             raise ExportError(
                 f"The Q/DQ pass changed the graph's {side}s.", "Please report the model's class."
             )
-    if after.ByteSize() <= _CHECKER_LIMIT:
+    if model_bytes(after) <= _CHECKER_LIMIT:
         check_legal(after)
 
 

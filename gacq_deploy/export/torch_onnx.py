@@ -232,5 +232,8 @@ def _weight(layer: nn.Module) -> Array:
 
 
 def _same_bits(stored: Array, weight: Array) -> bool:
+    if stored.dtype != weight.dtype:
+        return False
+    bits = f"u{weight.itemsize}"
     candidates = (weight, weight.T) if weight.ndim == 2 else (weight,)
-    return any(stored.shape == c.shape and stored.tobytes() == c.tobytes() for c in candidates)
+    return any(np.array_equal(stored.view(bits), c.view(bits)) for c in candidates)

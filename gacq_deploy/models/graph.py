@@ -59,13 +59,15 @@ class Block:
 class ModelGraph:
     """Blocks and sites in execution order; ``ties`` maps an input site to its tie name.
 
-    ``shared_tensor`` maps an input site to the first site that reads the very same tensor.
+    ``shared_tensor`` maps an input site to the first site that reads the very same tensor; ``repeated`` holds the
+    layers that run more than once in a step, on different tensors: they have to stay float.
     """
 
     blocks: tuple[Block, ...]
     sites: tuple[Site, ...]
     ties: Mapping[Site, str]
     shared_tensor: Mapping[Site, Site]
+    repeated: frozenset[str] = frozenset()
 
     @property
     def bytes_per_sample(self) -> int:
@@ -120,8 +122,8 @@ def trace_model(denoiser: Denoiser) -> ModelGraph:
     """Observe one forward pass and return the model's graph.
 
     Raises:
-        ModelError: a block or quantizable layer is called more than once, a block does not return one tensor, or a
-            tensor argument is nested.
+        ModelError: a block is called more than once, a block does not return one tensor, or a tensor argument is
+            nested.
     """
     trace = _Trace()
     modules = block_modules(denoiser)
@@ -150,6 +152,7 @@ class _Trace:
     outputs: list[Tensor] = field(default_factory=list)
     depends: list[tuple[int, ...]] = field(default_factory=list)
     layers: list[tuple[str, Tensor]] = field(default_factory=list)
+    repeated: set[str] = field(default_factory=set)
     final_dependencies: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -187,10 +190,9 @@ class _Trace:
     def observe_layer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if any(name == known for known, _ in self.layers):
-                raise ModelError(
-                    f"Layer '{name}' is called twice in one step.", "Such models are not supported."
-                )
-            self.layers.append((name, args[0]))
+                self.repeated.add(name)
+            else:
+                self.layers.append((name, args[0]))
 
         return hook
 
@@ -228,7 +230,7 @@ class _Trace:
             raise ModelError(
                 f"Layers outside every block: {', '.join(lost)}.", "Report the model's architecture."
             )
-        return ModelGraph(blocks, sites, *self._ties())
+        return ModelGraph(blocks, sites, *self._ties(), frozenset(self.repeated))
 
     def _ties(self) -> tuple[dict[Site, str], dict[Site, Site]]:
         """Union of sites that read one tensor, or tensors that meet at a concatenation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.ddim import alphas_cumprod, parse_scheduler
 from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family
+from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.unet2d import UNET2D
+from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
 from gacq_deploy.recipe import ModelSection
 from gacq_deploy.storage import digest_array, digest_json, read_json
 
-FAMILIES: dict[str, Family] = {"UNet2DModel": UNET2D}
+FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
 COMPONENTS = ("unet", "transformer")
 BUILTIN_PREFIX = "builtin:"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -33,17 +36,41 @@ def load_denoiser(section: ModelSection) -> Denoiser:
         ModelError: unsupported class, pickled weights, remote code, no scheduler.
         ArtifactError: a weight file is truncated or malformed.
     """
+    found = _find(section)
+    found.family.conditioning(found.config)  # refuses what it cannot call before anything is loaded
+    _check_weights(found.folder)
+    module = _load_module(found.folder, found.config)
+    scheduler = _scheduler_config(found.root, found.folder)
+    return Denoiser(module, _record(section, found.family, found.config, scheduler, module), found.family)
+
+
+def describe_conditioning(section: ModelSection) -> dict[str, dict[str, Any]]:
+    """Return which inputs the denoiser takes beside sample and timestep, from its configuration alone.
+
+    Raises:
+        UsageError, ModelError: as :func:`load_denoiser`.
+    """
+    found = _find(section)
+    return found.family.conditioning(found.config)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A denoiser's folder and configuration; ``root`` is the pipeline's."""
+
+    root: Path
+    folder: Path
+    config: dict[str, Any]
+    family: Family
+
+
+def _find(section: ModelSection) -> _Found:
     root = _locate(section)
     folder = _component_folder(root, section.component)
     config = read_json(
         folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
     )
-    family = _family(config, folder)
-    family.conditioning(config)  # refuses what it cannot call before anything is loaded
-    _check_weights(folder)
-    module = _load_module(folder, config)
-    scheduler = _scheduler_config(root, folder)
-    return Denoiser(module, _record(section, family, config, scheduler, module), family)
+    return _Found(root, folder, config, _family(config, folder))
 
 
 def builtin_directory(name: str) -> Path:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gacq_deploy.errors import ModelError
+from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.graph import ModelGraph, block_modules, trace_model
+from gacq_deploy.recipe import load_recipe
 from gacq_deploy.spec import Site
 from tests.support.tiny import tiny_denoiser
 
@@ -80,7 +82,7 @@ def test_an_unconditional_model_has_no_class_block() -> None:
     assert "class_embedding" not in [b.name for b in trace_model(tiny_denoiser(classes=None)).blocks]
 
 
-def test_a_layer_that_is_called_twice_is_refused() -> None:
+def test_a_layer_that_is_called_twice_has_to_stay_float() -> None:
     denoiser = tiny_denoiser()
 
     class Twice(nn.Module):
@@ -93,5 +95,12 @@ def test_a_layer_that_is_called_twice_is_refused() -> None:
 
     resnet = denoiser.module.get_submodule("mid_block.resnets.0")
     resnet.conv2 = Twice(resnet.get_submodule("conv2"))
-    with pytest.raises(ModelError, match=r"mid_block.resnets.0.conv2.inner' is called twice"):
-        trace_model(denoiser)
+    graph = trace_model(denoiser)
+    assert graph.repeated == {"mid_block.resnets.0.conv2.inner"}
+    everything = "quantization.rules=[{match: '*', bits: 8}]"
+    with pytest.raises(RecipeError, match=r"mid_block.resnets.0.conv2.inner' is called twice") as caught:
+        make_plan(load_recipe("fashion-w8a8", [everything]), graph)
+    assert "ignore: true" in caught.value.hint
+    float_rule = "{match: 'mid_block.resnets.0.conv2.inner', ignore: true}"
+    plan = make_plan(load_recipe("fashion-w8a8", [everything.replace("]", f", {float_rule}]")]), graph)
+    assert "mid_block.resnets.0.conv1" in plan.modules

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.parity.report import ParityReport, assemble, measured
+from gacq_deploy.parity.report import GATES, ParityReport, assemble, measured
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.report.collect import Collected, Missing, collect
-from gacq_deploy.report.verdict import judge_run
+from gacq_deploy.report.verdict import EVIDENCE, METRICS, judge_run
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.verify import Link, Status
 from tests.unit.report.conftest import write_recipe
@@ -43,6 +43,11 @@ def test_a_failed_report_says_how_many_gates_do_not_hold(tmp_path: Path) -> None
     assert verdict.state == "failed"
     assert "1 of 1 gates do not hold" in verdict.sentences[0]
     assert [(gate.holds, gate.where) for gate in verdict.gates] == [(False, "bucket: 1")]
+
+
+def test_every_gate_is_explained() -> None:
+    assert set(EVIDENCE) == set(GATES)
+    assert set(METRICS) == {name for gates in GATES.values() for name in gates}
 
 
 @pytest.mark.parametrize("link", ["recipe", "samples", "artifact", "graphs", "parity"])
