@@ -1,14 +1,14 @@
 # Two images from one file. `docker build --target cpu .` calibrates, exports, proves and runs on a CPU; `--target gpu`
 # adds CUDA, ONNX Runtime for CUDA and TensorRT, and builds and runs engines. Both run as UID 10001, need one writable
 # directory (/data) and work with a read-only root. No model of yours and no engine is inside; what the Python package
-# ships comes along: its recipes and its two small demo models (8 MB), which `quickstart` and `doctor` use.
+# ships comes along: its recipes and its two small demo models (6 MB), which `quickstart` uses.
 #
 #   docker build --target cpu -t gacq-deploy:cpu .
 #   docker run --rm --read-only -v gacq-data:/data gacq-deploy:cpu quickstart
 #
 # Build arguments:
-#   EXTRAS            cpu,calibrate (default), or cpu: a third of the size, without PyTorch; `run`, `bench` and `verify`
-#                     need no more
+#   EXTRAS            cpu,calibrate (default, 1.5 GB), or cpu (0.5 GB, without PyTorch): `run`, `parity`, `bench` and
+#                     `verify` need no more
 #   GPU_EXTRAS        gpu,trt (default); gpu,trt,calibrate to calibrate on the GPU as well
 #   TENSORRT_VERSION  the one version that the gpu image builds and runs engines with: a plan belongs to its version
 #   PIP_FLAGS         for pip install, e.g. --find-links DIR; a pip configuration can be passed as the secret `pip`,
@@ -16,7 +16,8 @@
 #                     at a CPU build
 #
 # docker/build-without-docker.sh builds and tries the cpu target with buildah; its result is in
-# benchmarks/results/container.json. The gpu target is linted, and was not built where this was written.
+# benchmarks/results/container.json. The gpu target is linted, but has not been built with NVIDIA's base image and
+# libraries: its steps were only run on a Debian base with an empty package in the place of TensorRT.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:13.3.0-cudnn-runtime-ubuntu24.04

@@ -14,11 +14,11 @@ from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.onnx_file import read_graph as read_header
-from gacq_deploy.backends.trt_library import TrtLibrary, choose_trt, current_device
+from gacq_deploy.backends.trt_library import choose_backend, current_device
 from gacq_deploy.bench import BenchReport, run_bench
 from gacq_deploy.bench.measure import Settings as BenchSettings
 from gacq_deploy.building import manifest
-from gacq_deploy.building.compiler import Limits, compile_graph
+from gacq_deploy.building.compiler import Limits, compile_graph, describe_library
 from gacq_deploy.building.coverage import check_coverage, measure_coverage
 from gacq_deploy.building.estimate import Estimate, estimate_build
 from gacq_deploy.building.layers import document
@@ -27,8 +27,9 @@ from gacq_deploy.building.network import half_network, spread_rows
 from gacq_deploy.building.opening import Plan
 from gacq_deploy.building.options import CompileOptions, Shape
 from gacq_deploy.building.profiles import ShapeRequest, derive_profiles, input_dims
+from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.deployment import BuildSection
-from gacq_deploy.errors import ArtifactError, GateError
+from gacq_deploy.errors import ArtifactError, GateError, UsageError
 from gacq_deploy.export.graph_file import read_graph, write_graph
 from gacq_deploy.export.lint import errors_in, lint_graph
 from gacq_deploy.export.record import CANONICAL, FLOAT, ExportRecord, load_export
@@ -39,6 +40,7 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import timestep_buckets
+from gacq_deploy.step_policy import policy_document, resolve_policy
 from gacq_deploy.storage import Array, atomic_directory, describe_file, lock_directory, write_json
 
 _SHOWN = 5
@@ -164,8 +166,9 @@ class _Stage:
         if self._artifact.probe is None:
             raise ArtifactError(f"The artifact in {directory.artifact} holds no probe.", "Calibrate again.")
         self._probe: Probe = self._artifact.probe
-        self._library: TrtLibrary = choose_trt(self._section.backend)
+        self._policy = self._step_policy()
         self._device = current_device()
+        self._library = describe_library(choose_backend(self._section.backend))
 
     def plan(self) -> tuple[PlannedBuild, ...]:
         """Return the engines wanted, the INT8 one first."""
@@ -178,7 +181,11 @@ class _Stage:
         """Return the engine: as it is, or built."""
         if planned.present and not self._request.rebuild:
             self._report.note(f"{planned.graph}: engine {planned.inputs.key} is up to date")
-            return BuiltEngine(planned.folder, self._read(planned.folder), reused=True)
+            record = self._read(planned.folder)
+            if record.step_policy != self._policy:  # says how the plan is used, and changes nothing in it
+                record = record.model_copy(update={"step_policy": self._policy})
+                record.save(planned.folder)
+            return BuiltEngine(planned.folder, record, reused=True)
         with atomic_directory(planned.folder) as folder:
             record = self._build(planned, folder)
             record.save(folder)
@@ -204,6 +211,7 @@ class _Stage:
             files={p.name: EngineFile(**describe_file(p)) for p in sorted(folder.iterdir())},
             coverage=coverage,
             half=half,
+            step_policy=self._policy,
             seconds=round(compiled.seconds, 2),
             peak_mb=compiled.peak_mb,
         )
@@ -212,11 +220,10 @@ class _Stage:
         self, source: Path, inputs: EngineInputs, folder: Path
     ) -> tuple[Path, ModelProto, dict[str, Any] | None]:
         """Return the graph that is compiled: the exported one, or its float16 form, which stays beside the plan."""
-        model = read_graph(source)
         if inputs.float_type == "float32":
-            return source, model, None
+            return source, read_graph(source), None
         self._report.stage(f"{source.name} in float16", 2)
-        network = half_network(model, self._probe.inputs, self._open, folder)
+        network = half_network(source, self._probe.inputs, self._open)
         self._report.advance()
         path = folder / manifest.NETWORK
         write_graph(network.model, path, external_data_mb=self._recipe.export.external_data_mb)
@@ -279,12 +286,13 @@ class _Stage:
 
     def _options(self, source: Path) -> CompileOptions:
         section = self._section
+        self._refuse_unsupported()
         request = ShapeRequest(section.batch, section.resolution, self._request.fixed)
         cache = self._directory.engines / "timing.cache"
         return CompileOptions(
             backend=self._library.name,
             profiles=derive_profiles(input_dims(read_header(source)), request),
-            compute_capabilities=section.compute_capabilities,
+            compute_capabilities=tuple(sorted(set(section.compute_capabilities), key=float)),
             workspace_mb=section.workspace_mb,
             opt_level=section.opt_level,
             refit=section.refit,
@@ -293,6 +301,35 @@ class _Stage:
             version_compat=section.version_compat,
             timing_cache=str(cache) if section.timing_cache and self._library.name == "tensorrt" else None,
         )
+
+    def _step_policy(self) -> dict[str, Any] | None:
+        runtime, scheduler = self._recipe.runtime, self._artifact.model.scheduler
+        if not runtime.step_policy:
+            return None
+        sampler = DdimSampler.from_config(scheduler, runtime.steps)
+        return policy_document(resolve_policy(runtime.step_policy, sampler.timesteps, self._artifact))
+
+    def _refuse_unsupported(self) -> None:
+        """Say before any work what this library or this machine cannot do; all of it was tried.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        section, library = self._section, self._library
+        label = f"{library.name}-{library.version}"
+        for target in section.compute_capabilities:
+            if target not in library.targets:
+                known = ", ".join(library.targets) or "it builds for the GPU it runs on"
+                raise UsageError(
+                    f"{label} has no target {target}: {known}.", "Leave --compute-capability out."
+                )
+        asked = {"--hw-compat": section.hw_compat, "--version-compat": section.version_compat}
+        if self._device is None:  # weights can only be put back on a GPU
+            asked |= {"--refit": section.refit, "--strip": section.strip}
+        wrong = [option for option, given in asked.items() if given and library.name == "tensorrt-rtx"]
+        if wrong:
+            where = " without a GPU" if wrong[0] in ("--refit", "--strip") else ""
+            raise UsageError(f"{label} cannot build with {wrong[0]}{where}.", f"Leave {wrong[0]} out.")
 
     def _device_record(self) -> DeviceRecord | None:
         """Return the GPU that decides what the plan is: TensorRT-RTX compiles for those it is told, or for all."""

@@ -25,7 +25,7 @@ class BuildSection(Section):
     """Type of everything that is not INT8; what float16 cannot hold stays float32."""
     compute_capabilities: tuple[Capability, ...] = ()
     """GPU generations (`8.6`) to compile for with TensorRT-RTX; none: one portable plan."""
-    workspace_mb: int | None = Field(default=None, ge=1)
+    workspace_mb: int | None = Field(default=None, ge=1, le=2**24)
     """Scratch memory of the kernels; none: the library's choice."""
     opt_level: int | None = Field(default=None, ge=0, le=5)
     """How long the builder searches; none: the library's choice (3)."""

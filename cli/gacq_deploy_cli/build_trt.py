@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @click.option(
     "--compute-capability", "compute_capabilities", multiple=True, metavar="8.6", help="GPU to build for."
 )
-@click.option("--workspace", "workspace_mb", type=click.IntRange(min=1), metavar="MB", help="Scratch memory.")
+@click.option(
+    "--workspace", "workspace_mb", type=click.IntRange(1, 2**24), metavar="MB", help="Scratch memory."
+)
 @click.option("--opt-level", type=click.IntRange(0, 5), help="How long the builder searches.")
 @click.option("--timing-cache/--no-timing-cache", default=None, help="Keep kernel timings between builds.")
 @click.option("--refit/--no-refit", default=None, help="Let the weights be replaced later.")
@@ -173,7 +175,7 @@ def _profile_table(options: CompileOptions) -> Table | str:
     rows = [
         (number, name, "x".join(map(str, r.min)), "x".join(map(str, r.opt)), "x".join(map(str, r.max)))
         for number, profile in enumerate(options.profiles)
-        for name, r in profile.items()
+        for name, r in sorted(profile.items())
     ]
     return Table("profiles", ["profile", "input", "min", "opt", "max"], rows)
 

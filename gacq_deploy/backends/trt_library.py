@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from gacq_deploy.errors import BackendUnavailable
@@ -71,28 +73,24 @@ def load_trt(name: TrtName) -> TrtLibrary:
     for module_name in _MODULES[name]:
         try:
             module = import_module(module_name)
-        except (ImportError, OSError) as error:
-            problems.append(str(error).splitlines()[0])
+        except Exception as error:  # noqa: BLE001 (what a broken library raises on import is its own affair)
+            problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
             continue
-        return _checked(TrtLibrary(name, module, str(module.__version__)))
+        return _checked(TrtLibrary(name, module, str(getattr(module, "__version__", "of no version"))))
     raise BackendUnavailable(f"{name} is not available: {problems[0]}.", INSTALLS)
 
 
-def choose_trt(asked: str = "auto") -> TrtLibrary:
-    """Return the library asked for; ``auto`` is `tensorrt` where it and a device are present, else `tensorrt-rtx`.
-
-    Raises:
-        BackendUnavailable: as for :func:`load_trt`.
-    """
+def choose_backend(asked: str = "auto") -> TrtName:
+    """Return the library to use; ``auto`` is `tensorrt` where it and a device are present, else `tensorrt-rtx`."""
     for name in TRT_NAMES:
         if asked == name:
-            return load_trt(name)
-    if has_device():
-        try:
-            return load_trt("tensorrt")
-        except BackendUnavailable:
-            return load_trt("tensorrt-rtx")
-    return load_trt("tensorrt-rtx")
+            return name
+    return "tensorrt" if has_device() and find_spec("tensorrt") is not None else "tensorrt-rtx"
+
+
+def choose_trt(asked: str = "auto") -> TrtLibrary:
+    """Load the library of :func:`choose_backend`; errors as for :func:`load_trt`."""
+    return load_trt(choose_backend(asked))
 
 
 def has_device() -> bool:
@@ -121,9 +119,9 @@ def current_device() -> Device | None:
 
 def _checked(library: TrtLibrary) -> TrtLibrary:
     oldest = OLDEST[library.name]
-    found = tuple(int(part) for part in library.version.split(".")[:2])
-    if found < oldest:
+    numbers = re.match(r"([0-9]+)\.([0-9]+)", library.version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < oldest:
         raise BackendUnavailable(
-            f"{library.label} is too old; {'.'.join(map(str, oldest))} or newer is needed.", INSTALLS
+            f"{library.label} does not serve; {'.'.join(map(str, oldest))} or newer is needed.", INSTALLS
         )
     return library

@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.backends.trt_library import TrtName
+from gacq_deploy.backends.trt_library import INSTALLS, TrtName
 from gacq_deploy.building import worker
 from gacq_deploy.building.estimate import Estimate, estimate_build
 from gacq_deploy.building.layers import CompiledLayer, read_inspection, read_log
@@ -30,6 +31,7 @@ from gacq_deploy.storage import write_json
 WORKER = (sys.executable, "-m", "gacq_deploy.building.worker")
 _POLL_S = 0.05
 _TAIL = 3
+_LOADING_S = 120.0
 _NO_MEMORY = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate memory")
 _LOGGER = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def compile_graph(
         EngineError: the parser or the builder refused, or the builder crashed; with node, module and remedy.
         ResourceError: out of time or memory.
     """
-    result, child = _run(graph, options, folder, limits or Limits(), report, parse_only=False)
+    result, child = _run(graph, options, folder, limits or Limits(), report)
     log = folder / worker.LOG
     inspection = folder / worker.INSPECTION
     if inspection.is_file():
@@ -121,14 +123,43 @@ def parse_graph(graph: Path, backend: TrtName, *, folder: Path, limits: Limits |
     return str(result["version"])
 
 
+@dataclass(frozen=True)
+class LibraryFacts:
+    """A library that loads: its version, and the compute capabilities it can be told to build for."""
+
+    name: TrtName
+    version: str
+    targets: tuple[str, ...]
+
+
+def describe_library(name: TrtName) -> LibraryFacts:
+    """Load a library in a child process, since some crash when loaded, and return what it says of itself.
+
+    Raises:
+        BackendUnavailable: not installed, or it does not load; names both installs.
+    """
+    with tempfile.TemporaryDirectory(prefix="gacq-library-") as folder:
+        try:
+            result, _ = _run(None, CompileOptions(backend=name), Path(folder), Limits(_LOADING_S), SILENT)
+        except (EngineError, ResourceError) as error:
+            raise BackendUnavailable(f"{name} does not load: {error.message}", INSTALLS) from error
+    return LibraryFacts(name, str(result["version"]), tuple(result["targets"]))
+
+
 def _run(
-    graph: Path, options: CompileOptions, folder: Path, limits: Limits, report: Reporter, *, parse_only: bool
+    graph: Path | None,
+    options: CompileOptions,
+    folder: Path,
+    limits: Limits,
+    report: Reporter,
+    *,
+    parse_only: bool = False,
 ) -> tuple[dict[str, Any], _Child]:
     job = folder / "job.json"
     write_json(
         job,
         {
-            "graph": str(graph.resolve()),
+            "graph": None if graph is None else str(graph.resolve()),
             "folder": str(folder.resolve()),
             "options": options.model_dump(mode="json"),
             "parse_only": parse_only,
@@ -136,7 +167,8 @@ def _run(
     )
     with _started(job, folder) as child:
         try:
-            _watch(child, limits, estimate_build(graph), report)
+            estimate = Estimate(1, 0, 0) if graph is None else estimate_build(graph)
+            _watch(child, limits, estimate, report)
             result = _result(child, graph)
         except BaseException:
             (folder / worker.PLAN).unlink(missing_ok=True)
@@ -191,7 +223,7 @@ def _watch(child: _Child, limits: Limits, estimate: Estimate, report: Reporter) 
             )
         if child.seconds > limits.timeout_s:
             raise ResourceError(
-                f"The builder did not finish in {limits.timeout_s:.0f} s (phase '{child.phase}') and was stopped.",
+                f"The builder did not finish in {limits.timeout_s:g} s (phase '{child.phase}') and was stopped.",
                 "Raise --timeout, or lower build.opt_level.",
             )
         elapsed = min(int(child.seconds), total - 1)
@@ -230,7 +262,7 @@ def _resident_mb(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-def _result(child: _Child, graph: Path) -> dict[str, Any]:
+def _result(child: _Child, graph: Path | None) -> dict[str, Any]:
     path = child.folder / worker.RESULT
     if child.process.returncode != 0 or not path.is_file():
         raise _crash(child)
@@ -240,7 +272,7 @@ def _result(child: _Child, graph: Path) -> dict[str, Any]:
             return result
         case "unavailable":
             raise BackendUnavailable(result["message"], result["hint"])
-        case "parse":
+        case "parse" if graph is not None:
             raise explain_refusal(graph, result["problems"], f"{result['library']}-{result['version']}")
         case _:
             raise _refusal(child, result)
@@ -254,12 +286,17 @@ def _refusal(child: _Child, result: dict[str, Any]) -> GacqError:
         return ResourceError(
             text, "Lower the profiles' largest shapes, build.workspace_mb or build.opt_level."
         )
-    hint = "Run `gacq-deploy check` on the graph; `--debug` keeps the builder's log."
+    hint = "Run `gacq-deploy check` on the graph."
     return EngineError(text, "Correct the option." if result["status"] == "option" else hint)
 
 
 def _crash(child: _Child) -> GacqError:
     code = child.process.returncode
+    if code == worker.DISK_FULL:
+        return ResourceError(
+            f"No space left in {child.folder.parent} for the plan. Earlier engines are untouched.",
+            "Free disk space, then run the same command again.",
+        )
     last = " | ".join(_tail(child.folder / worker.LOG)) or "nothing"
     errors = " | ".join(_tail(child.folder / "stderr.txt"))
     if (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ import numpy as np
 from onnx import ModelProto
 
 from gacq_deploy.backends.base import Engine, Feeds
-from gacq_deploy.export.graph_file import write_graph
+from gacq_deploy.backends.onnx_file import read_graph as read_header
+from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.half import to_half
 from gacq_deploy.export.half_ranges import RangeReport, measure_ranges, range_report, with_extremes
-from gacq_deploy.storage import Array
+from gacq_deploy.storage import TEMP_PREFIX, Array, write_bytes
 
 OpenGraph = Callable[[Path], AbstractContextManager[Engine]]
 _ROWS = 16
 _BATCH = 4
-_EXTERNAL_MB = 1024
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,26 @@ def spread_rows(inputs: Mapping[str, Array], rows: int = _ROWS) -> dict[str, Arr
     return {name: value[chosen] for name, value in inputs.items()}
 
 
-def half_network(model: ModelProto, inputs: Feeds, open_graph: OpenGraph, folder: Path) -> Network:
-    """Return the float16 form of ``model``.
+def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph) -> Network:
+    """Return the float16 form of a graph.
 
     Args:
-        model: a float32 graph with or without Q/DQ, weights loaded.
+        source: a float32 graph with or without Q/DQ; its ranges are measured by a graph written beside it, which
+            shares its weights and is removed again.
         inputs: name -> ``[M, ...]``, states of real trajectories; a few of them measure the ranges.
         open_graph: opens an ONNX file in a float32 engine.
-        folder: for the instrumented graph; it is removed again.
 
     Raises:
-        ExportError: the graph cannot be half.
+        ArtifactError: the graph is missing or damaged.
+        ExportError: it cannot be half.
         EngineError, ResourceError: measuring its ranges failed.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="ranges-") as scratch:
-        path = Path(scratch) / "ranges.onnx"
-        write_graph(with_extremes(model), path, external_data_mb=_EXTERNAL_MB)
+    path = source.with_name(f"{TEMP_PREFIX}{os.getpid()}-ranges.onnx")
+    try:
+        write_bytes(path, with_extremes(read_header(source)).SerializeToString())
         with open_graph(path) as engine:
             ranges = measure_ranges(engine, spread_rows(inputs), batch=_BATCH)
-    half = to_half(model, ranges=ranges)
+    finally:
+        path.unlink(missing_ok=True)
+    half = to_half(read_graph(source), ranges=ranges)
     return Network(half.model, range_report(half, ranges))

@@ -15,6 +15,7 @@ from gacq_deploy.errors import UsageError
 SAMPLE = "sample"
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
 _SIZE = re.compile(r"([0-9]+)(?:x([0-9]+))?")
+LARGEST = 2**31 - 1
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -68,10 +69,11 @@ def derive_profiles(inputs: Mapping[str, Dims], request: ShapeRequest) -> tuple[
         UsageError: malformed, contradicts a fixed dimension, or a dynamic dimension nobody gave a size.
     """
     _check_known(inputs, request.fixed)
+    fixed_spans = _spans_of(inputs, request.fixed)
     profiles: list[dict[str, ShapeRange]] = []
     for batch in request.batches:
         for resolution in request.resolutions or (None,):
-            known = _known(inputs, parse_span(batch, what="--batch"), resolution)
+            known = _known(inputs, parse_span(batch, what="--batch"), resolution) | fixed_spans
             profile = {name: _range(name, dims, known, request.fixed) for name, dims in inputs.items()}
             if profile not in profiles:
                 profiles.append(profile)
@@ -89,6 +91,8 @@ def parse_span(text: str, *, what: str) -> Span:
     if not 1 <= len(parts) <= 3 or not all(_NUMBER.fullmatch(p) for p in parts):
         raise UsageError(f"{what} {text!r} is not N, MIN:MAX or MIN:OPT:MAX.", f"Example: {what} 1:4:8")
     numbers = [int(p) for p in parts]
+    if max(numbers) > LARGEST:
+        raise UsageError(f"{what} {text!r}: a dimension ends at {LARGEST}.", f"Example: {what} 1:4:8")
     low, mid, high = {1: numbers * 3, 2: [*numbers, numbers[-1]], 3: numbers}[len(numbers)]
     if not 0 < low <= mid <= high:
         raise UsageError(f"{what} {text!r} needs 0 < MIN <= OPT <= MAX.", f"Example: {what} 1:4:8")
@@ -105,7 +109,11 @@ def parse_shapes(text: str, *, what: str) -> dict[str, Shape]:
     for item in text.split(","):
         name, separator, dims = item.strip().rpartition(":")
         parts = dims.split("x")
-        if not separator or not name or not all(_NUMBER.fullmatch(p) and int(p) > 0 for p in parts):
+        if (
+            not separator
+            or not name
+            or not all(_NUMBER.fullmatch(p) and 0 < int(p) <= LARGEST for p in parts)
+        ):
             raise UsageError(
                 f"{what}: {item.strip()!r} is not NAME:AxBxC.", "Example: sample:2x4x64x64,timestep:2"
             )
@@ -139,6 +147,26 @@ def _check_known(inputs: Mapping[str, Dims], fixed: Mapping[str, Mapping[str, Sh
                     f"Input '{name}' has the dimensions {_text(dims)}, asked for was {_text(shape)}.",
                     "Only dynamic (named) dimensions can be chosen.",
                 )
+
+
+def _spans_of(inputs: Mapping[str, Dims], fixed: Mapping[str, Mapping[str, Shape]]) -> dict[str, Span]:
+    """Return what the fixed shapes say of named dimensions: other inputs have the same ones."""
+    found: dict[str, tuple[Span, str]] = {}
+    for name, dims in inputs.items():
+        given = [fixed[which][name] for which in ("min", "opt", "max") if name in fixed.get(which, {})]
+        if len(given) < 3:
+            continue
+        for axis, dim in enumerate(dims):
+            if isinstance(dim, int):
+                continue
+            span = Span(*(shape[axis] for shape in given))
+            other, owner = found.setdefault(dim, (span, name))
+            if other != span:
+                raise UsageError(
+                    f"Inputs '{owner}' and '{name}' share the dimension '{dim}', but their shapes differ in it.",
+                    "Give it the same sizes in every input.",
+                )
+    return {dim: span for dim, (span, _) in found.items()}
 
 
 def _known(inputs: Mapping[str, Dims], batch: Span, resolution: str | None) -> dict[str, Span]:

@@ -8,7 +8,9 @@ registers is the only one TensorRT ever uses, so one process builds one plan.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -20,6 +22,9 @@ from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.errors import BackendUnavailable
 
 PLAN, LOG, RESULT, INSPECTION = "engine.plan", "builder.log", "result.json", "inspection.json"
+DISK_FULL = 73
+"""Exit code of a worker that could not write: on a full disk a file cannot say so."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PR_SET_PDEATHSIG = 1
 _FLAGS = {"refit": "REFIT", "strip": "STRIP_PLAN", "version_compat": "VERSION_COMPATIBLE"}
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -46,14 +51,28 @@ def main(job: Path) -> int:
     except BackendUnavailable as error:
         outcome: dict[str, Any] = {"status": "unavailable", "message": error.message, "hint": error.hint}
     else:
-        outcome = {"library": library.name, "version": library.version}
-        with (folder / LOG).open("w", encoding="utf-8") as log:
-            try:
-                outcome |= {"status": "built", **_build(library, options, document, log)}
-            except BuildFailure as failure:
-                outcome |= {"status": failure.kind, "message": str(failure), "problems": failure.problems}
+        outcome = {"library": library.name, "version": library.version, "targets": list(_targets(library))}
+        outcome |= {"status": "built"} if document["graph"] is None else _outcome(library, options, document)
     (folder / RESULT).write_text(json.dumps(outcome), encoding="utf-8")
     return 0
+
+
+def _outcome(library: TrtLibrary, options: CompileOptions, job: dict[str, Any]) -> dict[str, Any]:
+    with (Path(job["folder"]) / LOG).open("w", encoding="utf-8") as log:
+        try:
+            return {"status": "built", **_build(library, options, job, log)}
+        except BuildFailure as failure:
+            return {"status": failure.kind, "message": str(failure), "problems": failure.problems}
+
+
+def run(job: Path) -> int:
+    """Do the job and return the exit code."""
+    try:
+        return main(job)
+    except OSError as error:
+        if error.errno in _FULL:
+            os._exit(DISK_FULL)  # an orderly end would flush files once more, and fail
+        raise
 
 
 def _build(library: TrtLibrary, options: CompileOptions, job: dict[str, Any], log: TextIO) -> dict[str, Any]:
@@ -171,19 +190,24 @@ def _configure(library: TrtLibrary, config: Any, options: CompileOptions) -> Non
         _target(library, config, options.compute_capabilities)
 
 
+def _targets(library: TrtLibrary) -> tuple[str, ...]:
+    """Return the compute capabilities it can be told to build for; none where it builds for the GPU it runs on."""
+    known = getattr(library.module, "ComputeCapability", None)
+    numbers = sorted(int(name[2:]) for name in dir(known) if name.startswith("SM"))
+    return tuple(f"{number // 10}.{number % 10}" for number in numbers)
+
+
 def _target(library: TrtLibrary, config: Any, capabilities: tuple[str, ...]) -> None:
-    trt = library.module
-    if not hasattr(config, "set_compute_capability"):
-        raise BuildFailure("option", "It builds for the GPU it runs on and takes no compute capability.")
-    config.num_compute_capabilities = len(capabilities)
-    known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
+    trt, known = library.module, _targets(library)
+    config.num_compute_capabilities = len(capabilities) if known else 0
     for index, text in enumerate(capabilities):
         name = "SM" + text.replace(".", "")
-        if name not in known or not config.set_compute_capability(
+        if text not in known or not config.set_compute_capability(
             getattr(trt.ComputeCapability, name), index
         ):
-            listed = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known, key=lambda n: int(n[2:])))
-            raise BuildFailure("option", f"There is no target {text}; there are {listed}.")
+            raise BuildFailure(
+                "option", f"There is no target {text}; there are {', '.join(known) or 'none'}."
+            )
 
 
 def _profile(builder: Any, ranges: dict[str, Any]) -> Any:
@@ -217,4 +241,4 @@ def _inspect(trt: Any, logger: Any, plan: Any, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(run(Path(sys.argv[1])))

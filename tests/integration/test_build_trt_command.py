@@ -11,7 +11,7 @@ import pytest
 
 from gacq_deploy import build_trt as stage
 from gacq_deploy.building import compiler
-from gacq_deploy.building.compiler import Compiled, compile_graph
+from gacq_deploy.building.compiler import Compiled, LibraryFacts, compile_graph
 from gacq_deploy.export.lint import Finding
 from gacq_deploy.storage import lock_directory
 from tests.support.commands import invoke
@@ -70,6 +70,21 @@ def test_built_from_the_same_inputs_nothing_is_built(run_copy: Path) -> None:
     shown = invoke(["build-trt", str(run_copy), *FAST]).stdout
     assert "as it was" in shown
     assert "2x1x8x8" in shown
+
+
+@pytest.mark.rtx
+def test_the_manifest_says_which_steps_run_in_float(run_copy: Path) -> None:
+    (built,) = build(run_copy, *FAST)
+    assert built["step_policy"] is None
+    recipe = run_copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("float_steps: 0", "float_steps: 1"))
+    (again,) = build(run_copy, *FAST)
+    assert again["reused"] is True
+    assert again["step_policy"]["float_share"] == 0.25
+    assert (
+        json.loads((Path(built["folder"]) / "manifest.json").read_text())["step_policy"]
+        == again["step_policy"]
+    )
 
 
 @pytest.mark.rtx
@@ -147,17 +162,15 @@ def test_the_lint_is_a_gate(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "scale-not-positive", "error", "conv1:input", "scale 0", "TensorRT refuses it.", "Clamp it."
     )
     monkeypatch.setattr(stage, "lint_graph", lambda *_, **__: [found])
-    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    monkeypatch.setattr(stage, "describe_library", _any_library)
     failed = build(run_copy, *RTX, code=3)["error"]
     assert "has 1 errors" in failed["message"]
     assert "conv1:input: scale 0" in failed["message"]
     assert not (run_copy / "engines").exists()
 
 
-def _any_library(_name: str) -> Any:
-    from gacq_deploy.backends.trt_library import TrtLibrary
-
-    return TrtLibrary("tensorrt-rtx", None, "1.7.1.116")
+def _any_library(_name: str) -> LibraryFacts:
+    return LibraryFacts("tensorrt-rtx", "1.7.1.116", ("8.0", "8.6"))
 
 
 def test_without_the_library_both_installs_are_named(run_copy: Path) -> None:
@@ -174,6 +187,7 @@ def test_without_the_library_both_installs_are_named(run_copy: Path) -> None:
         ("import os; os.kill(os.getpid(), 11)", 1, "crashed (SIGSEGV)"),
         ("import time; time.sleep(600)", 6, "did not finish in 1 s"),
         ("raise MemoryError", 6, "probably for memory"),
+        ("import os; os._exit(73)", 6, "No space left"),
     ],
 )
 def test_a_builder_that_fails_leaves_nothing(
@@ -186,7 +200,7 @@ def test_a_builder_that_fails_leaves_nothing(
     script = tmp_path / "bad.py"
     script.write_text(body)
     monkeypatch.setattr(compiler, "WORKER", (sys.executable, str(script)))
-    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    monkeypatch.setattr(stage, "describe_library", _any_library)
     failed = build(run_copy, *FAST, "--timeout", "1", code=code)["error"]
     assert message in failed["message"]
     assert engines(run_copy) == before
@@ -202,6 +216,13 @@ def test_a_builder_that_fails_leaves_nothing(
         (("--shapes", "sample"), "not NAME:AxBxC"),
         (("--min-shapes", "timestep:1"), "no opt and no max shape"),
         (("--compute-capability", "ampere"), "compute_capabilities"),
+        (("--compute-capability", "9.0"), "has no target 9.0: 8.0, 8.6"),
+        (("--batch", "99999999999999999999"), "a dimension ends at"),
+        (("--workspace", "99999999999"), "workspace"),
+        (("--shapes", "sample:1x1x8x8,timestep:2"), "share the dimension 'batch'"),
+        (("--hw-compat",), "cannot build with --hw-compat"),
+        (("--version-compat",), "cannot build with --version-compat"),
+        (("--strip",), "cannot build with --strip without a GPU"),
         (("--opt-level", "9"), "opt-level"),
         (("--min-int8-coverage", "95"), "min-int8-coverage"),
     ],
@@ -209,7 +230,7 @@ def test_a_builder_that_fails_leaves_nothing(
 def test_bad_options_are_refused_before_work(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    monkeypatch.setattr(stage, "describe_library", _any_library)
     done = invoke(["build-trt", str(run_copy), *RTX, *arguments])
     assert done.exit_code == 2, done.output
     assert message in done.output
@@ -217,7 +238,7 @@ def test_bad_options_are_refused_before_work(
 
 
 def test_what_is_missing_or_busy(run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "choose_trt", _any_library)
+    monkeypatch.setattr(stage, "describe_library", _any_library)
     assert invoke(["build-trt", str(tmp_path)]).exit_code == 5
     with lock_directory(run_copy):
         assert build(run_copy, *FAST, code=6)["error"]["message"].endswith(".")

@@ -263,6 +263,7 @@ def test_quickstart_runs_once_and_says_so(run_copy: Path, recipe_file: Path) -> 
     assert written <= {run_copy / "recipe.yaml"}
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
     assert links.pop("sensitivity") == "absent"
+    assert links.pop("engines") == "absent"
     assert set(links.values()) == {"ok"}
     picture_bytes = Path(first["comparison"]).read_bytes()
     Path(first["comparison"]).write_bytes(b"not a picture")

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from gacq_deploy.building import compiler
-from gacq_deploy.building.compiler import Limits, compile_graph, parse_graph
+from gacq_deploy.building.compiler import Limits, compile_graph, describe_library, parse_graph
 from gacq_deploy.building.layers import int8_nodes
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.errors import BackendUnavailable, EngineError, ResourceError
@@ -111,6 +111,36 @@ def test_a_dynamic_graph_without_profile_is_refused(folder: Path, tmp_path: Path
 def test_parsing_alone_builds_nothing(graph: Path, folder: Path) -> None:
     assert parse_graph(graph, "tensorrt-rtx", folder=folder).startswith("1.")
     assert not (folder / "engine.plan").exists()
+
+
+@pytest.mark.rtx
+def test_a_library_tells_its_version_and_targets() -> None:
+    facts = describe_library("tensorrt-rtx")
+    assert facts.version.startswith("1.")
+    assert {"8.0", "8.6", "8.9"} <= set(facts.targets)
+    assert list(facts.targets) == sorted(facts.targets, key=float)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import os; os.kill(os.getpid(), 11)",
+        "raise RuntimeError('no driver')",
+        "raise ImportError('libnvinfer.so.11: cannot open')",
+        "raise OSError('libcudart')",
+        "__version__ = 'banana'",
+        "",
+        "__version__ = '10.1.0'",
+    ],
+)
+def test_a_library_that_does_not_serve_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(body)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *sys.path)))
+    with pytest.raises(BackendUnavailable, match=r"^tensorrt") as caught:
+        describe_library("tensorrt")
+    assert "gacq-deploy[rtx]" in caught.value.hint
 
 
 def test_a_missing_library_names_both_installs(graph: Path, folder: Path) -> None:
