@@ -13,7 +13,7 @@ from gacq_deploy.errors import BackendUnavailable
 
 TrtName = Literal["tensorrt", "tensorrt-rtx"]
 TRT_NAMES: tuple[TrtName, ...] = get_args(TrtName)
-OLDEST: dict[TrtName, tuple[int, int]] = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 4)}
+OLDEST: dict[TrtName, tuple[int, int]] = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 7)}
 """The first versions whose API this package was written against."""
 INSTALLS = (
     "pip install 'gacq-deploy[trt]'    (TensorRT: builds and runs on the GPU it is built for)\n"
