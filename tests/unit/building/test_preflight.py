@@ -13,8 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from gacq_deploy.building.evidence import surprising_layers
 from gacq_deploy.building.layers import CompiledLayer
-from gacq_deploy.building.preflight import CheckRequest, Layers, Preflight, check_file, surprising_layers
+from gacq_deploy.building.preflight import CheckRequest, Layers, Preflight, check_file
 from gacq_deploy.building.target_facts import TARGETS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from tests.support import foreign_graphs as foreign
