@@ -59,7 +59,7 @@ def measure(source: Path, scratch: Path) -> dict[str, Any]:
     rows = [first, build(run, batch=(BATCH,), float_type="float32"), build(run, batch=("1:4:8",))]
     rows += [build(run, batch=(BATCH,), compute_capabilities=targets) for targets in TARGETS if targets]
     return {
-        "recipe": run.load_recipe().name,
+        "model": source.name,
         "same_bytes_twice": first["plan_sha256"] == again["plan_sha256"],
         "builds": rows,
     }
@@ -68,17 +68,17 @@ def measure(source: Path, scratch: Path) -> dict[str, Any]:
 def to_table(document: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
-        "| recipe | target | batch | float type | planned layers in INT8 | plan | peak memory |",
+        "| model | target | batch | float type | planned layers in INT8 | plan | peak memory |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in document["runs"]:
         for row in run["builds"]:
             target = ", ".join(row["targets"]) or "any"
             lines.append(
-                f"| {run['recipe']} | {target} | {row['batch'][0]} | {row['float_type']} "
+                f"| {run['model']} | {target} | {row['batch'][0]} | {row['float_type']} "
                 f"| {row['int8']} of {row['planned']} | {row['plan_bytes'] / 1e6:.1f} MB | {row['peak_mb']} MB |"
             )
-    same = [run["recipe"] for run in document["runs"] if run["same_bytes_twice"]]
+    same = [run["model"] for run in document["runs"] if run["same_bytes_twice"]]
     lines += ["", f"Two builds of one fixed batch gave the same bytes: {', '.join(same) or 'none'}."]
     return "\n".join(lines) + "\n"
 

@@ -203,7 +203,8 @@ class _Stage:
         compiled = compile_graph(graph, options, folder=scratch, limits=limits, report=self._report)
         coverage = None
         if planned.graph == CANONICAL:
-            coverage = measure_coverage(model, compiled.layers, self._artifact.plan.modules).document()
+            planned_modules, targets = self._artifact.plan.modules, options.compute_capabilities
+            coverage = measure_coverage(model, compiled.layers, planned_modules, targets).document()
         compiled.plan.rename(folder / manifest.PLAN)
         write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "coverage": coverage})
         shutil.rmtree(scratch)

@@ -6,16 +6,21 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from gacq_deploy.building.layers import CompiledLayer, int8_nodes
 from gacq_deploy.errors import GateError
 from gacq_deploy.export.graph import module_of
 from gacq_deploy.export.layers import QUANTIZABLE
-from gacq_deploy.export.lint import why_not_int8
+from gacq_deploy.export.lint import Finding, why_not_int8
 from gacq_deploy.export.lint_view import FAR, QuantView
 
 _SHOWN = 10
+_TURING = "7.5"
+_NO_TURING_CONVOLUTION = (
+    "TensorRT-RTX has no INT8 convolution for compute capability 7.5. Use TensorRT there, or leave 7.5 out."
+)
+"""Found by compiling convolutions of 16 to 320 channels for it; matrix products do run in INT8."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,10 @@ class Coverage:
 
 
 def measure_coverage(
-    model: ModelProto, layers: Iterable[CompiledLayer], modules: Collection[str] | None = None
+    model: ModelProto,
+    layers: Iterable[CompiledLayer],
+    modules: Collection[str] | None = None,
+    targets: Collection[str] = (),
 ) -> Coverage:
     """Hold the compiled layers against the plan.
 
@@ -83,6 +91,7 @@ def measure_coverage(
         model: the Q/DQ graph that was compiled.
         layers: what the compiler made of it.
         modules: planned modules; None takes every layer whose weight or input is quantized, whoever made the graph.
+        targets: compute capabilities that it was compiled for with TensorRT-RTX.
     """
     compiled = tuple(layers)
     quantized = int8_nodes(compiled)
@@ -98,9 +107,7 @@ def measure_coverage(
             continue
         layer = products.get(node.name) or kernels.get(node.name)
         int8 = node.name in quantized
-        finding = None if int8 else reasons.get(node.name)
-        rule = "" if int8 else finding.rule if finding else "unexplained"
-        why = "" if int8 else f"{finding.effect} {finding.remedy}" if finding else "No lint rule explains it."
+        rule, why = ("", "") if int8 else _reason(node, reasons.get(node.name), targets)
         nodes.append(NodeCoverage(node.name, node.op_type, module, int8, _kernel(layer), rule, why))
     return Coverage(tuple(nodes), _count(compiled))
 
@@ -127,7 +134,15 @@ def check_coverage(coverage: Mapping[str, Any], least: float) -> None:
     )
 
 
-def _is_quantized(view: QuantView, node: Any) -> bool:
+def _reason(node: NodeProto, finding: Finding | None, targets: Collection[str]) -> tuple[str, str]:
+    if finding is not None:
+        return finding.rule, f"{finding.effect} {finding.remedy}"
+    if node.op_type == "Conv" and _TURING in targets:
+        return "target", _NO_TURING_CONVOLUTION
+    return "unexplained", "No lint rule explains it."
+
+
+def _is_quantized(view: QuantView, node: NodeProto) -> bool:
     return view.weight(node) is not None or view.is_quantized(node.input[0])
 
 

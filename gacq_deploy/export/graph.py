@@ -141,7 +141,8 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> None:
 def model_bytes(model: ModelProto) -> int:
     """Return about how many bytes ``model`` takes; protobuf itself refuses to count beyond 2 GB."""
     weights = sum(
-        math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer
+        math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        for t in model.graph.initializer
     )
     return int(weights) + int(without_initializers(model).ByteSize())
 

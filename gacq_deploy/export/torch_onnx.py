@@ -15,6 +15,7 @@ names no modules. The capture is made here, once, and fails loudly.
 from __future__ import annotations
 
 import ast
+import gc
 import logging
 import re
 import warnings
@@ -76,6 +77,7 @@ def float_graph(denoiser: Denoiser, *, opset: int = DEFAULT_OPSET) -> onnx.Model
     check_untouched(denoiser.module)
     inputs = denoiser.example_inputs(_EXAMPLE_BATCH)
     model = _export(denoiser.call_module(), inputs, opset)
+    gc.collect()  # the captured program refers to itself, and to every weight: the caller's model could not go
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     _name_batch(model, symbol)
     _map_modules(model, denoiser.module)
@@ -126,6 +128,9 @@ def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor], opset: int) -
             ) from error
     assert exported is not None, "torch.onnx.export returned no program"
     model = exported.model_proto
+    # onnxscript's rewriting rules remember the last graph they saw, and with it the weights of a model long gone
+    for value in exported.model.graph.initializers.values():
+        value.const_value = None
     if not isinstance(model, onnx.ModelProto):
         raise ExportError(f"torch exported {type(model).__name__}, not an ONNX model.", _HINT)
     return model

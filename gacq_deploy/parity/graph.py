@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto
 
-from gacq_deploy.export.graph import DEQUANTIZE, QUANTIZE, GraphIndex
+from gacq_deploy.export.graph import DEQUANTIZE, QUANTIZE, GraphIndex, model_bytes
+from gacq_deploy.export.graph_file import write_graph
 from gacq_deploy.export.layers import weight_axis
 from gacq_deploy.storage import Array
 
@@ -64,12 +64,10 @@ def in_module_layout(node: NodeProto, weight: Array) -> Array:
 @contextmanager
 def openable(model: ModelProto) -> Iterator[Path | bytes]:
     """Yield the model as engines open it: bytes, or beyond 1 GiB a temporary file and its weights."""
-    if model.ByteSize() < _IN_MEMORY:
+    if model_bytes(model) < _IN_MEMORY:
         yield model.SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix="gacq-parity-") as folder:
         path = Path(folder) / "graph.onnx"
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        onnx.save(copy, str(path), save_as_external_data=True, location="graph.onnx.data")
+        write_graph(model, path, external_data_mb=1)
         yield path

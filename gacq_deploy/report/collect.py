@@ -10,6 +10,7 @@ from typing import TypeVar
 from gacq_deploy import __version__
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench import BenchReport, load_bench
+from gacq_deploy.building.manifest import EngineRecord, engines_of
 from gacq_deploy.diagnostics import Diagnostics
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import ExportRecord, read_record
@@ -24,8 +25,8 @@ from gacq_deploy.storage import digest_file, digest_json
 from gacq_deploy.verify import VerifyReport, verify_run
 
 Record = TypeVar("Record")
-_NAMES = {"artifact": "artifact", "onnx": "exported graph"}
-"""Folder of a manifest -> what it vouches for."""
+_NAMES = {"artifact": "artifact", "onnx": "exported graph", "engines": "TensorRT engine"}
+"""Folder, or folder of a manifest -> what lies there."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Collected:
     inspection: Inspection | Missing
     diagnostics: Diagnostics | Missing
     export: ExportRecord | Missing
+    plans: tuple[EngineRecord, ...] | Missing
     parity: ParityReport | Missing
     bench: BenchReport | Missing
     sensitivity: SensitivityReport | Missing
@@ -77,6 +79,7 @@ def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT
         export=_read_file(
             run.onnx_manifest, f"gacq-deploy export --onnx {run.root}", lambda: read_record(run)
         ),
+        plans=_read_file(run.engines, f"gacq-deploy build-trt {run.root}", lambda: _plans(run)),
         parity=_read_file(
             run.parity_json, f"gacq-deploy parity {run.root}", lambda: load_report(run.parity_json)
         ),
@@ -98,11 +101,13 @@ def digest_records(run: RunDirectory, chain: VerifyReport, *, images: bool) -> s
         images: whether the page has images of its own.
     """
     records = (run.recipe_path, run.onnx_manifest, run.parity_json, run.bench_json, run.sensitivity_json)
+    plans = sorted(run.engines.glob("*/manifest.json"))
     document = {
         "version": __version__,
         "images": images,
         "chain": chain.document(),
         "records": {path.name: digest_file(path) for path in records if path.is_file()},
+        "plans": {path.parent.name: digest_file(path) for path in plans},
     }
     return digest_json(document)
 
@@ -117,7 +122,8 @@ def _read(load: Callable[[], Record]) -> Record | Missing:
 def _read_file(path: Path, command: str, load: Callable[[], Record]) -> Record | Missing:
     """Return what ``load`` reads at ``path``; what was never made names the command that makes it."""
     if not path.exists():
-        return Missing(f"There is no {_NAMES.get(path.parent.name, path.name)} yet.", f"Run `{command}`.")
+        what = _NAMES.get(path.name) or _NAMES.get(path.parent.name, path.name)
+        return Missing(f"There is no {what} yet.", f"Run `{command}`.")
     return _read(load)
 
 
@@ -129,6 +135,10 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
             f"Run `gacq-deploy calibrate -r {run.recipe_path} -o {run.root} --fresh`.",
         )
     return diagnostics
+
+
+def _plans(run: RunDirectory) -> tuple[EngineRecord, ...]:
+    return tuple(record for _, record in engines_of(run))
 
 
 def _pictures(

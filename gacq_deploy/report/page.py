@@ -75,7 +75,8 @@ def write_report(
     else:
         write_bytes(target, page)
     parts = (
-        "recipe", "inspection", "diagnostics", "export", "parity", "bench", "sensitivity", "pictures",
+        "recipe", "inspection", "diagnostics", "export", "plans", "parity", "bench", "sensitivity",
+        "pictures",
     )  # fmt: skip
     values = {part: getattr(found, part) for part in parts}
     missing = {part: value.reason for part, value in values.items() if isinstance(value, Missing)}
@@ -172,6 +173,7 @@ def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
         "parameters": tables.parameter_table(inspection) if inspection else None,
         "notes": _notes(found, diagnostics),
         "files": tables.file_table(found.export) if isinstance(found.export, ExportRecord) else None,
+        "plans": None if isinstance(found.plans, Missing) else tables.plan_table(found.plans),
         "speeds": (tables.ratio_table(bench), tables.speed_table(bench)) if bench else (),
         "skipped": dict(bench.skipped) if bench else {},
         "settings": _settings(found.recipe),

@@ -10,6 +10,7 @@ from typing import Any
 from gacq_deploy.artifact import BlockRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Spread
+from gacq_deploy.building.manifest import EngineRecord
 from gacq_deploy.export.record import FLOAT, ExportRecord
 from gacq_deploy.inspection import Inspection
 from gacq_deploy.parity.report import ParityReport
@@ -290,6 +291,39 @@ def file_table(export: ExportRecord) -> Table:
     """The exported files."""
     rows = tuple((name(file), size(entry.bytes), name(entry.sha256)) for file, entry in export.files.items())
     return Table.of("Exported files", ("file", "#size", "sha256"), rows)
+
+
+def plan_table(plans: Sequence[EngineRecord]) -> Table:
+    """The engine plans, and how much of each is INT8."""
+    headings = (
+        "engine",
+        "graph",
+        "built by",
+        "for",
+        "float type",
+        "#size",
+        "#planned layers",
+        "#in INT8",
+        "not INT8",
+    )
+    return Table.of("TensorRT engines", headings, (_plan(record) for record in plans))
+
+
+def _plan(record: EngineRecord) -> tuple[Cell, ...]:
+    inputs, said = record.inputs, record.coverage or {"planned": None, "int8": None, "lost": []}
+    device = inputs.device.name if inputs.device else "any GPU of the library"
+    lost = "; ".join(f"{node['module'] or node['node']}: {node['rule']}" for node in said["lost"])
+    return (
+        name(inputs.key),
+        name(inputs.graph),
+        text(record.label),
+        text(", ".join(inputs.options.compute_capabilities) or device),
+        text(inputs.float_type),
+        size(record.files["engine.plan"].bytes),
+        number(said["planned"]),
+        number(said["int8"]),
+        words(lost),
+    )
 
 
 def facts(found: Collected) -> Table:

@@ -16,6 +16,7 @@ from gacq_deploy.building.compiler import Limits, compile_graph, describe_librar
 from gacq_deploy.building.layers import int8_nodes
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.errors import BackendUnavailable, EngineError, ResourceError
+from gacq_deploy.export.half import to_half
 from tests.support import qdq_graphs as patterns
 from tests.support.graph_sketch import Sketch
 
@@ -61,6 +62,20 @@ def test_two_builds_write_the_same_bytes(graph: Path, tmp_path: Path) -> None:
 def test_targets_that_exist(graph: Path, folder: Path, capability: str) -> None:
     options = RTX.model_copy(update={"compute_capabilities": (capability,)})
     assert compile_graph(graph, options, folder=folder).plan.is_file()
+
+
+@pytest.mark.rtx
+def test_turing_has_no_int8_convolution_but_matrix_products(folder: Path, tmp_path: Path) -> None:
+    def int8(model: onnx.ModelProto, capability: str) -> bool:
+        path = tmp_path / "half.onnx"
+        onnx.save_model(to_half(model).model, str(path))
+        options = RTX.model_copy(update={"compute_capabilities": (capability,)})
+        products = [x for x in compile_graph(path, options, folder=folder).layers if x.is_product]
+        return [x.int8 for x in products] == [True]
+
+    assert not int8(patterns.conv(), "7.5")
+    assert int8(patterns.conv(), "8.6")
+    assert int8(patterns.matrix(), "7.5")
 
 
 @pytest.mark.rtx

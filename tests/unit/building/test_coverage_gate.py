@@ -76,3 +76,14 @@ def test_without_a_plan_every_quantized_layer_counts(graph) -> None:
     empty.conv("conv", "x", "y", np.ones((4, 4, 3, 3), np.float32))
     coverage = measure_coverage(empty.model(["batch", 4, 8, 8], "y", ["batch", 4, 8, 8]), [])
     assert (coverage.planned, coverage.share) == (0, 0.0)
+
+
+def test_a_target_without_the_kernel_is_the_reason(graph) -> None:
+    model, modules = graph
+    fallen = [kernel("node_y1", "node_y2", "node_y3", int8=False)]
+    lost = measure_coverage(model, fallen, modules, targets=("7.5", "8.6")).lost
+    assert {node.rule for node in lost} == {"target"}
+    assert "7.5" in lost[0].why
+    assert {node.rule for node in measure_coverage(model, fallen, modules, targets=("8.6",)).lost} == {
+        "unexplained"
+    }

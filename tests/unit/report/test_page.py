@@ -203,10 +203,10 @@ def test_a_bare_run_says_what_makes_the_rest(tmp_path: Path) -> None:
     page = Reader(written.path.read_text(encoding="utf-8")).text
     assert written.path == tmp_path / "report.html"
     assert written.verdict == "unjudged"
-    for command in ("calibrate", "export --onnx", "parity", "bench", "sensitivity"):
+    for command in ("calibrate", "export --onnx", "build-trt", "parity", "bench", "sensitivity"):
         assert f"gacq-deploy {command}" in page
     assert set(written.missing) == {
-        "inspection", "diagnostics", "export", "parity", "bench", "sensitivity", "pictures",
+        "inspection", "diagnostics", "export", "plans", "parity", "bench", "sensitivity", "pictures",
     }  # fmt: skip
     assert not list(tmp_path.glob(".gacq-tmp-*"))
 

@@ -4,9 +4,11 @@ import math
 
 import pytest
 
+from gacq_deploy.building.manifest import EngineFile, EngineInputs, EngineRecord
+from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe import ParitySection
-from gacq_deploy.report.tables import Table, gate_table, name, number, size, text
+from gacq_deploy.report.tables import Table, gate_table, name, number, plan_table, size, text
 from gacq_deploy.report.verdict import gate_rows
 
 
@@ -56,3 +58,25 @@ def test_failing_gates_stand_first_and_say_where() -> None:
     assert (cells[0]["value"], cells[0]["threshold"]) == ("0.7", "≤ 0.5")
     assert cells[0]["where it is worst"] == "bucket: 4"
     assert cells[1]["value"] == "not evaluated"
+
+
+def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
+    options = CompileOptions(backend="tensorrt-rtx", compute_capabilities=("8.6",))
+    inputs = EngineInputs(
+        graph="int8.onnx", graph_sha256="0", float_type="float16", library="tensorrt-rtx", version="1.7",
+        options=options, device=None,
+    )  # fmt: skip
+    lost = [{"module": "mid.conv", "node": "n", "rule": "weight-axis"}]
+    files = {"engine.plan": EngineFile(sha256="0", bytes=2_000_000)}
+    said = {"planned": 48, "int8": 47, "lost": lost}
+    quantized = EngineRecord(inputs=inputs, files=files, coverage=said, seconds=1, peak_mb=1)
+    twin = EngineRecord(
+        inputs=inputs.model_copy(update={"graph": "float.onnx", "options": CompileOptions(backend="tensorrt-rtx")}),
+        files=files, coverage=None, seconds=1, peak_mb=1,
+    )  # fmt: skip
+    table = plan_table([quantized, twin])
+    shown = [[cell.text for cell in row] for row in table.rows]
+    assert shown[0][1:] == [
+        "int8.onnx", "tensorrt-rtx-1.7", "8.6", "float16", "2 MB", "48", "47", "mid.conv: weight-axis",
+    ]  # fmt: skip
+    assert shown[1][3] == "any GPU of the library"
