@@ -73,8 +73,10 @@ Facts = dict[str, Any]
 
 
 def main() -> None:
-    """Run every step and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run every step and print what it took."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, help="Folder for the files (6 GB); default: a temporary one.")
     parser.add_argument("--keep", action="store_true", help="Keep the files.")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)

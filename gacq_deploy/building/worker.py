@@ -199,7 +199,9 @@ def _targets(library: TrtLibrary) -> tuple[str, ...]:
 
 def _target(library: TrtLibrary, config: Any, capabilities: tuple[str, ...]) -> None:
     trt, known = library.module, _targets(library)
-    config.num_compute_capabilities = len(capabilities) if known else 0
+    if not hasattr(config, "num_compute_capabilities") or not hasattr(config, "set_compute_capability"):
+        raise BuildFailure("option", "It builds for the GPU it runs on and takes no compute capability.")
+    config.num_compute_capabilities = len(capabilities)
     for index, text in enumerate(capabilities):
         name = "SM" + text.replace(".", "")
         if text not in known or not config.set_compute_capability(

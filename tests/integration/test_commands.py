@@ -170,7 +170,9 @@ def test_rejudging_writes_nothing(run_copy: Path, tmp_path: Path) -> None:
 def test_verify_names_what_is_absent(run_copy: Path) -> None:
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
     assert links == {
-        "recipe": "ok", "samples": "ok", "finished steps": "ok", "artifact": "ok", "graphs": "ok", "parity": "ok",
+        "recipe": "ok", "samples": "ok", "finished steps": "ok", "artifact": "ok", "graphs": "ok",
+        "engines": "absent",
+        "parity": "ok",
         "bench": "absent",
         "sensitivity": "absent",
         "comparison": "absent",

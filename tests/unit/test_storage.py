@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import subprocess
@@ -71,6 +72,15 @@ def test_digest_of_an_array_sees_dtype_shape_and_values() -> None:
     digests = {digest_array(x) for x in (a, a.reshape(2, 3), a.astype(np.int64), a + 1)}
     assert len(digests) == 4
     assert digest_array(a.reshape(2, 3).T.copy().T) == digest_array(a.reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((0, 2), np.float32), np.array(3.5, np.float32), np.arange(6, dtype=np.int64).reshape(2, 3).T],
+)
+def test_digest_of_an_array_is_of_its_head_and_row_major_bytes(array: np.ndarray) -> None:
+    head = f"{array.dtype.str}{list(array.shape)}".encode()
+    assert digest_array(array) == hashlib.sha256(head + array.tobytes()).hexdigest()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from benchmarks.grouped_scales import (
     GroupClock,
-    SecondPolish,
+    GroupPolish,
     current_scales,
     estimate_scales,
     observe_ranges,
@@ -14,7 +14,7 @@ from benchmarks.grouped_scales import (
     set_scales,
     shared_quantizers,
 )
-from benchmarks.timestep_scales import Case, differences, planned, render
+from benchmarks.timestep_scales import Case, pairs, planned, render
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.calibration.replay import full_pass
@@ -135,7 +135,7 @@ def test_ranges_of_one_group_are_the_calibrations_own(
     }
 
 
-def test_the_second_polish_moves_every_groups_scale_and_never_ends_worse(
+def test_the_polish_moves_every_groups_scale_and_never_ends_worse(
     finished: tuple[CalibrationArtifact, CalibrationSet],
 ) -> None:
     artifact, samples = finished
@@ -144,7 +144,7 @@ def test_the_second_polish_moves_every_groups_scale_and_never_ends_worse(
     before = {name: q.scale.clone() for name, q in shared_quantizers(layers).items()}
     codes = {name: layer.codes.clone() for name, layer in layers.items()}
     section = RECIPE.calibration.polish.model_copy(update={"steps": 6})
-    losses = polish_groups(denoiser, layers, samples, np.ones(len(samples)), SecondPolish(section, 0, 1e-2))
+    losses = polish_groups(denoiser, layers, samples, np.ones(len(samples)), GroupPolish(section, 0, 1e-2))
     assert losses["loss_end"] < losses["loss_start"]
     assert losses["kept"] == 1
     assert all(bool((q.scale != before[n]).all()) for n, q in shared_quantizers(layers).items())
@@ -157,7 +157,7 @@ def test_a_polish_that_made_it_worse_is_undone(finished: tuple[CalibrationArtifa
     set_scales(layers, clocked(denoiser, samples, 5), current_scales(layers, 5))
     before = outputs(denoiser, samples)
     section = RECIPE.calibration.polish.model_copy(update={"steps": 3, "lr": 10.0})
-    losses = polish_groups(denoiser, layers, samples, np.ones(len(samples)), SecondPolish(section, 0, 10.0))
+    losses = polish_groups(denoiser, layers, samples, np.ones(len(samples)), GroupPolish(section, 0, 10.0))
     assert losses["kept"] == 0
     np.testing.assert_array_equal(outputs(denoiser, samples), before)
 
@@ -170,16 +170,16 @@ def test_settings_without_a_recipe_take_the_bits_of_their_name() -> None:
 
 
 def test_every_planned_row_has_its_control() -> None:
-    rows = planned(["digits8", "fashion16"], ["w8a8"], [0, 1])
+    rows = planned(["digits8", "fashion16"], ["w8a8", "w4a8"])
     assert len(set(rows)) == len(rows)
     made = {
         f"{case.key}|{v.key}": {"psnr_db": float(v.groups), "sqnr_db_by_bucket": [0.0] * 5}
         for case, v in rows
     }
-    found = differences(made, "psnr_db")
+    found = pairs(made, "psnr_db")
     counted = sum(len(values) for by_groups in found.values() for values in by_groups.values())
     assert counted == sum(variant.groups > 1 for _, variant in rows)
-    assert all(v == groups - 1 for by in found.values() for groups, values in by.items() for v in values)
+    assert all(v == (1, groups) for by in found.values() for groups, values in by.items() for v in values)
 
 
 def test_the_table_shows_paired_differences_to_one_scale() -> None:
@@ -193,8 +193,8 @@ def test_the_table_shows_paired_differences_to_one_scale() -> None:
         "m|w8a8|1|trained|learned|5": row(42.0),
         "m|w8a8|1|trained-from-ratios|learned|5": row(39.0),
     }
-    assert differences(rows, "psnr_db")["m|w8a8|trained|learned"] == {5: [1.0, 2.0]}
-    assert differences(rows, "sqnr_db_by_bucket:4")["m|w8a8|trained-from-ratios|learned"] == {5: [1.0]}
+    assert pairs(rows, "psnr_db")["m|w8a8|trained|learned"] == {5: [(30.0, 31.0), (40.0, 42.0)]}
+    assert pairs(rows, "sqnr_db_by_bucket:4")["m|w8a8|trained-from-ratios|learned"] == {5: [(-40.0, -39.0)]}
     table = render(rows).splitlines()
-    assert table[2] == "| m w8a8 | trained | 2 | 35.00 ± 7.07 | 5 | 1.50 ± 0.71 | +1.5 +0.0 +0.0 +0.0 -1.5 |"
-    assert "| 5 | -1.00 |" in table[3]
+    assert "| m w8a8 | trained | 2 | 35.00 ± 7.07 | 5 | 1.50 ± 0.71 | +1.5 +0.0 +0.0 +0.0 -1.5 |" in table
+    assert "| m w8a8 | trained-from-ratios | 1 | 40.00 | 5 | -1.00 | -1.0 +0.0 +0.0 +0.0 +1.0 |" in table

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.graph import model_bytes
 from gacq_deploy.export.graph_file import data_path, read_graph, write_graph
 
 
@@ -41,6 +42,21 @@ def test_large_graphs_keep_their_weights_beside_them(tmp_path: Path) -> None:
     with open_engine("ort-cpu", path, threads=1) as engine:
         output = engine.run({"x": x})["output"]
     np.testing.assert_array_equal(output, numpy_helper.to_array(model.graph.initializer[0])[:2])
+
+
+def test_what_a_protobuf_message_cannot_hold_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gacq_deploy.export.graph_file._PROTOBUF_LIMIT", 2**20)
+    path = tmp_path / "a.onnx"
+    assert write_graph(_large_model(), path, external_data_mb=4096) == (data_path(path), path)
+
+
+def test_a_size_is_told_beyond_what_protobuf_counts() -> None:
+    model = _large_model()
+    assert 0.99 < model_bytes(model) / model.ByteSize() <= 1
+    model.graph.initializer[0].dims[:] = [40_000, 20_000]
+    assert model_bytes(model) > 3.2e9
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])

@@ -509,7 +509,7 @@ def graphs(draw: st.DrawFn) -> onnx.ModelProto:
     return shaped(model)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(graphs())
 def test_any_graph_stays_legal_and_close(model: onnx.ModelProto) -> None:
     feeds = feeds_for(model)
