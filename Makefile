@@ -13,7 +13,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 RUN_DIR ?= runs/quickstart
-PYTEST_FLAGS ?=
+# two processes, a file of tests in one of them: its fixtures are made once
+PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

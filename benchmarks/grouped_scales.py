@@ -173,8 +173,8 @@ def estimate_scales(layers: Layers, ranges: Ranges, method: str) -> dict[str, Te
 
 
 @dataclass(frozen=True)
-class SecondPolish:
-    """How to train once more."""
+class GroupPolish:
+    """How to train."""
 
     section: PolishSection
     """Steps, batch, rate and parameters."""
@@ -189,9 +189,9 @@ def polish_groups(
     layers: Layers,
     samples: CalibrationSet,
     weights: NDArray[np.floating[Any]],
-    settings: SecondPolish,
+    settings: GroupPolish,
 ) -> dict[str, float]:
-    """Train scales, biases and norms once more with the rounding fixed; keep the better end.
+    """Train scales, biases and norms with the rounding fixed; keep the better end.
 
     Args:
         denoiser: the model that ``layers`` belong to.

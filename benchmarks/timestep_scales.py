@@ -1,16 +1,16 @@
 """What would activation scales that depend on the timestep buy in one INT8 engine? Measured with fake quantization.
 
-``python -m benchmarks.timestep_scales`` (an hour on one core; finished rows are kept) calibrates both shipped models
-with the normal chain at preset ``quick``, then gives every activation quantizer G scales, one per group of sampler
-steps: from range estimators, before and after calibration, or trained with everything else in a second polish, whose
-control is the same second polish with one scale. Writes ``benchmarks/results/timestep_scales.json``; ``--table``
-prints it.
+``python -m benchmarks.timestep_scales`` (40 minutes on one core; finished rows are kept) calibrates both shipped models
+with the normal chain at preset ``quick`` and gives every activation quantizer G scales, one per group of sampler steps:
+trained in the polish, with one scale trained in the same way as the control; or from range estimators, before and after
+calibration. Writes ``benchmarks/results/timestep_scales.json``; ``--table`` prints it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.grouped_scales import (
     GroupClock,
+    GroupPolish,
     Layers,
-    SecondPolish,
     current_scales,
     estimate_scales,
     observe_ranges,
@@ -57,15 +57,17 @@ from gacq_deploy.samples import CalibrationSet, load_samples, timestep_buckets
 from gacq_deploy.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "timestep_scales.json"
-MODELS, SETTINGS, SEEDS = ("digits8", "fashion16"), ("w8a8", "w4a8"), (0, 1, 2)
-GROUPS = (1, 3, 5, 10, 20)
-METHODS = {"minmax": "minmax", "mse": "mse:2.4", "percentile": "percentile:99.9"}
+MODELS, SETTINGS = ("digits8", "fashion16"), ("w8a8", "w4a8")
+SEEDS = {("digits8", "w8a8"): (0, 1, 2), ("fashion16", "w8a8"): (0, 1)}
+"""Calibration seeds by model and setting; seed 0 elsewhere, where one takes minutes, or shows that there is nothing."""
+METHODS = {"minmax": "minmax", "mse": "mse:2.4"}
 NEAREST, REPLACED = "nearest", "replaced"
-TRAINED, SLOW, SEEDED = "trained", "trained-slowly", "trained-from-ratios"
-STATES = (NEAREST, REPLACED, TRAINED, SLOW, SEEDED)
+TRAINED, SLOW, SEEDED, FIRST = "trained", "trained-slowly", "trained-from-ratios", "first-polish"
+STATES = (NEAREST, REPLACED, TRAINED, SLOW, SEEDED, FIRST)
 """Before calibration; finished, with estimated scales in place of the learned ones; polished a second time with G
 scales that start at the learned one, their logarithms at five times the rate of the rest, or at the same; or that start
-at the learned one times the ratio of the group's MSE range to that of all steps."""
+at the learned one times the ratio of the group's MSE range to that of all steps. ``first-polish`` starts from the
+reconstructed blocks, with G scales from its first step: one polish, as users run it."""
 LEARNED = "learned"
 STEPS, BUCKETS, IMAGE_SEED, BATCH = 20, 5, 700_000, 64
 
@@ -115,7 +117,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured, and the rate of the log scales in the second polish."""
+    """How much is measured, and the rate of the log scales in the polish."""
 
     images: int = 256
     trajectories: int = 32
@@ -123,31 +125,58 @@ class Effort:
 
 
 def planned(
-    models: Sequence[str], settings: Sequence[str], seeds: Sequence[int]
+    models: Sequence[str], settings: Sequence[str], seeds: Sequence[int] | None = None
 ) -> list[tuple[Case, Variant]]:
-    """Return what is measured, seed by seed; more of it on the cheap model and at seed 0."""
-    return [
-        (Case(m, s, seed), v) for seed in seeds for m in models for s in settings for v in _variants(m, seed)
+    """Return what is measured, case by case; more of it on the cheap model at 8 bits and seed 0."""
+    cases = [
+        Case(m, s, seed)
+        for m in models
+        for s in settings
+        for seed in (SEEDS.get((m, s), (0,)) if seeds is None else seeds)
     ]
+    return [(case, variant) for case in cases for variant in _variants(case)]
 
 
-def _variants(model: str, seed: int) -> Iterator[Variant]:
-    cheap = model == "digits8"
-    groups = GROUPS if cheap else (1, 5, 20)
+def _variants(case: Case) -> Iterator[Variant]:
+    cheap, at_8_bits = case.model == "digits8", case.setting == "w8a8"
     yield Variant(REPLACED, LEARNED, 1)
-    yield from (Variant(TRAINED, LEARNED, count) for count in groups)
-    yield from (Variant(SLOW, LEARNED, count) for count in ((1, 5, 20) if cheap else (1,)))
-    yield from (Variant(SEEDED, LEARNED, count) for count in groups[1 if cheap else 2 :])
-    for state in (REPLACED, NEAREST):
-        for method in METHODS:
-            if seed == 0 or (cheap and method != "percentile"):
-                yield from (Variant(state, method, count) for count in groups)
+    yield from (Variant(FIRST, LEARNED, count) for count in (1, 5, 20))
+    if case.seed > 0 and not cheap:
+        return
+    yield from (Variant(TRAINED, LEARNED, count) for count in (1, 5, 20))
+    yield Variant(SLOW, LEARNED, 1)
+    if at_8_bits:
+        for state in (REPLACED, NEAREST):
+            for method in METHODS:
+                yield from (Variant(state, method, count) for count in (1, 5, 20))
+    if at_8_bits and case.seed == 0:
+        yield Variant(SEEDED, LEARNED, 20)
+    if at_8_bits and case.seed == 0 and cheap:
+        yield from (Variant(TRAINED, LEARNED, count) for count in (3, 10))
+        yield from (Variant(SLOW, LEARNED, count) for count in (5, 20))
+        yield from (Variant(SEEDED, LEARNED, count) for count in (3, 5, 10))
 
 
 def calibrated(case: Case, work: Path) -> tuple[CalibrationArtifact, RunDirectory]:
     """Return the finished calibration of a case, made if it is not there."""
     directory = RunDirectory(work / case.key.replace("|", "-"))
     return calibrate(case.recipe(), directory), directory
+
+
+def reconstructed(case: Case, work: Path) -> CalibrationArtifact:
+    """Return the calibration of a case without its polish, from the finished one's blocks."""
+    _, finished = calibrated(case, work)
+    directory = RunDirectory(finished.root.with_name(f"{finished.root.name}-blocks"))
+    if not directory.work.is_dir():
+        directory.root.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(finished.samples_path, directory.samples_path)
+        shutil.copy2(finished.samples_record_path, directory.samples_record_path)
+        shutil.copytree(finished.work, directory.work)
+    recipe = case.recipe()
+    section = recipe.calibration.model_copy(
+        update={"polish": recipe.calibration.polish.model_copy(update={"steps": 0})}
+    )
+    return calibrate(recipe.model_copy(update={"calibration": section}), directory)
 
 
 def engine_of(denoiser: Denoiser) -> FunctionEngine:
@@ -227,7 +256,7 @@ class Bench:
 
     def __init__(self, case: Case, work: Path, exam: Exam, effort: Effort) -> None:
         self._recipe, self._exam, self._effort = case.recipe(), exam, effort
-        self._seed = case.seed
+        self._seed, self._case, self._work = case.seed, case, work
         self._artifact, directory = calibrated(case, work)
         self._samples = load_samples(directory.samples_path)
 
@@ -263,7 +292,8 @@ class Bench:
 
     def _finished(self, denoiser: Denoiser, variant: Variant) -> tuple[Layers, dict[str, Any]]:
         """Take the calibrated model, and what it really sees at its layers' inputs."""
-        layers = rebuild(denoiser, self._artifact)
+        first = variant.state == FIRST
+        layers = rebuild(denoiser, reconstructed(self._case, self._work) if first else self._artifact)
         clock = GroupClock(denoiser.module, self._exam.timesteps, variant.groups)
         scales = current_scales(layers, variant.groups)
         if variant.method != LEARNED or variant.state == SEEDED:
@@ -278,7 +308,7 @@ class Bench:
             return layers, {}
         section = self._recipe.calibration.polish
         rate = section.lr if variant.state == SLOW else self._effort.gain_lr
-        return layers, self._polish(denoiser, layers, SecondPolish(section, self._seed, rate))
+        return layers, self._polish(denoiser, layers, GroupPolish(section, self._seed, rate))
 
     def _ratios(
         self, denoiser: Denoiser, layers: Layers, grouped: Mapping[str, torch.Tensor]
@@ -288,7 +318,7 @@ class Bench:
         overall = estimate_scales(layers, ranges, METHODS["mse"])
         return {name: grouped[name] / overall[name] for name in grouped}
 
-    def _polish(self, denoiser: Denoiser, layers: Layers, settings: SecondPolish) -> dict[str, Any]:
+    def _polish(self, denoiser: Denoiser, layers: Layers, settings: GroupPolish) -> dict[str, Any]:
         diagnostics = self._artifact.diagnostics
         stage = None if diagnostics is None else diagnostics.stage("polish")
         assert stage is not None, "the chain was run without a polish"
@@ -298,22 +328,24 @@ class Bench:
         return {name: float(f"{value:.5g}") for name, value in losses.items()}
 
 
-def differences(rows: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, dict[int, list[float]]]:
-    """Return "model|setting|state|method" -> groups -> difference to one scale, seed by seed.
+def pairs(
+    rows: Mapping[str, Mapping[str, Any]], measure: str
+) -> dict[str, dict[int, list[tuple[float, float]]]]:
+    """Return "model|setting|state|method" -> groups -> (with one scale, with so many), seed by seed.
 
     ``rows`` are results by "model|setting|seed|state|method|groups"; ``measure`` names a number, or
     ``sqnr_db_by_bucket:2`` an element of a list. Scales trained from ratios have the control of those that were not.
     """
-    found: dict[str, dict[int, list[float]]] = {}
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for key, row in rows.items():
         model, setting, seed, state, method, groups = key.split("|")
         control = rows.get(
             "|".join((model, setting, seed, TRAINED if state == SEEDED else state, method, "1"))
         )
         if control is not None and groups != "1":
-            gain = _number(row, measure) - _number(control, measure)
+            pair = (_number(control, measure), _number(row, measure))
             found.setdefault(f"{model}|{setting}|{state}|{method}", {}).setdefault(int(groups), []).append(
-                gain
+                pair
             )
     return found
 
@@ -324,32 +356,26 @@ def _number(row: Mapping[str, Any], measure: str) -> float:
 
 
 def render(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table: one scale, and what more of them add, mean ± sd over seeds."""
+    """Return the table: one scale, and what more of them add to the same calibrations, mean ± sd over seeds."""
     lines = [
         "| model, setting | scales | seeds | PSNR, G = 1 | G | PSNR gain | SQNR gain by bucket, noisy to clean |",
         "|---|---|---|---|---|---|---|",
     ]
-    gains = differences(rows, "psnr_db")
-    by_bucket_gain = [differences(rows, f"sqnr_db_by_bucket:{b}") for b in range(BUCKETS)]
-    for key, by_groups in gains.items():
+    buckets = [pairs(rows, f"sqnr_db_by_bucket:{b}") for b in range(BUCKETS)]
+    for key, by_groups in sorted(pairs(rows, "psnr_db").items()):
         model, setting, state, method = key.split("|")
-        source = TRAINED if state == SEEDED else state
-        base = [
-            row["psnr_db"]
-            for name, row in rows.items()
-            if _without_seed(name) == f"{model}|{setting}|{source}|{method}|1"
-        ]
         for groups, values in sorted(by_groups.items()):
-            buckets = " ".join(f"{np.mean(b[key][groups]):+.1f}" for b in by_bucket_gain)
-            what = state if method == LEARNED else f"{state}, {method}"
-            cells = (f"{model} {setting}", what, len(values), spread(base), groups, spread(values), buckets)
+            cells = (
+                f"{model} {setting}",
+                state if method == LEARNED else f"{state}, {method}",
+                len(values),
+                spread([one for one, _ in values]),
+                groups,
+                spread([more - one for one, more in values]),
+                " ".join(f"{np.mean([more - one for one, more in b[key][groups]]):+.1f}" for b in buckets),
+            )
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
-
-
-def _without_seed(key: str) -> str:
-    model, setting, _, rest = key.split("|", 3)
-    return f"{model}|{setting}|{rest}"
 
 
 def load_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -384,7 +410,7 @@ def main() -> None:
     parser.add_argument(
         "--settings", nargs="+", default=list(SETTINGS), help="w8a8, w4a8, or other bits: w6a6"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="of calibrations; by default the plan's")
     parser.add_argument("--states", nargs="+", default=list(STATES), choices=STATES)
     parser.add_argument("--images", type=int, default=Effort.images)
     parser.add_argument("--trajectories", type=int, default=Effort.trajectories)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,12 @@ def prove_engines(
     bench = None
     if len(built) > 1:
         batches = Plan(built[0].folder, built[0].record).batches
-        bench = run_bench(directory, engines=(library,), settings=BenchSettings(batches), report=report)
+        bench = run_bench(
+            directory,
+            engines=(library,),
+            settings=BenchSettings(batches, allow_host_code=True),
+            report=report,
+        )
     return Proof(parity, bench)
 
 
@@ -204,14 +209,15 @@ class _Stage:
         coverage = None
         if planned.graph == CANONICAL:
             planned_modules, targets = self._artifact.plan.modules, options.compute_capabilities
-            coverage = measure_coverage(model, compiled.layers, planned_modules, targets).document()
+            coverage = measure_coverage(model, compiled.layers, planned_modules, targets)
         compiled.plan.rename(folder / manifest.PLAN)
-        write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "coverage": coverage})
+        nodes = [] if coverage is None else [asdict(node) for node in coverage.nodes]
+        write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "planned": nodes})
         shutil.rmtree(scratch)
         return EngineRecord(
             inputs=inputs,
             files={p.name: EngineFile(**describe_file(p)) for p in sorted(folder.iterdir())},
-            coverage=coverage,
+            coverage=None if coverage is None else coverage.document(),
             half=half,
             step_policy=self._policy,
             seconds=round(compiled.seconds, 2),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,8 @@ class ImageRequest:
     float_steps: int | None = None
     """Steps that run in float; replaces whatever the recipe's policy asks for."""
     float_where: Where | None = None
+    allow_host_code: bool = False
+    """Let a version-compatible plan run the code it carries."""
 
     def policy(self, asked: StepPolicySection) -> StepPolicySection:
         """Return what the recipe asks for, as far as this request does not say otherwise.
@@ -175,7 +178,8 @@ def _opened(
 ) -> Iterator[Engine]:
     """Open the graph, beside the float one in the same kind of engine where some steps run in float."""
     backend = "ort-cpu" if request.engine == FLOAT_ENGINE else request.engine
-    with open_model(backend, graph, threads=request.threads) as engine:
+    options: dict[str, Any] = {"threads": request.threads, "allow_host_code": request.allow_host_code}
+    with open_model(backend, graph, **options) as engine:
         if policy is None:
             yield engine
             return
@@ -185,7 +189,7 @@ def _opened(
             else directory.float_onnx
         )
         with (
-            open_model(backend, twin, threads=request.threads) as exact,
+            open_model(backend, twin, **options) as exact,
             SteppedEngine(engine, exact, policy.choose, share=policy.describe()) as mixed,
         ):
             yield mixed

@@ -80,6 +80,11 @@ def choose_preset(default: str | None = None) -> Callable[[Command], Command]:
     )
 
 
+host_code_option = click.option(
+    "--allow-host-code",
+    is_flag=True,
+    help="Run the code that a version-compatible TensorRT plan carries; only for plans of your own.",
+)
 preset_option = choose_preset()
 run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 recipe_option = click.option("-r", "--recipe", required=True, help="Built-in recipe name or YAML file.")

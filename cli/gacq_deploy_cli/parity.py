@@ -10,7 +10,7 @@ import click
 
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import Output, Table
-from gacq_deploy_cli.options import common, run_directory_argument, with_output
+from gacq_deploy_cli.options import common, host_code_option, run_directory_argument, with_output
 
 if TYPE_CHECKING:
     from gacq_deploy.parity import ParityReport
@@ -34,10 +34,16 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the engine choose."
 )
+@host_code_option
 @common
 @with_output
 def parity(
-    output: Output, directory: Path, engines: tuple[str, ...], thresholds: Path | None, threads: int
+    output: Output,
+    directory: Path,
+    engines: tuple[str, ...],
+    thresholds: Path | None,
+    threads: int,
+    allow_host_code: bool,
 ) -> int:
     """Prove that the exported graphs are the calibrated model: exit 0 ship it, 3 do not.
 
@@ -53,7 +59,13 @@ def parity(
         result = rejudge(run, _read_thresholds(thresholds))
     else:
         with output.progress() as report:
-            result = check_parity(run, engines=engines or None, threads=threads, report=report)
+            result = check_parity(
+                run,
+                engines=engines or None,
+                threads=threads,
+                allow_host_code=allow_host_code,
+                report=report,
+            )
     output.emit(result.model_dump(mode="json", by_alias=True), *parity_tables(result, run.parity_json))
     return exit_codes.DONE if result else exit_codes.GATE
 

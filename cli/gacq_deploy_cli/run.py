@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy_cli.console import Output, Table, duration
-from gacq_deploy_cli.options import ENGINES, common, run_directory_argument, with_output
+from gacq_deploy_cli.options import ENGINES, common, host_code_option, run_directory_argument, with_output
 
 if TYPE_CHECKING:
     from gacq_deploy.recipe import Where
@@ -63,6 +63,7 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     type=click.Choice(["worst", "first", "last", "both"]),
     help="Which steps: whose INT8 error moves the image most, the noisiest, the cleanest, both ends in turn.",
 )
+@host_code_option
 @common
 @with_output
 def run(
@@ -79,6 +80,7 @@ def run(
     threads: int,
     float_steps: int | None,
     float_where: Where | None,
+    allow_host_code: bool,
 ) -> None:
     """Generate images with an exported graph and write them as one PNG grid.
 
@@ -90,8 +92,9 @@ def run(
     from gacq_deploy.step_policy import policy_document
 
     request = ImageRequest(
-        number, seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where
-    )
+        number, seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where,
+        allow_host_code,
+    )  # fmt: skip
     with output.progress() as report:
         made = make_images(RunDirectory(directory), request, report)
     write_grid(file, made.images)

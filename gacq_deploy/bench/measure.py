@@ -74,6 +74,8 @@ class Settings:
     threads: int = 1
     repeats: int = 7
     turn_seconds: float = 0.1
+    allow_host_code: bool = False
+    """Let a version-compatible plan run the code it carries."""
     """A turn of one engine lasts at least about this long."""
 
     def __post_init__(self) -> None:
@@ -234,7 +236,13 @@ _Turns = dict[tuple[str, int], list[dict[str, float]]]
 
 def _open(stack: ExitStack, graph: Graph, feeds: Sequence[Feed], settings: Settings) -> _Runner:
     worker = stack.enter_context(WorkerProcess(graph.name, settings.threads))
-    opened = worker.ask("open", engine=graph.engine, model=str(graph.path), threads=settings.threads)
+    opened = worker.ask(
+        "open",
+        engine=graph.engine,
+        model=str(graph.path),
+        threads=settings.threads,
+        allow_host_code=settings.allow_host_code,
+    )
     calls, peaks = {}, {}
     # smallest first: the peak of a process only ever grows
     for batch in sorted(settings.batches):

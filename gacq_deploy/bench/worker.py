@@ -32,14 +32,14 @@ class Worker:
         self._feeds: dict[int, dict[str, Array]] = {}
         self._base = 0
 
-    def open(self, engine: str, model: str, threads: int) -> dict[str, Any]:
+    def open(self, engine: str, model: str, threads: int, allow_host_code: bool) -> dict[str, Any]:
         """Open the graph; tell how long it took and the memory it needed above the bare library."""
         if not is_compiled(engine):
             load_backend(engine)
         self._source = (engine, Path(model))
         self._base = peak_memory()
         started = time.perf_counter()
-        self._engine = open_model(engine, Path(model), threads=threads)
+        self._engine = open_model(engine, Path(model), threads=threads, allow_host_code=allow_host_code)
         seconds = time.perf_counter() - started
         return {"label": self._engine.label, "seconds": seconds, "memory": peak_memory() - self._base}
 

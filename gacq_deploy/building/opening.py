@@ -75,8 +75,10 @@ def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANON
     return Plan(folder, record)
 
 
-def open_model(engine: str, path: Path, *, threads: int = 0) -> Engine:
+def open_model(engine: str, path: Path, *, threads: int = 0, allow_host_code: bool = False) -> Engine:
     """Open a graph in an engine, or the plan at ``path`` with the manifest beside it.
+
+    ``allow_host_code`` lets a version-compatible plan run the code it carries; graphs carry none.
 
     Raises:
         UsageError, BackendUnavailable, ArtifactError, EngineError: as for ``open_engine`` and :meth:`Plan.open`.
@@ -84,4 +86,4 @@ def open_model(engine: str, path: Path, *, threads: int = 0) -> Engine:
     if not is_compiled(engine):
         return open_engine(engine, path, threads=threads)
     record = read_engine(path.parent, "Run `gacq-deploy build-trt` again.")
-    return Plan(path.parent, record).open()
+    return Plan(path.parent, record).open(allow_host_code=allow_host_code)

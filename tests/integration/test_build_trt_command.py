@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def test_an_engine_whose_every_planned_layer_is_int8(run_copy: Path) -> None:
         "manifest.json",
         "network.onnx",
     }
-    layers = json.loads((folder / "layers.json").read_text())["layers"]
+    said = json.loads((folder / "layers.json").read_text())
+    layers, planned = said["layers"], said["planned"]
+    assert len(planned) == built["coverage"]["planned"]
+    assert all(node["module"] and node["kernel"] and (node["int8"] or node["why"]) for node in planned)
     assert sum(layer["int8"] for layer in layers) == built["coverage"]["kernels"]["int8"] > 0
     assert all(node["rule"] for node in built["coverage"]["lost"])
     inputs = built["inputs"]
@@ -171,6 +175,21 @@ def test_the_lint_is_a_gate(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _any_library(_name: str) -> LibraryFacts:
     return LibraryFacts("tensorrt-rtx", "1.7.1.116", ("8.0", "8.6"))
+
+
+def test_without_any_nvidia_package_both_installs_are_named(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for module in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        (hidden / f"{module}.py").write_text(f"raise ImportError('No module named {module}')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(hidden), *sys.path)))
+    failed = build(run_copy, code=4)["error"]
+    assert "tensorrt-rtx is not available" in failed["message"]
+    assert "gacq-deploy[trt]" in failed["hint"]
+    assert "gacq-deploy[rtx]" in failed["hint"]
+    assert not (run_copy / "engines").exists()
 
 
 def test_without_the_library_both_installs_are_named(run_copy: Path) -> None:
