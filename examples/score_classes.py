@@ -31,19 +31,17 @@ def build_classifier() -> nn.Module:
     )  # fmt: skip
 
 
-def train_classifier(size: int, *, epochs: int, seed: int) -> nn.Module:
-    """Train on the real training images."""
+def train_classifier(
+    images: Tensor, labels: Tensor, *, epochs: int, seed: int, batch: int = 128
+) -> nn.Module:
+    """Train on images ``[N, 1, 16, 16]`` in [-1, 1] and their classes ``[N]``; a last, smaller batch is left out."""
     torch.manual_seed(seed)
-    data = load_fashion("train", size)
-    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     model = build_classifier()
-    batches = len(images) // 128
+    batches = len(images) // batch
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
     for _ in range(epochs):
-        order = torch.randperm(len(images))
-        for i in range(batches):
-            index = order[i * 128 : (i + 1) * 128]
+        for index in torch.randperm(len(images))[: batches * batch].split(batch):
             loss = nn.functional.cross_entropy(model(images[index]), labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -73,8 +71,10 @@ def main() -> None:
     folder = args.model / "unet" if (args.model / "unet").is_dir() else args.model
     unet = UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False).eval()
     scheduler = DDPMScheduler.from_pretrained(args.model / "scheduler")
-    test = load_fashion("t10k", int(unet.config.sample_size))
-    classifier = train_classifier(int(unet.config.sample_size), epochs=args.epochs, seed=0)
+    training, test = (load_fashion(split, int(unet.config.sample_size)) for split in ("train", "t10k"))
+    classifier = train_classifier(
+        torch.from_numpy(training.images), torch.from_numpy(training.labels), epochs=args.epochs, seed=0
+    )
     real = float((predict(classifier, torch.from_numpy(test.images)).numpy() == test.labels).mean())
     labels = torch.arange(NUM_CLASSES).repeat_interleave(args.per_class)
     by_seed, by_class = [], np.zeros(NUM_CLASSES)

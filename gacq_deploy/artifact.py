@@ -13,17 +13,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gacq_deploy.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.seal import unseal, write_sealed
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage import (
     Array,
     atomic_directory,
     describe_file,
-    digest_json,
     load_arrays,
     read_json,
     save_arrays,
     verify_file,
-    write_json,
 )
 
 SCHEMA = "gacq-deploy/artifact"
@@ -189,10 +188,9 @@ class CalibrationArtifact:
             if self.diagnostics is not None:
                 save_diagnostics(folder / _DIAGNOSTICS, self.diagnostics)
                 files[_DIAGNOSTICS] = describe_file(folder / _DIAGNOSTICS)
-            document = self._document(files)
-            digest = digest_json(document)
-            write_json(folder / "manifest.json", {**document, "digest": digest, "build": dict(self.build)})
-        return digest
+            return write_sealed(
+                folder / "manifest.json", self._document(files), beside={"build": dict(self.build)}
+            )
 
     def _tensors(self) -> dict[str, Array]:
         tensors: dict[str, Array] = {}
@@ -250,13 +248,10 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
     Raises:
         ArtifactError: missing, altered, truncated, of a newer version, or inconsistent.
     """
-    manifest = read_json(directory / "manifest.json", what="Artifact manifest", hint=_HINT)
+    path = directory / "manifest.json"
+    manifest = read_json(path, what="Artifact manifest", hint=_HINT)
     _check_version(manifest, directory)
-    body = {k: v for k, v in manifest.items() if k not in ("digest", "build")}
-    if digest_json(body) != manifest.get("digest"):
-        raise ArtifactError(
-            f"Artifact manifest {directory / 'manifest.json'} was altered: its digest differs.", _HINT
-        )
+    unseal(manifest, path, what="Artifact manifest", hint=_HINT, beside=("build",))
     try:
         for version in range(manifest["schema_version"], SCHEMA_VERSION):
             manifest = MIGRATIONS[version](manifest)

@@ -18,6 +18,7 @@ TRAINING = "score_classes-2"
 """Raised when the training below changes: kept classifiers then do not count."""
 _SIZE = 16
 _EPOCHS = {"fashion16": 6, "digits8": 60}
+_BATCH = {"fashion16": 128, "digits8": 64}
 
 
 def example(name: str) -> Any:
@@ -68,22 +69,12 @@ def _enlarged(images: NDArray[np.float32]) -> Tensor:
 
 
 def _train(model: str) -> nn.Module:
-    scripts = example("score_classes")
-    if model == "fashion16":
-        trained: nn.Module = scripts.train_classifier(_SIZE, epochs=_EPOCHS[model], seed=0)
-        return trained
-    torch.manual_seed(0)
     data, _ = real_images(model)
-    images, labels = _enlarged(data.images), torch.from_numpy(data.labels)
-    network: nn.Module = scripts.build_classifier()
-    batches = len(images) // 64
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=_EPOCHS[model] * batches)
-    for _ in range(_EPOCHS[model]):
-        for index in torch.randperm(len(images))[: batches * 64].split(64):
-            loss = nn.functional.cross_entropy(network(images[index]), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return network.eval()
+    trained: nn.Module = example("score_classes").train_classifier(
+        _enlarged(data.images),
+        torch.from_numpy(data.labels),
+        epochs=_EPOCHS[model],
+        batch=_BATCH[model],
+        seed=0,
+    )
+    return trained

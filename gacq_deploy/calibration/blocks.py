@@ -137,7 +137,7 @@ def _learn(
             session.report.note(f"{work.block.name}: {' '.join(learned.notes)}")
     before = _cosines(session, work, data, module)
     task = BlockTask(
-        work.block.name, work.layers, work.learnable, data, split.training, learned.weights, seed
+        work.block.name, work.layers, work.learnable, data, split.training, start, learned.weights, seed
     )
     result = reconstruct_block(task, settings.reconstruction)
     after = _cosines(session, work, data, module)

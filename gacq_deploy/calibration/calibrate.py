@@ -15,7 +15,7 @@ from gacq_deploy import __version__
 from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
 from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
 from gacq_deploy.calibration.journal import Journal, scalar
-from gacq_deploy.calibration.output_error import measured_rows, sqnr_by_step
+from gacq_deploy.calibration.output_error import sqnr_by_step
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.replay import full_pass
@@ -188,7 +188,6 @@ class _Errors:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._rows = measured_rows(session.split.samples)
         self.timesteps = np.zeros(0, np.int64)
         self.sqnr_db: dict[str, NDArray[np.float32]] = {}
 
@@ -196,7 +195,7 @@ class _Errors:
         """Measure under the name of what was done last."""
         session = self._session
         self.timesteps, self.sqnr_db[stage] = sqnr_by_step(
-            session.denoiser, session.split.samples, self._rows, session.chunk
+            session.denoiser, session.split.samples, session.split.measured, session.chunk
         )
 
 

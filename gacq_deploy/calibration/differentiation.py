@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gacq_deploy.calibration.alignment import (
     Differentiation,
@@ -23,6 +25,16 @@ AskedMethod = Literal["auto", "forward", "double_backward", "finite_difference"]
 
 _ADJOINT = 1e-2
 """Tolerated error of <w, J g> = <J^T w, g>: differences in float32 reach 1e-3; a wrong rule misses by far more."""
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Choose attention kernels that have every derivative inside the context.
+
+    The fused ones have neither forward-mode nor second derivatives.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from gacq_deploy.calibration.calibrate import check_steps, make_plan
 from gacq_deploy.calibration.objective import TRAJECTORIES
-from gacq_deploy.calibration.replay import cache_bytes, chunk_size
+from gacq_deploy.calibration.replay import block_bytes, cache_bytes, chunk_size, second_order_bytes
 from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.learning import WeightedStage
 from gacq_deploy.models.base import Denoiser
@@ -24,9 +24,8 @@ _STEP_COST = 3.4
 demo UNet, where the small blocks' fixed costs count."""
 _META_STEPS = 18
 """One meta iteration in training steps of its batch; measured on the demo UNets: 9 on the larger, 18 on the smaller."""
-_POLISH_MEMORY, _META_MEMORY = 13, 21
-"""What a polish step holds of a sample, and what learning its weights does, in bytes of all blocks' inputs and outputs;
-measured on the demo UNets."""
+_POLISH_MEMORY = 13
+"""What a polish step holds of a sample, in bytes of all blocks' inputs and outputs; measured on the demo UNets."""
 _BASE_MB = 500
 """torch and diffusers once imported."""
 
@@ -142,8 +141,8 @@ def _seconds(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, training: in
 def _rows_passed(recipe: Recipe, training: int, held: int) -> float:
     """Return how many rows the whole model sees beside the steps, in forward passes of a row."""
     polished = recipe.calibration.polish.steps > 0
-    # ranges read the set twice, replay carries two streams, each block's loss is taken three times
-    blocks = 2 * training + 2 * (training + held) + 3 * training
+    # ranges read the set twice, replay carries two streams, each block's loss is taken before and after learning
+    blocks = 2 * training + 2 * (training + held) + 2 * training
     told = (2 + polished) * (held or training)
     # gradients of the groups before and after every block and the polish
     cosines = 2 * (1 + polished) * _STEP_COST * held
@@ -184,13 +183,12 @@ def _memory_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: i
     settings = recipe.calibration
     weights = sum(p.numel() * p.element_size() for p in denoiser.module.parameters())
     chunk = chunk_size(graph, settings.memory_mb)
-    every = sum(sum(t.bytes for t in b.inputs.values()) + b.output.bytes for b in graph.blocks)
-    held = [8 * max(chunk, settings.reconstruction.batch) * graph.bytes_per_sample]
+    held = [max(chunk, settings.reconstruction.batch) * block_bytes(graph)]
     if settings.polish.steps > 0:
-        held.append(_POLISH_MEMORY * min(settings.polish.batch, chunk) * every)
+        held.append(_POLISH_MEMORY * min(settings.polish.batch, chunk) * graph.bytes_of_all_blocks)
     if settings.polish.steps > 0 and _learns(recipe, "polish"):
         # a meta iteration's batch, and how the gradients of one chunk lie
-        held.append(_META_MEMORY * max(settings.weighting.batch, min(chunk, samples)) * every)
+        held.append(max(settings.weighting.batch, min(chunk, samples)) * second_order_bytes(graph))
     state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
     return _BASE_MB + (1.5 * weights + max(held) + 2 * samples * state) / 2**20
 
@@ -198,7 +196,5 @@ def _memory_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: i
 def _disk_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan, total: int) -> float:
     state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
     codes = sum(denoiser.module.get_submodule(m).get_parameter("weight").numel() for m in plan.modules)
-    local = recipe.parity.probe.local_samples * sum(
-        2 * sum(t.bytes for t in b.inputs.values()) + 2 * b.output.bytes for b in graph.blocks
-    )
+    local = recipe.parity.probe.local_samples * 2 * graph.bytes_of_all_blocks
     return (total * state + cache_bytes(graph, total) + 2 * codes + 2 * local) / 2**20

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gacq_deploy.calibration.adam import SparseAdam
 from gacq_deploy.calibration.alignment import (
@@ -38,7 +37,11 @@ from gacq_deploy.calibration.alignment import (
     weighted_gradient,
 )
 from gacq_deploy.calibration.bounds import bounded_weights
-from gacq_deploy.calibration.differentiation import AskedMethod, choose_differentiation
+from gacq_deploy.calibration.differentiation import (
+    AskedMethod,
+    choose_differentiation,
+    differentiable_attention,
+)
 from gacq_deploy.calibration.draws import Deck, stratify
 from gacq_deploy.calibration.vectors import Vector
 from gacq_deploy.calibration.weights import effective_samples
@@ -142,8 +145,7 @@ def learn_weights(
         loop.notes.append("There is one training sample: its weight is 1.")
         return loop.result()
     try:
-        # the fused attention kernels have neither forward-mode nor second derivatives
-        with sdpa_kernel(SDPBackend.MATH):
+        with differentiable_attention():
             loop.run()
     except _Failed as error:
         loop.notes.append(f"Weights are uniform: {error}")

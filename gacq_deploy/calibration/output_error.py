@@ -64,9 +64,3 @@ def sqnr_by_step(
         ratios.append(signal[here].sum() / max(float(noise[here].sum()), 1e-300))
     decibels = 10 * np.log10(np.maximum(ratios, 1e-20))
     return steps, np.minimum(decibels, _CEILING_DB).astype(np.float32)
-
-
-def measured_rows(samples: CalibrationSet) -> NDArray[np.int64]:
-    """Return the rows on which the output error is told: the held-out ones, or all if nothing is held out."""
-    held = np.flatnonzero(samples.validation == 1)
-    return held if len(held) else np.arange(len(samples))

@@ -25,8 +25,8 @@ from gacq_deploy.quant.rounding import AdaRound
 class BlockTask:
     """One block to reconstruct: its layers, the activation quantizers it may learn, its data, and one weight a sample.
 
-    ``rows`` [N] int64 of ``data`` are learned from; ``weights`` [N] float64 are theirs, of mean 1; ``seed`` decides the
-    mini-batches.
+    ``rows`` [N] int64 of ``data`` are learned from; ``losses`` [N] float64 are theirs before learning, as
+    :func:`sample_losses` has them; ``weights`` [N] float64 are theirs, of mean 1; ``seed`` decides the mini-batches.
     """
 
     name: str
@@ -34,6 +34,7 @@ class BlockTask:
     learnable: tuple[ActivationQuantizer, ...]
     data: BlockData
     rows: NDArray[np.int64]
+    losses: NDArray[np.float64]
     weights: NDArray[np.float64]
     seed: int
 
@@ -69,14 +70,14 @@ def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> Recon
     """
     codes = {name: layer.codes for name, layer in task.layers.items()}
     scales = [float(q.scale.detach()) for q in task.learnable]
-    start = _mean_loss(task, settings.batch)
+    start = _weighted_mean(task, task.losses)
     if settings.iterations == 0 or not task.layers:
         return ReconstructionResult(start, start, kept=True)
     kept = False
     end = start
     try:
         _learn(task, settings)
-        end = _mean_loss(task, settings.batch)
+        end = _weighted_mean(task, sample_losses(task.data, task.rows, settings.batch))
         kept = end <= start
     finally:
         if not kept:
@@ -157,8 +158,8 @@ def _beta(iteration: int, settings: ReconstructionSection) -> float | None:
     return high + (low - high) * progress
 
 
-def _mean_loss(task: BlockTask, batch: int) -> float:
-    return float((task.weights * sample_losses(task.data, task.rows, batch)).mean())
+def _weighted_mean(task: BlockTask, losses: NDArray[np.float64]) -> float:
+    return float((task.weights * losses).mean())
 
 
 @torch.no_grad()

@@ -35,6 +35,9 @@ from gacq_deploy.storage import TEMP_PREFIX, map_scratch
 
 _OVERHEAD = 8
 """Activations inside a block and its backward pass, in multiples of its inputs and output; measured on UNets."""
+_SECOND_ORDER = 21
+"""What a sample holds while its losses are differentiated twice, in multiples of all blocks' inputs and outputs;
+measured on UNets."""
 
 
 class _Reached(Exception):
@@ -205,7 +208,26 @@ def to_tensor(rows: NDArray[Any]) -> Tensor:
 
 def chunk_size(graph: ModelGraph, memory_mb: int) -> int:
     """Return how many samples may be in memory at once."""
-    return int(min(64, max(1, memory_mb * 2**20 // (_OVERHEAD * graph.bytes_per_sample))))
+    return _fitting(memory_mb, block_bytes(graph))
+
+
+def graph_chunk_size(graph: ModelGraph, memory_mb: int) -> int:
+    """Return how many samples may be in memory at once with the whole model's graph, of second order."""
+    return _fitting(memory_mb, second_order_bytes(graph))
+
+
+def _fitting(memory_mb: int, sample_bytes: int) -> int:
+    return int(min(64, max(1, memory_mb * 2**20 // sample_bytes)))
+
+
+def block_bytes(graph: ModelGraph) -> int:
+    """Return what one sample holds in memory while the largest block is learned."""
+    return _OVERHEAD * graph.bytes_per_sample
+
+
+def second_order_bytes(graph: ModelGraph) -> int:
+    """Return what one sample holds in memory with the whole model's graph, of second order."""
+    return _SECOND_ORDER * graph.bytes_of_all_blocks
 
 
 def cache_bytes(graph: ModelGraph, samples: int) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gacq_deploy.calibration.alignment import (
     cosine_matrix,
@@ -20,7 +18,7 @@ from gacq_deploy.calibration.alignment import (
     validation_gradient,
 )
 from gacq_deploy.calibration.bounds import bounded_weights
-from gacq_deploy.calibration.differentiation import sample_derivatives
+from gacq_deploy.calibration.differentiation import differentiable_attention, sample_derivatives
 from gacq_deploy.calibration.meta import LearnedWeights, MetaProblem, MetaSettings, learn_weights
 from gacq_deploy.calibration.objective import coefficients, step_means
 from gacq_deploy.calibration.vectors import Vector
@@ -52,6 +50,11 @@ class Split:
     def held_out(self) -> Rows:
         """Rows of the validation trajectories."""
         return np.flatnonzero(self.samples.validation == 1)
+
+    @property
+    def measured(self) -> Rows:
+        """Rows on which the output error is told: the held-out ones, or all if nothing is held out."""
+        return self.held_out if len(self.held_out) else np.arange(len(self.samples))
 
     @cached_property
     def buckets(self) -> Rows:
@@ -239,13 +242,6 @@ def _fixed(weights: Floats, mode: str) -> LearnedWeights:
         trace={},
         visits=np.zeros(len(weights), np.int64),
     )
-
-
-@contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Choose attention kernels that have every derivative inside the context; the fused ones lack them."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def group_cosines(loss: StageLoss, split: Split) -> NDArray[np.float32] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import digest_json, read_json, verify_file, write_json
+from gacq_deploy.seal import unseal, write_sealed
+from gacq_deploy.storage import read_json, verify_file
 
 SCHEMA = "gacq-deploy/export/1"
 FLOAT, CANONICAL, CPU = "float.onnx", "int8.onnx", "int8.cpu.onnx"
@@ -66,8 +67,7 @@ class ExportRecord(_Record):
 
     def save(self, path: Path) -> None:
         """Write the manifest with its own digest."""
-        body = self.model_dump(mode="json", by_alias=True)
-        write_json(path, {**body, "digest": digest_json(body)})
+        write_sealed(path, self.model_dump(mode="json", by_alias=True))
 
 
 def load_export(directory: RunDirectory) -> ExportRecord:
@@ -115,12 +115,10 @@ def read_record(directory: RunDirectory) -> ExportRecord:
         ArtifactError: missing, altered, or of another version.
     """
     path, hint = directory.onnx_manifest, _hint(directory)
-    document: Any = read_json(path, what="Export manifest", hint=hint)
-    body = {k: v for k, v in document.items() if k != "digest"} if isinstance(document, dict) else {}
-    if body.get("schema") != SCHEMA:
+    document = read_json(path, what="Export manifest", hint=hint)
+    if document.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} is not an export manifest of this version ({SCHEMA}).", hint)
-    if digest_json(body) != document.get("digest"):
-        raise ArtifactError(f"Export manifest {path} was altered: its digest differs.", hint)
+    body = unseal(document, path, what="Export manifest", hint=hint)
     try:
         return ExportRecord.model_validate(body)
     except ValidationError as error:

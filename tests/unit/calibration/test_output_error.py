@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from gacq_deploy.calibration.output_error import measured_rows, output_loss, output_losses, sqnr_by_step
+from gacq_deploy.calibration.output_error import output_loss, output_losses, sqnr_by_step
 from gacq_deploy.calibration.replay import Replay
+from gacq_deploy.calibration.weighting import Split
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import trace_model
 from gacq_deploy.quant.layers import QuantizedLayer
@@ -49,7 +50,7 @@ def test_sqnr_by_step_is_what_numpy_has(
     samples: CalibrationSet, quantized: tuple[Denoiser, dict[str, QuantizedLayer]]
 ) -> None:
     denoiser, _ = quantized
-    rows = measured_rows(samples)
+    rows = Split(samples, groups=1).measured
     steps, decibels = sqnr_by_step(denoiser, samples, rows, chunk=3)
     chosen = samples.rows(rows)
     error = outputs(denoiser, chosen) - chosen.targets
@@ -69,11 +70,11 @@ def test_a_model_without_error_is_at_the_ceiling(samples: CalibrationSet) -> Non
 
 
 def test_rows_told_are_those_held_out_or_all(samples: CalibrationSet) -> None:
-    held = measured_rows(samples)
+    held = Split(samples, groups=1).measured
     assert set(samples.validation[held].tolist()) == {1}
     assert len(held) == samples.validation.sum()
     nothing_held = samples.rows(samples.validation == 0)
-    assert len(measured_rows(nothing_held)) == len(nothing_held)
+    assert len(Split(nothing_held, groups=1).measured) == len(nothing_held)
 
 
 def test_the_loss_is_the_mean_squared_error_and_the_parameters_given_count(

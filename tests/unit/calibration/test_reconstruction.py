@@ -40,7 +40,9 @@ class Toy:
         section = ReconstructionSection.model_validate(
             {"iterations": 400, "batch": 16, "lr_rounding": 0.03} | settings
         )
-        task = BlockTask("toy", {"conv": self.layer}, (self.quantizer,), self.data, np.arange(64), weights, 0)
+        rows = np.arange(64)
+        start = sample_losses(self.data, rows, section.batch)
+        task = BlockTask("toy", {"conv": self.layer}, (self.quantizer,), self.data, rows, start, weights, 0)
         return reconstruct_block(task, section)
 
     def mean_loss(self, weights: np.ndarray = UNIFORM) -> float:
