@@ -76,6 +76,9 @@ class ExportSection(Section):
     targets: Literal["trt", "cpu", "both"] = "both"
     external_data_mb: int = Field(default=1024, ge=1)
     """Larger graphs keep their weights in one file beside them."""
+    dynamic_resolution: bool = False
+    """Height and width stay open, in multiples of the UNet's downsampling; scales remain those of the calibrated
+    size. Not for DiT, whose positional embeddings hold one size."""
 
 
 class ProbeSection(Section):

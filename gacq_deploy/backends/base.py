@@ -19,11 +19,15 @@ Feeds = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, numpy dtype name and shape of an input or output; None marks a dynamic dimension."""
+    """Name, numpy dtype name and shape of an input or output; None marks a dynamic dimension.
+
+    Dynamic dimensions behind the first, the batch, are multiples of ``size_multiple``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    size_multiple: int = 1
 
 
 @runtime_checkable
@@ -156,6 +160,13 @@ def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
         raise EngineError(
             f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1.",
             "Give it the shape the model was exported with.",
+        )
+    sizes = [got for want, got in zip(info.shape[1:], value.shape[1:], strict=True) if want is None]
+    if any(size % info.size_multiple for size in sizes):
+        raise EngineError(
+            f"{engine}: input '{info.name}' has shape {list(value.shape)}; the model takes multiples of "
+            f"{info.size_multiple} for {sizes}.",
+            "Pad it, or choose another size.",
         )
     if np.issubdtype(value.dtype, np.floating) and not bool(np.isfinite(value).all()):
         row = int(np.argwhere(~np.isfinite(value))[0][0])

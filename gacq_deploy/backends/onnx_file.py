@@ -11,6 +11,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from gacq_deploy.errors import ArtifactError
 
+SIZE_MULTIPLE_KEY = "gacq.size_multiple"
 _HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
 
 
@@ -37,6 +38,12 @@ def read_graph(model: Path | bytes) -> ModelProto:
         if tensor.data_location == TensorProto.EXTERNAL:
             _check_external(tensor, model, where)
     return proto
+
+
+def size_multiple(model: ModelProto) -> int:
+    """Return what the open height and width of a graph must be multiples of; 1 where nothing says so."""
+    text = next((p.value for p in model.metadata_props if p.key == SIZE_MULTIPLE_KEY), "1")
+    return max(int(text), 1) if text.isdecimal() else 1
 
 
 def _tensors_of_model(proto: ModelProto) -> Iterator[TensorProto]:

@@ -13,7 +13,7 @@ from openvino import CompiledModel, Core, Model, get_version
 
 from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
-from gacq_deploy.backends.onnx_file import read_graph
+from gacq_deploy.backends.onnx_file import read_graph, size_multiple
 from gacq_deploy.errors import EngineError, UsageError
 
 _DEVICE = "CPU"
@@ -33,11 +33,12 @@ class OpenVinoEngine(HostEngine):
                 "Use the engine ort-cpu to run a graph exactly as it is written.",
             )
         compiled = _compile(model, threads)
-        graph = read_graph(model).graph
+        header = read_graph(model)
+        graph, multiple = header.graph, size_multiple(header)
         super().__init__(
             f"openvino-{_version()}/{_DEVICE}",
-            tuple(_tensor_info(i, {v.name for v in graph.input}) for i in compiled.inputs),
-            tuple(_tensor_info(o, {v.name for v in graph.output}) for o in compiled.outputs),
+            tuple(_tensor_info(i, {v.name for v in graph.input}, multiple) for i in compiled.inputs),
+            tuple(_tensor_info(o, {v.name for v in graph.output}, multiple) for o in compiled.outputs),
         )
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
@@ -113,11 +114,11 @@ def _compile(model: Path | bytes, threads: int) -> CompiledModel:
         ) from error
 
 
-def _tensor_info(port: Any, declared: set[str]) -> TensorInfo:
+def _tensor_info(port: Any, declared: set[str], multiple: int) -> TensorInfo:
     """Describe a port by its name in the ONNX graph; a compiled one may also carry names of fused tensors."""
     shape = tuple(None if d.is_dynamic else d.get_length() for d in port.get_partial_shape())
     name = next(iter(sorted(declared & set(port.get_names()))), port.get_any_name())
-    return TensorInfo(name, np.dtype(port.get_element_type().to_dtype()).name, shape)
+    return TensorInfo(name, np.dtype(port.get_element_type().to_dtype()).name, shape, multiple)
 
 
 def _text(facts: Any, key: str) -> str:

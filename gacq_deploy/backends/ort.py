@@ -26,7 +26,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
-from gacq_deploy.backends.onnx_file import read_graph
+from gacq_deploy.backends.onnx_file import read_graph, size_multiple
 from gacq_deploy.backends.wheels import require_one_onnxruntime
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
 
@@ -54,14 +54,14 @@ class OrtEngine(HostEngine):
     def __init__(self, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> None:
         require_one_onnxruntime()
         _require_offered(self.provider, self.pip)
-        read_graph(model)
+        multiple = size_multiple(read_graph(model))
         options = session_options(threads=threads, optimize=optimize)
         self._session = _create_session(model, options, self.provider)
         require_provider(self.provider, self._session.get_providers(), self.pip)
         super().__init__(
             f"onnxruntime-{__version__}/{self.provider}",
-            tuple(_tensor_info(i) for i in self._session.get_inputs()),
-            tuple(_tensor_info(o) for o in self._session.get_outputs()),
+            tuple(_tensor_info(i, multiple) for i in self._session.get_inputs()),
+            tuple(_tensor_info(o, multiple) for o in self._session.get_outputs()),
         )
         self._run_options = RunOptions()
         self._run_options.log_severity_level = _FATAL
@@ -202,10 +202,10 @@ def _kernel_use(layer: QuantizedLayer, readers: dict[str, Any]) -> KernelUse:
     return KernelUse(layer, kernel, kernel in _INTEGER_OPS)
 
 
-def _tensor_info(value: Any) -> TensorInfo:
+def _tensor_info(value: Any, multiple: int) -> TensorInfo:
     kind = str(value.type).removeprefix("tensor(").removesuffix(")")
     shape = tuple(d if isinstance(d, int) else None for d in value.shape)
-    return TensorInfo(value.name, _DTYPES.get(kind, kind), shape)
+    return TensorInfo(value.name, _DTYPES.get(kind, kind), shape, multiple)
 
 
 def _run_error(error: Exception, label: str) -> GacqError:

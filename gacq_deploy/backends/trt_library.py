@@ -98,6 +98,19 @@ def has_device() -> bool:
     return current_device() is not None
 
 
+def require_device() -> None:
+    """Refuse to go on where no plan can run.
+
+    Raises:
+        BackendUnavailable: there is no CUDA device.
+    """
+    if not has_device():
+        raise BackendUnavailable(
+            "There is no NVIDIA GPU with a driver here to run a plan on.",
+            "Run it on the machine that it was built for; `gacq-deploy doctor` shows what is here.",
+        )
+
+
 def current_device() -> Device | None:
     """Return the first CUDA device, asked of the driver itself: no CUDA package is needed to see that there is none."""
     try:

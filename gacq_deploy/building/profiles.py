@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from gacq_deploy.building.options import Profile, Shape, ShapeRange
 from gacq_deploy.errors import UsageError
+from gacq_deploy.export.dimensions import BATCH, HEIGHT, WIDTH
 
 SAMPLE = "sample"
-BATCH, HEIGHT, WIDTH = "batch", "height", "width"
 _SIZE = re.compile(r"([0-9]+)(?:x([0-9]+))?")
 LARGEST = 2**31 - 1
 _NUMBER = re.compile(r"[0-9]+")
@@ -57,16 +57,19 @@ def input_dims(model: ModelProto) -> dict[str, Dims]:
     }
 
 
-def derive_profiles(inputs: Mapping[str, Dims], request: ShapeRequest) -> tuple[dict[str, ShapeRange], ...]:
+def derive_profiles(
+    inputs: Mapping[str, Dims], request: ShapeRequest, *, size_multiple: int = 1
+) -> tuple[dict[str, ShapeRange], ...]:
     """Return one profile for every batch and resolution asked for; none for a graph without dynamic dimensions.
 
     Args:
         inputs: from :func:`input_dims`. A dimension named ``batch`` takes ``request.batches``; dimensions 2 and 3
             of ``sample``, and others of their names, take ``request.resolutions``.
         request: what the user asked for.
+        size_multiple: what dimensions named ``height`` and ``width`` must be multiples of.
 
     Raises:
-        UsageError: malformed, contradicts a fixed dimension, or a dynamic dimension nobody gave a size.
+        UsageError: malformed, contradicts a fixed dimension, no multiple, or a dynamic dimension nobody gave a size.
     """
     _check_known(inputs, request.fixed)
     fixed_spans = _spans_of(inputs, request.fixed)
@@ -75,6 +78,7 @@ def derive_profiles(inputs: Mapping[str, Dims], request: ShapeRequest) -> tuple[
         for resolution in request.resolutions or (None,):
             known = _known(inputs, parse_span(batch, what="--batch"), resolution) | fixed_spans
             profile = {name: _range(name, dims, known, request.fixed) for name, dims in inputs.items()}
+            _check_multiples(inputs, profile, size_multiple)
             if profile not in profiles:
                 profiles.append(profile)
     dynamic = any(isinstance(d, str) for dims in inputs.values() for d in dims)
@@ -182,7 +186,7 @@ def _known(inputs: Mapping[str, Dims], batch: Span, resolution: str | None) -> d
         elif dim is None or span != Span(dim, dim, dim):
             raise UsageError(
                 f"--resolution {resolution!r}: the graph's sample is fixed at {_text(dims[2:4])}.",
-                "Leave the resolution out, or export the model with dynamic height and width.",
+                "Leave the resolution out, or export again with export.dynamic_resolution: true in the recipe.",
             )
     return known
 
@@ -226,6 +230,18 @@ def _span(name: str, dim: int | str, known: Mapping[str, Span]) -> Span:
             f"Give --resolution, or --shapes {name}:... (or --min-shapes, --opt-shapes, --max-shapes).",
         )
     return known[dim]
+
+
+def _check_multiples(inputs: Mapping[str, Dims], profile: Profile, multiple: int) -> None:
+    for name, dims in inputs.items():
+        for axis in (axis for axis, dim in enumerate(dims) if dim in (HEIGHT, WIDTH)):
+            for shape in (profile[name].min, profile[name].opt, profile[name].max):
+                if shape[axis] % multiple:
+                    raise UsageError(
+                        f"Input '{name}' of {_text(shape)}: the model takes heights and widths that are multiples of "
+                        f"{multiple}.",
+                        f"The next is {-(-shape[axis] // multiple) * multiple}.",
+                    )
 
 
 def _text(dims: Sequence[int | str]) -> str:

@@ -141,7 +141,8 @@ class _Export:
                 f"artifact was calibrated on {self.artifact.model.weights_sha256[:12]}.",
                 "Restore the model's weights, or calibrate again with --fresh.",
             )
-        return float_graph(denoiser, opset=self.recipe.export.opset)
+        export = self.recipe.export
+        return float_graph(denoiser, opset=export.opset, dynamic_resolution=export.dynamic_resolution)
 
     def _add(self, name: str, graph: onnx.ModelProto, placement: Placement) -> None:
         for target in LINT_TARGETS[name]:
@@ -227,7 +228,12 @@ def _check_quantized(name: str, output: Array, reference: Array) -> None:
 
 
 def _settings_digest(recipe: Recipe) -> str:
-    return digest_json(recipe.export.model_dump(mode="json", exclude={"targets"}))
+    settings = recipe.export.model_dump(mode="json", exclude={"targets"})
+    if not recipe.export.dynamic_resolution:
+        del settings[
+            "dynamic_resolution"
+        ]  # graphs from before there was a choice are still what is asked for
+    return digest_json(settings)
 
 
 def _with_kept(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,11 +17,10 @@ from __future__ import annotations
 import ast
 import gc
 import logging
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,61 +28,86 @@ import torch
 from onnx import NodeProto
 from torch import nn
 
+from gacq_deploy.backends.onnx_file import SIZE_MULTIPLE_KEY
 from gacq_deploy.errors import ExportError
+from gacq_deploy.export.dimensions import BATCH, HEIGHT, WIDTH, name_dimensions
 from gacq_deploy.export.graph import GraphIndex, module_of, set_module
-from gacq_deploy.export.graph_file import write_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.storage import Array
 
 DEFAULT_OPSET = 20
 OUTPUT_NAME = "output"
-BATCH = "batch"
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _ROOT = "denoiser"
 _EXAMPLE_BATCH = 2
 # diffusers' upsampling asks whether the batch is >= 64; the graph itself works at any batch
 _BATCH_MAX = 63
+# in units of the multiple: unequal, and above 1, which torch takes for a constant
+_EXAMPLE_SIZE = (4, 6)
 _COSMETIC = (
     r".*isinstance\(treespec, LeafSpec\).*",
-    r".*The axis name: batch will not be used.*",
+    r".*The axis name: (batch|.*height|.*width) will not be used.*",
 )
 _TOP_LEVEL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HINT = "Please report the model's class; nothing was written."
 
 
-def export_float(
-    denoiser: Denoiser, path: Path, *, opset: int = DEFAULT_OPSET, external_data_mb: int = 1024
-) -> tuple[Path, ...]:
-    """Write the float graph of ``denoiser``; return the files.
+def float_graph(
+    denoiser: Denoiser, *, opset: int = DEFAULT_OPSET, dynamic_resolution: bool = False
+) -> onnx.ModelProto:
+    """Return the float graph; a node's only metadata is ``gacq.module``, the dotted module it came from.
 
     Inputs ``sample`` [batch, C, H, W] float32, ``timestep`` [batch] int64 and the conditioning by name;
     output ``output`` [batch, C, H, W] float32; the batch is dynamic.
 
-    Raises:
-        ExportError: as :func:`float_graph`.
-    """
-    return write_graph(float_graph(denoiser, opset=opset), path, external_data_mb=external_data_mb)
-
-
-def float_graph(denoiser: Denoiser, *, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-    """Return the float graph; its only metadata is ``gacq.module``, the dotted module a node came from.
+    With ``dynamic_resolution`` dimensions 2 and 3 of sample and output are ``height`` and ``width``, and the graph
+    says what they must be multiples of (:func:`~gacq_deploy.backends.onnx_file.size_multiple`).
 
     Raises:
-        ExportError: a hook or replaced ``forward`` is left on the model, the exporter fails, or a layer's
-        weight in
-            the graph is not the module's, bit for bit.
+        ExportError: a hook or replaced ``forward`` is left on the model, the exporter fails, the model has one
+            resolution only, or a layer's weight in the graph is not the module's, bit for bit.
     """
     check_untouched(denoiser.module)
+    multiple = _size_multiple(denoiser) if dynamic_resolution else None
     inputs = denoiser.example_inputs(_EXAMPLE_BATCH)
-    model = _export(denoiser.call_module(), inputs, opset)
+    if multiple is not None:
+        height, width = (n * multiple for n in _EXAMPLE_SIZE)
+        inputs["sample"] = torch.zeros((*inputs["sample"].shape[:2], height, width))
+    model = _export(denoiser.call_module(), inputs, opset, multiple)
     gc.collect()  # the captured program refers to itself, and to every weight: the caller's model could not go
-    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    _name_batch(model, symbol)
+    name_dimensions(model)
     _map_modules(model, denoiser.module)
     _strip(model)
+    if multiple is not None:
+        onnx.helper.set_model_props(model, {SIZE_MULTIPLE_KEY: str(multiple)})
     check_weights(model, denoiser.module)
     return model
+
+
+def _size_multiple(denoiser: Denoiser) -> int:
+    """Return what height and width must be multiples of.
+
+    Raises:
+        ExportError: the model has one resolution only, or its own does not fit.
+    """
+    hint = "Set export.dynamic_resolution to false."
+    size = "x".join(map(str, denoiser.record.sample_shape[1:]))
+    family = denoiser.family
+    if family.size_multiple is None:
+        raise ExportError(
+            f"{family.name} cannot be exported with dynamic height and width: its positional embeddings are stored "
+            f"for {size}.",
+            hint,
+        )
+    config: Any = denoiser.module.config
+    multiple = family.size_multiple(dict(config))
+    if any(n % multiple for n in denoiser.record.sample_shape[1:]):
+        raise ExportError(
+            f"With dynamic height and width the model takes multiples of {multiple}, and its own size is {size}.",
+            hint,
+        )
+    return multiple
 
 
 def check_untouched(module: nn.Module) -> None:
@@ -103,12 +127,15 @@ def check_untouched(module: nn.Module) -> None:
             )
 
 
-def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor], opset: int) -> onnx.ModelProto:
+def _export(
+    module: nn.Module, inputs: Mapping[str, torch.Tensor], opset: int, multiple: int | None
+) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH, min=1, max=_BATCH_MAX)
-    dynamic = {0: batch}
+    rows = {0: batch}
+    sample = rows if multiple is None else {**rows, 2: _size(HEIGHT, multiple), 3: _size(WIDTH, multiple)}
     extra = len(inputs) - 2
     # as the call module's signature: sample, timestep, *conditioning
-    shapes = (dynamic, dynamic, *([tuple(dynamic for _ in range(extra))] if extra else []))
+    shapes = (sample, rows, *([tuple(rows for _ in range(extra))] if extra else []))
     with _quiet():
         try:
             program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
@@ -134,6 +161,11 @@ def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor], opset: int) -
     if not isinstance(model, onnx.ModelProto):
         raise ExportError(f"torch exported {type(model).__name__}, not an ONNX model.", _HINT)
     return model
+
+
+def _size(name: str, multiple: int) -> Any:
+    """Return torch's symbol of a height or width."""
+    return torch.export.Dim(name) if multiple == 1 else multiple * torch.export.Dim(f"_{name}")
 
 
 @contextmanager
@@ -186,16 +218,6 @@ def _strip(model: onnx.ModelProto) -> None:
         holder.ClearField("doc_string")
     for node in graph.node:
         node.ClearField("doc_string")
-
-
-def _name_batch(model: onnx.ModelProto, symbol: str) -> None:
-    """Give torch's symbol of the batch its plain name, in expressions too."""
-    pattern = re.compile(rf"\b{re.escape(symbol)}\b")
-    graph = model.graph
-    for info in (*graph.input, *graph.output, *graph.value_info):
-        for dim in info.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = pattern.sub(BATCH, dim.dim_param)
 
 
 def check_weights(model: onnx.ModelProto, module: nn.Module) -> int:

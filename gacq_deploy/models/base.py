@@ -28,6 +28,9 @@ class Family:
     conditioning: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
     block_types: tuple[type[nn.Module], ...]
     """Modules that are reconstructed as one block."""
+    size_multiple: Callable[[Mapping[str, Any]], int] | None = None
+    """Reads the configuration and returns what height and width must be multiples of; None where the weights hold
+    positional embeddings for one size."""
 
 
 class CallModule(nn.Module):

@@ -54,6 +54,11 @@ class Block:
     depends_on: tuple[int, ...]
     last_use: int
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of the inputs and the output for one sample."""
+        return sum(t.bytes for t in self.inputs.values()) + self.output.bytes
+
 
 @dataclass(frozen=True)
 class ModelGraph:
@@ -72,7 +77,12 @@ class ModelGraph:
     @property
     def bytes_per_sample(self) -> int:
         """Bytes of the largest block's inputs and output for one sample."""
-        return max(sum(t.bytes for t in b.inputs.values()) + b.output.bytes for b in self.blocks)
+        return max(b.bytes_per_sample for b in self.blocks)
+
+    @property
+    def bytes_of_all_blocks(self) -> int:
+        """Bytes of every block's inputs and output for one sample."""
+        return sum(b.bytes_per_sample for b in self.blocks)
 
 
 def call_with(args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Mapping[Key, Tensor]) -> Any:

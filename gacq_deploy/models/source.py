@@ -54,6 +54,15 @@ def describe_conditioning(section: ModelSection) -> dict[str, dict[str, Any]]:
     return found.family.conditioning(found.config)
 
 
+def read_config(section: ModelSection) -> dict[str, Any]:
+    """Return the denoiser's configuration; of a hub model no weights are fetched.
+
+    Raises:
+        UsageError, ModelError, ArtifactError: as :func:`load_denoiser`.
+    """
+    return _find(section, weights=False).config
+
+
 @dataclass(frozen=True)
 class _Found:
     """A denoiser's folder and configuration; ``root`` is the pipeline's."""
@@ -64,8 +73,8 @@ class _Found:
     family: Family
 
 
-def _find(section: ModelSection) -> _Found:
-    root = _locate(section)
+def _find(section: ModelSection, *, weights: bool = True) -> _Found:
+    root = _locate(section, weights=weights)
     folder = _component_folder(root, section.component)
     config = read_json(
         folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
@@ -84,7 +93,7 @@ def builtin_directory(name: str) -> Path:
     )
 
 
-def _locate(section: ModelSection) -> Path:
+def _locate(section: ModelSection, *, weights: bool) -> Path:
     source = section.source
     if source.startswith(BUILTIN_PREFIX):
         return builtin_directory(source.removeprefix(BUILTIN_PREFIX))
@@ -100,16 +109,18 @@ def _locate(section: ModelSection) -> Path:
             f"Model source '{source}' is neither a folder nor a hub id.",
             "Pass a diffusers folder, or OWNER/NAME.",
         )
-    return _download(source, section.revision, section.component)
+    return _download(source, section.revision, section.component, weights=weights)
 
 
-def _download(repo: str, revision: str | None, component: str | None) -> Path:
+def _download(repo: str, revision: str | None, component: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     parts = (component,) if component else COMPONENTS
-    patterns = ["model_index.json", "config.json", "*.safetensors", "scheduler/*.json"]
-    patterns += [f"{part}/{kind}" for part in parts for kind in ("*.json", "*.safetensors")]
+    patterns = ["model_index.json", "config.json", "scheduler/*.json"]
+    patterns += [f"{part}/*.json" for part in parts]
+    if weights:
+        patterns += ["*.safetensors", *(f"{part}/*.safetensors" for part in parts)]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -32,9 +32,15 @@ def _conditioning(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"class_labels": {"dtype": "int64", "shape": [], "num_classes": int(classes)}}
 
 
+def halvings(config: Mapping[str, Any]) -> int:
+    """Return what height and width of a UNet must be multiples of: every level but the last halves them."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
 UNET2D = Family(
     name="UNet2DModel",
     call=_call,
     conditioning=_conditioning,
     block_types=(ResnetBlock2D, Attention, Downsample2D, Upsample2D),
+    size_multiple=halvings,
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Conditioning, Family
+from gacq_deploy.models.unet2d import halvings
 
 TEXT = "encoder_hidden_states"
 TEXT_TOKENS = 77
@@ -82,4 +83,5 @@ UNET2D_CONDITION = Family(
     call=_call,
     conditioning=_conditioning,
     block_types=(ResnetBlock2D, BasicTransformerBlock, Attention, Downsample2D, Upsample2D),
+    size_multiple=halvings,
 )

@@ -115,6 +115,13 @@ def test_what_does_not_fit_the_graph_is_refused(inputs: dict, request_: ShapeReq
         derive_profiles(inputs, request_)
 
 
+@pytest.mark.parametrize("resolution", ["64x60", "64:68:128", "64:128:132"])
+def test_a_size_between_the_multiples_is_refused(resolution: str) -> None:
+    with pytest.raises(UsageError, match="multiples of 8"):
+        derive_profiles(DYNAMIC, ShapeRequest(resolutions=(resolution,)), size_multiple=8)
+    assert derive_profiles(DYNAMIC, ShapeRequest(resolutions=(resolution,)), size_multiple=4)
+
+
 def test_corners_are_each_once() -> None:
     (profile,) = derive_profiles({"timestep": ("batch",)}, ShapeRequest(("1:8",)))
     assert corners(profile) == ({"timestep": (1,)}, {"timestep": (8,)})
