@@ -23,6 +23,7 @@ __all__ = [
     "generate",
     "initial_noise",
     "open_sampler",
+    "predict",
 ]
 
 Floats = NDArray[np.float32]
@@ -167,19 +168,43 @@ def _generate_batch(
     run = sampler.begin(seeds)
     state = run.start(initial_noise(seeds, shape))
     rows = len(seeds)
-    padded = _fixed_batch(engine) or max(rows, 2)
-    output = engine.outputs[0].name
     for index, timestep in enumerate(sampler.timesteps):
         feeds: dict[str, Array] = {
             SAMPLE: run.model_input(state, index),
             TIMESTEP: np.full(rows, timestep, np.int64),
             **condition,
         }
-        predicted = engine.run(_pad(feeds, padded))[output][:rows]
+        predicted = predict(engine, feeds)
         _check_finite(predicted, engine, sampler, index, seeds)
         state = run.step(predicted, index, state)
         report.advance()
     return state
+
+
+def predict(engine: Engine, feeds: Feeds) -> Floats:
+    """Run one step of any number of rows: split where the engine takes no more, and never one row alone.
+
+    Args:
+        engine: its first output is the prediction.
+        feeds: its inputs by name, each ``[N, ...]``, N at least 1.
+
+    Returns:
+        The prediction ``[N, ...]``.
+
+    Raises:
+        EngineError: the feeds do not fit, or the engine failed.
+        ResourceError: out of memory.
+    """
+    rows = len(feeds[SAMPLE])
+    fixed = _fixed_batch(engine)
+    limit = fixed or engine.max_rows or rows
+    parts = []
+    for first in range(0, rows, limit):
+        part = {name: value[first : first + limit] for name, value in feeds.items()}
+        size = len(part[SAMPLE])
+        padded = fixed or max(size, min(2, engine.max_rows or 2))
+        parts.append(engine.run(_pad(part, padded))[engine.outputs[0].name][:size])
+    return np.concatenate(parts)
 
 
 def _pad(feeds: Feeds, rows: int) -> dict[str, Array]:

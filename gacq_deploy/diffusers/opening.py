@@ -1,0 +1,80 @@
+"""How does a run directory become the denoiser of a pipeline? Verified as for `run`, with the model's configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gacq_deploy.artifact import load_artifact
+from gacq_deploy.building.opening import open_model
+from gacq_deploy.diffusers.denoiser import EngineDenoiser
+from gacq_deploy.errors import GacqError
+from gacq_deploy.models.source import read_config
+from gacq_deploy.recipe import Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sampling import FLOAT_ENGINE, graph_for
+
+logger = logging.getLogger(__name__)
+
+
+def load_denoiser(
+    directory: Path | str,
+    *,
+    engine: str = "ort-cpu",
+    threads: int = 0,
+    config: Mapping[str, Any] | None = None,
+    allow_host_code: bool = False,
+) -> EngineDenoiser:
+    """Open the engine of a run directory as the denoiser of a diffusers pipeline.
+
+    Every step runs in this engine: of a recipe's ``runtime.step_policy``, which `run` follows, a pipeline's steps know
+    nothing, and a warning says so.
+
+    Args:
+        directory: the run; every file that is used is checked against its digest first.
+        engine: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``, or ``float``.
+        threads: CPU threads of one run; 0 lets the engine choose.
+        config: configuration of the calibrated model (``pipe.unet.config``); default: read where the recipe found it.
+        allow_host_code: let a version-compatible plan run the code it carries.
+
+    Raises:
+        UsageError: unknown engine, or the model is no longer where the recipe found it.
+        ArtifactError: recipe, artifact, graph or plan is missing, stale or altered.
+        GateError: too little of the plan is INT8.
+        ModelError: the configuration is not that of the calibrated model.
+        BackendUnavailable: the engine's package, provider or device is missing.
+        EngineError, ResourceError: it does not load.
+    """
+    run = RunDirectory(Path(directory))
+    recipe = run.load_recipe()
+    record = load_artifact(run.artifact).model
+    graph = graph_for(run, engine)
+    found = _find_config(recipe) if config is None else config
+    backend = "ort-cpu" if engine == FLOAT_ENGINE else engine
+    with ExitStack() as stack:
+        opened = stack.enter_context(
+            open_model(backend, graph, threads=threads, allow_host_code=allow_host_code)
+        )
+        denoiser = EngineDenoiser(opened, record, found)
+        stack.pop_all()
+    if recipe.runtime.step_policy and engine != FLOAT_ENGINE:
+        logger.warning(
+            "%s: the recipe runs %d steps in float; in a pipeline every step runs in %s.",
+            run.root,
+            recipe.runtime.step_policy.float_steps or len(recipe.runtime.step_policy.steps),
+            opened.label,
+        )
+    return denoiser
+
+
+def _find_config(recipe: Recipe) -> Mapping[str, Any]:
+    try:
+        return read_config(recipe.model)
+    except GacqError as error:
+        raise type(error)(
+            f"The model's configuration is needed: {error.message}",
+            f"Pass config=pipe.unet.config (or pipe.transformer.config) to load_denoiser. {error.hint}",
+        ) from error
