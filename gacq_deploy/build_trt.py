@@ -14,6 +14,7 @@ from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.onnx_file import read_graph as read_header
+from gacq_deploy.backends.onnx_file import size_multiple
 from gacq_deploy.backends.trt_library import choose_backend, current_device
 from gacq_deploy.bench import BenchReport, run_bench
 from gacq_deploy.bench.measure import Settings as BenchSettings
@@ -130,7 +131,7 @@ class Proof:
 def prove_engines(
     directory: RunDirectory, built: Sequence[BuiltEngine], report: Reporter = SILENT
 ) -> Proof | None:
-    """Run what was built where a GPU is; None where there is none.
+    """Run what was built; None where no GPU is that it was built for, or where the plan holds no weights.
 
     Writes ``parity.json``, and ``bench.json`` if the twin was built.
 
@@ -138,7 +139,7 @@ def prove_engines(
         BackendUnavailable: CUDA's Python package is missing.
         ArtifactError, EngineError, ResourceError: an engine does not load or run.
     """
-    if current_device() is None:
+    if not built[0].record.runs_on(current_device()):
         return None
     library = built[0].record.inputs.library
     # these plans were made here, so the code they may carry is this library's own
@@ -191,6 +192,7 @@ class _Stage:
             if record.step_policy != self._policy:  # says how the plan is used, and changes nothing in it
                 record = record.model_copy(update={"step_policy": self._policy})
                 record.save(planned.folder)
+            manifest.make_newest(self._directory, planned.folder)
             return BuiltEngine(planned.folder, record, reused=True)
         with atomic_directory(planned.folder) as folder:
             record = self._build(planned, folder)
@@ -298,10 +300,11 @@ class _Stage:
         section = self._section
         self._refuse_unsupported()
         request = ShapeRequest(section.batch, section.resolution, self._request.fixed)
+        header = read_header(source)
         cache = self._directory.engines / "timing.cache"
         return CompileOptions(
             backend=self._library.name,
-            profiles=derive_profiles(input_dims(read_header(source)), request),
+            profiles=derive_profiles(input_dims(header), request, size_multiple=size_multiple(header)),
             compute_capabilities=tuple(sorted(set(section.compute_capabilities), key=float)),
             workspace_mb=section.workspace_mb,
             opt_level=section.opt_level,

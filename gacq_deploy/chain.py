@@ -12,13 +12,14 @@ import numpy as np
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
 from gacq_deploy.bench.measure import Settings
 from gacq_deploy.bench.stage import plan_graphs
+from gacq_deploy.building.opening import require_judged
 from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import CPU, FLOAT, ExportRecord
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.images import psnr, write_comparison
 from gacq_deploy.parity import ParityReport, check_parity, load_report
-from gacq_deploy.parity.check import default_engines
+from gacq_deploy.parity.check import default_engines, runnable_plans
 from gacq_deploy.parity.edges import candidates_of
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
@@ -70,7 +71,7 @@ class ChainResult:
         file, _, engine = candidate.partition("@")
         name, share = f"{engine}/{file}", self.parity.step_policy.float_share
         speeds = {b: self.bench.speed(name, b, share) for b in self.bench.batches}
-        judged = [e for e in self.parity.edges if e.candidate in (file, f"{file}@{engine}")]
+        judged = [e for e in self.parity.edges if e.subject in (file, f"{file}@{engine}")]
         return Row(
             engine=engine,
             file=file,
@@ -110,7 +111,7 @@ def run_chain(
     artifact = calibrate(recipe, directory, fresh=fresh, report=report)
     export = export_onnx(directory, targets="both", report=report)
     engines = default_engines()
-    parity = _current_parity(directory, export, recipe, engines)
+    parity = _current_parity(directory, export, recipe, engines + runnable_plans(directory, export))
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)
     bench = _current_bench(directory, export, settings, engines)
@@ -156,6 +157,10 @@ def _current_parity(
     if found is None or found.subject.get("files") != _subject(export) or found.protocol != recipe.parity:
         return None
     if found.step_policy.asked != recipe.runtime.step_policy:
+        return None
+    try:
+        require_judged(directory, found.engines, "It is made again.")
+    except ArtifactError:
         return None
     return found if found.candidates == {c.name for c in candidates_of(export.graphs, engines)} else None
 

@@ -11,6 +11,7 @@ from gacq_deploy.artifact import FILES as ARTIFACT_FILES
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench import load_bench
 from gacq_deploy.building.manifest import engines_of, is_stale
+from gacq_deploy.building.opening import require_judged
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import load_export
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
@@ -155,7 +156,7 @@ def _engines(run: RunDirectory) -> str:
         if is_stale(record, export):
             raise ArtifactError(
                 f"Engine {folder} is stale: {record.inputs.graph} changed since it was built.",
-                f"Delete it, or run `gacq-deploy build-trt {run.root}` for a new one beside it.",
+                f"Delete it; `gacq-deploy build-trt {run.root}` makes a new one.",
             )
     return ", ".join(f"{folder.name} ({r.label}, {r.inputs.graph})" for folder, r in found) or "none"
 
@@ -167,6 +168,7 @@ def _parity(run: RunDirectory) -> str:
     _check_protocol(run, report, hint)
     if report.step_policy.asked != run.load_recipe().runtime.step_policy:
         raise ArtifactError("The report is stale: recipe.yaml asks for another runtime.step_policy.", hint)
+    require_judged(run, report.engines, hint)
     return "passed" if report else "did not pass"
 
 

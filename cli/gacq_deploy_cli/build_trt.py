@@ -122,7 +122,7 @@ def _proof_document(proof: Proof | None) -> dict[str, Any] | None:
 
 def _proof_lines(proof: Proof | None) -> Iterator[str]:
     if proof is None:
-        yield "not run: there is no GPU here, so parity and speed of the plan are not known"
+        yield "not run: no GPU is here that could run it as it is, so parity and speed of the plan are not known"
         return
     yield "parity: passed" if proof.parity else "parity: did not pass; `gacq-deploy parity` shows where"
     for batch, speed in proof.speed.items():

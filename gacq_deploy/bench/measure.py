@@ -74,9 +74,9 @@ class Settings:
     threads: int = 1
     repeats: int = 7
     turn_seconds: float = 0.1
+    """A turn of one engine lasts at least about this long."""
     allow_host_code: bool = False
     """Let a version-compatible plan run the code it carries."""
-    """A turn of one engine lasts at least about this long."""
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) != len(self.batches):

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gacq_deploy.artifact import ModelRecord, load_artifact
-from gacq_deploy.backends.trt_library import TRT_NAMES, TrtName
+from gacq_deploy.backends.trt_library import TRT_NAMES, require_device
 from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
-from gacq_deploy.building.opening import is_compiled, locate_plan
+from gacq_deploy.building.opening import Plan, is_compiled, locate_plan, locate_twin
 from gacq_deploy.errors import UsageError
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
 from gacq_deploy.progress import SILENT, Reporter
@@ -65,7 +65,9 @@ def run_bench(
             directory.onnx, exported, record.graphs, artifact.plan.modules
         )
         for library in filter(is_compiled, chosen):
-            int8, twin = (_compiled(directory, library, file) for file in (CANONICAL, FLOAT))
+            plan = locate_plan(directory, library)
+            require_device()
+            int8, twin = _compiled(plan), _compiled(locate_twin(directory, plan))
             graphs, baselines = (*graphs, int8, twin), (*baselines, (int8.name, twin.name))
         measured = measure(
             graphs,
@@ -116,15 +118,15 @@ def plan_graphs(
     return tuple(graphs.values()), tuple(pairs), absent
 
 
-def _compiled(directory: RunDirectory, library: TrtName, file: str) -> Graph:
-    """Return the plan of an exported graph, with its manifest's word on what is INT8."""
-    plan = locate_plan(directory, library, graph=file)
+def _compiled(plan: Plan) -> Graph:
+    """Return a plan with its manifest's word on what is INT8."""
+    inputs = plan.record.inputs
     said = plan.record.coverage
     integer = None
     if said is not None:
         lost = tuple(node["module"] or node["node"] for node in said["lost"])
         integer = IntegerShare(planned=said["planned"], integer=said["int8"], float_modules=lost)
-    return Graph(library, plan.path, source=file, integer=integer)
+    return Graph(inputs.library, plan.path, source=inputs.graph, integer=integer)
 
 
 def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:

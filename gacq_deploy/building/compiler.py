@@ -28,7 +28,8 @@ from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, Resou
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.storage import write_json
 
-WORKER = (sys.executable, "-m", "gacq_deploy.building.worker")
+WORKER = (sys.executable, "-P", "-m", "gacq_deploy.building.worker")
+"""-P: a file in the working directory must not shadow a library."""
 _POLL_S = 0.05
 _TAIL = 3
 _LOADING_S = 120.0
@@ -95,21 +96,29 @@ def compile_graph(
         ResourceError: out of time or memory.
     """
     result, child = _run(graph, options, folder, limits or Limits(), report)
-    log = folder / worker.LOG
-    inspection = folder / worker.INSPECTION
-    if inspection.is_file():
-        layers = read_inspection(inspection.read_text(encoding="utf-8"))
-    else:
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            layers = read_log(lines)
     return Compiled(
         plan=folder / worker.PLAN,
-        layers=layers,
+        layers=_layers(folder),
         library=options.backend,
         version=str(result["version"]),
         seconds=child.seconds,
         peak_mb=child.peak_mb,
     )
+
+
+def _layers(folder: Path) -> tuple[CompiledLayer, ...]:
+    """Return the layers from the builder's log or the engine's inspector, whichever names more of the graph's nodes."""
+    with (folder / worker.LOG).open(encoding="utf-8", errors="replace") as lines:
+        logged = read_log(lines)
+    inspection = folder / worker.INSPECTION
+    if not inspection.is_file():
+        return logged
+    try:
+        inspected = read_inspection(inspection.read_text(encoding="utf-8"))
+    except ValueError as error:
+        _LOGGER.warning("The engine's inspector gave no list of layers: %s", error)
+        return logged
+    return max(logged, inspected, key=lambda layers: len({n for layer in layers for n in layer.nodes}))
 
 
 def parse_graph(graph: Path, backend: TrtName, *, folder: Path, limits: Limits | None = None) -> str:
@@ -178,6 +187,8 @@ def _run(
 
 @contextmanager
 def _started(job: Path, folder: Path) -> Iterator[_Child]:
+    root = str(Path(worker.__file__).parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     with (folder / "stderr.txt").open("w", encoding="utf-8") as errors:
         # a session of its own: Ctrl-C reaches this process, which then ends the child
         process = subprocess.Popen(
@@ -187,7 +198,7 @@ def _started(job: Path, folder: Path) -> Iterator[_Child]:
             stderr=errors,
             text=True,
             start_new_session=True,
-            env={**os.environ, "CUDA_MODULE_LOADING": "LAZY"},
+            env={**os.environ, "PYTHONPATH": path, "CUDA_MODULE_LOADING": "LAZY"},
         )
         try:
             yield _Child(process, folder)
@@ -286,8 +297,11 @@ def _refusal(child: _Child, result: dict[str, Any]) -> GacqError:
         return ResourceError(
             text, "Lower the profiles' largest shapes, build.workspace_mb or build.opt_level."
         )
-    hint = "Run `gacq-deploy check` on the graph."
-    return EngineError(text, "Correct the option." if result["status"] == "option" else hint)
+    if result["status"] == "option":
+        return EngineError(text, "Correct the option.")
+    if any("Turing" in line for line in said):
+        return EngineError(text, "Build with --float-type float16, or leave compute capability 7.5 out.")
+    return EngineError(text, "Run `gacq-deploy check` on the graph.")
 
 
 def _crash(child: _Child) -> GacqError:

@@ -15,13 +15,15 @@ from onnx import ModelProto
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.kernels import executed_kernels
+from gacq_deploy.backends.onnx_file import size_multiple
 from gacq_deploy.backends.trt_library import INSTALLS, has_device
 from gacq_deploy.building.compiler import Limits, compile_graph, parse_graph
 from gacq_deploy.building.layers import CompiledLayer, int8_nodes
 from gacq_deploy.building.options import CompileOptions, Shape, ShapeRange
-from gacq_deploy.building.profiles import BATCH, ShapeRequest, derive_profiles, input_dims
+from gacq_deploy.building.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.building.target_facts import TargetFacts
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
+from gacq_deploy.export.dimensions import BATCH
 from gacq_deploy.export.lint import Outcome
 
 Weight = Literal["blocked", "unverified", "note"]
@@ -173,7 +175,8 @@ def _profiles(model: ModelProto, shapes: Mapping[str, Shape]) -> tuple[dict[str,
     # whatever the first dimension is called, it is the batch
     named = {name: (BATCH, *d[1:]) if d and isinstance(d[0], str) else d for name, d in dims.items()}
     fixed = {which: dict(shapes) for which in ("min", "opt", "max")}
-    return derive_profiles(named, ShapeRequest(batches=("1",), fixed=fixed))
+    request = ShapeRequest(batches=("1",), fixed=fixed)
+    return derive_profiles(named, request, size_multiple=size_multiple(model))
 
 
 def _refusal(rule: str, error: EngineError) -> Reason:

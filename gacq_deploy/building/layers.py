@@ -83,7 +83,11 @@ def read_inspection(text: str) -> tuple[CompiledLayer, ...]:
         ValueError: not its JSON.
     """
     document = json.loads(text)
-    return tuple(_from_json(item) for item in document["Layers"] if isinstance(item, dict))
+    try:
+        listed = list(document["Layers"])
+    except (KeyError, TypeError) as error:
+        raise ValueError("no list 'Layers' in it") from error
+    return tuple(_from_json(item) for item in listed if isinstance(item, dict))
 
 
 def int8_nodes(layers: Iterable[CompiledLayer]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gacq_deploy.backends.trt_library import TrtName
+from gacq_deploy.backends.trt_library import Device, TrtName
 from gacq_deploy.backends.trt_plan import Expected
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.deployment import FloatType
@@ -101,6 +101,13 @@ class EngineRecord(_Record):
             targets = (device.compute_capability,)
         return Expected(self.inputs.library, self.inputs.version, targets, options.version_compat)
 
+    def runs_on(self, device: Device | None) -> bool:
+        """Tell whether the plan may run as it is: on a GPU it was built for, with its weights in it."""
+        if device is None or self.inputs.options.strip:
+            return False
+        targets = self.expected.compute_capabilities
+        return targets is None or device.compute_capability in targets
+
     def save(self, folder: Path) -> None:
         """Write the manifest with its own digest."""
         write_sealed(folder / MANIFEST, self.model_dump(mode="json", by_alias=True))
@@ -147,29 +154,49 @@ def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineRecord]]:
         )
 
 
+def make_newest(directory: RunDirectory, folder: Path) -> None:
+    """Let ``folder`` be the engine that :func:`find_engine` returns: the one that was asked for last."""
+    manifests = directory.engines.glob(f"*/{MANIFEST}")
+    if max(manifests, key=lambda path: path.stat().st_mtime_ns).parent != folder:
+        (folder / MANIFEST).touch()
+
+
 def find_engine(
-    directory: RunDirectory, export: ExportRecord, library: TrtName, *, graph: str = CANONICAL
+    directory: RunDirectory,
+    export: ExportRecord,
+    library: TrtName,
+    *,
+    graph: str = CANONICAL,
+    least_coverage: float = 0.0,
 ) -> tuple[Path, EngineRecord]:
     """Return the newest engine of ``library`` that was built from the graphs that are there now.
+
+    One with less INT8 than ``least_coverage`` is returned only if there is no other: its own gate then speaks.
 
     Args:
         directory: the run.
         export: its checked export record.
         library: `tensorrt` or `tensorrt-rtx`.
         graph: ``int8.onnx``, or ``float.onnx`` for the twin.
+        least_coverage: share of the planned layers, 0 to 1.
 
     Raises:
         ArtifactError: none was built, all are stale, or the newest is damaged.
     """
     twin = " --fp16-twin" if graph == FLOAT else ""
     hint = f"Run `gacq-deploy build-trt {directory.root} --backend {library}{twin}`."
-    stale = 0
+    stale, below = 0, None
     for folder, record in engines_of(directory):
         if record.inputs.library != library or record.inputs.graph != graph:
             continue
-        if not is_stale(record, export):
+        if is_stale(record, export):
+            stale += 1
+        elif record.coverage is not None and record.coverage["share"] < least_coverage:
+            below = below or (folder, record)
+        else:
             return folder, record
-        stale += 1
+    if below is not None:
+        return below
     if stale:
         raise ArtifactError(
             f"The {stale} {library} engines in {directory.engines} are stale: {graph} changed since.", hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -10,8 +11,16 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.trt_library import TRT_NAMES, TrtName
 from gacq_deploy.building.coverage import check_coverage
-from gacq_deploy.building.manifest import PLAN, EngineRecord, find_engine, read_engine
-from gacq_deploy.export.record import CANONICAL, load_export
+from gacq_deploy.building.manifest import (
+    MANIFEST,
+    PLAN,
+    EngineRecord,
+    find_engine,
+    graph_digest,
+    read_engine,
+)
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import CANONICAL, FLOAT, load_export
 from gacq_deploy.run_directory import RunDirectory
 
 
@@ -44,9 +53,14 @@ class Plan:
 
         Raises:
             BackendUnavailable: the library, CUDA or a GPU is missing.
-            ArtifactError: the plan is for another version or GPU.
+            ArtifactError: the plan is for another version or GPU, or holds no weights.
             EngineError, ResourceError: it does not load.
         """
+        if self.record.inputs.options.strip:
+            raise ArtifactError(
+                f"{self.path} was built with --strip: it holds no weights to run with.",
+                "Build it without --strip, or refit it with NVIDIA's own API.",
+            )
         from gacq_deploy.backends.trt import TrtEngine
 
         return TrtEngine(self.path, expected=self.record.expected, allow_host_code=allow_host_code)
@@ -69,10 +83,47 @@ def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANON
         ArtifactError: none was built, or it is stale or damaged.
         GateError: too few of its planned layers are INT8.
     """
-    folder, record = find_engine(directory, load_export(directory), library, graph=graph)
+    least, export = directory.load_recipe().build.min_int8_coverage, load_export(directory)
+    folder, record = find_engine(directory, export, library, graph=graph, least_coverage=least)
     if record.coverage is not None:
-        check_coverage(record.coverage, directory.load_recipe().build.min_int8_coverage)
+        check_coverage(record.coverage, least)
     return Plan(folder, record)
+
+
+def locate_twin(directory: RunDirectory, plan: Plan) -> Plan:
+    """Return the float engine that was built with the same options as ``plan``, to be timed beside it.
+
+    Raises:
+        ArtifactError: none was built, or it is damaged.
+    """
+    digest = graph_digest(load_export(directory), FLOAT)
+    inputs = plan.record.inputs.model_copy(update={"graph": FLOAT, "graph_sha256": digest})
+    folder = directory.engines / inputs.key
+    command = f"gacq-deploy build-trt {directory.root} --backend {inputs.library} --fp16-twin"
+    hint = f"Run `{command}` with the options that engine was built with."
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{plan.folder} has no float twin in {directory.engines} to compare with.", hint)
+    return Plan(folder, read_engine(folder, hint))
+
+
+def require_judged(directory: RunDirectory, judged: Mapping[str, str], hint: str) -> None:
+    """Refuse a report about engines that are not the ones that would run now.
+
+    Args:
+        directory: the run.
+        judged: library -> key of its engine when the report was made.
+        hint: what to do about it.
+
+    Raises:
+        ArtifactError: another engine would run, or none is left.
+    """
+    for library in filter(is_compiled, judged):
+        folder, _ = find_engine(directory, load_export(directory), library)
+        if folder.name != judged[library]:
+            raise ArtifactError(
+                f"The report is stale: it judged {library} engine {judged[library]}, {folder.name} would run now.",
+                hint,
+            )
 
 
 def open_model(engine: str, path: Path, *, threads: int = 0, allow_host_code: bool = False) -> Engine:

@@ -104,7 +104,9 @@ def _build(library: TrtLibrary, options: CompileOptions, job: dict[str, Any], lo
     with (folder / PLAN).open("wb") as file:
         file.write(memoryview(plan))
     if cache is not None:
-        Path(str(options.timing_cache)).write_bytes(memoryview(config.get_timing_cache().serialize()))
+        whole = folder / "timing.cache"
+        whole.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        whole.replace(str(options.timing_cache))  # never half a file, which would spoil every later build
     result = {"parse_s": parsed - began, "build_s": time.monotonic() - parsed, "layers": network.num_layers}
     if has_device():
         result |= _inspect(trt, logger, plan, folder)

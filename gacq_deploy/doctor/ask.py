@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-_PROBE = (sys.executable, "-m", "gacq_deploy.doctor.probe")
+_PROBE = (sys.executable, "-P", "-m", "gacq_deploy.doctor.probe")
 _TIMEOUT_S = 120
 
 

@@ -14,13 +14,13 @@ from gacq_deploy import __version__
 from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
 from gacq_deploy.backends import load_backend, open_engine
 from gacq_deploy.backends.base import Engine
-from gacq_deploy.backends.trt_library import TrtName, has_device
-from gacq_deploy.building.manifest import engines_of, is_stale
-from gacq_deploy.building.opening import is_compiled, locate_plan
+from gacq_deploy.backends.trt_library import TrtName, current_device, require_device
+from gacq_deploy.building.manifest import EngineRecord, engines_of, is_stale
+from gacq_deploy.building.opening import is_compiled, locate_plan, require_judged
 from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.export.graph_file import read_graph
-from gacq_deploy.export.record import ExportRecord, artifact_digest, load_export
+from gacq_deploy.export.record import FLOAT, ExportRecord, artifact_digest, load_export
 from gacq_deploy.parity.edges import (
     REFERENCE_ENGINE,
     CompiledEngine,
@@ -70,7 +70,7 @@ def check_parity(
         record = load_export(directory)
         chosen = _choose_engines(engines, report)
         if engines is None:
-            chosen += _runnable_plans(directory, record, report)
+            chosen += runnable_plans(directory, record, report)
         candidates = candidates_of(record.graphs, chosen)
         if not candidates:
             raise UsageError(
@@ -81,14 +81,16 @@ def check_parity(
         subject = Subject(artifact, _probe_of(artifact, directory), graphs.pop("float.onnx"), graphs)
         policy = _policy_of(recipe, artifact)
         compiled = {
-            str(name): _compiled(directory, name, allow_host_code=allow_host_code)
+            str(name): _compiled(directory, name, twin=policy is not None, allow_host_code=allow_host_code)
             for name in chosen
             if is_compiled(name)
         }
         setting = Setting(recipe.parity, open_with, recipe.runtime.batch, threads, report, policy, compiled)
-        about = _about(artifact, record) | (
-            {} if policy is None else {"step_policy": policy_document(policy)}
-        )
+        about = _about(artifact, record)
+        if policy is not None:
+            about["step_policy"] = policy_document(policy)
+        if compiled:
+            about["engines"] = {name: engine.key for name, engine in compiled.items()}
         result = measure(subject, candidates, setting, about)
         result.save(directory.parity_json)
     return result
@@ -145,22 +147,34 @@ def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str,
     return tuple(dict.fromkeys(asked))
 
 
-def _runnable_plans(directory: RunDirectory, record: ExportRecord, report: Reporter) -> tuple[str, ...]:
-    """Return the libraries whose plans of these graphs can run here."""
-    built = {e.inputs.library for _, e in engines_of(directory) if e.is_int8 and not is_stale(e, record)}
-    if built and not has_device():
-        report.note(
-            f"{' and '.join(sorted(built))}: the plan is not judged, for there is no GPU to run it on"
-        )
-        return ()
-    return tuple(sorted(built))
+def runnable_plans(
+    directory: RunDirectory, record: ExportRecord, report: Reporter = SILENT
+) -> tuple[str, ...]:
+    """Return the libraries whose newest plans of these graphs can run here."""
+    newest: dict[str, EngineRecord] = {}
+    for _, engine in engines_of(directory):
+        if engine.is_int8 and not is_stale(engine, record):
+            newest.setdefault(engine.inputs.library, engine)
+    device = current_device() if newest else None
+    runnable = tuple(sorted(name for name, engine in newest.items() if engine.runs_on(device)))
+    for name in sorted(newest.keys() - set(runnable)):
+        report.note(f"{name}: the plan is not judged, for there is no GPU here that it could run on")
+    return runnable
 
 
-def _compiled(directory: RunDirectory, library: TrtName, *, allow_host_code: bool) -> CompiledEngine:
+def _compiled(
+    directory: RunDirectory, library: TrtName, *, twin: bool, allow_host_code: bool
+) -> CompiledEngine:
+    """Find the plan, and its float twin where some steps run in it, before anything is measured."""
+    plan = locate_plan(directory, library)
+    require_device()
+    if twin:
+        locate_plan(directory, library, graph=FLOAT)
+
     def opened(file: str) -> Engine:
         return locate_plan(directory, library, graph=file).open(allow_host_code=allow_host_code)
 
-    return CompiledEngine(opened, locate_plan(directory, library).batches)
+    return CompiledEngine(opened, plan.batches, plan.folder.name)
 
 
 def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
@@ -210,6 +224,7 @@ def _check_current(directory: RunDirectory, old: ParityReport) -> None:
             f"{directory.parity_json} is stale: runtime.step_policy of {directory.recipe_path} changed since.",
             hint,
         )
+    require_judged(directory, old.engines, hint)
 
 
 def _merge(section: ParitySection, changes: Mapping[str, Any]) -> ParitySection:

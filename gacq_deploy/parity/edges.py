@@ -39,7 +39,7 @@ from gacq_deploy.parity.graph import openable
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.parity.metrics import relative_error
-from gacq_deploy.parity.report import Edge, Evidence, ParityReport, assemble, measured
+from gacq_deploy.parity.report import AT_BATCH, Edge, Evidence, ParityReport, assemble, measured
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.samples import timestep_buckets
@@ -92,11 +92,12 @@ class Subject:
 class CompiledEngine:
     """An engine that runs nothing but what was compiled for it: it opens a graph by its file's name.
 
-    ``batches`` are the corners of what it was compiled for; the error is measured at each of them.
+    ``batches`` are the corners of what it was compiled for; the error is measured at each of them. ``key`` names it.
     """
 
     open: Callable[[str], Engine]
     batches: tuple[int, ...]
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class _Stage:
             yield from self._guarded("local", names, lambda: self._local(candidate))
         self._setting.report.advance()
         for batch in (self._setting.batch,) if compiled is None else compiled.batches:
-            named = names if compiled is None else (names[0], f"{names[1]} batch {batch}")
+            named = names if compiled is None else (names[0], f"{names[1]}{AT_BATCH}{batch}")
             yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
         self._setting.report.advance()
         evidence: Literal["budget", "single"] = "budget" if self._setting.policy is None else "single"

@@ -37,6 +37,16 @@ def _never(_: ParitySection) -> float:
     return 0.0
 
 
+_START = {"latents_differ": Gate(_never)}
+_STEPS = {
+    "eps_sqnr_db": Gate(lambda s: s.budget.eps_sqnr_db, at_least=True),
+    "eps_cosine": Gate(lambda s: s.budget.eps_cosine, at_least=True),
+}
+_TRAJECTORIES = {
+    "trajectory_cosine": Gate(lambda s: s.budget.trajectory_cosine, at_least=True),
+    "image_psnr_db": Gate(lambda s: s.budget.image_psnr_db, at_least=True),
+    "image_ssim": Gate(lambda s: s.budget.image_ssim, at_least=True),
+}
 GATES: dict[Evidence, dict[str, Gate]] = {
     "exact": {"differences": Gate(_never)},
     "flavour": {"max_abs": Gate(_never)},
@@ -49,21 +59,12 @@ GATES: dict[Evidence, dict[str, Gate]] = {
         "output_relative_error": Gate(lambda s: s.local_rtol),
     },
     "error": {"difference_db": Gate(lambda s: s.error_difference_db)},
-    "budget": {
-        "latents_differ": Gate(_never),
-        "eps_sqnr_db": Gate(lambda s: s.budget.eps_sqnr_db, at_least=True),
-        "eps_cosine": Gate(lambda s: s.budget.eps_cosine, at_least=True),
-        "trajectory_cosine": Gate(lambda s: s.budget.trajectory_cosine, at_least=True),
-        "image_psnr_db": Gate(lambda s: s.budget.image_psnr_db, at_least=True),
-        "image_ssim": Gate(lambda s: s.budget.image_ssim, at_least=True),
-    },
+    "budget": {**_START, **_STEPS, **_TRAJECTORIES},
+    # with a step policy the budget falls in two: single steps of the INT8 engine, trajectories and images of the mix
+    "single": _STEPS,
+    "mixed": {**_START, **_TRAJECTORIES},
 }
 """Evidence -> metric -> gate. Every metric named here must be measured on every edge of that evidence."""
-
-_STEP_BY_STEP = ("eps_sqnr_db", "eps_cosine")
-GATES["single"] = {name: gate for name, gate in GATES["budget"].items() if name in _STEP_BY_STEP}
-GATES["mixed"] = {name: gate for name, gate in GATES["budget"].items() if name not in _STEP_BY_STEP}
-"""With a step policy the budget falls in two: single steps of the INT8 engine, trajectories and images of the mix."""
 
 
 MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
@@ -103,6 +104,10 @@ class SegmentRecord(_Record):
     """Largest difference in quantization steps; for the model output, relative to its largest value."""
 
 
+AT_BATCH = " batch "
+"""Between the name of a compiled engine's graph and the batch that an edge is about."""
+
+
 class Edge(_Record):
     """One comparison: ``candidate`` judged against ``reference`` by one kind of evidence."""
 
@@ -120,6 +125,11 @@ class Edge(_Record):
     """Where it is worst, in words and names."""
     by_timestep: tuple[dict[str, int | Number], ...] = ()
     segments: tuple[SegmentRecord, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """The candidate, at whichever batch it was judged."""
+        return self.candidate.partition(AT_BATCH)[0]
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -213,11 +223,14 @@ class ParityReport(_Record):
         found: dict[str, dict[str, Number]] = {}
         for edge in self.edges:
             if edge.evidence in ("budget", "single", "mixed"):
-                own = {
-                    k: v for k, v in edge.metrics.items() if edge.evidence != "single" or k in _STEP_BY_STEP
-                }
+                own = {k: v for k, v in edge.metrics.items() if edge.evidence != "single" or k in _STEPS}
                 found[edge.candidate] = {**found.get(edge.candidate, {}), **own}
         return found
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """Library -> key of the compiled engine that was judged."""
+        return dict(self.subject.get("engines", {}))
 
     @property
     def step_policy(self) -> JudgedPolicy:

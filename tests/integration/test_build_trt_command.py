@@ -13,7 +13,9 @@ import pytest
 from gacq_deploy import build_trt as stage
 from gacq_deploy.building import compiler
 from gacq_deploy.building.compiler import Compiled, LibraryFacts, compile_graph
+from gacq_deploy.building.opening import locate_plan
 from gacq_deploy.export.lint import Finding
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import lock_directory
 from tests.support.commands import invoke
 
@@ -60,6 +62,21 @@ def test_an_engine_whose_every_planned_layer_is_int8(run_copy: Path) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.slow
+def test_one_engine_for_several_resolutions(run_copy: Path, recipe_file: Path) -> None:
+    again = ["calibrate", "-r", str(recipe_file), "-o", str(run_copy)]
+    assert invoke([*again, "--set", "export.dynamic_resolution=true"]).exit_code == 0
+    assert invoke(["export", "--onnx", str(run_copy)]).exit_code == 0
+    refused = build(run_copy, *FAST, "--resolution", "8x9", code=2)["error"]
+    assert "multiples of 2" in refused["message"]
+    assert "--resolution" in build(run_copy, *FAST, code=2)["error"]["hint"]
+    (built,) = build(run_copy, *RTX, "--batch", "2", "--resolution", "8x8:16x24", "--resolution", "32x32")
+    assert built["coverage"]["share"] == 1
+    profiles = built["inputs"]["options"]["profiles"]
+    assert [p["sample"]["max"] for p in profiles] == [[2, 1, 16, 24], [2, 1, 32, 32]]
+
+
+@pytest.mark.rtx
 def test_built_from_the_same_inputs_nothing_is_built(run_copy: Path) -> None:
     (first,) = build(run_copy, *FAST)
     before = engines(run_copy)
@@ -71,9 +88,16 @@ def test_built_from_the_same_inputs_nothing_is_built(run_copy: Path) -> None:
     assert rebuilt["files"]["engine.plan"] == first["files"]["engine.plan"], "the same bytes"
     (other,) = build(run_copy, *FAST[:-1], "1:2")
     assert other["folder"] != first["folder"]
+    assert _used(run_copy) == Path(other["folder"])
+    build(run_copy, *FAST)
+    assert _used(run_copy) == Path(first["folder"]), "the one asked for last"
     shown = invoke(["build-trt", str(run_copy), *FAST]).stdout
     assert "as it was" in shown
     assert "2x1x8x8" in shown
+
+
+def _used(run: Path) -> Path:
+    return locate_plan(RunDirectory(run), "tensorrt-rtx").folder
 
 
 @pytest.mark.rtx

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from gacq_deploy.building.layers import document, from_document, int8_nodes, read_inspection, read_log
 
 
@@ -78,3 +80,9 @@ def test_the_inspectors_json_is_read_by_the_same_rule() -> None:
     layers = read_inspection(json.dumps({"Layers": [cask, myelin, "a name only"]}))
     assert int8_nodes(layers) == {"conv"}
     assert layers[0].outputs == ("Half",)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": 7}', "null"])
+def test_an_inspection_without_layers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"Layers|Expecting value"):
+        read_inspection(text)

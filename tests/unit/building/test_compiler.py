@@ -172,6 +172,52 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
     monkeypatch.setattr(compiler, "WORKER", (sys.executable, str(script)))
 
 
+@pytest.mark.parametrize(
+    ("inspection", "expected"),
+    [
+        ("not JSON", "logged"),
+        ("{}", "logged"),
+        ('{"Layers": ["names only"]}', "logged"),
+        (
+            '{"Layers": [{"Name": "k", "LayerType": "gemm", "Metadata": "[ONNX Layer: a][ONNX Layer: b]"}]}',
+            "k",
+        ),
+    ],
+)
+def test_layers_come_from_whoever_names_more_nodes(
+    graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, inspection: str, expected: str
+) -> None:
+    dump = "VERBOSE\tLayers:\nName: logged, LayerType: gemm, Metadata: [ONNX Layer: a]\n"
+    stand_in(monkeypatch, folder, f"""
+        folder = pathlib.Path(sys.argv[1]).parent
+        (folder / "engine.plan").write_bytes(b"plan")
+        (folder / "builder.log").write_text({dump!r})
+        (folder / "inspection.json").write_text({inspection!r})
+        (folder / "result.json").write_text(json.dumps({{"status": "built", "version": "1.7"}}))
+    """)  # fmt: skip
+    (layer,) = compile_graph(graph, RTX, folder=folder).layers
+    assert layer.name == expected
+
+
+@pytest.mark.rtx
+def test_files_in_the_working_directory_are_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pydantic", "tensorrt_rtx", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    assert describe_library("tensorrt-rtx").version.startswith("1.")
+
+
+@pytest.mark.rtx
+def test_turing_has_no_float32_matrix_product(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "matrix.onnx"
+    onnx.save_model(patterns.matrix(), str(path))
+    with pytest.raises(EngineError, match="Turing") as caught:
+        compile_graph(path, RTX.model_copy(update={"compute_capabilities": ("7.5",)}), folder=folder)
+    assert "float16" in caught.value.hint
+
+
 def test_a_builder_that_hangs_is_stopped(graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, folder, """
         pathlib.Path(sys.argv[1]).with_name("pid").write_text(str(os.getpid()))

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gacq_deploy.backends.trt_library import Device
 from gacq_deploy.backends.trt_plan import Expected
 from gacq_deploy.building.manifest import (
     DeviceRecord,
-    EngineFile,
     EngineInputs,
-    EngineRecord,
     engines_of,
     find_engine,
     graph_digest,
     is_stale,
     read_engine,
 )
-from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.building.opening import Plan
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import describe_file
+from tests.support.engine_folder import made_from, written
 
 DEVICE = DeviceRecord(name="GPU", compute_capability="8.6", driver=13000)
 
@@ -37,30 +38,7 @@ def export(sha256: str = "a" * 64) -> Any:
 
 
 def inputs(**changes: Any) -> EngineInputs:
-    profile = {"sample": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))}
-    options = CompileOptions(backend="tensorrt-rtx", profiles=(profile,), **changes.pop("options", {}))
-    known = {
-        "graph": "int8.onnx",
-        "graph_sha256": graph_digest(export(), "int8.onnx"),
-        "float_type": "float16",
-        "library": "tensorrt-rtx",
-        "version": "1.7.1.116",
-        "options": options,
-        "device": None,
-    }
-    return EngineInputs.model_validate({**known, **changes})
-
-
-def written(root: Path, made_from: EngineInputs) -> Path:
-    """Write an engine as the stage does; return its folder."""
-    folder = root / "engines" / made_from.key
-    folder.mkdir(parents=True)
-    (folder / "engine.plan").write_bytes(b"plan")
-    (folder / "layers.json").write_text("{}")
-    files = {p.name: EngineFile(**describe_file(p)) for p in folder.iterdir()}
-    record = EngineRecord(inputs=made_from, files=files, coverage={"share": 1.0}, seconds=1.0, peak_mb=1)
-    record.save(folder)
-    return folder
+    return made_from(changes.pop("graph_sha256", graph_digest(export(), "int8.onnx")), **changes)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +114,17 @@ def test_the_engine_of_the_graph_that_is_there_is_found(tmp_path: Path) -> None:
         find_engine(run, changed, "tensorrt-rtx")
 
 
+def test_an_engine_that_failed_its_gate_hides_no_good_one(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    good = written(tmp_path, inputs())
+    failed = written(tmp_path, inputs(options={"opt_level": 1}), share=0.3)
+    os.utime(failed / "manifest.json", (2e9, 2e9))
+    assert find_engine(run, export(), "tensorrt-rtx")[0] == failed
+    assert find_engine(run, export(), "tensorrt-rtx", least_coverage=0.95)[0] == good
+    shutil.rmtree(good)
+    assert find_engine(run, export(), "tensorrt-rtx", least_coverage=0.95)[0] == failed, "its gate says why"
+
+
 @pytest.mark.parametrize(
     ("change", "targets"),
     [
@@ -150,3 +139,27 @@ def test_what_the_runtime_expects(
 ) -> None:
     record = read_engine(written(tmp_path, inputs(**change)), "")
     assert record.expected == Expected("tensorrt-rtx", "1.7.1.116", targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "capability", "runs"),
+    [
+        ({}, "9.0", True),
+        ({}, None, False),
+        ({"compute_capabilities": ("8.6", "8.9")}, "8.9", True),
+        ({"compute_capabilities": ("8.6", "8.9")}, "9.0", False),
+        ({"strip": True}, "8.6", False),
+    ],
+)
+def test_where_a_plan_may_run(
+    tmp_path: Path, options: dict[str, Any], capability: str | None, runs: bool
+) -> None:
+    record = read_engine(written(tmp_path, inputs(options=options)), "")
+    device = None if capability is None else Device("GPU", capability, 13000)
+    assert record.runs_on(device) is runs
+
+
+def test_a_plan_without_weights_does_not_open(tmp_path: Path) -> None:
+    folder = written(tmp_path, inputs(options={"strip": True}))
+    with pytest.raises(ArtifactError, match="holds no weights"):
+        Plan(folder, read_engine(folder, "")).open()

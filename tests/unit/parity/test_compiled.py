@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gacq_deploy.backends import open_engine
+from gacq_deploy.backends import open_engine, trt_library
 from gacq_deploy.backends.base import Array, Engine, Feeds, HostEngine
-from gacq_deploy.errors import ArtifactError, EngineError
+from gacq_deploy.backends.trt_library import Device
+from gacq_deploy.bench import run_bench
+from gacq_deploy.building.manifest import graph_digest
+from gacq_deploy.building.opening import locate_plan, locate_twin
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
+from gacq_deploy.export.record import load_export
 from gacq_deploy.parity import check, check_parity
+from gacq_deploy.parity.check import rejudge, runnable_plans
 from gacq_deploy.parity.edges import CompiledEngine
+from gacq_deploy.recipe import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.verify import verify_run
+from tests.support.engine_folder import made_from, written
 from tests.support.judged_run import make_run
 
 MOST = 3
@@ -46,12 +56,12 @@ class Limited(HostEngine):
         self.inner.__exit__(None, None, None)
 
 
-def compiled(run: RunDirectory, seen: list[int], error: float = 0.0) -> Any:
+def compiled(run: RunDirectory, seen: list[int], error: float = 0.0, key: str = "") -> Any:
     def of(_directory: RunDirectory, _library: str, **_: Any) -> CompiledEngine:
         def opened(file: str) -> Engine:
             return Limited(open_engine("ort-cpu", run.onnx / file, threads=1), seen, error)
 
-        return CompiledEngine(opened, (1, 2, MOST))
+        return CompiledEngine(opened, (1, 2, MOST), key)
 
     return of
 
@@ -81,11 +91,90 @@ def test_an_engine_that_is_wrong_at_one_batch_only_is_caught(
 ) -> None:
     monkeypatch.setattr(check, "_compiled", compiled(run, [], error=0.5))
     report = check_parity(run, engines=["tensorrt-rtx"], threads=1)
-    failed = {e.candidate for e in report.edges if not e.passed and e.evidence == "error"}
-    assert failed == {f"int8.onnx@tensorrt-rtx batch {MOST}"}
+    failed = [e for e in report.edges if not e.passed and e.evidence == "error"]
+    assert {e.candidate for e in failed} == {f"int8.onnx@tensorrt-rtx batch {MOST}"}
+    assert {e.subject for e in failed} == {"int8.onnx@tensorrt-rtx"}
     assert not report
+
+
+def test_a_verdict_holds_for_the_engine_that_was_judged(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
+    digest = graph_digest(load_export(copy), "int8.onnx")
+    judged = written(copy.root, made_from(digest))
+    monkeypatch.setattr(check, "_compiled", compiled(copy, [], key=judged.name))
+    report = check_parity(copy, engines=["tensorrt-rtx"], threads=1)
+    assert report.engines == {"tensorrt-rtx": judged.name}
+    assert rejudge(copy, {}).passed
+    assert verify_run(copy)
+    other = written(copy.root, made_from(digest, float_type="float32"))
+    message = f"judged tensorrt-rtx engine {judged.name}, {other.name} would run"
+    with pytest.raises(ArtifactError, match=message):
+        rejudge(copy, {})
+    links = {link.name: link for link in verify_run(copy).links}
+    assert (links["engines"].status, links["parity"].status) == ("ok", "fail")
+    assert message in links["parity"].detail
+
+
+def test_only_plans_that_this_gpu_runs_are_judged_unasked(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
+    record = load_export(copy)
+    monkeypatch.setattr(check, "current_device", lambda: Device("GPU", "8.9", 13000))
+    assert runnable_plans(copy, record) == ()
+    digest = graph_digest(record, "int8.onnx")
+    written(copy.root, made_from(digest))
+    assert runnable_plans(copy, record) == ("tensorrt-rtx",)
+    written(copy.root, made_from(digest, options={"compute_capabilities": ("8.6",)}))
+    assert runnable_plans(copy, record) == (), "the newest is for another GPU"
+    monkeypatch.setattr(check, "current_device", lambda: None)
+    assert runnable_plans(copy, record) == ()
+
+
+def test_the_twin_is_the_one_of_the_same_options(run: RunDirectory, tmp_path: Path) -> None:
+    copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
+    record = load_export(copy)
+    engine = made_from(graph_digest(record, "int8.onnx"))
+    twin = made_from(graph_digest(record, "float.onnx"), graph="float.onnx")
+    written(copy.root, engine)
+    written(copy.root, twin.model_copy(update={"float_type": "float32"}))
+    plan = locate_plan(copy, "tensorrt-rtx")
+    with pytest.raises(ArtifactError, match="has no float twin"):
+        locate_twin(copy, plan)
+    folder = written(copy.root, twin)
+    assert locate_twin(copy, plan).folder == folder
 
 
 def test_without_a_plan_nothing_is_judged(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no tensorrt engine"):
         check_parity(run, engines=["tensorrt"], threads=1)
+
+
+def test_without_a_gpu_a_plan_is_refused_before_anything_is_measured(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
+    written(copy.root, made_from(graph_digest(load_export(copy), "int8.onnx")))
+    copy.parity_json.unlink(missing_ok=True)
+    monkeypatch.setattr(trt_library, "current_device", lambda: None)
+    for command in (check_parity, run_bench):
+        with pytest.raises(BackendUnavailable, match="no NVIDIA GPU"):
+            command(copy, engines=["tensorrt-rtx"])
+    assert not copy.parity_json.exists()
+
+
+def test_a_missing_twin_is_said_before_anything_is_measured(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
+    recipe = copy.load_recipe()
+    mixed = {"steps": recipe.parity.steps, "step_policy": StepPolicySection(float_steps=1)}
+    runtime = recipe.runtime.model_copy(update=mixed)
+    recipe.model_copy(update={"runtime": runtime}).save(copy.recipe_path)
+    written(copy.root, made_from(graph_digest(load_export(copy), "int8.onnx")))
+    monkeypatch.setattr(trt_library, "current_device", lambda: Device("GPU", "8.6", 13000))
+    monkeypatch.setattr(check, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ArtifactError, match=r"holds no tensorrt-rtx engine of float\.onnx"):
+        check_parity(copy, engines=["tensorrt-rtx"])

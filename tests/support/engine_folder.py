@@ -1,0 +1,38 @@
+"""Engine folders as the build stage writes them, around a plan that nothing could run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gacq_deploy.building.manifest import EngineFile, EngineInputs, EngineRecord
+from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.storage import describe_file
+
+
+def made_from(graph_sha256: str, **changes: Any) -> EngineInputs:
+    """Return what an engine is made from; ``options`` changes compile options."""
+    profile = {"sample": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))}
+    options = CompileOptions(backend="tensorrt-rtx", profiles=(profile,), **changes.pop("options", {}))
+    known = {
+        "graph": "int8.onnx",
+        "graph_sha256": graph_sha256,
+        "float_type": "float16",
+        "library": "tensorrt-rtx",
+        "version": "1.7.1.116",
+        "options": options,
+        "device": None,
+    }
+    return EngineInputs.model_validate({**known, **changes})
+
+
+def written(root: Path, inputs: EngineInputs, share: float = 1.0) -> Path:
+    """Write an engine into the run directory ``root``; return its folder."""
+    folder = root / "engines" / inputs.key
+    folder.mkdir(parents=True)
+    (folder / "engine.plan").write_bytes(b"plan")
+    (folder / "layers.json").write_text("{}")
+    files = {p.name: EngineFile(**describe_file(p)) for p in folder.iterdir()}
+    record = EngineRecord(inputs=inputs, files=files, coverage={"share": share}, seconds=1.0, peak_mb=1)
+    record.save(folder)
+    return folder
