@@ -23,7 +23,7 @@ from gacq_deploy.building.compiler import Limits, compile_graph, describe_librar
 from gacq_deploy.building.coverage import check_coverage, measure_coverage
 from gacq_deploy.building.estimate import Estimate, estimate_build
 from gacq_deploy.building.layers import document
-from gacq_deploy.building.manifest import DeviceRecord, EngineFile, EngineInputs, EngineRecord
+from gacq_deploy.building.manifest import DeviceRecord, EngineInputs, EngineRecord
 from gacq_deploy.building.network import half_network, spread_rows
 from gacq_deploy.building.opening import Plan
 from gacq_deploy.building.options import CompileOptions, Shape
@@ -33,7 +33,7 @@ from gacq_deploy.deployment import BuildSection
 from gacq_deploy.errors import ArtifactError, GateError, UsageError
 from gacq_deploy.export.graph_file import read_graph, write_graph
 from gacq_deploy.export.lint import errors_in, lint_graph
-from gacq_deploy.export.record import CANONICAL, FLOAT, ExportRecord, load_export
+from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportRecord, load_export
 from gacq_deploy.parity import ParityReport, check_parity
 from gacq_deploy.parity.difference import compare_errors, run_in_batches
 from gacq_deploy.parity.edges import REFERENCE_ENGINE
@@ -188,9 +188,11 @@ class _Stage:
         """Return the engine: as it is, or built."""
         if planned.present and not self._request.rebuild:
             self._report.note(f"{planned.graph}: engine {planned.inputs.key} is up to date")
-            record = self._read(planned.folder)
-            if record.step_policy != self._policy:  # says how the plan is used, and changes nothing in it
-                record = record.model_copy(update={"step_policy": self._policy})
+            found = self._read(planned.folder)
+            # these say how the plan is judged and used, and change nothing in it
+            now = {"step_policy": self._policy, "least_coverage": self._section.min_int8_coverage}
+            record = found.model_copy(update=now)
+            if record != found:
                 record.save(planned.folder)
             manifest.make_newest(self._directory, planned.folder)
             return BuiltEngine(planned.folder, record, reused=True)
@@ -218,8 +220,9 @@ class _Stage:
         shutil.rmtree(scratch)
         return EngineRecord(
             inputs=inputs,
-            files={p.name: EngineFile(**describe_file(p)) for p in sorted(folder.iterdir())},
+            files={p.name: ExportedFile(**describe_file(p)) for p in sorted(folder.iterdir())},
             coverage=None if coverage is None else coverage.document(),
+            least_coverage=self._section.min_int8_coverage,
             half=half,
             step_policy=self._policy,
             seconds=round(compiled.seconds, 2),

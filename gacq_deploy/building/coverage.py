@@ -130,8 +130,8 @@ def check_coverage(coverage: Mapping[str, Any], least: float) -> None:
     raise GateError(
         f"{coverage['int8']} of {coverage['planned']} planned layers compiled to INT8 ({coverage['share']:.1%}); "
         f"{least:.1%} are required. Not INT8:\n{listed}{more}",
-        "Mend what the rules name, leave these layers float in the recipe, or lower --min-int8-coverage (to use the "
-        "engine too: build.min_int8_coverage in the run's recipe.yaml).",
+        "Mend what the rules name, leave these layers float in the recipe, or accept it: build-trt with a lower "
+        "--min-int8-coverage.",
     )
 
 

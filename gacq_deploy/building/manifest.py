@@ -13,7 +13,7 @@ from gacq_deploy.backends.trt_plan import Expected
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.deployment import FloatType
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.export.record import CANONICAL, FLOAT, ExportRecord
+from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportRecord
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.seal import read_sealed, write_sealed
 from gacq_deploy.storage import digest_json, verify_file
@@ -30,13 +30,6 @@ _KEY_LENGTH = 16
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EngineFile(_Record):
-    """Digest and size of a file of the engine."""
-
-    sha256: str
-    bytes: int
 
 
 class DeviceRecord(_Record):
@@ -71,9 +64,11 @@ class EngineRecord(_Record):
 
     schema_: Literal["gacq-deploy/engine/1"] = Field(default="gacq-deploy/engine/1", alias="schema")
     inputs: EngineInputs
-    files: dict[str, EngineFile]
+    files: dict[str, ExportedFile]
     coverage: dict[str, Any] | None
     """Of a quantized graph; see ``Coverage.document``."""
+    least_coverage: float = Field(default=0.95, ge=0, le=1)
+    """The gate it was last judged by: share of the planned layers that must be INT8."""
     half: dict[str, Any] | None = None
     """Range report of the conversion to float16."""
     step_policy: dict[str, Any] | None = None
@@ -167,18 +162,16 @@ def find_engine(
     library: TrtName,
     *,
     graph: str = CANONICAL,
-    least_coverage: float = 0.0,
 ) -> tuple[Path, EngineRecord]:
     """Return the newest engine of ``library`` that was built from the graphs that are there now.
 
-    One with less INT8 than ``least_coverage`` is returned only if there is no other: its own gate then speaks.
+    One that failed its own coverage gate is returned only if there is no other: the gate then speaks.
 
     Args:
         directory: the run.
         export: its checked export record.
         library: `tensorrt` or `tensorrt-rtx`.
         graph: ``int8.onnx``, or ``float.onnx`` for the twin.
-        least_coverage: share of the planned layers, 0 to 1.
 
     Raises:
         ArtifactError: none was built, all are stale, or the newest is damaged.
@@ -191,7 +184,7 @@ def find_engine(
             continue
         if is_stale(record, export):
             stale += 1
-        elif record.coverage is not None and record.coverage["share"] < least_coverage:
+        elif record.coverage is not None and record.coverage["share"] < record.least_coverage:
             below = below or (folder, record)
         else:
             return folder, record

@@ -75,7 +75,7 @@ def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANON
     """Return the newest plan of ``library`` that was built from the exported graph.
 
     Args:
-        directory: the run; its recipe says how much of the plan must be INT8.
+        directory: the run.
         library: `tensorrt` or `tensorrt-rtx`.
         graph: ``int8.onnx``, or ``float.onnx`` for the twin.
 
@@ -83,10 +83,9 @@ def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANON
         ArtifactError: none was built, or it is stale or damaged.
         GateError: too few of its planned layers are INT8.
     """
-    least, export = directory.load_recipe().build.min_int8_coverage, load_export(directory)
-    folder, record = find_engine(directory, export, library, graph=graph, least_coverage=least)
+    folder, record = find_engine(directory, load_export(directory), library, graph=graph)
     if record.coverage is not None:
-        check_coverage(record.coverage, least)
+        check_coverage(record.coverage, record.least_coverage)
     return Plan(folder, record)
 
 

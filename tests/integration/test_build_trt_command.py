@@ -14,6 +14,7 @@ from gacq_deploy import build_trt as stage
 from gacq_deploy.building import compiler
 from gacq_deploy.building.compiler import Compiled, LibraryFacts, compile_graph
 from gacq_deploy.building.opening import locate_plan
+from gacq_deploy.errors import GateError
 from gacq_deploy.export.lint import Finding
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import lock_directory
@@ -179,10 +180,13 @@ def test_the_coverage_gate_names_what_fell_back(run_copy: Path, monkeypatch: pyt
     failed = build(run_copy, *strict, code=3)["error"]
     assert "planned layers compiled to INT8" in failed["message"]
     assert "resnets.0.conv1" in failed["message"]
-    assert "lower --min-int8-coverage" in failed["hint"]
+    assert "with a lower --min-int8-coverage" in failed["hint"]
+    with pytest.raises(GateError, match="compiled to INT8"):
+        _used(run_copy)
     assert build(run_copy, *strict, code=3)["error"] == failed, "found as it was, and judged again"
     (accepted,) = build(run_copy, *FAST, "--min-int8-coverage", "0.5")
     assert accepted["reused"] is True
+    assert _used(run_copy) == Path(accepted["folder"]), "what was accepted may be used"
 
 
 def test_the_lint_is_a_gate(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.building.manifest import EngineFile, EngineInputs, EngineRecord
+from gacq_deploy.building.manifest import EngineInputs, EngineRecord
 from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.storage import describe_file
 
 
@@ -32,7 +33,7 @@ def written(root: Path, inputs: EngineInputs, share: float = 1.0) -> Path:
     folder.mkdir(parents=True)
     (folder / "engine.plan").write_bytes(b"plan")
     (folder / "layers.json").write_text("{}")
-    files = {p.name: EngineFile(**describe_file(p)) for p in folder.iterdir()}
+    files = {p.name: ExportedFile(**describe_file(p)) for p in folder.iterdir()}
     record = EngineRecord(inputs=inputs, files=files, coverage={"share": share}, seconds=1.0, peak_mb=1)
     record.save(folder)
     return folder

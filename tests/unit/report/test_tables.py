@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from gacq_deploy.building.manifest import EngineFile, EngineInputs, EngineRecord
+from gacq_deploy.building.manifest import EngineInputs, EngineRecord
 from gacq_deploy.building.options import CompileOptions
+from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.report.tables import Table, gate_table, name, number, plan_table, size, text
@@ -67,7 +68,7 @@ def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
         options=options, device=None,
     )  # fmt: skip
     lost = [{"module": "mid.conv", "node": "n", "rule": "weight-axis"}]
-    files = {"engine.plan": EngineFile(sha256="0", bytes=2_000_000)}
+    files = {"engine.plan": ExportedFile(sha256="0", bytes=2_000_000)}
     said = {"planned": 48, "int8": 47, "lost": lost}
     quantized = EngineRecord(inputs=inputs, files=files, coverage=said, seconds=1, peak_mb=1)
     twin = EngineRecord(
