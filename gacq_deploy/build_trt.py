@@ -57,7 +57,8 @@ class PlannedBuild:
     graph: str
     inputs: EngineInputs
     folder: Path
-    present: bool
+    found: EngineRecord | None
+    """What lies there whole; None if it is to be built."""
     estimate: Estimate
 
 
@@ -186,13 +187,12 @@ class _Stage:
 
     def build(self, planned: PlannedBuild) -> BuiltEngine:
         """Return the engine: as it is, or built."""
-        if planned.present and not self._request.rebuild:
+        if planned.found is not None and not self._request.rebuild:
             self._report.note(f"{planned.graph}: engine {planned.inputs.key} is up to date")
-            found = self._read(planned.folder)
             # these say how the plan is judged and used, and change nothing in it
             now = {"step_policy": self._policy, "least_coverage": self._section.min_int8_coverage}
-            record = found.model_copy(update=now)
-            if record != found:
+            record = planned.found.model_copy(update=now)
+            if record != planned.found:
                 record.save(planned.folder)
             manifest.make_newest(self._directory, planned.folder)
             return BuiltEngine(planned.folder, record, reused=True)
@@ -297,7 +297,7 @@ class _Stage:
             device=self._device_record(),
         )
         folder = self._directory.engines / inputs.key
-        return PlannedBuild(graph, inputs, folder, self._is_whole(folder), estimate_build(source))
+        return PlannedBuild(graph, inputs, folder, _find(folder), estimate_build(source))
 
     def _options(self, source: Path) -> CompileOptions:
         section = self._section
@@ -357,12 +357,10 @@ class _Stage:
             driver=self._device.driver,
         )
 
-    def _is_whole(self, folder: Path) -> bool:
-        try:
-            self._read(folder)
-        except ArtifactError:
-            return False  # absent or damaged: exactly what a build mends
-        return True
 
-    def _read(self, folder: Path) -> EngineRecord:
-        return manifest.read_engine(folder, "Run the same command with --rebuild.")
+def _find(folder: Path) -> EngineRecord | None:
+    """Return the engine in ``folder``; an absent or damaged one is exactly what a build mends."""
+    try:
+        return manifest.read_engine(folder, hint="")
+    except ArtifactError:
+        return None

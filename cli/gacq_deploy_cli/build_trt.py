@@ -183,7 +183,7 @@ def _profile_table(options: CompileOptions) -> Table | str:
 def _plan_document(planned: PlannedBuild) -> dict[str, Any]:
     return {
         "folder": str(planned.folder),
-        "present": planned.present,
+        "present": planned.found is not None,
         "estimate": {
             "seconds": planned.estimate.seconds,
             "memory_mb": planned.estimate.memory_mb,
@@ -200,7 +200,7 @@ def _plan_tables(planned: tuple[PlannedBuild, ...]) -> tuple[Table | str, ...]:
             f"{p.inputs.library}-{p.inputs.version}",
             p.inputs.float_type,
             p.folder,
-            "up to date" if p.present else "to build",
+            "up to date" if p.found is not None else "to build",
             f"about {duration(p.estimate.seconds)}",
             f"about {size(p.estimate.memory_mb << 20)}",
         )

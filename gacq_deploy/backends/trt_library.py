@@ -120,14 +120,21 @@ def current_device() -> Device | None:
     handle, version = ctypes.c_int(0), ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(handle), 0) != 0:
         return None
-    name = ctypes.create_string_buffer(128)
-    capability = [ctypes.c_int(0), ctypes.c_int(0)]
-    driver.cuDeviceGetName(name, len(name), handle)
     driver.cuDriverGetVersion(ctypes.byref(version))
-    for attribute, value in zip(_CAPABILITY, capability, strict=True):
+    name, (major, minor) = read_gpu(driver, handle)
+    return Device(name, f"{major}.{minor}", version.value)
+
+
+def read_gpu(driver: Any, handle: ctypes.c_int) -> tuple[str, tuple[int, int]]:
+    """Return name and compute capability of a device of ``libcuda``, loaded by ctypes and initialized."""
+    name = ctypes.create_string_buffer(128)
+    driver.cuDeviceGetName(name, len(name), handle)
+    numbers = []
+    for attribute in _CAPABILITY:
+        value = ctypes.c_int(0)
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle)
-    major, minor = (value.value for value in capability)
-    return Device(name.value.decode(errors="replace"), f"{major}.{minor}", version.value)
+        numbers.append(value.value)
+    return name.value.decode(errors="replace"), (numbers[0], numbers[1])
 
 
 def _checked(library: TrtLibrary) -> TrtLibrary:

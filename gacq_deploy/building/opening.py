@@ -19,6 +19,7 @@ from gacq_deploy.building.manifest import (
     graph_digest,
     read_engine,
 )
+from gacq_deploy.building.profiles import corners
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import CANONICAL, FLOAT, load_export
 from gacq_deploy.run_directory import RunDirectory
@@ -39,11 +40,8 @@ class Plan:
     @property
     def batches(self) -> tuple[int, ...]:
         """Smallest, tuned and largest batch of every profile, ascending."""
-        sizes = {r.opt[0] for p in self.record.inputs.options.profiles for r in p.values()}
-        sizes |= {
-            n for p in self.record.inputs.options.profiles for r in p.values() for n in (r.min[0], r.max[0])
-        }
-        return tuple(sorted(sizes))
+        shapes = (s for profile in self.record.inputs.options.profiles for s in corners(profile))
+        return tuple(sorted({shape[0] for corner in shapes for shape in corner.values()}))
 
     def open(self, *, allow_host_code: bool = False) -> Engine:
         """Open it.

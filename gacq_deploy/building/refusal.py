@@ -8,10 +8,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from gacq_deploy.backends.onnx_file import read_graph
 from gacq_deploy.errors import EngineError, GacqError
 from gacq_deploy.export.graph import module_of
-from gacq_deploy.export.lint import lint_file
+from gacq_deploy.export.graph_file import read_graph
+from gacq_deploy.export.lint import errors_in, lint_graph
 
 _SHOWN = 5
 _REMEDIES: tuple[tuple[str, str], ...] = (
@@ -54,10 +54,10 @@ def _look(graph: Path) -> tuple[ModelProto | None, dict[str, str]]:
     """Return the graph and what the lint says of its nodes; nothing where the file is not readable."""
     try:
         model = read_graph(graph)
-        found = lint_file(graph, target="tensorrt")
     except GacqError:
         return None, {}
-    return model, {f.node: f"{f.effect} {f.remedy}" for f in reversed(found) if f.severity == "error"}
+    found = errors_in(lint_graph(model, target="tensorrt"))
+    return model, {f.node: f"{f.effect} {f.remedy}" for f in reversed(found)}
 
 
 def _remedy(text: str) -> str:

@@ -12,12 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from gacq_deploy.backends import import_attribute
-from gacq_deploy.backends.trt_library import TRT_NAMES, has_device, load_trt
+from gacq_deploy.backends.trt_library import TRT_NAMES, has_device, load_trt, read_gpu
 from gacq_deploy.doctor.graph import one_node_graph
 from gacq_deploy.errors import GacqError
-
-_CAPABILITY_MAJOR = 75
-_CAPABILITY_MINOR = 76
 
 
 def read_driver(driver: Any) -> dict[str, Any]:
@@ -38,16 +35,11 @@ def read_driver(driver: Any) -> dict[str, Any]:
 
 
 def _device(driver: Any, index: int) -> dict[str, Any]:
-    handle, part, memory = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_size_t(0)
-    name = ctypes.create_string_buffer(128)
+    handle, memory = ctypes.c_int(0), ctypes.c_size_t(0)
     driver.cuDeviceGet(ctypes.byref(handle), index)
-    driver.cuDeviceGetName(name, len(name), handle)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
-    capability = []
-    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
-        driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, handle)
-        capability.append(part.value)
-    return {"name": name.value.decode(errors="replace"), "capability": capability, "memory": memory.value}
+    name, capability = read_gpu(driver, handle)
+    return {"name": name, "capability": list(capability), "memory": memory.value}
 
 
 def _cuda_error(driver: Any, status: int) -> str:
