@@ -25,16 +25,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from gacq_deploy.artifact import CalibrationArtifact, ModelRecord, load_artifact
+from benchmarks.nearest import nearest_artifact
+from gacq_deploy.artifact import ModelRecord, load_artifact
 from gacq_deploy.bench.stage import describe_host
 from gacq_deploy.building.compiler import compile_graph
 from gacq_deploy.building.coverage import measure_coverage
@@ -49,12 +49,9 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import digest_weights
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
-from gacq_deploy.quant.prepare import estimate_activation_scales
-from gacq_deploy.quant.ranges import RangeMethod, weight_scale
-from gacq_deploy.quant.rounding import nearest_codes
 from gacq_deploy.recipe import load_recipe
-from gacq_deploy.spec import QuantPlan, Site, TensorParams
-from gacq_deploy.storage import digest_array, write_json
+from gacq_deploy.spec import QuantPlan
+from gacq_deploy.storage import write_json
 
 RESULTS = Path(__file__).parent / "results" / "large_unet.json"
 CONFIG: dict[str, Any] = {
@@ -149,39 +146,9 @@ def _quantize(work: Path) -> Facts:
     plan = make_plan(load_recipe(RECIPE), trace_model(small))
     # the search for the best clipping is no part of this question
     plan = QuantPlan(tuple(replace(entry, range_method="minmax") for entry in plan))
-    _artifact(small, denoiser.record, plan).save(work / "artifact")
+    nearest_artifact(small, plan, batch=1, record=denoiser.record).save(work / "artifact")
     parameters = sum(p.numel() for p in denoiser.module.parameters())
     return {"parameters": parameters, "planned_layers": len(plan.modules)}
-
-
-def _artifact(denoiser: Denoiser, record: ModelRecord, plan: QuantPlan) -> CalibrationArtifact:
-    def run() -> Iterator[object]:
-        inputs = denoiser.example_inputs(1, seed=1)
-        sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
-        with torch.no_grad():
-            yield denoiser(sample, timestep, inputs)
-
-    scales = estimate_activation_scales(denoiser.module, plan, run)
-    params: dict[Site, TensorParams] = {}
-    digests: dict[str, str] = {}
-    for entry in plan:
-        if entry.site.role != "weight":
-            params[entry.site] = TensorParams(np.array(scales[entry.tie], np.float32))
-            continue
-        weight = denoiser.module.get_submodule(entry.site.module).get_parameter("weight")
-        scale = weight_scale(weight, entry.spec, RangeMethod.parse(entry.range_method))
-        params[entry.site] = TensorParams(scale.numpy(), nearest_codes(weight, scale, entry.spec).numpy())
-        digests[str(entry.site)] = digest_array(weight.numpy())
-    return CalibrationArtifact(
-        model=record,
-        plan=plan,
-        params=params,
-        weight_digests=digests,
-        recipe={},
-        samples_sha256="0" * 64,
-        history=(),
-        probe=None,
-    )
 
 
 def _export(work: Path) -> Facts:

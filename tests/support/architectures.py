@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import FAMILIES, digest_weights
 from gacq_deploy.storage import write_json
-from tests.support.tiny import SCHEDULER
+from tests.support.tiny import denoiser_of, random_model
 
 SD_UNET: dict[str, Any] = {
     "sample_size": 16,
@@ -67,31 +64,7 @@ def small_dit(*, seed: int = 0, **changes: Any) -> Denoiser:
 
 
 def _denoiser(kind: type[nn.Module], config: dict[str, Any], seed: int) -> Denoiser:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module: Any = kind(**config).eval()
-        for parameter in module.parameters():
-            if parameter.ndim == 1:  # norms start at 1 and biases at 0: give every one something to say
-                parameter.data += 0.1 * torch.randn(parameter.shape)
-    return as_denoiser(module.requires_grad_(False))
-
-
-def as_denoiser(module: Any) -> Denoiser:
-    """Wrap any supported diffusers model as the library does, without a folder."""
-    config = dict(module.config)
-    family = FAMILIES[type(module).__name__]
-    size = int(config["sample_size"])
-    record = ModelRecord(
-        source="random",
-        revision=None,
-        family=family.name,
-        weights_sha256=digest_weights(module),
-        prediction_type="epsilon",
-        scheduler=SCHEDULER,
-        sample_shape=(int(config["in_channels"]), size, size),
-        conditioning=family.conditioning(config),
-    )
-    return Denoiser(module, record, family)
+    return denoiser_of(random_model(kind, config, seed), source="random")
 
 
 def save_pipeline(denoiser: Denoiser, folder: Path) -> Path:

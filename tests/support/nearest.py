@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import onnx
-import torch
 
+from benchmarks.nearest import nearest_artifact
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.export.graph_file import write_graph
@@ -18,14 +16,8 @@ from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.quant.prepare import estimate_activation_scales
-from gacq_deploy.quant.ranges import RangeMethod, weight_scale
-from gacq_deploy.quant.rounding import nearest_codes
 from gacq_deploy.recipe import Recipe
-from gacq_deploy.spec import QuantPlan, Site, TensorParams
-from gacq_deploy.storage import digest_array
 from tests.support.architectures import small_dit, small_sd_unet, small_sdxl_unet
-from tests.support.quantized import answer
 
 ARCHITECTURES = {"sd15-w8a8": small_sd_unet, "sdxl-w8a8": small_sdxl_unet, "dit-w8a8": small_dit}
 """Built-in recipe -> a small model of the architecture that it is for."""
@@ -66,33 +58,3 @@ def exported(recipe: str) -> Exported:
     """Return the small model for a built-in recipe, exported once in a test run."""
     denoiser = ARCHITECTURES[recipe]()
     return Exported(denoiser, trace_model(denoiser), float_graph(denoiser))
-
-
-def nearest_artifact(denoiser: Denoiser, plan: QuantPlan, *, batch: int = 4) -> CalibrationArtifact:
-    """Return an artifact without probe; the denoiser stays float."""
-
-    def run() -> Iterator[object]:
-        yield answer(denoiser, batch=batch, seed=1)
-
-    scales = estimate_activation_scales(denoiser.module, plan, run)
-    params: dict[Site, TensorParams] = {}
-    digests: dict[str, str] = {}
-    for entry in plan:
-        if entry.site.role != "weight":
-            params[entry.site] = TensorParams(np.array(scales[entry.tie], np.float32))
-            continue
-        weight = denoiser.module.get_submodule(entry.site.module).get_parameter("weight")
-        with torch.no_grad():
-            scale = weight_scale(weight, entry.spec, RangeMethod.parse(entry.range_method))
-            params[entry.site] = TensorParams(scale.numpy(), nearest_codes(weight, scale, entry.spec).numpy())
-        digests[str(entry.site)] = digest_array(weight.numpy())
-    return CalibrationArtifact(
-        model=denoiser.record,
-        plan=plan,
-        params=params,
-        weight_digests=digests,
-        recipe={},
-        samples_sha256="0" * 64,
-        history=(),
-        probe=None,
-    )

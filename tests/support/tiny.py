@@ -15,8 +15,7 @@ from torch import nn
 
 from gacq_deploy.artifact import CalibrationArtifact, ModelRecord, Probe
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import digest_weights, load_denoiser
-from gacq_deploy.models.unet2d import UNET2D
+from gacq_deploy.models.source import FAMILIES, digest_weights, load_denoiser
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
@@ -46,30 +45,36 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def tiny_unet(*, classes: int | None = 4, seed: int = 0, **changes: Any) -> UNet2DModel:
     """Return a UNet2DModel of some 60 thousand random weights, biases included, frozen."""
+    return random_model(UNet2DModel, UNET_CONFIG | {"num_class_embeds": classes} | changes, seed)
+
+
+def random_model(kind: type[nn.Module], config: dict[str, Any], seed: int) -> Any:
+    """Return a model of diffusers with seeded random weights, biases included, frozen."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = UNet2DModel(**(UNET_CONFIG | {"num_class_embeds": classes} | changes)).eval()
+        module = kind(**config).eval()
         for parameter in module.parameters():
             if parameter.ndim == 1:  # norms start at 1 and biases at 0: give every one something to say
                 parameter.data += 0.1 * torch.randn(parameter.shape)
     return module.requires_grad_(False)
 
 
-def denoiser_of(module: UNet2DModel) -> Denoiser:
-    """Wrap a UNet2DModel as the library does, without a folder."""
-    config = module.config
+def denoiser_of(module: Any, source: str = "tiny") -> Denoiser:
+    """Wrap any supported model of diffusers as the library does, without a folder."""
+    config = dict(module.config)
+    family = FAMILIES[type(module).__name__]
     size = int(config["sample_size"])
     record = ModelRecord(
-        source="tiny",
+        source=source,
         revision=None,
-        family=UNET2D.name,
+        family=family.name,
         weights_sha256=digest_weights(module),
         prediction_type="epsilon",
         scheduler=SCHEDULER,
         sample_shape=(int(config["in_channels"]), size, size),
-        conditioning=UNET2D.conditioning(config),
+        conditioning=family.conditioning(config),
     )
-    return Denoiser(module, record, UNET2D)
+    return Denoiser(module, record, family)
 
 
 def tiny_denoiser(*, classes: int | None = 4, seed: int = 0, **changes: Any) -> Denoiser:

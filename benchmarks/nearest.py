@@ -1,0 +1,58 @@
+"""What does an artifact hold that nothing was learned for? Nearest rounding, ranges of a few random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from gacq_deploy.artifact import CalibrationArtifact, ModelRecord
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.quant.prepare import estimate_activation_scales
+from gacq_deploy.quant.ranges import RangeMethod, weight_scale
+from gacq_deploy.quant.rounding import nearest_codes
+from gacq_deploy.spec import QuantPlan, Site, TensorParams
+from gacq_deploy.storage import digest_array
+
+
+def nearest_artifact(
+    denoiser: Denoiser, plan: QuantPlan, *, batch: int = 4, record: ModelRecord | None = None
+) -> CalibrationArtifact:
+    """Return an artifact without probe; the denoiser stays float.
+
+    Args:
+        denoiser: gives weights, and ranges on ``batch`` seeded random inputs.
+        plan: the sites to quantize.
+        batch: rows of random input.
+        record: what the artifact says of the model; default: the denoiser's own.
+    """
+
+    def run() -> Iterator[object]:
+        inputs = denoiser.example_inputs(batch, seed=1)
+        sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
+        with torch.no_grad():
+            yield denoiser(sample, timestep, inputs)
+
+    scales = estimate_activation_scales(denoiser.module, plan, run)
+    params: dict[Site, TensorParams] = {}
+    digests: dict[str, str] = {}
+    for entry in plan:
+        if entry.site.role != "weight":
+            params[entry.site] = TensorParams(np.array(scales[entry.tie], np.float32))
+            continue
+        weight = denoiser.module.get_submodule(entry.site.module).get_parameter("weight")
+        with torch.no_grad():
+            scale = weight_scale(weight, entry.spec, RangeMethod.parse(entry.range_method))
+            params[entry.site] = TensorParams(scale.numpy(), nearest_codes(weight, scale, entry.spec).numpy())
+        digests[str(entry.site)] = digest_array(weight.numpy())
+    return CalibrationArtifact(
+        model=record or denoiser.record,
+        plan=plan,
+        params=params,
+        weight_digests=digests,
+        recipe={},
+        samples_sha256="0" * 64,
+        history=(),
+        probe=None,
+    )
