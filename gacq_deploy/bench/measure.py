@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -16,6 +14,7 @@ from typing import Any, Self
 
 from gacq_deploy import errors
 from gacq_deploy.bench.report import Candidate, IntegerShare, Ratio, Spread, Timing
+from gacq_deploy.child import child_environment, module_command
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError, UsageError
 from gacq_deploy.progress import SILENT, Reporter
 
@@ -104,16 +103,13 @@ class WorkerProcess:
     def __init__(self, name: str, threads: int) -> None:
         self._name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        root = str(Path(errors.__file__).parent.parent)
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-        # -P: a file in the working directory must not shadow a library
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gacq_deploy.bench.worker"],
+            module_command("gacq_deploy.bench.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+            env=child_environment(OMP_NUM_THREADS=str(threads)),
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,11 +23,12 @@ from gacq_deploy.building.estimate import Estimate, estimate_build
 from gacq_deploy.building.layers import CompiledLayer, read_inspection, read_log
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.building.refusal import explain_refusal
+from gacq_deploy.child import child_environment, module_command
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.storage import write_json
 
-WORKER = (sys.executable, "-P", "-m", "gacq_deploy.building.worker")
+WORKER = module_command("gacq_deploy.building.worker")
 """-P: a file in the working directory must not shadow a library."""
 _POLL_S = 0.05
 _TAIL = 3
@@ -187,8 +187,6 @@ def _run(
 
 @contextmanager
 def _started(job: Path, folder: Path) -> Iterator[_Child]:
-    root = str(Path(worker.__file__).parents[2])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     with (folder / "stderr.txt").open("w", encoding="utf-8") as errors:
         # a session of its own: Ctrl-C reaches this process, which then ends the child
         process = subprocess.Popen(
@@ -198,7 +196,7 @@ def _started(job: Path, folder: Path) -> Iterator[_Child]:
             stderr=errors,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, "CUDA_MODULE_LOADING": "LAZY"},
+            env=child_environment(CUDA_MODULE_LOADING="LAZY"),
         )
         try:
             yield _Child(process, folder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-_PROBE = (sys.executable, "-P", "-m", "gacq_deploy.doctor.probe")
+from gacq_deploy.child import module_command
+
+_PROBE = module_command("gacq_deploy.doctor.probe")
 _TIMEOUT_S = 120
 
 
