@@ -3,7 +3,7 @@ run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def tiny_unet(*, classes: int | None = 4, seed: int = 0, **changes: Any) -> UNet
     return random_model(UNet2DModel, UNET_CONFIG | {"num_class_embeds": classes} | changes, seed)
 
 
-def random_model(kind: type[nn.Module], config: dict[str, Any], seed: int) -> Any:
+def random_model(kind: Callable[..., nn.Module], config: dict[str, Any], seed: int) -> Any:
     """Return a model of diffusers with seeded random weights, biases included, frozen."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
