@@ -9,10 +9,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
+from gacq_deploy.call import CallRecord
+from gacq_deploy.conditions import Conditions
 from gacq_deploy.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.samples import TableRows
 from gacq_deploy.seal import unseal, write_sealed
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage import (
@@ -30,6 +39,7 @@ SCHEMA_VERSION = 2
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
 _DIAGNOSTICS = "diagnostics.safetensors"
+_SCALE = "guidance_scale"
 FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
 """Files that a manifest may vouch for."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
@@ -48,6 +58,15 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LoraRecord(_Record):
+    """One adapter that was fused into the denoiser."""
+
+    source: str
+    sha256: str
+    """Of its file."""
+    scale: float
+
+
 class ModelRecord(_Record):
     """Where the float model came from."""
 
@@ -62,6 +81,16 @@ class ModelRecord(_Record):
     """[C, H, W]"""
     conditioning: dict[str, dict[str, Any]]
     """input name -> {dtype, shape, num_classes}"""
+    call: CallRecord | None = None
+    """How the denoiser is called, as recorded; None where its family's configuration says it."""
+    loras: tuple[LoraRecord, ...] = ()
+    """Low-rank adapters that were fused into the weights before calibration."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what says nothing: artifacts from before it could keep their digests."""
+        plain: dict[str, Any] = serialize(self)
+        return {k: v for k, v in plain.items() if k not in ("call", "loras") or v}
 
 
 class SiteRecord(_Record):
@@ -132,14 +161,16 @@ class RetrainedParameter:
 class Probe:
     """The fake-quantized torch model's own answers, the reference of every exported graph.
 
-    ``inputs`` name -> [M, ...]; ``outputs`` keys ``float``, ``input_quant`` (Q/DQ on inputs and weights) and
-    ``output_quant`` (also on convolution outputs) -> [M, C, H, W]; ``local`` maps placement -> site -> the
-    fake-quantized tensor of the first ``P`` states.
+    ``inputs`` name -> [M, ...], arrays or :class:`~gacq_deploy.samples.TableRows`; ``outputs`` keys ``float``,
+    ``input_quant`` (Q/DQ on inputs and weights) and ``output_quant`` (also on convolution outputs) -> [M, C, H, W];
+    ``local`` maps placement -> site -> the fake-quantized tensor of the first ``P`` states.
     """
 
-    inputs: Mapping[str, Array]
+    inputs: Mapping[str, Any]
     outputs: Mapping[str, Array]
     local: Mapping[str, Mapping[str, Array]]
+    conditions: Conditions | None = None
+    """What steered the trajectories of the probe, one row each, where it cannot be drawn: prompts, already encoded."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +386,19 @@ def _parameter_key(name: str) -> str:
 
 
 def _flatten_probe(probe: Probe) -> dict[str, Array]:
-    flat = {f"inputs/{k}": v for k, v in probe.inputs.items()}
+    flat: dict[str, Array] = {}
+    for name, rows in probe.inputs.items():
+        if isinstance(rows, TableRows):
+            flat |= {f"table/{name}": rows.table, f"index/{name}": rows.index}
+        else:
+            flat[f"inputs/{name}"] = np.asarray(rows)
+    if probe.conditions is not None:
+        flat[_SCALE] = np.array(probe.conditions.scale, np.float64)
+        for side, values in (
+            ("positive", probe.conditions.positive),
+            ("negative", probe.conditions.negative),
+        ):
+            flat |= {f"{side}/{k}": v for k, v in (values or {}).items()}
     flat |= {f"outputs/{k}": v for k, v in probe.outputs.items()}
     for placement, tensors in probe.local.items():
         flat |= {f"local/{placement}/{k}": v for k, v in tensors.items()}
@@ -369,8 +412,20 @@ def _load_probe(directory: Path) -> Probe:
         if key.startswith("local/"):
             _, placement, site = key.split("/", 2)
             local.setdefault(placement, {})[site] = value
+    tables = {k: TableRows(v, flat[f"index/{k}"]) for k, v in _part(flat, "table/").items()}
     return Probe(
-        inputs={k.removeprefix("inputs/"): v for k, v in flat.items() if k.startswith("inputs/")},
-        outputs={k.removeprefix("outputs/"): v for k, v in flat.items() if k.startswith("outputs/")},
+        inputs={**_part(flat, "inputs/"), **tables},
+        outputs=_part(flat, "outputs/"),
         local=local,
+        conditions=_load_conditions(flat),
     )
+
+
+def _load_conditions(flat: Mapping[str, Array]) -> Conditions | None:
+    if _SCALE not in flat:
+        return None
+    return Conditions(_part(flat, "positive/"), _part(flat, "negative/") or None, float(flat[_SCALE]))
+
+
+def _part(flat: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}

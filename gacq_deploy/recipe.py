@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from gacq_deploy.deployment import BuildSection
 from gacq_deploy.errors import RecipeError
@@ -20,11 +26,25 @@ SEED_MAX = 2**31 - 1
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
+def without(plain: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing: recipes from before these keys existed keep their digests."""
+    return {k: v for k, v in plain.items() if k not in defaults or v not in (defaults[k], ())}
+
+
+class LoraSection(Section):
+    """One low-rank adapter."""
+
+    source: str
+    """A safetensors file, or a folder that holds pytorch_lora_weights.safetensors."""
+    scale: float = 1.0
+
+
 class ModelSection(Section):
     """Which denoiser."""
 
     source: str = "builtin:fashion16"
-    """`builtin:NAME`, a pipeline or model folder, or a hub id."""
+    """`builtin:NAME`, a pipeline or model folder, a hub id, or `python:MODULE:FUNCTION` for an installed function of
+    yours that returns a pipeline."""
     component: str | None = None
     """Pipeline component that is the denoiser; found by itself when there is one of `unet`, `transformer`."""
     revision: str | None = None
@@ -32,7 +52,14 @@ class ModelSection(Section):
     classes: int | None = Field(default=None, ge=1)
     """Real classes, when the class table also holds a null class; default: the whole table."""
     sample_size: int | None = Field(default=None, ge=1)
-    """Height and width, when the model's configuration does not tell."""
+    """Height and width of a state, when the model's configuration does not tell, or those of a text-to-image model are
+    not the ones wanted."""
+    loras: tuple[LoraSection, ...] = ()
+    """Low-rank adapters, fused into the denoiser before anything else, in order."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(serialize(self), {"loras": []})
 
 
 class SamplesSection(Section):
@@ -49,6 +76,15 @@ class SamplesSection(Section):
     batch: int = Field(default=16, ge=1)
     """Trajectories run together; never changes which samples are taken."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
+    prompts: tuple[str, ...] = ()
+    """Of a text-to-image model: its trajectories follow these in a seeded order, again from the first when there are
+    more trajectories. `--prompts FILE` puts a file's here. None given: built-in ones of everyday subjects."""
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Of classifier-free guidance; default: the pipeline's own."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(serialize(self), {"prompts": [], "guidance_scale": None})
 
 
 class CalibrationSection(Section):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,55 @@ from gacq_deploy.storage import Array, atomic_path, digest_file
 
 SCHEMA = "gacq-deploy/samples/1"
 CONDITION_PREFIX = "cond."
-_DTYPES = {"float32": "F32", "int64": "I64", "uint8": "U8"}
+INDEX_PREFIX = "cond-index."
+_DTYPES = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
+
+
+class Rows(Protocol):
+    """Rows of a tensor ``[N, ...]``, in memory or looked up; any index gives an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, ...)``."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows that repeat: ``table`` [K, ...] holds each once, ``index`` [N] int64 says which.
+
+    A prompt's embedding is the same in all steps of a trajectory, and weighs more than the state.
+    """
+
+    table: Array
+    index: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, ...)``."""
+        return (len(self.index), *self.table.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return self.table.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Any) -> Array:
+        return np.asarray(self.table[self.index[index]])
+
+    def take(self, index: NDArray[Any] | slice) -> TableRows:
+        """Return some rows; the table is shared."""
+        return TableRows(self.table, np.asarray(self.index[index]))
 
 
 @dataclass(frozen=True)
@@ -26,16 +74,26 @@ class CalibrationSet:
 
     ``latents`` [N, C, H, W] float32, ``timesteps`` [N] int64, ``targets`` [N, C, H, W] float32 (the float model's
     own output), ``conditioning`` name -> [N, ...], ``trajectory`` [N] int64, ``step`` [N] int64 (0 = noisiest),
-    ``validation`` [N] uint8 (1 = held out; whole trajectories only).
+    ``validation`` [N] uint8 (1 = held out; whole trajectories only). States may be of any rank. Under guidance a step
+    has two rows, the negative one first.
+
+    ``told`` [N] float32 is what the network is told of the timestep where that is no whole number; ``timesteps`` then
+    are the nearest whole ones on the training scale. None: they are what it is told.
     """
 
     latents: NDArray[np.float32]
     timesteps: NDArray[np.int64]
     targets: NDArray[np.float32]
-    conditioning: Mapping[str, Array]
+    conditioning: Mapping[str, Rows]
     trajectory: NDArray[np.int64]
     step: NDArray[np.int64]
     validation: NDArray[np.uint8]
+    told: NDArray[np.float32] | None = None
+
+    @property
+    def model_timesteps(self) -> NDArray[Any]:
+        """What the network is told: ``[N]`` int64, or float32."""
+        return self.timesteps if self.told is None else self.told
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -46,10 +104,14 @@ class CalibrationSet:
             latents=np.array(self.latents[index]),
             timesteps=np.array(self.timesteps[index]),
             targets=np.array(self.targets[index]),
-            conditioning={k: np.array(v[index]) for k, v in self.conditioning.items()},
+            conditioning={
+                k: v.take(index) if isinstance(v, TableRows) else np.array(v[index])
+                for k, v in self.conditioning.items()
+            },
             trajectory=np.array(self.trajectory[index]),
             step=np.array(self.step[index]),
             validation=np.array(self.validation[index]),
+            told=None if self.told is None else np.array(self.told[index]),
         )
 
     @property
@@ -84,7 +146,7 @@ class CalibrationSet:
                     "Collect the samples again with --fresh.",
                 )
             if np.issubdtype(value.dtype, np.floating):
-                bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
+                bad = _bad_rows(value)
                 if bool(bad.any()):
                     row = int(np.flatnonzero(bad)[0])
                     raise UsageError(
@@ -93,6 +155,13 @@ class CalibrationSet:
                         f"(trajectory {int(self.trajectory[row])}, timestep {int(self.timesteps[row])}).",
                         "Check the model's weights and dtype; collect the samples again with --fresh.",
                     )
+
+
+def _bad_rows(value: Rows) -> NDArray[np.bool_]:
+    """Return which rows ``[N]`` hold a value that is not finite."""
+    if isinstance(value, TableRows):
+        return np.asarray(_bad_rows(value.table)[value.index])
+    return np.asarray(~np.isfinite(value).reshape(len(value), -1).all(axis=1))  # type: ignore[call-overload]
 
 
 def timestep_buckets(timesteps: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -162,9 +231,25 @@ class SampleWriter:
             self._maps[name] = np.memmap(temp, dtype, "r+", base + offsets[name], shape)
 
 
+def _conditioning(tensors: Mapping[str, Array]) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for key, value in tensors.items():
+        if key.startswith(CONDITION_PREFIX):
+            name = key.removeprefix(CONDITION_PREFIX)
+            index = tensors.get(f"{INDEX_PREFIX}{name}")
+            found[name] = value if index is None else TableRows(value, index)
+    return found
+
+
 def save_samples(samples: CalibrationSet, path: Path) -> None:
     """Write a set that is already in memory."""
-    tensors = _tensors(samples)
+    tensors: dict[str, Array] = {}
+    for name, value in _tensors(samples).items():
+        if isinstance(value, TableRows):
+            tensors[name] = value.table
+            tensors[f"{INDEX_PREFIX}{name.removeprefix(CONDITION_PREFIX)}"] = value.index
+        else:
+            tensors[name] = np.asarray(value)
     with SampleWriter(path, {k: (v.dtype.name, v.shape) for k, v in tensors.items()}) as writer:
         writer.write(0, tensors)
 
@@ -186,12 +271,9 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        conditioning = {
-            k.removeprefix(CONDITION_PREFIX): v for k, v in tensors.items() if k.startswith(CONDITION_PREFIX)
-        }
         samples = CalibrationSet(
-            conditioning=conditioning,
-            **{k: v for k, v in tensors.items() if not k.startswith(CONDITION_PREFIX)},
+            conditioning=_conditioning(tensors),
+            **{k: v for k, v in tensors.items() if not k.startswith((CONDITION_PREFIX, INDEX_PREFIX))},
         )
     except (OSError, SafetensorError, TypeError) as error:
         raise ArtifactError(f"Calibration samples {path} are not whole: {error}", hint) from error
@@ -199,8 +281,9 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
     return samples
 
 
-def _tensors(samples: CalibrationSet) -> dict[str, Array]:
+def _tensors(samples: CalibrationSet) -> dict[str, Rows]:
     return {
+        **({} if samples.told is None else {"told": samples.told}),
         "latents": samples.latents,
         "timesteps": samples.timesteps,
         "targets": samples.targets,

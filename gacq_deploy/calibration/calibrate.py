@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gacq_deploy import __version__
 from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
 from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
+from gacq_deploy.calibration.collecting import find_model, open_trajectories
 from gacq_deploy.calibration.journal import Journal, scalar
 from gacq_deploy.calibration.output_error import sqnr_by_step
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
@@ -26,24 +27,21 @@ from gacq_deploy.calibration.weights import SampleWeights
 from gacq_deploy.calibration.workspace import (
     blocks_key,
     check_same_recipe,
-    ensure_samples,
     finished_artifact,
     forget_run,
     work_key,
 )
-from gacq_deploy.ddim import make_timesteps, parse_scheduler
 from gacq_deploy.diagnostics import Diagnostics
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.models.source import describe_conditioning, load_denoiser
-from gacq_deploy.models.trajectory import check_drawable
 from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.runtime import open_sampler
 from gacq_deploy.samples import load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage import digest_array, lock_directory
@@ -68,22 +66,23 @@ def calibrate(
 
     Raises:
         RecipeError: the directory holds another recipe's run, or a rule does not fit the model.
-        CalibrationError: the model needs conditioning that cannot be drawn (before anything is loaded or written), or
-            a value is not finite; finished blocks are kept.
+        ModelError: the model is not whole or not supported (before anything is loaded or written).
+        CalibrationError: a value is not finite; finished blocks are kept.
         ArtifactError: a finished step was altered.
         ResourceError: the disk is full, or another process uses the directory.
     """
-    check_drawable(describe_conditioning(recipe.model))
+    source = find_model(recipe)
     with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
         if fresh:
             forget_run(directory)
         check_same_recipe(recipe, directory)
-        denoiser = load_denoiser(recipe.model)
+        trajectories = open_trajectories(source, recipe, directory)
+        denoiser = trajectories.denoiser
         graph = trace_model(denoiser)
         plan = make_plan(recipe, graph)
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
-        samples_sha256 = ensure_samples(recipe, directory, denoiser, report)
+        samples_sha256 = trajectories.ensure_samples(report)
         key = work_key(recipe, denoiser, samples_sha256, weights)
         finished = None if fresh else finished_artifact(directory, key, report)
         if finished is not None:
@@ -96,7 +95,7 @@ def calibrate(
                 "All trajectories are held out for validation.", "Raise samples.trajectories."
             )
         weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps, weights)
-        session = Session(recipe, denoiser, graph, plan, split, weighting, report)
+        session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)
         blocks = Journal(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
         artifact = _learn(session, blocks, Journal(directory.work / "polish", key), samples_sha256)
         artifact.save(directory.artifact)
@@ -132,9 +131,8 @@ def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
     Raises:
         UsageError: more steps than the model was trained with.
     """
-    scheduler = parse_scheduler(denoiser.record.scheduler)
     for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
-        make_timesteps(scheduler, steps)
+        open_sampler(denoiser.record.scheduler, steps)
 
 
 def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: str) -> CalibrationArtifact:
@@ -152,9 +150,7 @@ def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: s
     polished = ensure_polish(session, polish, layers)
     if polished is not None:
         errors.measure("polish")
-    settings = session.recipe.parity.probe
-    steps = session.recipe.samples.steps
-    probe = record_probe(session.denoiser, session.graph, settings, steps, session.chunk, session.report)
+    probe = record_probe(session)
     document = session.recipe.document()
     return CalibrationArtifact(
         model=session.denoiser.record,

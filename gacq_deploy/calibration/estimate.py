@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from gacq_deploy.calibration.calibrate import check_steps, make_plan
+from gacq_deploy.calibration.collecting import find_model, record_denoiser
 from gacq_deploy.calibration.objective import TRAJECTORIES
 from gacq_deploy.calibration.replay import block_bytes, cache_bytes, chunk_size, second_order_bytes
 from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.learning import WeightedStage
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.models.source import describe_conditioning, load_denoiser
-from gacq_deploy.models.trajectory import check_drawable, validation_trajectories
+from gacq_deploy.models.trajectory import validation_trajectories
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.spec import PlannedSite, QuantPlan
 
@@ -62,8 +62,7 @@ def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
 
 
 def _estimate(recipe: Recipe) -> CalibrationEstimate:
-    check_drawable(describe_conditioning(recipe.model))
-    denoiser = load_denoiser(recipe.model)
+    denoiser = record_denoiser(find_model(recipe), recipe)
     graph = trace_model(denoiser)
     plan = make_plan(recipe, graph)
     check_steps(recipe, denoiser)

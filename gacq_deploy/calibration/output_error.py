@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from torch.func import functional_call
 
 from gacq_deploy.calibration.replay import full_pass, to_tensor
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.samples import CalibrationSet, Rows
 
 _MODULE = "denoiser."
 _CEILING_DB = 200.0
@@ -26,9 +25,9 @@ def output_loss(
     module = denoiser.call_module()
 
     def losses(parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
-        inputs: tuple[NDArray[Any], ...] = (
+        inputs: tuple[Rows, ...] = (
             samples.latents,
-            samples.timesteps,
+            samples.model_timesteps,
             *samples.conditioning.values(),
         )
         renamed = {f"{_MODULE}{name}": value for name, value in parameters.items()}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,27 +11,26 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact import Probe
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.models.base import Denoiser
+from gacq_deploy.calibration.session import Session
+from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.models.graph import ModelGraph
-from gacq_deploy.models.trajectory import collect_samples
-from gacq_deploy.progress import Reporter
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode, output_mode, quantized_layers
-from gacq_deploy.recipe import ProbeSection, SamplesSection
-from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.samples import CalibrationSet
 from gacq_deploy.spec import Site
 from gacq_deploy.storage import Array
 
 
-def record_probe(
-    denoiser: Denoiser, graph: ModelGraph, section: ProbeSection, steps: int, chunk: int, report: Reporter
-) -> Probe:
+def record_probe(session: Session) -> Probe:
     """Run float, input- and output-quantized models on float trajectories unseen by calibration.
 
-    ``graph`` was traced on the float model. Outputs are kept for all ``M = trajectories * steps`` states; the
-    fake-quantized tensors for ``local_samples`` of them, spread over the timesteps, and under ``output`` what that
-    very pass answered: in another batch, rounding would amplify the last bits of float sums.
+    The session's graph was traced on the float model. Outputs are kept for all ``M`` states; the fake-quantized tensors
+    for ``local_samples`` of them, spread over the timesteps, and under ``output`` what that very pass answered: in
+    another batch, rounding would amplify the last bits of float sums.
     """
-    states = _collect(denoiser, section, steps, report)
+    denoiser, graph, chunk = session.denoiser, session.graph, session.chunk
+    section = session.recipe.parity.probe
+    with float_mode(denoiser.module):
+        states = session.trajectories.probe_states(session.report)
     local = states.rows(
         np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int)
     )
@@ -54,20 +51,13 @@ def record_probe(
     with output_mode(module), _recording(module, graph, outputs_too=True) as recorded:
         answer = outputs(local)
         tensors["output_quant"] = {**recorded(), "output": answer}
-    inputs: dict[str, Array] = {"sample": states.latents, "timestep": states.timesteps, **states.conditioning}
+    inputs: dict[str, Any] = {
+        SAMPLE: states.latents, TIMESTEP: states.model_timesteps, **states.conditioning
+    }  # fmt: skip
     # the local rows are stored, too, so that nothing has to be told about which ones they are
-    tensors["inputs"] = {"sample": local.latents, "timestep": local.timesteps, **local.conditioning}
-    return Probe(inputs=inputs, outputs=answers, local=tensors)
-
-
-def _collect(denoiser: Denoiser, section: ProbeSection, steps: int, report: Reporter) -> CalibrationSet:
-    wanted = SamplesSection(
-        trajectories=section.trajectories, steps=steps, validation_share=0, seed=section.seed
-    )
-    with TemporaryDirectory() as folder, float_mode(denoiser.module):
-        path = Path(folder) / "probe.safetensors"
-        collect_samples(denoiser, wanted, path, report)
-        return load_samples(path)
+    steering = {name: np.asarray(value[:]) for name, value in local.conditioning.items()}
+    tensors["inputs"] = {SAMPLE: local.latents, TIMESTEP: local.model_timesteps, **steering}
+    return Probe(inputs, answers, tensors, session.trajectories.conditions())
 
 
 @contextmanager

@@ -174,7 +174,7 @@ class Replay:
             try:
                 self._denoiser(
                     to_tensor(self._samples.latents[rows]),
-                    to_tensor(self._samples.timesteps[rows]),
+                    to_tensor(self._samples.model_timesteps[rows]),
                     conditioning,
                 )
             except _Reached:
@@ -246,7 +246,7 @@ def full_pass(denoiser: Denoiser, samples: CalibrationSet, chunk: int) -> Iterat
         with torch.no_grad():
             output = denoiser(
                 to_tensor(samples.latents[rows]),
-                to_tensor(samples.timesteps[rows]),
+                to_tensor(samples.model_timesteps[rows]),
                 conditioning,
             )
         yield output.numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gacq_deploy.calibration.collecting import Trajectories
 from gacq_deploy.calibration.replay import chunk_size, graph_chunk_size
 from gacq_deploy.calibration.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
@@ -23,6 +24,7 @@ class Session:
     plan: QuantPlan
     split: Split
     weighting: Weighting
+    trajectories: Trajectories
     report: Reporter
 
     @property

@@ -11,42 +11,15 @@ from gacq_deploy.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.weights import SampleWeights
 from gacq_deploy.errors import ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.trajectory import collect_samples
 from gacq_deploy.progress import Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples import load_samples
-from gacq_deploy.storage import digest_file, digest_json, read_json, write_json
+from gacq_deploy.storage import digest_json
 
 ALGORITHM = 2
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
 _RELEARNED = ("calibration.weighting", "calibration.polish", "calibration.objective")
 """Parts of the recipe that finished work takes note of by itself, step by step."""
-
-
-def ensure_samples(recipe: Recipe, directory: RunDirectory, denoiser: Denoiser, report: Reporter) -> str:
-    """Collect the samples unless the recorded ones belong to this model and recipe; return their sha256."""
-    section = recipe.samples.model_dump(mode="json")
-    # which samples are taken does not depend on it; their last bits may
-    key = digest_json(
-        {"weights": denoiser.record.weights_sha256, "samples": section, "torch": torch.__version__}
-    )
-    if directory.samples_record_path.is_file() and directory.samples_path.is_file():
-        record = read_json(
-            directory.samples_record_path, what="Samples record", hint="Run again with --fresh."
-        )
-        if record.get("key") == key:
-            if digest_file(directory.samples_path) != record.get("sha256"):
-                raise ArtifactError(
-                    f"Calibration samples {directory.samples_path} were altered: sha256 differs from samples.json.",
-                    "Run `gacq-deploy calibrate --fresh` to collect them again.",
-                )
-            return str(record["sha256"])
-    collect_samples(denoiser, recipe.samples, directory.samples_path, report)
-    load_samples(directory.samples_path)
-    sha256 = digest_file(directory.samples_path)
-    write_json(directory.samples_record_path, {"key": key, "sha256": sha256})
-    return sha256
 
 
 def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:

@@ -44,7 +44,8 @@ class Face:
 
     def label_tables(self, config: Mapping[str, Any]) -> dict[str, int]:
         """Return input name -> rows of its label table, null class included."""
-        described = FAMILIES[self.name].conditioning(config)
+        describe = FAMILIES[self.name].describe
+        described = {} if describe is None else describe(config, ()).conditioning()
         return {
             name: int(info["num_classes"]) + self.null_classes
             for name, info in described.items()
@@ -90,7 +91,9 @@ def check_config(config: Mapping[str, Any], record: ModelRecord) -> None:
         raise ModelError(
             f"The configuration takes {taken} channels, the engine {record.sample_shape[0]}.", hint
         )
-    described = {k: v["shape"] for k, v in FAMILIES[record.family].conditioning(config).items()}
+    describe = FAMILIES[record.family].describe
+    assert describe is not None
+    described = {k: v["shape"] for k, v in describe(config, ()).conditioning().items()}
     exported = {k: list(v["shape"]) for k, v in record.conditioning.items()}
     if described != exported:
         raise ModelError(

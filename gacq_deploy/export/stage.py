@@ -134,7 +134,7 @@ class _Export:
         from gacq_deploy.export.torch_onnx import float_graph
         from gacq_deploy.models.source import load_denoiser
 
-        denoiser = load_denoiser(self.recipe.model)
+        denoiser = load_denoiser(self.recipe.model, self.artifact.model)
         if denoiser.record.weights_sha256 != self.artifact.model.weights_sha256:
             raise ArtifactError(
                 f"Model '{self.recipe.model.source}' has weights {denoiser.record.weights_sha256[:12]}, the "

@@ -1,189 +1,259 @@
-"""Where does a denoiser come from? A built-in, a pipeline or model folder, or a hub id; safetensors only."""
+"""Where does a denoiser come from? A folder, the hub or the user's own function; loaded whole or not at all."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
+from diffusers import DiffusionPipeline, ModelMixin
+from safetensors import SafetensorError
 from torch import nn
 
 from gacq_deploy.artifact import ModelRecord
-from gacq_deploy.ddim import alphas_cumprod, parse_scheduler
-from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError
-from gacq_deploy.models.base import Denoiser, Family
+from gacq_deploy.call import CallRecord
+from gacq_deploy.errors import ModelError, RecipeError, UsageError
+from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
+from gacq_deploy.models.folders import COMPONENTS, check_weights, component_folder, locate_root
+from gacq_deploy.models.noising import check_process
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
 from gacq_deploy.recipe import ModelSection
 from gacq_deploy.storage import digest_array, digest_json, read_json
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
-COMPONENTS = ("unet", "transformer")
-BUILTIN_PREFIX = "builtin:"
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""Those of which more is known than the name; any other class of diffusers is recorded from its pipeline."""
+PYTHON_PREFIX = "python:"
 
 
-def load_denoiser(section: ModelSection) -> Denoiser:
-    """Load the denoiser a recipe names, float32, frozen, in evaluation mode.
+def family_of(name: str) -> Family:
+    """Return what is known of a class of denoisers."""
+    return FAMILIES.get(name) or Family(name)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a pipeline's run told of its denoiser: how it is called, and on which noising process."""
+
+    call: CallRecord
+    scheduler: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A denoiser that was found: its configuration, and where the rest lies.
+
+    ``root`` is the pipeline's folder and ``folder`` the denoiser's; of a user's own function neither, but ``pipeline``.
+    """
+
+    section: ModelSection
+    family: Family
+    config: Mapping[str, Any]
+    root: Path | None = None
+    folder: Path | None = None
+    pipeline: Any = None
+
+    @property
+    def is_prompted(self) -> bool:
+        """Whether trajectories need a pipeline: not if nothing steers the model, or class labels that can be drawn.
+
+        Raises:
+            ModelError: the configuration asks for something that a pipeline could not give either.
+        """
+        if self.pipeline is not None or self.family.describe is None:
+            return True
+        try:
+            call = self.family.describe(self.config, ())
+        except ModelError:
+            if self.root is None or not (self.root / "model_index.json").is_file():
+                raise
+            return True
+        return any(a.num_classes is None for a in call.arguments)
+
+    @property
+    def component(self) -> str:
+        """What the pipeline calls its denoiser."""
+        if self.section.component:
+            return self.section.component
+        if self.pipeline is not None:
+            return _own_component(self.pipeline, None)
+        return self.folder.name if self.folder is not None else COMPONENTS[0]
+
+
+def find_source(section: ModelSection, *, weights: bool = True) -> Source:
+    """Find a denoiser and read its configuration; nothing is loaded, unless the user's own function does.
+
+    Args:
+        section: names it.
+        weights: fetch them from the hub, too.
 
     Raises:
-        UsageError: the folder or hub id does not exist.
+        UsageError: the folder, hub id or function does not exist.
+        ModelError: not a denoiser of diffusers, remote code, or no single component that is one.
+        ArtifactError: a configuration is damaged.
+    """
+    if section.source.startswith(PYTHON_PREFIX):
+        pipeline = _call_function(section.source)
+        module = getattr(pipeline, _own_component(pipeline, section.component))
+        config = dict(getattr(module, "config", {}) or {})
+        return Source(section, family_of(type(module).__name__), config, pipeline=pipeline)
+    parts = (section.component,) if section.component else COMPONENTS
+    root = locate_root(section, parts, weights=weights)
+    folder = component_folder(root, section.component)
+    config = read_json(
+        folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
+    )
+    return Source(section, _check_class(config, folder), config, root, folder)
+
+
+def load_module(source: Source) -> nn.Module:
+    """Load the denoiser itself, float32, frozen, in evaluation mode, adapters fused.
+
+    Raises:
+        ModelError: pickled, missing or surplus weights, values that are not finite, an adapter that does not fit.
+        ArtifactError: a weight file is truncated or malformed.
+    """
+    if source.pipeline is not None:
+        module: nn.Module = getattr(source.pipeline, source.component)
+        module = module.float()
+    else:
+        assert source.folder is not None
+        check_weights(source.folder)
+        module = _load_weights(source.folder, source.config)
+    network = module.eval().requires_grad_(False)
+    _check_finite(network, source.section.source)
+    return network
+
+
+def make_denoiser(source: Source, module: nn.Module, recording: Recording | None = None) -> Denoiser:
+    """Put a loaded module together with how it is called.
+
+    Raises:
+        ModelError: nothing was recorded and the configuration does not tell the call, or there is no scheduler.
+        RecipeError: more classes than the model's table has.
+    """
+    if recording is not None:
+        call, scheduler = recording.call, recording.scheduler
+    elif source.family.describe is not None and source.folder is not None and source.root is not None:
+        scheduler = read_scheduler(source.root, source.folder)
+        call = source.family.describe(source.config, _state_shape(source))
+    else:
+        raise ModelError(
+            f"How {source.family.name} is called was not recorded.", "Run `gacq-deploy calibrate` first."
+        )
+    call = with_classes(call, _conditioning(source.section, call))
+    record = ModelRecord(
+        source=source.section.source,
+        revision=source.section.revision,
+        family=source.family.name,
+        weights_sha256=digest_weights(module),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        scheduler={k: v for k, v in scheduler.items() if k != "_diffusers_version"},
+        sample_shape=call.state.shape,
+        conditioning=call.conditioning(),
+        call=None if recording is None else call,
+    )
+    return Denoiser(module, record, source.family)
+
+
+def load_denoiser(section: ModelSection, record: ModelRecord | None = None) -> Denoiser:
+    """Load the denoiser a recipe names, float32, frozen, in evaluation mode.
+
+    Args:
+        section: names it.
+        record: what an artifact says of the same model: how its pipeline called it.
+
+    Raises:
+        UsageError: the folder, hub id or function does not exist.
         ModelError: unsupported class, pickled weights, remote code, no scheduler.
         ArtifactError: a weight file is truncated or malformed.
     """
-    found = _find(section)
-    found.family.conditioning(found.config)  # refuses what it cannot call before anything is loaded
-    _check_weights(found.folder)
-    module = _load_module(found.folder, found.config)
-    scheduler = _scheduler_config(found.root, found.folder)
-    return Denoiser(module, _record(section, found.family, found.config, scheduler, module), found.family)
+    source = find_source(section)
+    recorded = None if record is None or record.call is None else Recording(record.call, record.scheduler)
+    if recorded is None and source.family.describe is not None:
+        source.family.describe(source.config, ())  # refuses what it cannot call before anything is loaded
+    return make_denoiser(source, load_module(source), recorded)
 
 
-def describe_conditioning(section: ModelSection) -> dict[str, dict[str, Any]]:
-    """Return which inputs the denoiser takes beside sample and timestep, from its configuration alone.
-
-    Raises:
-        UsageError, ModelError: as :func:`load_denoiser`.
-    """
-    found = _find(section)
-    return found.family.conditioning(found.config)
-
-
-def read_config(section: ModelSection) -> dict[str, Any]:
+def read_config(section: ModelSection) -> Mapping[str, Any]:
     """Return the denoiser's configuration; of a hub model no weights are fetched.
 
     Raises:
         UsageError, ModelError, ArtifactError: as :func:`load_denoiser`.
     """
-    return _find(section, weights=False).config
+    return find_source(section, weights=False).config
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A denoiser's folder and configuration; ``root`` is the pipeline's."""
-
-    root: Path
-    folder: Path
-    config: dict[str, Any]
-    family: Family
-
-
-def _find(section: ModelSection, *, weights: bool = True) -> _Found:
-    root = _locate(section, weights=weights)
-    folder = _component_folder(root, section.component)
-    config = read_json(
-        folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
-    )
-    return _Found(root, folder, config, _family(config, folder))
-
-
-def builtin_directory(name: str) -> Path:
-    """Return the folder of a shipped model: inside the wheel, or under ``examples`` in a checkout."""
-    package = Path(str(resources.files("gacq_deploy")))
-    for candidate in (package / "demo" / name, package.parent / "examples" / "models" / name):
-        if candidate.is_dir():
-            return candidate
-    raise UsageError(
-        f"There is no built-in model '{name}'.", "Built-in: fashion16 (and digits8 in a checkout)."
-    )
-
-
-def _locate(section: ModelSection, *, weights: bool) -> Path:
-    source = section.source
-    if source.startswith(BUILTIN_PREFIX):
-        return builtin_directory(source.removeprefix(BUILTIN_PREFIX))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UsageError(
-            f"Model source {source} is a file, not a folder.", "Pass the folder that holds config.json."
-        )
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise UsageError(
-            f"Model source '{source}' is neither a folder nor a hub id.",
-            "Pass a diffusers folder, or OWNER/NAME.",
-        )
-    return _download(source, section.revision, section.component, weights=weights)
-
-
-def _download(repo: str, revision: str | None, component: str | None, *, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    parts = (component,) if component else COMPONENTS
-    patterns = ["model_index.json", "config.json", "scheduler/*.json"]
-    patterns += [f"{part}/*.json" for part in parts]
-    if weights:
-        patterns += ["*.safetensors", *(f"{part}/*.safetensors" for part in parts)]
+def _call_function(source: str) -> Any:
+    """Run the user's own function ``python:MODULE:FUNCTION`` and return the pipeline it makes."""
+    module_name, _, name = source.removeprefix(PYTHON_PREFIX).partition(":")
+    hint = "Write python:MODULE:FUNCTION: importable, a function of no arguments that returns a pipeline."
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UsageError(
-            f"Model '{repo}' (revision {revision or 'main'}) "
-            f"cannot be fetched from the hub: {str(error).splitlines()[0]}",
-            "Check the name and the network, or download the folder elsewhere and pass its path.",
-        ) from error
+        maker = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"Model source '{source}' cannot be imported: {error}.", hint) from error
+    pipeline = maker()
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise UsageError(f"'{source}' returned {type(pipeline).__name__}, not a pipeline of diffusers.", hint)
+    return pipeline
 
 
-def _component_folder(root: Path, component: str | None) -> Path:
-    if component is not None:
-        if not (root / component / "config.json").is_file():
-            raise ModelError(
-                f"{root} has no component '{component}' with a config.json.", "Correct model.component."
-            )
-        return root / component
-    if (root / "config.json").is_file():
-        return root
-    found = [name for name in COMPONENTS if (root / name / "config.json").is_file()]
-    if len(found) != 1:
+def _own_component(pipeline: Any, component: str | None) -> str:
+    modules = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
+    found = [component] if component else [name for name in COMPONENTS if name in modules]
+    if len(found) != 1 or found[0] not in modules:
         raise ModelError(
-            f"{root} holds {' and '.join(found) or 'no denoiser: neither config.json nor unet/ or transformer/'}.",
-            "Pass a diffusers pipeline or model folder; name the component with model.component.",
+            f"{type(pipeline).__name__} has the modules {', '.join(modules) or 'none'}; which one is the denoiser?",
+            "Name it with model.component.",
         )
-    return root / found[0]
+    return found[0]
 
 
-def _family(config: dict[str, Any], folder: Path) -> Family:
+def _check_class(config: Mapping[str, Any], folder: Path) -> Family:
+    name = str(config.get("_class_name"))
+    own = "Pass python:MODULE:FUNCTION, an installed function of yours that returns the pipeline."
     if "auto_map" in config:
+        raise ModelError(f"{folder} asks for remote code (auto_map), which is never run.", own)
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
         raise ModelError(
-            f"{folder} asks for remote code (auto_map), which is never run.", "Use a diffusers class."
+            f"{folder}: {name!r} is no model class of diffusers {diffusers.__version__}.",
+            f"Upgrade diffusers if it is newer than yours. {own}",
         )
-    name = config.get("_class_name")
-    if name not in FAMILIES:
+    if name.startswith(("Autoencoder", "VQModel", "ControlNet")):
+        raise ModelError(f"{folder}: {name} is not a denoiser.", "Pass the pipeline's folder.")
+    return family_of(name)
+
+
+def _state_shape(source: Source) -> tuple[int, ...]:
+    size = source.section.sample_size or source.config.get("sample_size")
+    if size is None:
         raise ModelError(
-            f"{folder}: denoiser class {name!r} is not supported.", f"Supported: {', '.join(FAMILIES)}."
+            "The model's configuration has no sample_size.", "Set model.sample_size in the recipe."
         )
-    return FAMILIES[name]
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return int(source.config["in_channels"]), height, width
 
 
-def _check_weights(folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(
-            p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))
-        )
-        what = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
-        raise ModelError(
-            f"{folder} holds {what}; only safetensors are loaded.",
-            "Convert once with `model.save_pretrained(folder, safe_serialization=True)`.",
-        )
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"Weights {file} are truncated or malformed: {error}", "Download them again."
-            ) from error
+def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str, Any]]:
+    conditioning = call.conditioning()
+    if section.classes is not None:
+        table = conditioning.get("class_labels", {}).get("num_classes", 0)
+        if section.classes > table:
+            raise RecipeError(
+                f"model.classes is {section.classes}, but the model's class table has {table} entries.",
+                "Lower model.classes or leave it out.",
+            )
+        conditioning["class_labels"]["num_classes"] = section.classes
+    return conditioning
 
 
-def _load_module(folder: Path, config: dict[str, Any]) -> nn.Module:
+def _load_weights(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     loader = getattr(diffusers, config["_class_name"])
     hint = "Check that config.json and weights belong together."
     try:
@@ -203,67 +273,35 @@ def _load_module(folder: Path, config: dict[str, Any]) -> nn.Module:
             raise ModelError(
                 f"{folder}: the weights {problem} tensor '{sorted(names)[0]}' ({len(names)} in all).", hint
             )
-    network: nn.Module = module.eval().requires_grad_(False)
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(
-                f"{folder}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source."
-            )
+    network: nn.Module = module
     return network
 
 
-def _scheduler_config(root: Path, folder: Path) -> dict[str, Any]:
+def _check_finite(module: nn.Module, source: str) -> None:
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"{source}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source."
+            )
+
+
+def read_scheduler(root: Path, folder: Path) -> dict[str, Any]:
+    """Return the scheduler's configuration, beside the denoiser or in its pipeline.
+
+    Raises:
+        ModelError: there is none, or no sampler can follow it: said before hours of work.
+    """
     for candidate in (root, folder, folder.parent):
         path = candidate / "scheduler" / "scheduler_config.json"
         if path.is_file():
             config: dict[str, Any] = read_json(
                 path, what="Scheduler configuration", hint="Mend the JSON file."
             )
-            prediction = config.get("prediction_type", "epsilon")
-            if prediction not in _PREDICTIONS:
-                raise ModelError(
-                    f"{path}: prediction_type {prediction!r} is not supported.",
-                    f"Supported: {', '.join(_PREDICTIONS)}.",
-                )
-            alphas_cumprod(parse_scheduler(config))  # what sampling would refuse after hours is refused here
+            check_process(config, str(path), drawn=True)
             return config
     raise ModelError(
         f"{root} has no scheduler/scheduler_config.json; the noise schedule is unknown.",
         "Save the scheduler beside the model: scheduler.save_pretrained(folder / 'scheduler').",
-    )
-
-
-def _record(
-    section: ModelSection,
-    family: Family,
-    config: dict[str, Any],
-    scheduler: dict[str, Any],
-    module: nn.Module,
-) -> ModelRecord:
-    conditioning = family.conditioning(config)
-    if section.classes is not None:
-        table = conditioning.get("class_labels", {}).get("num_classes", 0)
-        if section.classes > table:
-            raise RecipeError(
-                f"model.classes is {section.classes}, but the model's class table has {table} entries.",
-                "Lower model.classes or leave it out.",
-            )
-        conditioning["class_labels"]["num_classes"] = section.classes
-    size = section.sample_size or config.get("sample_size")
-    if size is None:
-        raise ModelError(
-            "The model's configuration has no sample_size.", "Set model.sample_size in the recipe."
-        )
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    return ModelRecord(
-        source=section.source,
-        revision=section.revision,
-        family=family.name,
-        weights_sha256=digest_weights(module),
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-        scheduler={k: v for k, v in scheduler.items() if k != "_diffusers_version"},
-        sample_shape=(int(config["in_channels"]), height, width),
-        conditioning=conditioning,
     )
 
 

@@ -27,32 +27,8 @@ def initial_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray
     return generator.standard_normal(shape, dtype=np.float32)
 
 
-def check_drawable(conditioning: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a model whose trajectories need values that only its user has, a prompt's embedding for instance.
-
-    Raises:
-        CalibrationError: naming every such input with its shape.
-    """
-    missing = [name for name, info in conditioning.items() if not info.get("num_classes")]
-    if missing:
-        shapes = ", ".join(f"'{name}' ({_shape(conditioning[name])})" for name in missing)
-        raise CalibrationError(
-            f"The model's trajectories need values of {shapes}, which cannot be drawn: they come from prompts.",
-            "Calibration draws class labels only; conditioning on text is not supported yet.",
-        )
-
-
-def _shape(info: Mapping[str, Any]) -> str:
-    return f"{info['dtype']} {[*info['shape']]} a row"
-
-
 def draw_conditioning(denoiser: Denoiser, seed: int, trajectories: int) -> dict[str, Array]:
-    """Return one condition per trajectory; class labels are balanced and shuffled.
-
-    Raises:
-        CalibrationError: the denoiser needs an input that cannot be drawn.
-    """
-    check_drawable(denoiser.record.conditioning)
+    """Return one condition per trajectory; class labels, which alone can be drawn, are balanced and shuffled."""
     drawn: dict[str, Array] = {}
     for name, info in denoiser.record.conditioning.items():
         generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))

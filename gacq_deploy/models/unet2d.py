@@ -9,27 +9,31 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from torch import Tensor, nn
 
+from gacq_deploy.call import ArgumentRecord, CallRecord, StateRecord
 from gacq_deploy.errors import ModelError
-from gacq_deploy.models.base import Conditioning, Family
+from gacq_deploy.models.base import Family
 
 
-def _call(module: nn.Module, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-    output: Tensor = module(sample, timestep, return_dict=False, **conditioning)[0]
-    return output
+def class_labels(count: int) -> ArgumentRecord:
+    """Return the argument of a class table."""
+    return ArgumentRecord(
+        name="class_labels", path=("class_labels",), dtype="int64", shape=(), num_classes=count
+    )
 
 
-def _conditioning(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     embed_type, classes = config.get("class_embed_type"), config.get("num_class_embeds")
     if embed_type is not None:
         raise ModelError(
             f"UNet2DModel with class_embed_type={embed_type!r} is not supported.",
             "Supported: no classes, or a class table (num_class_embeds).",
         )
-    if classes is None:
-        return {}
-    return {"class_labels": {"dtype": "int64", "shape": [], "num_classes": int(classes)}}
+    return CallRecord(
+        state=StateRecord(shape=shape),
+        arguments=() if classes is None else (class_labels(int(classes)),),
+        constants={"return_dict": False},
+    )
 
 
 def halvings(config: Mapping[str, Any]) -> int:
@@ -39,8 +43,7 @@ def halvings(config: Mapping[str, Any]) -> int:
 
 UNET2D = Family(
     name="UNet2DModel",
-    call=_call,
-    conditioning=_conditioning,
+    describe=_describe,
     block_types=(ResnetBlock2D, Attention, Downsample2D, Upsample2D),
     size_multiple=halvings,
 )

@@ -10,10 +10,10 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from torch import Tensor, nn
 
+from gacq_deploy.call import ArgumentRecord, CallRecord, Path, StateRecord
 from gacq_deploy.errors import ModelError
-from gacq_deploy.models.base import Conditioning, Family
+from gacq_deploy.models.base import Family
 from gacq_deploy.models.unet2d import halvings
 
 TEXT = "encoder_hidden_states"
@@ -21,7 +21,7 @@ TEXT_TOKENS = 77
 """Length of a CLIP prompt, padded; the model's configuration does not tell it."""
 TIME_IDS = 6
 """SDXL: original height and width, crop from top and left, target height and width."""
-_ADDED = ("text_embeds", "time_ids")
+_ADDED = "added_cond_kwargs"
 # what would need further inputs or another call; each is off at this value
 _UNSUPPORTED = {
     "class_embed_type": None,
@@ -36,15 +36,7 @@ _SUPPORTED = (
 )
 
 
-def _call(module: nn.Module, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-    added = {name: conditioning[name] for name in _ADDED if name in conditioning}
-    output: Tensor = module(
-        sample, timestep, conditioning[TEXT], added_cond_kwargs=added or None, return_dict=False
-    )[0]
-    return output
-
-
-def _conditioning(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     for key, off in _UNSUPPORTED.items():
         if config.get(key, off) != off:
             raise ModelError(f"UNet2DConditionModel with {key}={config[key]!r} is not supported.", _SUPPORTED)
@@ -60,28 +52,29 @@ def _conditioning(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         raise ModelError(
             f"UNet2DConditionModel with cross_attention_dim={width!r} is not supported.", _SUPPORTED
         )
-    described = {TEXT: _floats(TEXT_TOKENS, width)}
+    text = _floats((TEXT,), TEXT_TOKENS, width)
     match config.get("addition_embed_type"):
         case None:
-            return described
+            arguments: tuple[ArgumentRecord, ...] = (text,)
         case "text_time":
             time_width = TIME_IDS * int(config["addition_time_embed_dim"])
             pooled = int(config["projection_class_embeddings_input_dim"]) - time_width
-            return described | {"text_embeds": _floats(pooled), "time_ids": _floats(TIME_IDS)}
+            added = (_floats((_ADDED, "text_embeds"), pooled), _floats((_ADDED, "time_ids"), TIME_IDS))
+            arguments = (text, *added)
         case other:
             raise ModelError(
                 f"UNet2DConditionModel with addition_embed_type={other!r} is not supported.", _SUPPORTED
             )
+    return CallRecord(state=StateRecord(shape=shape), arguments=arguments, constants={"return_dict": False})
 
 
-def _floats(*shape: int) -> dict[str, Any]:
-    return {"dtype": "float32", "shape": list(shape)}
+def _floats(path: Path, *shape: int) -> ArgumentRecord:
+    return ArgumentRecord(name=str(path[-1]), path=path, dtype="float32", shape=shape)
 
 
 UNET2D_CONDITION = Family(
     name="UNet2DConditionModel",
-    call=_call,
-    conditioning=_conditioning,
+    describe=_describe,
     block_types=(ResnetBlock2D, BasicTransformerBlock, Attention, Downsample2D, Upsample2D),
     size_multiple=halvings,
 )

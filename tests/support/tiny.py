@@ -63,7 +63,9 @@ def denoiser_of(module: Any, source: str = "tiny") -> Denoiser:
     """Wrap any supported model of diffusers as the library does, without a folder."""
     config = dict(module.config)
     family = FAMILIES[type(module).__name__]
+    assert family.describe is not None
     size = int(config["sample_size"])
+    call = family.describe(config, (int(config["in_channels"]), size, size))
     record = ModelRecord(
         source=source,
         revision=None,
@@ -71,8 +73,8 @@ def denoiser_of(module: Any, source: str = "tiny") -> Denoiser:
         weights_sha256=digest_weights(module),
         prediction_type="epsilon",
         scheduler=SCHEDULER,
-        sample_shape=(int(config["in_channels"]), size, size),
-        conditioning=family.conditioning(config),
+        sample_shape=call.state.shape,
+        conditioning=call.conditioning(),
     )
     return Denoiser(module, record, family)
 

@@ -10,7 +10,7 @@ import torch
 
 from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.calibration.estimate import estimate_calibration
-from gacq_deploy.errors import CalibrationError, ModelError
+from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import FAMILIES, load_denoiser
@@ -108,7 +108,9 @@ def test_a_learned_variance_is_left_out() -> None:
 )
 def test_what_a_family_cannot_call_is_refused(family: str, changes: dict[str, Any], fragment: str) -> None:
     with pytest.raises(ModelError, match=fragment) as caught:
-        FAMILIES[family].conditioning(changes)
+        describe = FAMILIES[family].describe
+        assert describe is not None
+        describe(changes, (4, 16, 16))
     assert "Supported" in caught.value.hint
 
 
@@ -128,14 +130,15 @@ def test_what_runs_twice_in_a_dit_is_told() -> None:
     assert len(set(graph.sites)) == len(graph.sites)
 
 
-def test_calibration_says_at_once_which_values_only_the_user_has(tmp_path: Path) -> None:
+def test_calibration_says_at_once_that_text_needs_a_pipeline(tmp_path: Path) -> None:
     source = save_pipeline(small_sdxl_unet(), tmp_path / "model")
     recipe = load_recipe("sdxl-w8a8", [f"model.source={source}"])
     # nothing is loaded for that: the weights are unreadable
     (source / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    needs = r"'encoder_hidden_states' \(float32 \[77, 48\].*'text_embeds' .*'time_ids' "
-    with pytest.raises(CalibrationError, match=needs):
+    needs = r"no pipeline: it has no model_index\.json"
+    with pytest.raises(ModelError, match=needs) as caught:
         calibrate(recipe, RunDirectory(tmp_path / "run"))
-    with pytest.raises(CalibrationError, match=needs):
+    assert "inside its pipeline" in caught.value.hint
+    with pytest.raises(ModelError, match=needs):
         estimate_calibration(recipe)
     assert not (tmp_path / "run").exists()

@@ -128,7 +128,7 @@ def spoil(folder: Path, how: str) -> ModelSection:
         ("nan", ModelError, "'conv_in.bias' holds NaN"),
         ("other shapes", ModelError, "cannot be loaded"),
         ("remote code", ModelError, "remote code"),
-        ("unknown class", ModelError, "'FancyNet' is not supported"),
+        ("unknown class", ModelError, "'FancyNet' is no model class of diffusers"),
         ("class embedding type", ModelError, "class_embed_type='timestep'"),
         ("no scheduler", ModelError, "noise schedule is unknown"),
         ("prediction type", ModelError, "prediction_type 'flow'"),

@@ -1,0 +1,100 @@
+"""How is this very denoiser called? Which argument is the state, which the timestep, which steer, and what is fixed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+SAMPLE, TIMESTEP = "sample", "timestep"
+"""Names of the state and the timestep in every graph, whatever the denoiser calls them."""
+Path = tuple[str | int, ...]
+"""Place of a value in a call: the argument's name, and where it lies inside a dict, list or tuple."""
+DType = Literal["float32", "int64", "bool"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StateRecord(_Record):
+    """The noisy state. ``shape`` is that of one row, of any rank."""
+
+    path: Path = (SAMPLE,)
+    shape: tuple[int, ...]
+
+
+class TimestepRecord(_Record):
+    """What the denoiser is told of the timestep, one value a row."""
+
+    path: Path = (TIMESTEP,)
+    dtype: Literal["int64", "float32"] = "int64"
+    scale: float = Field(default=1.0, gt=0)
+    """The value told is the scheduler's timestep times this: 1, or 0.001 where it is told sigma."""
+
+
+class ArgumentRecord(_Record):
+    """One tensor that steers: a text embedding, a mask, a class label. ``shape`` is that of one row."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Of the graph's input."""
+    path: Path
+    dtype: DType
+    shape: tuple[int, ...]
+    num_classes: int | None = None
+    """Of a class label: it can be drawn."""
+    upper: int | None = None
+    """Of other whole numbers: one above the largest seen."""
+    shared: bool = False
+    """The denoiser takes one for all rows (position ids, for instance); rows of a graph's input are then equal, and it
+    gets the first."""
+
+
+class CallRecord(_Record):
+    """One call of a denoiser, taken apart; recorded from a pipeline's own call, or read off a configuration.
+
+    A call is: every argument by keyword, ``constants`` included. The prediction is its first result; of more channels
+    (axis 1) than the state has, the first are kept: the others are a learned variance.
+    """
+
+    state: StateRecord
+    timestep: TimestepRecord = TimestepRecord()
+    arguments: tuple[ArgumentRecord, ...] = ()
+    constants: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [SAMPLE, TIMESTEP, *(a.name for a in self.arguments)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two inputs have one name: {', '.join(sorted(names))}")
+        return self
+
+    def conditioning(self) -> dict[str, dict[str, Any]]:
+        """Return input name -> {dtype, shape, num_classes}, without what steers nothing."""
+        return {
+            a.name: {
+                "dtype": a.dtype,
+                "shape": list(a.shape),
+                **({} if a.num_classes is None else {"num_classes": a.num_classes}),
+            }
+            for a in self.arguments
+        }
+
+
+def place(tree: dict[str, Any], path: Path, value: object) -> None:
+    """Put a value in its place of a call's arguments, making dicts and lists on the way."""
+    here: Any = tree
+    for key, following in pairwise((*path, None)):
+        if isinstance(here, list):
+            here.extend([None] * (int(key or 0) + 1 - len(here)))
+        if following is None:
+            here[key] = value
+            return
+        old = here.get(key) if isinstance(here, dict) else here[key]
+        fresh: Any = [] if isinstance(following, int) else {}
+        inside = (
+            old.copy() if isinstance(old, dict | list) else fresh
+        )  # a record's constants stay as they are
+        here[key] = inside
+        here = inside

@@ -1,0 +1,199 @@
+"""Where does a model lie, and is all of it there? A built-in, a folder, or what the hub holds; safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from gacq_deploy.errors import ArtifactError, ModelError, UsageError
+from gacq_deploy.recipe import ModelSection
+from gacq_deploy.storage import read_json
+
+COMPONENTS = ("unet", "transformer")
+"""What pipelines call their denoiser."""
+BUILTIN_PREFIX = "builtin:"
+_WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
+"""Components, by the beginning of their names, that hold no weights."""
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components that no trajectory needs."""
+_OTHER_PRECISIONS = ("*.fp16.safetensors", "*.bf16.safetensors", "safety_checker/*")
+"""What a repository holds beside what is loaded."""
+
+
+def builtin_directory(name: str) -> Path:
+    """Return the folder of a shipped model: inside the wheel, or under ``examples`` in a checkout."""
+    package = Path(str(resources.files("gacq_deploy")))
+    for candidate in (package / "demo" / name, package.parent / "examples" / "models" / name):
+        if candidate.is_dir():
+            return candidate
+    raise UsageError(
+        f"There is no built-in model '{name}'.", "Built-in: fashion16 (and digits8 in a checkout)."
+    )
+
+
+def locate_root(section: ModelSection, parts: Sequence[str], *, weights: bool) -> Path:
+    """Return the folder of a pipeline or model; what lies on the hub is fetched, of it the named components only.
+
+    Args:
+        section: names the source.
+        parts: components to fetch, beside configurations; empty means the whole pipeline.
+        weights: fetch them, too.
+
+    Raises:
+        UsageError: there is no such folder or hub id, or the hub cannot be reached.
+    """
+    source = section.source
+    if source.startswith(BUILTIN_PREFIX):
+        return builtin_directory(source.removeprefix(BUILTIN_PREFIX))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UsageError(
+            f"Model source {source} is a file, not a folder.", "Pass the folder that holds config.json."
+        )
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UsageError(
+            f"Model source '{source}' is neither a folder nor a hub id.",
+            "Pass a diffusers folder, or OWNER/NAME.",
+        )
+    return _download(source, section.revision, parts, weights=weights)
+
+
+def _download(repo: str, revision: str | None, parts: Sequence[str], *, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["model_index.json", "config.json", "scheduler/*.json"]
+    patterns += [f"{part}/*.json" for part in parts or ("*",)]
+    patterns += [] if parts else ["*/*.txt", "*/*.model"]
+    if weights:
+        patterns += ["*.safetensors", *(f"{part}/*.safetensors" for part in parts or ("*",))]
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(_OTHER_PRECISIONS)
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UsageError(
+            f"Model '{repo}' (revision {revision or 'main'}) "
+            f"cannot be fetched from the hub: {str(error).splitlines()[0]}",
+            "Check the name and the network, or download the folder elsewhere and pass its path.",
+        ) from error
+
+
+def component_folder(root: Path, component: str | None) -> Path:
+    """Return the folder of the denoiser: of a pipeline the named component, or the one that it has.
+
+    Raises:
+        ModelError: no such component, none, or several.
+    """
+    if component is not None:
+        if not (root / component / "config.json").is_file():
+            have = sorted(p.parent.name for p in root.glob("*/config.json"))
+            raise ModelError(
+                f"{root} has no component '{component}' with a config.json.",
+                f"Correct model.component; the folder holds: {', '.join(have) or 'none'}.",
+            )
+        return root / component
+    if (root / "config.json").is_file():
+        return root
+    found = [name for name in COMPONENTS if (root / name / "config.json").is_file()]
+    if len(found) != 1:
+        raise ModelError(
+            f"{root} holds {' and '.join(found) or 'no denoiser: neither config.json nor unet/ or transformer/'}.",
+            "Pass a diffusers pipeline or model folder; name the component with model.component.",
+        )
+    return root / found[0]
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are pickled, missing, incomplete or damaged, from their headers alone.
+
+    Raises:
+        ModelError: no safetensors, or a shard that the index names is not there.
+        ArtifactError: a file is truncated or malformed.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(
+            p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))
+        )
+        what = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
+        raise ModelError(
+            f"{folder} holds {what}; only safetensors are loaded.",
+            "Convert once with `model.save_pretrained(folder, safe_serialization=True)`.",
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"Weights {file} are truncated or malformed: {error}", "Download them again."
+            ) from error
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        named = read_json(index, what="Weight index", hint="Download the folder again.").get("weight_map")
+        shards = sorted(set(named.values())) if isinstance(named, dict) else []
+        lost = [shard for shard in shards if not (folder / str(shard)).is_file()]
+        if lost or not shards:
+            raise ModelError(
+                f"{folder} is not complete: {index.name} names {len(shards)} files, of which "
+                f"{len(lost)} are missing, first {lost[0] if lost else 'none'}.",
+                "Finish the download, then run again.",
+            )
+
+
+def read_pipeline(root: Path) -> dict[str, Any]:
+    """Return what ``model_index.json`` says: the pipeline's class and component name -> [library, class].
+
+    Raises:
+        ModelError: there is none, or it asks for remote code.
+    """
+    path = root / "model_index.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{root} is no pipeline: it has no model_index.json.",
+            "A denoiser that is steered by text is calibrated inside its pipeline: pass the pipeline's folder.",
+        )
+    index: dict[str, Any] = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
+    if not isinstance(index.get("_class_name"), str):
+        raise ModelError(
+            f"{path} names no stock pipeline class ({index.get('_class_name')!r}): it asks for remote code, which is "
+            "never run.",
+            "Pass python:MODULE:FUNCTION, an installed function of yours that returns the pipeline.",
+        )
+    return index
+
+
+def check_pipeline(root: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline of which something is missing, before anything is loaded.
+
+    Raises:
+        ModelError: a component's folder, its weights or a shard of them is missing, weights are pickled, or no text
+            encoder is left.
+        ArtifactError: a weight file is truncated or malformed.
+    """
+    listed = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
+    encoders = [name for name in listed if name.startswith("text_encoder")]
+    if encoders and not any(listed[name][1] for name in encoders):
+        raise ModelError(
+            f"{root} has no text encoder ({', '.join(encoders)} null): nothing can turn prompts into embeddings.",
+            "Restore the encoders in the folder and in model_index.json.",
+        )
+    for name, (_library, kind) in listed.items():
+        if kind is None or name in _UNUSED:
+            continue
+        folder = root / name
+        if not folder.is_dir():
+            raise ModelError(
+                f"{root} is not complete: component '{name}' ({kind}) has no folder.",
+                "Finish the download, or set the component to null in model_index.json if it is optional.",
+            )
+        if not name.startswith(_WEIGHTLESS):
+            check_weights(folder)

@@ -1,0 +1,187 @@
+"""How is the pipeline around a denoiser opened and run? Checked while it still costs nothing, and never decoded."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from gacq_deploy.errors import ModelError
+from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
+from gacq_deploy.models.source import Source
+from gacq_deploy.recipe import SamplesSection
+
+_SAFETY = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+_OPTIONAL = "image_encoder"
+
+
+@dataclass(frozen=True)
+class OpenPipeline:
+    """A pipeline with its denoiser, which is its component of that name."""
+
+    pipeline: Any
+    component: str
+    denoiser: nn.Module
+    sample_size: int | None
+    """Height and width of a state that were asked for; None: the pipeline's own."""
+
+    @property
+    def name(self) -> str:
+        """The pipeline's class."""
+        return type(self.pipeline).__name__
+
+    @property
+    def guidance_scale(self) -> float:
+        """What the pipeline guides with when nobody says."""
+        default = self._parameters["guidance_scale"].default if self.takes("guidance_scale") else 1.0
+        return float(default) if isinstance(default, int | float) else 1.0
+
+    def takes(self, argument: str) -> bool:
+        """Whether the pipeline's call has this argument."""
+        return argument in self._parameters
+
+    @property
+    def _parameters(self) -> Any:
+        return inspect.signature(type(self.pipeline).__call__).parameters
+
+    @torch.no_grad()
+    def run(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float | None) -> None:
+        """Run whole trajectories, one a seed; what the denoiser is called with is for others to watch.
+
+        Raises:
+            ModelError: the pipeline fails.
+        """
+        given: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "output_type": "latent",
+        }
+        if self.takes("prompt"):
+            given["prompt"] = list(prompts)
+        elif self.takes("batch_size"):
+            given |= {"batch_size": len(seeds), "output_type": "np"}
+        if guidance is not None and self.takes("guidance_scale"):
+            given["guidance_scale"] = guidance
+        if self.sample_size is not None and self.takes("height"):
+            pixels = self.sample_size * int(getattr(self.pipeline, "vae_scale_factor", 1))
+            given |= {"height": pixels, "width": pixels}
+        if self.takes("use_resolution_binning"):  # what is asked for, not the nearest size of a table
+            given["use_resolution_binning"] = False
+        try:
+            self.pipeline(**given)
+        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ModelError(
+                f"{self.name} fails on its own: {type(error).__name__}: {first}",
+                "Run the pipeline once without gacq-deploy; it must make an image from a prompt, a seed and a number "
+                "of steps alone.",
+            ) from error
+
+
+def check_steerable(source: Source, samples: SamplesSection) -> None:
+    """Refuse what would fail when the pipeline is opened or run, from its files alone.
+
+    Raises:
+        ModelError: no pipeline around the denoiser, a component is missing or pickled, or its class is not known or
+            wants more than prompts.
+        ArtifactError: a weight file is truncated or malformed.
+    """
+    if source.pipeline is not None:
+        _check_class(type(source.pipeline), samples)
+        return
+    root = locate_root(source.section, (), weights=True)
+    index = read_pipeline(root)
+    kind = getattr(diffusers, index["_class_name"], None)
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
+        raise ModelError(
+            f"{root}: {index['_class_name']!r} is no pipeline of diffusers {diffusers.__version__}.",
+            "Upgrade diffusers if it is newer than yours, or pass python:MODULE:FUNCTION, a function of yours that "
+            "returns the pipeline.",
+        )
+    _check_class(kind, samples)
+    check_pipeline(root, index)
+
+
+def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
+    """Open the pipeline around a denoiser that is already loaded; what only decodes or censors stays closed.
+
+    Raises:
+        ModelError: a component cannot be loaded.
+    """
+    size = source.section.sample_size
+    if source.pipeline is not None:
+        return OpenPipeline(_silent(source.pipeline), source.component, denoiser, size)
+    assert source.root is not None
+    index = read_pipeline(source.root)
+    closed = {k: v for k, v in _SAFETY.items() if k in index} | (
+        {_OPTIONAL: None} if _OPTIONAL in index else {}
+    )
+    try:
+        with _quiet_loading():
+            pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+                source.root,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **{source.component: denoiser},
+                **closed,
+            )
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError, KeyError, AttributeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first}",
+            "pip install 'gacq-deploy[text]' if a text encoder's library is missing; otherwise mend the folder.",
+        ) from error
+    return OpenPipeline(_silent(pipeline), source.component, denoiser, size)
+
+
+def _check_class(kind: type[Any], samples: SamplesSection) -> None:
+    parameters = inspect.signature(kind.__call__).parameters
+    steered = (
+        "Supported are pipelines that make an image from a prompt (or nothing), a seed and a number of steps."
+    )
+    given = {"self", "prompt", "num_inference_steps", "generator", "output_type", "batch_size"}
+    wanted = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in given
+    ]
+    wanted += [name for name in ("image", "control_image", "mask_image") if name in parameters]
+    if wanted:
+        raise ModelError(f"{kind.__name__} also wants {', '.join(dict.fromkeys(wanted))}.", steered)
+    if lost := [n for n in ("num_inference_steps", "generator") if n not in parameters]:
+        raise ModelError(f"{kind.__name__} takes no {' and no '.join(lost)}.", steered)
+    if samples.prompts and "prompt" not in parameters:
+        raise ModelError(
+            f"{kind.__name__} takes no prompts, and {len(samples.prompts)} are given.",
+            "Leave --prompts out.",
+        )
+
+
+def _silent(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silence bars, and the word that there is no safety checker: nothing is decoded here."""
+    logger = logging.getLogger("diffusers")
+    level, bars = logger.level, diffusers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            diffusers.utils.logging.enable_progress_bar()
