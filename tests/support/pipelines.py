@@ -7,6 +7,7 @@ transformer/, vae/; safetensors) with the scheduler and the options of the publi
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -56,6 +57,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from gacq_deploy.storage import write_json
 from tests.support.architectures import DIT, SD_UNET, SDXL_UNET
 from tests.support.tiny import random_model
 from tests.support.tiny_text import (
@@ -183,15 +185,20 @@ def make_stable_diffusion_xl(folder: Path, **unet: Any) -> Path:
 def make_dit(folder: Path, **transformer: Any) -> Path:
     """DiT: class labels, of which the last is no class."""
     config = DIT | {"num_embeds_ada_norm": 1000} | transformer  # the pipeline's null class is 1000
-    return _save(
+    _save(
         DiTPipeline(
             transformer=_denoiser(DiTTransformer2DModel, config),
             vae=_vae(4),
             scheduler=DDIMScheduler(clip_sample=False),
-            id2label={"0": "tench", "1": "goldfish", "2": "great white shark"},
         ),
         folder,
     )
+    index = folder / "model_index.json"
+    labels = {"id2label": {"0": "tench", "1": "goldfish", "2": "great white shark"}}
+    write_json(
+        index, json.loads(index.read_text(encoding="utf-8")) | labels
+    )  # published, but not saved again
+    return folder
 
 
 def make_pixart_alpha(folder: Path, **transformer: Any) -> Path:

@@ -75,3 +75,8 @@ def assert_latents_and_images_depend_on_what_is_asked(pipeline: Any) -> None:
     assert made["np"].min() >= 0
     assert made["np"].max() <= 1
     assert made["np"].std() > 0.05
+
+
+def test_classes_have_names(tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(PIPELINES["dit"](tmp_path / "model"))
+    assert pipeline.get_label_ids(["goldfish", "tench"]) == [1, 0]
