@@ -18,7 +18,7 @@ import torch
 
 from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.models.graph import block_modules, trace_model
+from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.models.trajectory import collect_samples
 from gacq_deploy.parity.metrics import by_bucket, sqnr_db
@@ -67,7 +67,7 @@ def main() -> None:
         return [round(float(v), 2) for v in by_bucket(sqnr_db, held_out.targets, answers, buckets)]
 
     rows = {"nothing more": measure()}
-    for name, module in block_modules(denoiser).items():
+    for name, module in graph.modules(denoiser).items():
         if quantized_layers(module):
             with float_mode(module):
                 rows[name] = measure()

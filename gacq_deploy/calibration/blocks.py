@@ -20,7 +20,7 @@ from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     ReconstructionResult,
     begin_rounding,
-    per_sample_loss,
+    block_loss,
     reconstruct_block,
     sample_losses,
 )
@@ -33,7 +33,7 @@ from gacq_deploy.calibration.weighting import (
 )
 from gacq_deploy.calibration.weights import effective_samples
 from gacq_deploy.diagnostics import StageWeights, mean_between_groups
-from gacq_deploy.models.graph import Block, block_modules
+from gacq_deploy.models.graph import Block
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.trainable import free_weights
 from gacq_deploy.storage import Array
@@ -128,7 +128,7 @@ def _learn(
 ) -> dict[str, Array]:
     settings, split = session.recipe.calibration, session.split
     seed = settings.seed * 100_003 + work.index
-    module = block_modules(session.denoiser)[work.block.name]
+    module = session.denoiser.module.get_submodule(work.block.name)
     weighting = session.weighting
     start = sample_losses(data, split.training, settings.reconstruction.batch)
     with _as_function(work, data, module) as loss:
@@ -175,8 +175,8 @@ def _losses(data: BlockData) -> Callable[[Mapping[str, Tensor], NDArray[np.int64
     """Return the block's per-sample losses as a function of parameters and rows of all samples."""
 
     def losses(parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
-        inputs, target = data.batch(rows)
-        return per_sample_loss(data.call(inputs, parameters), target)
+        inputs, targets = data.batch(rows)
+        return block_loss(data.call(inputs, parameters), targets)
 
     return losses
 

@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
 
     Raises:
         RecipeError: see :func:`gacq_deploy.plan.resolve_plan`; every layer is left float, or one that runs twice in
-            a step is not.
+            a step or lies in no block is not.
     """
     ties = (
         dict(graph.ties)
@@ -121,6 +121,11 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
         raise RecipeError(
             f"Layer '{twice[0]}' is called twice in one step, on different tensors: one scale cannot suit both.",
             f"Leave it float: add {{match: '{twice[0]}', ignore: true}} to quantization.rules.",
+        )
+    if loose := [name for name in graph.uncut if name in plan.modules]:
+        raise RecipeError(
+            f"Layer '{loose[0]}' cannot be quantized: it lies in no block, for {graph.uncut[loose[0]]}.",
+            f"Leave it float: add {{match: '{loose[0]}', ignore: true}} to quantization.rules.",
         )
     return plan
 

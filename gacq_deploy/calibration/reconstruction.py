@@ -59,6 +59,12 @@ def per_sample_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.sum(1).flatten(1).mean(1) if error.ndim > 2 else error.flatten(1).sum(1)
 
 
+def block_loss(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+    """Return ``[B]``: the sum of :func:`per_sample_loss` over what a block returns; no output weighs more by itself."""
+    losses = [per_sample_loss(o, t) for o, t in zip(outputs, targets, strict=True)]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
+
+
 def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> ReconstructionResult:
     """Learn the rounding of the block's weights and its activation scales, in place; weights end as hard codes.
 
@@ -137,9 +143,9 @@ def _loss(
     task: BlockTask, index: NDArray[np.int64], settings: ReconstructionSection, iteration: int
 ) -> Tensor:
     """Return the weighted reconstruction loss of one mini-batch, with the rounding regulariser once it has begun."""
-    inputs, target = task.data.batch(task.rows[index])
+    inputs, targets = task.data.batch(task.rows[index])
     weights = torch.from_numpy(task.weights[index]).float()
-    loss = (weights * per_sample_loss(task.data.call(inputs), target)).mean()
+    loss = (weights * block_loss(task.data.call(inputs), targets)).mean()
     beta = _beta(iteration, settings)
     if beta is not None:
         loss = (
@@ -167,6 +173,6 @@ def sample_losses(data: BlockData, rows: NDArray[np.int64], batch: int) -> NDArr
     """Return the loss of every given row of a block, ``[N]``."""
     losses = []
     for first in range(0, len(rows), batch):
-        inputs, target = data.batch(rows[first : first + batch])
-        losses.append(per_sample_loss(data.call(inputs), target).double().numpy())
+        inputs, targets = data.batch(rows[first : first + batch])
+        losses.append(block_loss(data.call(inputs), targets).double().numpy())
     return np.concatenate(losses)

@@ -20,15 +20,10 @@ from torch.func import functional_call
 
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import (
-    Key,
-    ModelGraph,
-    TensorShape,
-    block_modules,
-    call_with,
-    replaced_forward,
-    tensor_arguments,
-)
+from gacq_deploy.models.graph import Block, ModelGraph, TensorShape
+from gacq_deploy.models.nesting import Path as Place
+from gacq_deploy.models.nesting import call_leaves, call_with, leaves, replaced, same, spoken
+from gacq_deploy.models.observe import replaced_forward
 from gacq_deploy.quant.layers import float_mode, quantized_layers
 from gacq_deploy.samples import CalibrationSet
 from gacq_deploy.storage import TEMP_PREFIX, map_scratch
@@ -48,26 +43,27 @@ class BlockCall(Protocol):
     """Runs one block."""
 
     def __call__(
-        self, tensors: Mapping[Key, Tensor], parameters: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """Return the block's output."""
+        self, tensors: Mapping[Place, Tensor], parameters: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the block's per-sample outputs."""
 
 
 @dataclass(frozen=True)
 class BlockData:
     """Everything one block is learned from: inputs of the quantized prefix, targets of the float model.
 
-    Arrays are memory-mapped, ``[N, ...]``; ``call`` runs the block on tensors placed where they belong, with other
-    parameters by their name in the block where some are given.
+    Arrays are memory-mapped, ``[N, ...]``, ``targets`` one for each output; ``call`` runs the block on tensors placed
+    where they belong, with other parameters by their name in the block where some are given.
     """
 
-    inputs: Mapping[Key, NDArray[Any]]
-    targets: NDArray[Any]
+    inputs: Mapping[Place, NDArray[Any]]
+    targets: tuple[NDArray[Any], ...]
     call: BlockCall
 
-    def batch(self, index: NDArray[np.int64]) -> tuple[dict[Key, Tensor], Tensor]:
+    def batch(self, index: NDArray[np.int64]) -> tuple[dict[Place, Tensor], tuple[Tensor, ...]]:
         """Return copies of some rows: inputs and targets."""
-        return {k: to_tensor(v[index]) for k, v in self.inputs.items()}, to_tensor(self.targets[index])
+        inputs = {k: to_tensor(v[index]) for k, v in self.inputs.items()}
+        return inputs, tuple(to_tensor(t[index]) for t in self.targets)
 
 
 class Replay:
@@ -80,8 +76,8 @@ class Replay:
         self._graph = graph
         self._samples = samples
         self._folder = folder
-        self._modules = block_modules(denoiser)
-        self._outputs: dict[tuple[str, int], NDArray[Any]] = {}
+        self._modules = graph.modules(denoiser)
+        self._outputs: dict[tuple[str, int], tuple[NDArray[Any], ...]] = {}
         self._diverged: set[int] = set()
         self._chunk = chunk_size(graph, memory_mb)
 
@@ -89,40 +85,41 @@ class Replay:
         """Compute block ``index``'s quantized-prefix inputs and float targets.
 
         Raises:
-            CalibrationError: the float output is not finite.
+            CalibrationError: a float output is not finite, or what the trace took for a constant is none.
         """
         block = self._graph.blocks[index]
         module = self._modules[block.name]
         inputs = {
             key: self._map(f"in-{'-'.join(map(str, key))}", shape) for key, shape in block.inputs.items()
         }
-        targets = self._map(f"float-{index}", block.output)
-        fixed: list[tuple[Any, Any]] = []
+        targets = self._map_outputs("float", index)
+        constants: dict[Place, Any] = {}
         with float_mode(self._denoiser.module), torch.no_grad():
             for rows in self._samples.chunks(self._chunk):
                 args, kwargs = self._arguments(index, rows, "float")
-                targets[rows] = module(*args, **kwargs).numpy()
+                _store(targets, rows, _outputs_of(block, module(*args, **kwargs)))
                 if self._is_diverged(block.depends_on):
                     args, kwargs = self._arguments(index, rows, "quantized")
-                for key, value in tensor_arguments(args, kwargs).items():
-                    if key in inputs:
-                        inputs[key][rows] = value.numpy()
-                fixed[:] = [(args, kwargs)]
-        if np.issubdtype(targets.dtype, np.floating) and not _finite(targets):
+                given = call_leaves(args, kwargs)
+                for key, array in inputs.items():
+                    array[rows] = given.pop(key).numpy()
+                constants = constants or given
+                _check_constant(block, constants, given)
+        if not all(_finite(t) for t in targets):
             raise CalibrationError(
                 f"The float model's output of block '{block.name}' holds NaN or Inf.",
                 "Check the weights and samples.",
             )
         self._outputs["float", index] = targets
-        args, kwargs = fixed[0]
+        args, kwargs = call_with(args, kwargs, dict.fromkeys(inputs))
 
-        def call(tensors: Mapping[Key, Tensor], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        def call(
+            tensors: Mapping[Place, Tensor], parameters: Mapping[str, Tensor] | None = None
+        ) -> tuple[Tensor, ...]:
             new_args, new_kwargs = call_with(args, kwargs, tensors)
             # names are unique; torch's own search for tied ones loses a parameter of a module that layers share
-            output: Tensor = functional_call(
-                module, dict(parameters or {}), new_args, new_kwargs, tie_weights=False
-            )
-            return output
+            result = functional_call(module, dict(parameters or {}), new_args, new_kwargs, tie_weights=False)
+            return _outputs_of(block, result)
 
         return BlockData(inputs, targets, call)
 
@@ -131,11 +128,11 @@ class Replay:
         """Carry the quantized stream through block ``index`` and drop what no later block needs."""
         block = self._graph.blocks[index]
         if quantized_layers(self._modules[block.name]) or self._is_diverged(block.depends_on):
-            output = self._map(f"quantized-{index}", block.output)
+            outputs = self._map_outputs("quantized", index)
             for rows in self._samples.chunks(self._chunk):
                 inputs, _ = data.batch(np.arange(rows.start, rows.stop))
-                output[rows] = data.call(inputs).numpy()
-            self._outputs["quantized", index] = output
+                _store(outputs, rows, data.call(inputs))
+            self._outputs["quantized", index] = outputs
             self._diverged.add(index)
         else:
             self._outputs["quantized", index] = data.targets
@@ -155,13 +152,14 @@ class Replay:
             if self._graph.blocks[done].last_use <= index:
                 for stream in ("float", "quantized"):
                     self._outputs.pop((stream, done), None)
-                    (self._folder / f"{TEMP_PREFIX}{stream}-{done}.bin").unlink(missing_ok=True)
+                    for path in self._folder.glob(f"{TEMP_PREFIX}{stream}-{done}-*.bin"):
+                        path.unlink(missing_ok=True)
 
     def _arguments(self, index: int, rows: slice, stream: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Run the glue up to block ``index`` and return the arguments it is called with."""
         reached: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def stop(*args: Any, **kwargs: Any) -> Tensor:
+        def stop(*args: Any, **kwargs: Any) -> Any:
             reached.append((args, kwargs))
             raise _Reached
 
@@ -181,21 +179,47 @@ class Replay:
                 return reached[0]
         raise AssertionError(f"block {index} was not reached")
 
-    def _answer(self, done: int, rows: slice, stream: str) -> Callable[..., Tensor]:
+    def _answer(self, done: int, rows: slice, stream: str) -> Callable[..., Any]:
+        block = self._graph.blocks[done]
         cached = self._outputs.get((stream, done))
         if cached is None:
-            # no later block depends on it: the glue only needs the shape
-            shape = self._graph.blocks[done].output
-            blank = torch.zeros((), dtype=shape.dtype).expand(rows.stop - rows.start, *shape.shape)
-            return lambda *_args, **_kwargs: blank
-        value = to_tensor(cached[rows])
-        return lambda *_args, **_kwargs: value
+            # no later block depends on it: the glue only needs the shapes, and may write into them
+            count = rows.stop - rows.start
+            values = [torch.zeros((count, *t.shape), dtype=t.dtype) for t in block.outputs.values()]
+        else:
+            values = [to_tensor(array[rows]) for array in cached]
+        result = replaced(block.result, dict(zip(block.outputs, values, strict=True)))
+        return lambda *_args, **_kwargs: result
+
+    def _map_outputs(self, stream: str, index: int) -> tuple[NDArray[Any], ...]:
+        shapes = self._graph.blocks[index].outputs.values()
+        return tuple(self._map(f"{stream}-{index}-{k}", shape) for k, shape in enumerate(shapes))
 
     def _map(self, name: str, shape: TensorShape) -> NDArray[Any]:
         dtype = torch.zeros((), dtype=shape.dtype).numpy().dtype
         path = self._folder / f"{TEMP_PREFIX}{name}.bin"
         path.unlink(missing_ok=True)
         return map_scratch(path, dtype, (len(self._samples), *shape.shape))
+
+
+def _outputs_of(block: Block, result: Any) -> tuple[Tensor, ...]:
+    found = dict(leaves(result))
+    return tuple(found[path] for path in block.outputs)
+
+
+def _store(arrays: tuple[NDArray[Any], ...], rows: slice, tensors: tuple[Tensor, ...]) -> None:
+    for array, tensor in zip(arrays, tensors, strict=True):
+        array[rows] = tensor.numpy()
+
+
+def _check_constant(block: Block, known: Mapping[Place, Any], given: Mapping[Place, Any]) -> None:
+    for path, value in given.items():
+        if path not in known or not same(known[path], value):
+            raise CalibrationError(
+                f"Block '{block.name}' is given {spoken(path)}, which has no row for each sample and yet differs "
+                "between samples.",
+                "Samples of one calibration have to agree in it: draw them with the same size and settings.",
+            )
 
 
 def to_tensor(rows: NDArray[Any]) -> Tensor:
@@ -234,8 +258,8 @@ def cache_bytes(graph: ModelGraph, samples: int) -> int:
     """Return the largest size of the cache on disk: both streams of all live blocks, and one block's inputs."""
     peak = 0
     for index, block in enumerate(graph.blocks):
-        live = sum(b.output.bytes for b in graph.blocks[: index + 1] if b.last_use > index)
-        peak = max(peak, 2 * (live + block.output.bytes) + sum(t.bytes for t in block.inputs.values()))
+        live = sum(b.output_bytes for b in graph.blocks[: index + 1] if b.last_use > index)
+        peak = max(peak, 2 * (live + block.output_bytes) + sum(t.bytes for t in block.inputs.values()))
     return peak * samples
 
 
@@ -253,4 +277,4 @@ def full_pass(denoiser: Denoiser, samples: CalibrationSet, chunk: int) -> Iterat
 
 
 def _finite(array: NDArray[Any]) -> bool:
-    return all(bool(np.isfinite(row).all()) for row in array)
+    return not np.issubdtype(array.dtype, np.inexact) or all(bool(np.isfinite(row).all()) for row in array)

@@ -27,8 +27,6 @@ class Family:
 
     name: str
     describe: Callable[[Config, tuple[int, ...]], CallRecord] | None = None
-    block_types: tuple[type[nn.Module], ...] = ()
-    """Modules that are reconstructed as one block."""
     size_multiple: Callable[[Config], int] | None = None
     """Reads the configuration and returns what height and width must be multiples of; None where the weights hold
     positional embeddings for one size, or nothing is known."""

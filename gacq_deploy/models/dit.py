@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers.models.attention import BasicTransformerBlock
-
 from gacq_deploy.call import CallRecord, StateRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Family
@@ -32,4 +30,4 @@ def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     )
 
 
-DIT = Family(name="DiTTransformer2DModel", describe=_describe, block_types=(BasicTransformerBlock,))
+DIT = Family(name="DiTTransformer2DModel", describe=_describe)

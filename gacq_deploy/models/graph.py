@@ -1,28 +1,32 @@
 """Which blocks does a denoiser have, in which order, which feeds which, and which tensors can be quantized?
 
-All of it is observed on one small forward pass, so a family only has to name its block types.
+All of it is observed on two small forward passes with other inputs and another number of rows: what follows the rows
+is per-sample, what is the same in both is a constant, and where neither holds the cut was too coarse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.cut import cut_blocks
+from gacq_deploy.models.nesting import Path, leaves, replaced, same, spoken
+from gacq_deploy.models.observe import BlockCall, Observed, observe
 from gacq_deploy.spec import Role, Site
 
-QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRACE_BATCH = 3
-Key = tuple[str, int | str]
-"""Place of an argument: ("args", 0) or ("kwargs", "temb")."""
+_ROWS = ((3, 2), (5, 4), (7, 6), (11, 10), (13, 12))
+"""Rows of the two passes; the next pair where a constant happens to have as many."""
+_SUPPORTED = (
+    "A block takes and returns tensors (also in tuples, lists and dicts) whose first dimension is the sample; all "
+    "else has to be the same in every call."
+)
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,29 @@ class TensorShape:
 class Block:
     """A module that is computed and reconstructed as one piece.
 
-    ``inputs`` are its per-sample tensor arguments, ``depends_on`` the earlier blocks its inputs are computed from
-    (through parameter-free glue), ``last_use`` the last block that needs its output (``len(blocks)``: the model's
-    own output does).
+    ``inputs`` are its per-sample tensor arguments and ``outputs`` the per-sample tensors that it returns, wherever
+    they are nested; ``result`` is what it returns with None in their places. ``depends_on`` are the earlier blocks
+    its inputs are computed from (through the glue between them), ``last_use`` is the last block that needs its outputs
+    (``len(blocks)``: the model's own output does).
     """
 
     name: str
     sites: tuple[Site, ...]
-    inputs: Mapping[Key, TensorShape]
-    output: TensorShape
+    inputs: Mapping[Path, TensorShape]
+    outputs: Mapping[Path, TensorShape]
     depends_on: tuple[int, ...]
     last_use: int
+    result: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the outputs for one sample."""
+        return sum(t.bytes for t in self.outputs.values())
 
     @property
     def bytes_per_sample(self) -> int:
-        """Bytes of the inputs and the output for one sample."""
-        return sum(t.bytes for t in self.inputs.values()) + self.output.bytes
+        """Bytes of the inputs and the outputs for one sample."""
+        return sum(t.bytes for t in self.inputs.values()) + self.output_bytes
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,8 @@ class ModelGraph:
     """Blocks and sites in execution order; ``ties`` maps an input site to its tie name.
 
     ``shared_tensor`` maps an input site to the first site that reads the very same tensor; ``repeated`` holds the
-    layers that run more than once in a step, on different tensors: they have to stay float.
+    layers that run more than once in a step, on different tensors, and ``uncut`` those that lie in no block, with the
+    reason: both have to stay float.
     """
 
     blocks: tuple[Block, ...]
@@ -73,218 +85,191 @@ class ModelGraph:
     ties: Mapping[Site, str]
     shared_tensor: Mapping[Site, Site]
     repeated: frozenset[str] = frozenset()
+    uncut: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes_per_sample(self) -> int:
-        """Bytes of the largest block's inputs and output for one sample."""
+        """Bytes of the largest block's inputs and outputs for one sample."""
         return max(b.bytes_per_sample for b in self.blocks)
 
     @property
     def bytes_of_all_blocks(self) -> int:
-        """Bytes of every block's inputs and output for one sample."""
+        """Bytes of every block's inputs and outputs for one sample."""
         return sum(b.bytes_per_sample for b in self.blocks)
 
-
-def call_with(args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Mapping[Key, Tensor]) -> Any:
-    """Return ``args, kwargs`` with the tensors put in their places."""
-    new_args = tuple(tensors.get(("args", i), a) for i, a in enumerate(args))
-    return new_args, {k: tensors.get(("kwargs", k), v) for k, v in kwargs.items()}
-
-
-def tensor_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Key, Tensor]:
-    """Return the tensor arguments of a call by place."""
-    placed: list[tuple[Key, Any]] = [(("args", i), a) for i, a in enumerate(args)]
-    placed += [(("kwargs", k), v) for k, v in kwargs.items()]
-    return {key: value for key, value in placed if isinstance(value, Tensor)}
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let ``forward`` answer calls of ``module`` until the context ends."""
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-
-
-def block_modules(denoiser: Denoiser) -> dict[str, nn.Module]:
-    """Cut the module tree: the family's block types, and around them the largest modules that hold parameters."""
-    found: dict[str, nn.Module] = {}
-    _cut(denoiser.module, "", denoiser.family.block_types, found)
-    return found
-
-
-def _cut(
-    module: nn.Module, name: str, types: tuple[type[nn.Module], ...], found: dict[str, nn.Module]
-) -> None:
-    is_root = not name
-    holds_blocks = any(isinstance(m, types) for m in module.modules() if m is not module)
-    if not is_root and (isinstance(module, types) or not (holds_blocks or isinstance(module, nn.ModuleList))):
-        if any(True for _ in module.parameters()):
-            found[name] = module
-        return
-    for child_name, child in module.named_children():
-        _cut(child, f"{name}.{child_name}" if name else child_name, types, found)
+    def modules(self, denoiser: Denoiser) -> dict[str, nn.Module]:
+        """Return the blocks' modules by name, in execution order, as they are now."""
+        return {b.name: denoiser.module.get_submodule(b.name) for b in self.blocks}
 
 
 def trace_model(denoiser: Denoiser) -> ModelGraph:
-    """Observe one forward pass and return the model's graph.
+    """Observe the model and return its graph.
+
+    A module that cannot be a block (it runs twice in a step, changes what it is given, or takes or returns what neither
+    has a row for each sample nor is the same for all) is cut into its children; a layer for which that ends in nothing
+    is told in ``uncut``.
 
     Raises:
-        ModelError: a block is called more than once, a block does not return one tensor, or a tensor argument is
-            nested.
+        ModelError: nothing in the model can be a block.
     """
-    trace = _Trace()
-    modules = block_modules(denoiser)
-    inputs = denoiser.example_inputs(_TRACE_BATCH)
-    conditioning = {k: v for k, v in inputs.items() if k not in ("sample", "timestep")}
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            stack.enter_context(replaced_forward(module, trace.observe_block(name, module)))
-        for name, layer in denoiser.module.named_modules():
-            if isinstance(layer, QUANTIZABLE):
-                handle = layer.register_forward_pre_hook(trace.observe_layer(name))
-                stack.callback(handle.remove)
-        stack.enter_context(trace.concats)
-        stack.enter_context(torch.enable_grad())
-        output = denoiser(inputs["sample"], inputs["timestep"], conditioning)
-        trace.final_dependencies = trace.dependencies([output])
-    return trace.graph(denoiser)
+    refused: dict[str, str] = {}
+    while True:
+        seen = _observe_twice(denoiser, cut_blocks(denoiser.module, refused))
+        if not seen.troubles:
+            break
+        refused |= seen.troubles
+    if not seen.blocks:
+        reasons = ", ".join(f"'{name}' {reason}" for name, reason in refused.items())
+        raise ModelError(f"No module can be a block: {reasons or 'none runs'}.", _SUPPORTED)
+    return _graph(denoiser.module, seen, refused)
 
 
-@dataclass
-class _Trace:
-    """What one observed forward pass told."""
+class _Coincidence(Exception):
+    """A tensor has as many rows as the batch in both passes or in one: another batch has to tell."""
 
-    names: list[str] = field(default_factory=list)
-    inputs: list[dict[Key, TensorShape]] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    depends: list[tuple[int, ...]] = field(default_factory=list)
-    layers: list[tuple[str, Tensor]] = field(default_factory=list)
-    repeated: set[str] = field(default_factory=set)
-    final_dependencies: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        self.concats = _ConcatRecorder()
+def _observe_twice(denoiser: Denoiser, cut: Mapping[str, nn.Module]) -> Observed:
+    """Return what the first of two passes saw, with the troubles of both."""
+    for first_rows, second_rows in _ROWS:
+        first = observe(denoiser, cut, first_rows, seed=0)
+        if first.troubles:
+            return first
+        second = observe(denoiser, cut, second_rows, seed=1)
+        first.troubles = second.troubles
+        if first.troubles:
+            return first
+        try:
+            first.troubles = _differences(first, second)
+        except _Coincidence:
+            continue
+        return first
+    raise ModelError(
+        f"Which tensors hold a row for each sample cannot be told from batches of {_ROWS}.", _SUPPORTED
+    )
 
-    def observe_block(self, name: str, module: nn.Module) -> Callable[..., Tensor]:
-        original = module.forward
 
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            if name in self.names:
-                raise ModelError(
-                    f"Block '{name}' is called twice in one step.", "Such models are not supported."
-                )
-            tensors = tensor_arguments(args, kwargs)
-            depends = self.dependencies(list(tensors.values()))
-            with torch.no_grad():
-                output = original(*args, **kwargs)
-            if not isinstance(output, Tensor):
-                raise ModelError(
-                    f"Block '{name}' returns {type(output).__name__}, not one tensor.",
-                    "Such models are not supported.",
-                )
-            self.names.append(name)
-            self.depends.append(depends)
-            self.inputs.append(
-                {k: TensorShape(tuple(t.shape[1:]), t.dtype) for k, t in tensors.items() if _is_per_sample(t)}
-            )
-            # a leaf: what depends on it is then told by autograd, through the glue between blocks
-            leaf = output.detach().clone().requires_grad_(output.is_floating_point())
-            self.outputs.append(leaf)
-            return leaf
+def _differences(first: Observed, second: Observed) -> dict[str, str]:
+    """Return the blocks that take or return what is neither per-sample nor constant, with the reason."""
+    troubles: dict[str, str] = {}
+    others = {b.name: b for b in second.blocks}
+    for one in first.blocks:
+        other = others.get(one.name)
+        if other is None:
+            troubles[one.name] = "does not run in every step"
+        elif reason := _difference(one, other):
+            troubles[one.name] = reason
+    return troubles
 
-        return forward
 
-    def observe_layer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if any(name == known for known, _ in self.layers):
-                self.repeated.add(name)
-            else:
-                self.layers.append((name, args[0]))
+def _difference(one: BlockCall, other: BlockCall) -> str | None:
+    for word, mine, its in (
+        ("is given", one.inputs, other.inputs),
+        ("returns", dict(leaves(one.result, ("output",))), dict(leaves(other.result, ("output",)))),
+    ):
+        if mine.keys() != its.keys():
+            return f"{word} other things in other steps"
+        for path, value in mine.items():
+            if reason := _leaf_difference(value, its[path]):
+                return f"{word} {spoken(path)}, {reason}"
+    made = [v for _, v in leaves(one.result) if _has_rows(v)]
+    if not made:
+        return "returns nothing that has a row for each sample"
+    if odd := [v.dtype for v in made if not (v.is_floating_point() or v.is_complex())]:
+        return f"returns {odd[0]}, by which nothing tells what depends on it"
+    return None
 
-        return hook
 
-    def dependencies(self, tensors: list[Tensor]) -> tuple[int, ...]:
-        live = [t for t in tensors if t.requires_grad]
-        leaves = [o for o in self.outputs if o.requires_grad]
-        if not live or not leaves:
-            return ()
-        total = torch.stack([t.float().sum() for t in live]).sum()
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-            total, leaves, allow_unused=True, retain_graph=True
+def _leaf_difference(one: Any, other: Any) -> str | None:
+    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    if tensors and (_has_rows(one) or _has_rows(other)):
+        if (
+            _has_rows(one)
+            and _has_rows(other)
+            and (one.shape[1:], one.dtype) == (other.shape[1:], other.dtype)
+        ):
+            return None
+        if one.shape == other.shape:
+            raise _Coincidence
+    elif same(one, other):
+        return None
+    if tensors and one.shape != other.shape:
+        return f"of shape {list(one.shape)} in one call and {list(other.shape)} in another"
+    return (
+        "which differs from call to call"
+        if not tensors
+        else "which has no row for each sample and yet differs"
+    )
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _graph(root: nn.Module, seen: Observed, refused: Mapping[str, str]) -> ModelGraph:
+    names = [b.name for b in seen.blocks]
+    last_use = [len(names) if i in seen.final_dependencies else i for i in range(len(names))]
+    for consumer, block in enumerate(seen.blocks):
+        for producer in block.depends_on:
+            last_use[producer] = max(last_use[producer], consumer)
+    sites = tuple(s for layer in seen.layers for s in _layer_sites(root, layer.name))
+    uncut = _uncut(seen, names, refused)
+    blocks = tuple(
+        Block(
+            name=block.name,
+            sites=tuple(s for s in sites if _within(s.module, block.name) and s.module not in uncut),
+            inputs=_rows(block.inputs),
+            outputs=_rows(dict(leaves(block.result))),
+            depends_on=block.depends_on,
+            last_use=last_use[i],
+            result=replaced(block.result, dict.fromkeys(_rows(dict(leaves(block.result))))),
         )
-        used = {id(leaf) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None}
-        return tuple(i for i, o in enumerate(self.outputs) if id(o) in used)
-
-    def graph(self, denoiser: Denoiser) -> ModelGraph:
-        last_use = [len(self.names) if i in self.final_dependencies else i for i in range(len(self.names))]
-        for consumer, depends in enumerate(self.depends):
-            for producer in depends:
-                last_use[producer] = max(last_use[producer], consumer)
-        sites = tuple(s for name, _ in self.layers for s in _layer_sites(denoiser.module, name))
-        blocks = tuple(
-            Block(
-                name=name,
-                sites=tuple(s for s in sites if s.module == name or s.module.startswith(f"{name}.")),
-                inputs=self.inputs[i],
-                output=TensorShape(tuple(self.outputs[i].shape[1:]), self.outputs[i].dtype),
-                depends_on=self.depends[i],
-                last_use=last_use[i],
-            )
-            for i, name in enumerate(self.names)
-        )
-        covered = {s for b in blocks for s in b.sites}
-        if lost := [str(s) for s in sites if s not in covered]:
-            raise ModelError(
-                f"Layers outside every block: {', '.join(lost)}.", "Report the model's architecture."
-            )
-        return ModelGraph(blocks, sites, *self._ties(), frozenset(self.repeated))
-
-    def _ties(self) -> tuple[dict[Site, str], dict[Site, Site]]:
-        """Union of sites that read one tensor, or tensors that meet at a concatenation."""
-        first_reader: dict[int, Site] = {}
-        shared: dict[Site, Site] = {}
-        parent: dict[Site, Site] = {}
-        for name, tensor in self.layers:
-            site = Site(name, "input")
-            first = first_reader.setdefault(id(tensor), site)
-            shared[site] = first
-            parent[site] = parent.get(first, first)
-        for result, members in self.concats.members.items():
-            readers = [first_reader[t] for t in (result, *members) if t in first_reader]
-            roots = [_root(parent, r) for r in readers]
-            for other in roots[1:]:
-                parent[other] = roots[0]
-        return {site: str(_root(parent, site)) for site in parent}, shared
+        for i, block in enumerate(seen.blocks)
+    )
+    return ModelGraph(blocks, sites, *_ties(seen), frozenset(seen.repeated), uncut)
 
 
-class _ConcatRecorder(TorchFunctionMode):
-    """Remembers which tensors every ``torch.cat`` joined (and keeps them alive, so identities stay unique)."""
+def _rows(values: Mapping[Path, Any]) -> dict[Path, TensorShape]:
+    return {path: TensorShape(tuple(v.shape[1:]), v.dtype) for path, v in values.items() if _has_rows(v)}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.members: dict[int, tuple[int, ...]] = {}
-        self._alive: list[Any] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.cat, torch.concat):
-            tensors = args[0] if args else (kwargs or {})["tensors"]
-            self.members[id(result)] = tuple(id(t) for t in tensors)
-            self._alive += [result, *tensors]
-        return result
+def _uncut(seen: Observed, blocks: list[str], refused: Mapping[str, str]) -> dict[str, str]:
+    """Return the layers that lie in no block, or do not run in theirs, with the reason."""
+    found: dict[str, str] = {}
+    for layer in seen.layers:
+        owner = next((b for b in blocks if _within(layer.name, b)), None)
+        if layer.name in seen.repeated or (owner is not None and owner == layer.block):
+            continue
+        reasons = [f"'{name}' {why}" for name, why in refused.items() if _within(layer.name, name)]
+        found[layer.name] = reasons[-1] if reasons else f"it runs outside the block '{owner}' that holds it"
+    return found
+
+
+def _within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
+
+
+def _ties(seen: Observed) -> tuple[dict[Site, str], dict[Site, Site]]:
+    """Union of sites that read one tensor, or tensors that meet at a concatenation."""
+    first_reader: dict[tuple[int, int], Site] = {}
+    shared: dict[Site, Site] = {}
+    parent: dict[Site, Site] = {}
+    for layer in seen.layers:
+        site = Site(layer.name, "input")
+        first = first_reader.setdefault(layer.contents, site)
+        shared[site] = first
+        parent[site] = parent.get(first, first)
+    for result, members in seen.concats.items():
+        readers = [first_reader[t] for t in (result, *members) if t in first_reader]
+        roots = [_root(parent, r) for r in readers]
+        for other in roots[1:]:
+            parent[other] = roots[0]
+    return {site: str(_root(parent, site)) for site in parent}, shared
 
 
 def _root(parent: Mapping[Site, Site], site: Site) -> Site:
     while parent[site] != site:
         site = parent[site]
     return site
-
-
-def _is_per_sample(tensor: Tensor) -> bool:
-    return tensor.ndim >= 1 and tensor.shape[0] == _TRACE_BATCH
 
 
 def _layer_sites(root: nn.Module, name: str) -> list[Site]:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
-
 from gacq_deploy.call import ArgumentRecord, CallRecord, StateRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Family
@@ -44,6 +39,5 @@ def halvings(config: Mapping[str, Any]) -> int:
 UNET2D = Family(
     name="UNet2DModel",
     describe=_describe,
-    block_types=(ResnetBlock2D, Attention, Downsample2D, Upsample2D),
     size_multiple=halvings,
 )

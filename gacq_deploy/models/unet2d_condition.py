@@ -5,12 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
-
 from gacq_deploy.call import ArgumentRecord, CallRecord, Path, StateRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Family
@@ -75,6 +69,5 @@ def _floats(path: Path, *shape: int) -> ArgumentRecord:
 UNET2D_CONDITION = Family(
     name="UNet2DConditionModel",
     describe=_describe,
-    block_types=(ResnetBlock2D, BasicTransformerBlock, Attention, Downsample2D, Upsample2D),
     size_multiple=halvings,
 )

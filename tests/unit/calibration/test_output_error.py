@@ -133,8 +133,8 @@ def test_a_parameter_that_layers_share_survives_a_call_of_its_block(
         inside = f"{name.removeprefix(block.name).lstrip('.')}.input_quantizer.log_gain"
         value = torch.tensor(0.8, requires_grad=True)
         with torch.no_grad():
-            plain = data.call(inputs)
-        moved = data.call(inputs, {inside: value})
+            (plain,) = data.call(inputs)
+        (moved,) = data.call(inputs, {inside: value})
     finally:
         replay.close()
     assert not torch.equal(moved.detach(), plain)

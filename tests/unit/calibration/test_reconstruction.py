@@ -12,6 +12,7 @@ from torch import nn
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     ReconstructionResult,
+    block_loss,
     per_sample_loss,
     reconstruct_block,
     sample_losses,
@@ -51,7 +52,7 @@ class Toy:
     def losses(self) -> np.ndarray:
         inputs, targets = self.data.batch(np.arange(64))
         with torch.no_grad():
-            return per_sample_loss(self.data.call(inputs), targets).numpy()
+            return block_loss(self.data.call(inputs), targets).numpy()
 
 
 def make_toy(rank: int = 5) -> Toy:
@@ -68,7 +69,7 @@ def make_toy(rank: int = 5) -> Toy:
     layer = QuantizedLayer(conv, SPEC, scale, nearest_codes(conv.weight, scale, SPEC), quantizer, None)
     key = ("args", 0)
     return Toy(
-        layer, quantizer, BlockData({key: x.numpy()}, conv(x).numpy(), lambda t, _=None: layer(t[key]))
+        layer, quantizer, BlockData({key: x.numpy()}, (conv(x).numpy(),), lambda t, _=None: (layer(t[key]),))
     )
 
 
@@ -130,7 +131,7 @@ def test_a_result_worse_than_nearest_rounding_is_undone() -> None:
 def test_a_loss_that_is_not_finite_stops_with_the_blocks_name_and_the_old_state() -> None:
     toy = make_toy()
     before = toy.layer.codes.clone()
-    toy.data.targets[5] = np.nan
+    toy.data.targets[0][5] = np.nan
     with pytest.raises(CalibrationError, match=r"Block 'toy': the loss is nan at iteration") as caught:
         toy.learn()
     assert "resumes" in caught.value.hint

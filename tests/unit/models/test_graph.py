@@ -8,7 +8,8 @@ from torch import nn
 
 from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.models.graph import ModelGraph, block_modules, trace_model
+from gacq_deploy.models.cut import cut_blocks
+from gacq_deploy.models.graph import ModelGraph, trace_model
 from gacq_deploy.recipe import load_recipe
 from gacq_deploy.spec import Site
 from tests.support.tiny import tiny_denoiser
@@ -21,8 +22,9 @@ def graph() -> ModelGraph:
 
 def test_every_parameter_lies_in_exactly_one_block() -> None:
     denoiser = tiny_denoiser()
+    blocks = cut_blocks(denoiser.module)
     owners = {
-        name: [b for b in block_modules(denoiser) if name.startswith(f"{b}.")]
+        name: [b for b in blocks if name.startswith(f"{b}.")]
         for name, _ in denoiser.module.named_parameters()
     }
     assert all(len(blocks) == 1 for blocks in owners.values()), owners
