@@ -76,10 +76,32 @@ _CONVOLUTIONS = (
 )
 _FEED_FORWARD = _quantize("*.ff.net.*", layer="linear")
 _PROJECTIONS = _quantize("*.to_[qkv]", layer="linear")
+# what transformers call the same: other feed-forward layers, those of the text beside the image (SD3, Flux, AuraFlow,
+# Qwen-Image), Flux' single blocks, whose proj_out ends both attention and feed-forward
+_MORE_FEED_FORWARD = tuple(
+    _quantize(match, layer="linear")
+    for match in (
+        "*.ff.*",
+        "*.ff_context.*",
+        "*.ffn.*",
+        "*.feed_forward.*",
+        "*_mlp.net.*",
+        "*.proj_mlp",
+        "single_transformer_blocks.*.proj_out",
+    )
+)
+_MORE_PROJECTIONS = _quantize("*.add_[qkv]_proj", layer="linear")
 LEVELS: dict[Level, tuple[Rule, ...]] = {
     "conv": (Rule(match="*", ignore=True), *_CONVOLUTIONS),
-    "ffn": (Rule(match="*", ignore=True), *_CONVOLUTIONS, _FEED_FORWARD),
-    "qkv": (Rule(match="*", ignore=True), *_CONVOLUTIONS, _FEED_FORWARD, _PROJECTIONS),
+    "ffn": (Rule(match="*", ignore=True), *_CONVOLUTIONS, _FEED_FORWARD, *_MORE_FEED_FORWARD),
+    "qkv": (
+        Rule(match="*", ignore=True),
+        *_CONVOLUTIONS,
+        _FEED_FORWARD,
+        _PROJECTIONS,
+        *_MORE_FEED_FORWARD,
+        _MORE_PROJECTIONS,
+    ),
     "linear": (*_CONVOLUTIONS, _quantize("*", layer="linear")),
 }
 """Each level quantizes what the one before it does, and more: convolutions; feed-forward layers; projections to

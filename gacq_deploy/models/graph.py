@@ -131,10 +131,11 @@ class _Coincidence(Exception):
 def _observe_twice(denoiser: Denoiser, cut: Mapping[str, nn.Module]) -> Observed:
     """Return what the first of two passes saw, with the troubles of both."""
     for first_rows, second_rows in _ROWS:
-        first = observe(denoiser, cut, first_rows, seed=0)
+        inputs = denoiser.example_inputs(first_rows)
+        first = observe(denoiser, cut, inputs)
         if first.troubles:
             return first
-        second = observe(denoiser, cut, second_rows, seed=1)
+        second = observe(denoiser, cut, _other_inputs(denoiser, inputs, second_rows))
         first.troubles = second.troubles
         if first.troubles:
             return first
@@ -146,6 +147,15 @@ def _observe_twice(denoiser: Denoiser, cut: Mapping[str, nn.Module]) -> Observed
     raise ModelError(
         f"Which tensors hold a row for each sample cannot be told from batches of {_ROWS}.", _SUPPORTED
     )
+
+
+def _other_inputs(denoiser: Denoiser, inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Return other inputs; what is one for all rows (position ids, say) stays: it is so in every call of a size."""
+    other = denoiser.example_inputs(rows, seed=1)
+    for name, value in inputs.items():
+        if bool((value == value[:1]).all()):
+            other[name] = value[:1].expand(rows, *value.shape[1:]).clone()
+    return other
 
 
 def _differences(first: Observed, second: Observed) -> dict[str, str]:

@@ -65,10 +65,9 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
         del module.__dict__["forward"]
 
 
-def observe(denoiser: Denoiser, cut: Mapping[str, nn.Module], rows: int, seed: int) -> Observed:
-    """Run the model once on seeded inputs, ``rows`` at a time, with the modules in ``cut`` as its blocks."""
-    observer = _Observer(Observed(rows), cut)
-    inputs = denoiser.example_inputs(rows, seed)
+def observe(denoiser: Denoiser, cut: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> Observed:
+    """Run the model once on ``inputs`` (sample, timestep, conditioning by name), the modules in ``cut`` as blocks."""
+    observer = _Observer(Observed(len(inputs["sample"])), cut)
     conditioning = {k: v for k, v in inputs.items() if k not in ("sample", "timestep")}
     with ExitStack() as stack:
         for name, module in cut.items():

@@ -50,6 +50,31 @@ def test_each_level_adds_to_the_one_before() -> None:
     assert conv < ffn < qkv < linear == {*CONVOLUTIONS, *LINEARS}
 
 
+@pytest.mark.parametrize(
+    ("level_name", "layers"),
+    [
+        (
+            "ffn",
+            "blocks.0.ff.net.2 blocks.0.ff.linear_1 blocks.0.ff_context.net.0.proj blocks.0.ff_context.out_projection "
+            "blocks.0.ffn.net.2 blocks.0.txt_mlp.net.2 layers.0.feed_forward.linear_1 "
+            "single_transformer_blocks.0.proj_mlp single_transformer_blocks.0.proj_out",
+        ),
+        ("qkv", "blocks.0.attn.add_q_proj blocks.0.attn.add_k_proj blocks.0.attn.add_v_proj"),
+        (
+            "linear",
+            "blocks.0.attn.to_add_out blocks.0.norm1_context.linear blocks.0.proj_out proj_out x_embedder",
+        ),
+    ],
+)
+def test_other_transformers_layers_begin_at_the_level_of_their_like(level_name: str, layers: str) -> None:
+    sites = [Site(name, role) for name in layers.split() for role in ("weight", "input")]
+    for name in LEVELS:
+        text = f"quantization: {{level: {name}, rules: [{{match: 'else', bits: 8, optional: true}}]}}\n"
+        found = set(resolve_plan(recipe(text), sites).modules)
+        begun = list(LEVELS).index(name) >= list(LEVELS).index(level_name)
+        assert found == (set(layers.split()) if begun else set())
+
+
 def test_the_last_projection_of_attention_is_left_float_only_when_asked() -> None:
     text = "quantization: {{level: linear, exclude: {}}}\n"
     everywhere, at_the_end = (planned(text.format(name)) for name in EXCLUSIONS)
