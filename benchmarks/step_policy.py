@@ -30,7 +30,7 @@ from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.images import psnr, ssim
 from gacq_deploy.recipe import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.runtime import build_conditioning, generate
+from gacq_deploy.runtime import Conditions, build_conditioning, generate
 from gacq_deploy.step_error import image_errors, output_error
 from gacq_deploy.step_policy import StepPolicy, resolve_policy
 from gacq_deploy.storage import digest_array, write_bytes, write_json
@@ -60,7 +60,7 @@ class Subject:
             engine,
             self.sampler,
             shape=record.sample_shape,
-            conditioning=build_conditioning(record, len(seeds)),
+            conditions=Conditions(build_conditioning(record, len(seeds))),
             seeds=seeds,
             batch=BATCH,
         )

@@ -52,7 +52,7 @@ from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.recipe import PRESETS, Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.runtime import DdimSampler, build_conditioning, generate
+from gacq_deploy.runtime import Conditions, DdimSampler, build_conditioning, generate
 from gacq_deploy.samples import CalibrationSet, load_samples, timestep_buckets
 from gacq_deploy.storage import read_json, write_json
 
@@ -203,11 +203,11 @@ class Exam:
         record = denoiser.record
         self._sampler = DdimSampler.from_config(record.scheduler, STEPS)
         self._shape = record.sample_shape
-        self._conditioning = build_conditioning(record, effort.images)
+        self._conditions = Conditions(build_conditioning(record, effort.images))
         self._seeds = range(IMAGE_SEED, IMAGE_SEED + effort.images)
-        conditioning = build_conditioning(record, effort.trajectories)
+        conditions = Conditions(build_conditioning(record, effort.trajectories))
         seeds = tuple(range(IMAGE_SEED, IMAGE_SEED + effort.trajectories))
-        self._held = Held(self._sampler, self._shape, seeds, conditioning, BATCH)
+        self._held = Held(self._sampler, self._shape, seeds, conditions, BATCH)
         engine = engine_of(denoiser)
         self._images = self._draw(engine)
         self._truth: Trajectories = run_freely(engine, self._held)
@@ -222,7 +222,7 @@ class Exam:
             engine,
             self._sampler,
             shape=self._shape,
-            conditioning=self._conditioning,
+            conditions=self._conditions,
             seeds=self._seeds,
             batch=BATCH,
         )
@@ -236,7 +236,7 @@ class Exam:
         inputs = {
             "sample": truth.states.reshape(steps * rows, *self._shape),
             "timestep": timesteps,
-            **{k: np.tile(v, steps) for k, v in self._held.conditioning.items()},
+            **{k: np.tile(v, steps) for k, v in self._held.conditions.positive.items()},
         }
         answers = run_in_batches(engine, inputs, BATCH)
         exact = truth.outputs.reshape(answers.shape)

@@ -28,7 +28,6 @@ from gacq_deploy.building.network import half_network, spread_rows
 from gacq_deploy.building.opening import Plan
 from gacq_deploy.building.options import CompileOptions, Shape
 from gacq_deploy.building.profiles import ShapeRequest, derive_profiles, input_dims
-from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.deployment import BuildSection
 from gacq_deploy.errors import ArtifactError, GateError, UsageError
 from gacq_deploy.export.graph_file import read_graph, write_graph
@@ -40,6 +39,7 @@ from gacq_deploy.parity.edges import REFERENCE_ENGINE
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.runtime import model_sampler
 from gacq_deploy.samples import timestep_buckets
 from gacq_deploy.step_policy import policy_document, resolve_policy
 from gacq_deploy.storage import Array, atomic_directory, describe_file, lock_directory, write_json
@@ -319,11 +319,15 @@ class _Stage:
         )
 
     def _step_policy(self) -> dict[str, Any] | None:
-        runtime, scheduler = self._recipe.runtime, self._artifact.model.scheduler
+        runtime = self._recipe.runtime
         if not runtime.step_policy:
             return None
-        sampler = DdimSampler.from_config(scheduler, runtime.steps)
-        return policy_document(resolve_policy(runtime.step_policy, sampler.timesteps, self._artifact))
+        sampler = model_sampler(self._artifact.model, runtime.steps)
+        return policy_document(
+            resolve_policy(
+                runtime.step_policy, sampler.timesteps, self._artifact, told=sampler.model_timesteps
+            )
+        )
 
     def _refuse_unsupported(self) -> None:
         """Say before any work what this library or this machine cannot do; all of it was tried.

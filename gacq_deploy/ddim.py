@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError, UsageError
+from gacq_deploy.timesteps import Told, told_timesteps
 
 Floats = NDArray[np.float32]
 
@@ -172,15 +173,27 @@ class DdimSampler:
     timesteps: NDArray[np.int64]
     alphas: Floats
     """Cumulative alphas of all training timesteps, ``[T]``."""
+    model_timesteps: Told
+    """What the network is fed of ``timesteps``, ``[S]``."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], steps: int, eta: float = 0.0) -> DdimSampler:
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        steps: int,
+        eta: float = 0.0,
+        *,
+        timestep_dtype: str = "int64",
+        timestep_scale: float = 1.0,
+    ) -> DdimSampler:
         """Make the sampler from a diffusers scheduler configuration (DDIM, DDPM and their relatives).
 
         Args:
             config: plain dict, as in ``scheduler_config.json``.
             steps: sampler steps.
             eta: 0 is deterministic, 1 adds as much noise as DDPM.
+            timestep_dtype: what the network takes, ``int64`` or ``float32``.
+            timestep_scale: what the network is fed is the timestep times this.
 
         Raises:
             ModelError: a configuration that DDIM cannot follow.
@@ -196,7 +209,8 @@ class DdimSampler:
                 "An epsilon-predicting model cannot start at zero signal (rescale_betas_zero_snr).",
                 "Set timestep_spacing to 'leading' in the scheduler's configuration.",
             )
-        return cls(parsed, steps, eta, timesteps, alphas)
+        told = told_timesteps(timesteps, timestep_dtype, timestep_scale)
+        return cls(parsed, steps, eta, timesteps, alphas, told)
 
     def begin(self, seeds: Sequence[int]) -> DdimRun:
         """Start a batch of trajectories; row i's added noise (eta > 0) depends on ``seeds[i]`` alone."""

@@ -164,12 +164,14 @@ def _bad_rows(value: Rows) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(value).reshape(len(value), -1).all(axis=1))  # type: ignore[call-overload]
 
 
-def timestep_buckets(timesteps: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return for each row its timestep bucket, 0 = noisiest: contiguous groups of equally many distinct steps."""
-    distinct = np.unique(timesteps)[::-1]
-    rank = {int(t): i for i, t in enumerate(distinct)}
-    groups = min(count, len(distinct))
-    return np.array([rank[int(t)] * groups // len(distinct) for t in timesteps], dtype=np.int64)
+def timestep_buckets(timesteps: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Return for each row its timestep bucket, 0 = noisiest: contiguous groups of equally many distinct steps.
+
+    ``timesteps`` [N] are int64, or float32 as some networks are fed them; larger is noisier.
+    """
+    distinct, place = np.unique(timesteps, return_inverse=True)
+    rank = len(distinct) - 1 - place
+    return np.asarray(rank * min(count, len(distinct)) // len(distinct), np.int64)
 
 
 class SampleWriter:

@@ -23,7 +23,7 @@ from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.runtime import build_conditioning, generate, open_sampler
+from gacq_deploy.runtime import Conditions, build_conditioning, generate, model_sampler, native_sampler
 from gacq_deploy.step_policy import StepPolicy, resolve_policy
 
 FLOAT_ENGINE = "float"
@@ -49,7 +49,8 @@ class ImageRequest:
     """Class labels, repeated in turn; None takes every class in turn."""
     steps: int | None = None
     batch: int | None = None
-    scheduler: str = "ddim"
+    scheduler: str | None = None
+    """``ddim``, ``flow`` or a scheduler class of diffusers; None takes the model's own."""
     threads: int = 0
     float_steps: int | None = None
     """Steps that run in float; replaces whatever the recipe's policy asks for."""
@@ -93,6 +94,8 @@ class GeneratedImages:
     seeds: tuple[int, ...]
     labels: tuple[int, ...]
     timesteps: tuple[int, ...]
+    sampler: str
+    """``ddim``, ``flow`` or a scheduler class of diffusers."""
     seconds: float
     policy: StepPolicy | None = None
     """Which steps ran in float; None when one engine ran them all."""
@@ -136,14 +139,17 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
     artifact = load_artifact(directory.artifact)
     model = artifact.model
     conditioning = build_conditioning(model, request.count, request.labels)
-    sampler = open_sampler(
-        model.scheduler,
+    name = native_sampler(model.scheduler) if request.scheduler is None else request.scheduler
+    sampler = model_sampler(
+        model,
         recipe.runtime.steps if request.steps is None else request.steps,
         name=request.scheduler,
-        eta=recipe.runtime.eta if request.scheduler == "ddim" else 0.0,
+        eta=recipe.runtime.eta if name == "ddim" else 0.0,
     )
     asked = request.policy(recipe.runtime.step_policy)
-    policy = resolve_policy(asked, sampler.timesteps, artifact) if asked else None
+    policy = (
+        resolve_policy(asked, sampler.timesteps, artifact, told=sampler.model_timesteps) if asked else None
+    )
     graph = graph_for(directory, request.engine)
     seeds = tuple(range(request.seed, request.seed + request.count))
     batch = request.batch or recipe.runtime.batch
@@ -153,7 +159,7 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
             engine,
             sampler,
             shape=model.sample_shape,
-            conditioning=conditioning,
+            conditions=Conditions(conditioning),
             seeds=seeds,
             batch=min(batch, engine.max_rows or batch),
             report=report,
@@ -167,6 +173,7 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
         seeds=seeds,
         labels=tuple(int(x) for x in conditioning.get("class_labels", ())),
         timesteps=tuple(int(t) for t in sampler.timesteps),
+        sampler=name,
         seconds=seconds,
         policy=policy,
     )

@@ -1,8 +1,9 @@
 """How much does the INT8 error of one sampler step move the image? From the probe that every artifact holds.
 
-An error of the model's output enters the next state by DDIM's own coefficient (Song et al. 2021, eq. 12). From there on
-it is taken to keep its size: data and noise have about unit variance, so a state's variance stays where it is. The SQNR
-of single steps says something else: the output of the cleanest steps has the worst, and hardly moves the image.
+An error of the model's output enters the next state by the sampler's own coefficient: DDIM's (Song et al. 2021, eq.
+12), or a flow's difference of sigmas. From there on it is taken to keep its size: data and noise have about unit
+variance, so a state's variance stays where it is. The SQNR of single steps says something else: the output of the
+cleanest steps has the worst, and hardly moves the image.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from gacq_deploy.artifact import Probe
 from gacq_deploy.ddim import DdimConfig, alphas_cumprod, parse_scheduler
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.flow import FLOW_CLASS, parse_flow
+from gacq_deploy.timesteps import training_keys
 
 Timesteps = NDArray[np.int64]
 _TINY = np.finfo(np.float64).tiny
@@ -35,8 +38,12 @@ class OutputError:
         return np.asarray(np.exp(np.interp(timesteps, self.timesteps, logs)))
 
 
-def output_error(probe: Probe | None) -> OutputError:
+def output_error(probe: Probe | None, timestep_scale: float = 1.0) -> OutputError:
     """Return the error of the fake-quantized model's output on the probe's states, by timestep.
+
+    Args:
+        probe: of the artifact.
+        timestep_scale: what the network was fed is the timestep times this.
 
     Raises:
         ArtifactError: the artifact holds no probe, or one without float or quantized outputs.
@@ -49,8 +56,8 @@ def output_error(probe: Probe | None) -> OutputError:
         )
     gaps = outputs["input_quant"].astype(np.float64) - outputs["float"]
     squares = np.mean(gaps.reshape(len(gaps), -1) ** 2, axis=1)
-    rows = probe.inputs["timestep"]
-    timesteps = np.unique(rows).astype(np.int64)
+    rows = training_keys(probe.inputs["timestep"], timestep_scale)
+    timesteps = np.unique(rows)
     return OutputError(timesteps, np.array([np.sqrt(squares[rows == t].mean()) for t in timesteps]))
 
 
@@ -65,8 +72,11 @@ def image_errors(
         timesteps: distinct, noisiest first, ``[S]``.
 
     Raises:
-        ModelError: DDIM cannot follow that configuration.
+        ModelError: neither DDIM nor a flow can follow that configuration.
     """
+    if scheduler.get("_class_name") == FLOW_CLASS:
+        levels = np.append(timesteps / parse_flow(scheduler).num_train_timesteps, 0.0)
+        return error.at(timesteps) * np.abs(np.diff(levels))
     config = parse_scheduler(scheduler)
     alphas = alphas_cumprod(config).astype(np.float64)
     here = np.maximum(alphas[timesteps], _TINY)

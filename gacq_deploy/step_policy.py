@@ -15,20 +15,23 @@ from gacq_deploy.recipe import StepPolicySection
 from gacq_deploy.step_error import image_errors, output_error
 
 Timesteps = NDArray[np.int64]
+Told = NDArray[np.int64] | NDArray[np.float32]
+"""Timesteps as the network is fed them."""
 
 
 @dataclass(frozen=True)
 class StepPolicy:
     """A choice for every timestep, made for one sampler's steps.
 
-    ``timesteps`` are the sampler's S distinct timesteps, noisiest first; ``in_float`` says for each whether it runs in
-    float. A timestep between two of them belongs to the noisier one, whose step passes over it; one above the first
-    belongs to the first.
+    ``timesteps`` are the sampler's S distinct timesteps on the training scale, noisiest first; ``in_float`` says for
+    each whether it runs in float; ``told`` is what the network is fed of them, if that is something else. A timestep
+    between two of them belongs to the noisier one, whose step passes over it; one above the first belongs to the first.
     """
 
     asked: StepPolicySection
     timesteps: tuple[int, ...]
     in_float: tuple[bool, ...]
+    told: tuple[float, ...] = ()
 
     @property
     def float_timesteps(self) -> tuple[int, ...]:
@@ -40,9 +43,9 @@ class StepPolicy:
         """Part of the steps that run in float, 0 to 1."""
         return sum(self.in_float) / len(self.in_float)
 
-    def choose(self, timesteps: Timesteps) -> NDArray[np.bool_]:
-        """Return for each row of ``timesteps`` [N] whether it runs in float, ``[N]``."""
-        ascending = np.array(self.timesteps[::-1], np.int64)
+    def choose(self, timesteps: Told) -> NDArray[np.bool_]:
+        """Return for each row of ``timesteps`` [N], as the network is fed them, whether it runs in float, ``[N]``."""
+        ascending = np.array((self.told or self.timesteps)[::-1])
         place = np.minimum(np.searchsorted(ascending, timesteps), len(ascending) - 1)
         return np.array(self.in_float[::-1], bool)[place]
 
@@ -54,19 +57,26 @@ class StepPolicy:
 
 
 def resolve_policy(
-    asked: StepPolicySection, timesteps: Sequence[int] | Timesteps, artifact: CalibrationArtifact
+    asked: StepPolicySection,
+    timesteps: Sequence[int] | Timesteps,
+    artifact: CalibrationArtifact,
+    *,
+    told: Told | None = None,
+    timestep_scale: float = 1.0,
 ) -> StepPolicy:
     """Choose the float steps of a sampler. More float steps always hold the fewer.
 
     Args:
         asked: the recipe's section.
-        timesteps: of the engine calls, noisiest first; one that comes twice is one step.
+        timesteps: of the engine calls on the training scale, noisiest first; one that comes twice is one step.
         artifact: its probe says which steps are worst.
+        told: what the network is fed at each of them, ``[S]``; None: the timesteps.
+        timestep_scale: what the network was fed when the probe was recorded is the timestep times this.
 
     Raises:
         UsageError: more float steps than the sampler has, or a listed step beyond its last.
         ArtifactError: ``worst`` without a probe to tell.
-        ModelError: ``worst`` with a scheduler configuration that DDIM cannot follow.
+        ModelError: ``worst`` with a scheduler configuration that neither DDIM nor a flow can follow.
     """
     distinct = tuple(sorted({int(t) for t in timesteps}, reverse=True))
     count = len(distinct)
@@ -76,9 +86,10 @@ def resolve_policy(
         )
         last = count if asked.float_steps else count - 1
         raise UsageError(f"{wanted} asked for, the sampler has {count} steps.", f"Choose 0 to {last}.")
-    ordered = _order(asked, distinct, artifact) if asked.float_steps else []
+    ordered = _order(asked, distinct, artifact, timestep_scale) if asked.float_steps else []
     chosen = {*asked.steps, *ordered[: asked.float_steps]}
-    return StepPolicy(asked, distinct, tuple(step in chosen for step in range(count)))
+    in_float = tuple(step in chosen for step in range(count))
+    return StepPolicy(asked, distinct, in_float, _told(distinct, timesteps, told))
 
 
 def policy_document(policy: StepPolicy | None) -> dict[str, Any] | None:
@@ -93,7 +104,21 @@ def policy_document(policy: StepPolicy | None) -> dict[str, Any] | None:
     }
 
 
-def _order(asked: StepPolicySection, timesteps: Sequence[int], artifact: CalibrationArtifact) -> list[int]:
+def _told(
+    distinct: tuple[int, ...], timesteps: Sequence[int] | Timesteps, told: Told | None
+) -> tuple[float, ...]:
+    """Return the noisiest value told at each distinct timestep; empty where the timesteps themselves are told."""
+    if told is None or np.array_equal(told, np.asarray(timesteps)):
+        return ()
+    most: dict[int, float] = {}
+    for key, value in zip(timesteps, told.tolist(), strict=True):
+        most[int(key)] = max(value, most.get(int(key), value))
+    return tuple(most[key] for key in distinct)
+
+
+def _order(
+    asked: StepPolicySection, timesteps: Sequence[int], artifact: CalibrationArtifact, scale: float
+) -> list[int]:
     """Return every step, the one that goes to float first at the front."""
     steps = list(range(len(timesteps)))
     match asked.where:
@@ -105,5 +130,5 @@ def _order(asked: StepPolicySection, timesteps: Sequence[int], artifact: Calibra
             return [step for pair in zip(steps, steps[::-1], strict=True) for step in pair][: len(steps)]
         case "worst":
             grid = np.array(timesteps, np.int64)
-            errors = image_errors(output_error(artifact.probe), artifact.model.scheduler, grid)
+            errors = image_errors(output_error(artifact.probe, scale), artifact.model.scheduler, grid)
             return sorted(steps, key=lambda step: -errors[step])

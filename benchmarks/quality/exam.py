@@ -21,7 +21,7 @@ from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.parity.budget import Held, Trajectories, run_freely
-from gacq_deploy.runtime import DdimSampler, build_conditioning, generate
+from gacq_deploy.runtime import Conditions, DdimSampler, build_conditioning, generate
 from gacq_deploy.storage import Array, digest_json, load_arrays, save_arrays, write_bytes
 
 _REAL = 5000
@@ -79,7 +79,7 @@ def draw(graph: onnx.ModelProto, record: ModelRecord, measure: Measure) -> NDArr
             engine,
             DdimSampler.from_config(record.scheduler, measure.steps),
             shape=record.sample_shape,
-            conditioning=build_conditioning(record, measure.images),
+            conditions=Conditions(build_conditioning(record, measure.images)),
             seeds=range(measure.seed, measure.seed + measure.images),
             batch=_BATCH,
         )
@@ -120,7 +120,7 @@ def _held(record: ModelRecord, measure: Measure) -> Held:
         sampler=DdimSampler.from_config(record.scheduler, measure.steps),
         shape=record.sample_shape,
         seeds=tuple(range(measure.seed, measure.seed + count)),
-        conditioning=build_conditioning(record, count),
+        conditions=Conditions(build_conditioning(record, count)),
         batch=_BATCH,
     )
 

@@ -62,7 +62,7 @@ def _steps(graph: onnx.ModelProto, exam: Exam) -> dict[str, Any]:
     inputs = {
         "sample": truth.states.reshape(steps * rows, *truth.states.shape[2:]),
         "timestep": np.repeat(truth.timesteps, rows),
-        **{k: np.tile(v, steps) for k, v in exam.held.conditioning.items()},
+        **{k: np.tile(v, steps) for k, v in exam.held.conditions.positive.items()},
     }
     with open_engine("ort-cpu", graph.SerializeToString(), threads=1) as engine:
         answers = run_in_batches(engine, inputs, exam.held.batch)

@@ -80,7 +80,7 @@ def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:
     ]
     columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
     verdict = f"parity: {'passed' if result else 'FAILED'} ({path})"
-    return (Table("parity", columns, _rows(result)), *failed, verdict)
+    return (Table("parity", columns, _rows(result)), *result.remarks, *failed, verdict)
 
 
 def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:

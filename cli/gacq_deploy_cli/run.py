@@ -47,7 +47,9 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Images run together; never changes an image.")
 @click.option(
-    "--scheduler", default="ddim", show_default=True, help="ddim, or a scheduler class of diffusers."
+    "--scheduler",
+    metavar="NAME",
+    help="ddim, flow, or a scheduler class of diffusers; default: the model's own process, by ddim or flow if one can.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the engine choose."
@@ -76,7 +78,7 @@ def run(
     steps: int | None,
     labels: tuple[int, ...],
     batch: int | None,
-    scheduler: str,
+    scheduler: str | None,
     threads: int,
     float_steps: int | None,
     float_where: Where | None,
@@ -84,7 +86,8 @@ def run(
 ) -> None:
     """Generate images with an exported graph and write them as one PNG grid.
 
-    The float model runs with --engine float (float.onnx in ONNX Runtime). With ddim no PyTorch is needed.
+    The float model runs with --engine float (float.onnx in ONNX Runtime). With ddim and flow no PyTorch
+    is needed.
     """
     from gacq_deploy.images import write_grid
     from gacq_deploy.run_directory import RunDirectory
@@ -104,6 +107,7 @@ def run(
         "graph": made.graph,
         "seeds": made.seeds,
         "class_labels": made.labels,
+        "sampler": made.sampler,
         "timesteps": made.timesteps,
         "step_policy": policy_document(made.policy),
         "seconds": made.seconds,
@@ -112,7 +116,7 @@ def run(
         ("images", f"{len(made.seeds)} (seeds {made.seeds[0]} to {made.seeds[-1]})"),
         ("classes", " ".join(map(str, made.labels)) or "none"),
         ("engine", f"{made.engine}, {made.graph}"),
-        ("sampler", f"{scheduler}, {len(made.timesteps)} steps"),
+        ("sampler", f"{made.sampler}, {len(made.timesteps)} steps"),
         *([("steps", made.policy.describe())] if made.policy else []),
         ("time", duration(made.seconds)),
         ("written", file),

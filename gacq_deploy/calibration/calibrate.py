@@ -41,7 +41,7 @@ from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.runtime import open_sampler
+from gacq_deploy.runtime import model_sampler
 from gacq_deploy.samples import load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage import digest_array, lock_directory
@@ -135,9 +135,10 @@ def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
 
     Raises:
         UsageError: more steps than the model was trained with.
+        ModelError: no sampler can follow the model's schedule.
     """
     for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
-        open_sampler(denoiser.record.scheduler, steps)
+        model_sampler(denoiser.record, steps)
 
 
 def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: str) -> CalibrationArtifact:

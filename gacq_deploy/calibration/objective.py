@@ -8,19 +8,22 @@ answers in one step of a trajectory, the float model in all others.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gacq_deploy.calibration.bounds import project_weights
+from gacq_deploy.conditions import Conditions
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.trajectory import draw_conditioning, initial_noise
 from gacq_deploy.quant.layers import float_mode
+from gacq_deploy.runtime import Floats, SamplerRun, model_sampler
+from gacq_deploy.storage import Array
 
 Objective = Literal["eps", "sqnr", "images"]
 
@@ -63,36 +66,69 @@ def coefficients(
 
 
 @torch.no_grad()
-def trajectory_gains(denoiser: Denoiser, steps: int, seed: int) -> dict[int, float]:
-    """Return timestep -> squared error of the final image for one unit of squared output error at that step.
+def trajectory_gains(
+    denoiser: Denoiser, steps: int, seed: int, conditions: Conditions | None = None
+) -> dict[int, float]:
+    """Return timestep -> squared error of the final state for one unit of squared output error at that step.
 
-    Trajectories are the float model's, DDIM with ``steps`` steps; the quantized model answers once in each.
+    Trajectories are the float model's, by its own sampler with ``steps`` steps, and guided where the conditions have a
+    negative; the quantized model answers once in each, for all branches.
+
+    Args:
+        denoiser: with quantizers.
+        steps: sampler steps.
+        seed: of the trajectories' noise and class labels.
+        conditions: of prompts, taken in turn; None draws class labels.
+
+    Raises:
+        ModelError: no sampler can follow the model's schedule.
+        CalibrationError: the denoiser needs an input that cannot be drawn.
     """
-    scheduler: Any = DDIMScheduler.from_config(denoiser.record.scheduler)  # type: ignore[no-untyped-call]
-    scheduler.set_timesteps(steps)
+    sampler = model_sampler(denoiser.record, steps)
+    if conditions is None:
+        conditions = Conditions(draw_conditioning(denoiser, seed, TRAJECTORIES))
+    answer = _Answer(denoiser, conditions.cycle(TRAJECTORIES))
     noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
-    start = torch.from_numpy(np.stack(noise)).clone() * float(scheduler.init_noise_sigma)
-    drawn = draw_conditioning(denoiser, seed, TRAJECTORIES)
-    condition = {name: torch.from_numpy(value) for name, value in drawn.items()}
-
-    def answer(x: Tensor, t: Tensor) -> Tensor:
-        return denoiser(x, t.expand(TRAJECTORIES), condition)
-
-    def walk(x: Tensor, first: int) -> list[Tensor]:
-        """Return the states from step ``first`` on, the final one included."""
-        states = [x]
-        for t in scheduler.timesteps[first:]:
-            states.append(scheduler.step(answer(states[-1], t), int(t), states[-1]).prev_sample)
-        return states
-
-    gains = {}
+    run = sampler.begin(range(TRAJECTORIES))
+    state = run.start(np.stack(noise))
+    told = sampler.model_timesteps
+    exact: list[tuple[SamplerRun, Floats, Floats]] = []
     with float_mode(denoiser.module):
-        exact = walk(start, 0)
-    for i, t in enumerate(scheduler.timesteps):
-        quantized = answer(exact[i], t)
+        for index in range(len(told)):
+            output = answer(run.model_input(state, index), told[index])
+            # a sampler may remember earlier answers: every departure needs a run of its own
+            exact.append((copy.deepcopy(run), state, output))
+            state = run.step(answer.guide(output), index, state)
+    gains: dict[int, float] = {}
+    for index, (departing, before, output) in enumerate(exact):
+        quantized = answer(departing.model_input(before, index), told[index])
+        error = float(np.mean((quantized - output) ** 2, dtype=np.float64))
+        final = departing.step(answer.guide(quantized), index, before)
         with float_mode(denoiser.module):
-            error = float((quantized - answer(exact[i], t)).pow(2).mean())
-            final = walk(scheduler.step(quantized, int(t), exact[i]).prev_sample, i + 1)[-1]
-        damage = float((final - exact[-1]).pow(2).mean())
-        gains[int(t)] = damage / error if error > 0 else 0.0
+            for later in range(index + 1, len(told)):
+                following = answer(departing.model_input(final, later), told[later])
+                final = departing.step(answer.guide(following), later, final)
+        damage = float(np.mean((final - state) ** 2, dtype=np.float64))
+        gains[int(sampler.timesteps[index])] = damage / error if error > 0 else 0.0
     return gains
+
+
+class _Answer:
+    """The denoiser in its present mode as a function of numpy states, all branches of guidance in one call."""
+
+    def __init__(self, denoiser: Denoiser, conditions: Conditions) -> None:
+        self._denoiser = denoiser
+        self.guide = conditions.guide
+        self._branches = conditions.branches
+        self._fed = {name: _tensor(value) for name, value in conditions.feeds().items()}
+
+    def __call__(self, state: Floats, timestep: np.generic) -> Floats:
+        """Return the prediction ``[branches * N, ...]`` of a state ``[N, ...]``."""
+        sample = np.concatenate([state] * self._branches)
+        rows = np.full(len(sample), timestep)
+        return np.asarray(self._denoiser(_tensor(sample), _tensor(rows), self._fed).numpy())
+
+
+def _tensor(value: Array) -> Tensor:
+    # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
+    return torch.from_numpy(value).clone()

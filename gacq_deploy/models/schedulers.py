@@ -15,27 +15,52 @@ from diffusers import SchedulerMixin
 from numpy.typing import NDArray
 
 from gacq_deploy.errors import ModelError, UsageError
+from gacq_deploy.timesteps import Keys, Told, told_timesteps
 
 Floats = NDArray[np.float32]
 _EXAMPLES = "For instance: ddim, EulerDiscreteScheduler, PNDMScheduler."
+_FLOW = "FlowMatch"
+_PIPELINE_KEYS = ("mu", "pipeline_sigmas")
+"""Keys of a model's scheduler configuration that say what its pipeline gives to ``set_timesteps``."""
 _STEP_ARGUMENTS = ("self", "model_output", "timestep", "sample")
 
 
 @dataclass(frozen=True)
 class DiffusersSampler:
-    """A scheduler class of diffusers over integer timesteps; satisfies ``runtime.Sampler``."""
+    """A scheduler class of diffusers; satisfies ``runtime.Sampler``.
+
+    ``timesteps`` are rounded; a scheduler that calls the network twice at one timestep has it twice.
+    """
 
     scheduler: Any
     steps: int
-    timesteps: NDArray[np.int64]
+    timesteps: Keys
+    model_timesteps: Told
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What ``set_timesteps`` takes besides the number of steps."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], steps: int, name: str) -> DiffusersSampler:
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        steps: int,
+        name: str,
+        *,
+        timestep_dtype: str = "int64",
+        timestep_scale: float = 1.0,
+    ) -> DiffusersSampler:
         """Make scheduler ``name`` from the model's configuration, as diffusers' ``from_config`` does.
+
+        Args:
+            config: plain dict, as in ``scheduler_config.json``, with ``mu`` where the steps shift with the size.
+            steps: sampler steps.
+            name: a scheduler class of diffusers.
+            timestep_dtype: what the network takes; ``float32`` can be any timestep, ``int64`` whole ones alone.
+            timestep_scale: what the network is fed is the timestep times this.
 
         Raises:
             UsageError: no such scheduler, one of another kind, or more steps than the model was trained with.
-            ModelError: it cannot use this configuration, or its timesteps are not the model's whole numbers.
+            ModelError: it cannot use this configuration, or the model does not take its timesteps.
         """
         kind = _find_scheduler(name)
         total = _trained_steps(config)
@@ -43,28 +68,33 @@ class DiffusersSampler:
             raise UsageError(
                 f"{steps} sampler steps: the model was trained with {total}.", f"Choose 1 to {total}."
             )
+        given = _given(kind, config, steps)
         scheduler = _configure(kind, config, steps)
         values = scheduler.timesteps.double().numpy()
-        if not np.array_equal(values, np.round(values)):
+        whole = timestep_dtype == "int64"
+        if whole and not np.array_equal(values, np.round(values)):
             raise ModelError(
                 f"{name} asks for fractional timesteps ({values[0]:.3f} first), the engine takes whole ones.",
                 _whole_timesteps_hint(kind, config, steps),
             )
-        if not 0 <= values.min() <= values.max() < total:
+        # a flow starts at the last timestep's end: sigma 1 is timestep 1000 of 1000
+        if not (values.min() >= 0 and (values.max() < total or (not whole and values.max() == total))):
             raise ModelError(
                 f"{name} asks for timesteps {values.min():.0f} to {values.max():.0f}, the model was trained "
                 f"on 0 to {total - 1}.",
                 "Use ddim.",
             )
-        lacking = [a for a in ("init_noise_sigma", "scale_model_input") if not hasattr(scheduler, a)]
+        needed = () if _is_flow(scheduler) else ("init_noise_sigma", "scale_model_input")
+        lacking = [a for a in needed if not hasattr(scheduler, a)]
         if lacking:
             raise UsageError(f"{name} has no {lacking[0]}, which denoising needs.", _EXAMPLES)
-        return cls(scheduler, steps, values.astype(np.int64))
+        told = told_timesteps(values, timestep_dtype, timestep_scale)
+        return cls(scheduler, steps, np.rint(values).astype(np.int64), told, given)
 
     def begin(self, seeds: Sequence[int]) -> DiffusersRun:
         """Start a batch with its own copy of the scheduler: ``step`` changes it."""
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(self.steps)
+        scheduler.set_timesteps(self.steps, **self.given)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         return DiffusersRun(scheduler, generators)
 
@@ -78,10 +108,12 @@ class DiffusersRun:
 
     def start(self, noise: Floats) -> Floats:
         """Return unit noise times the scheduler's initial sigma."""
-        return np.asarray(noise * np.float32(float(self.scheduler.init_noise_sigma)))
+        return np.asarray(noise * np.float32(float(getattr(self.scheduler, "init_noise_sigma", 1.0))))
 
     def model_input(self, sample: Floats, index: int) -> Floats:
         """Return the state scaled for the network."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return sample
         scaled = self.scheduler.scale_model_input(torch.from_numpy(sample), self.scheduler.timesteps[index])
         return np.asarray(scaled.numpy(), dtype=np.float32)
 
@@ -130,13 +162,30 @@ def _trained_steps(config: Mapping[str, Any]) -> int:
 
 def _configure(kind: Any, config: Mapping[str, Any], steps: int) -> Any:
     try:
-        scheduler = kind.from_config(dict(config))
-        scheduler.set_timesteps(steps)
+        scheduler = kind.from_config({k: v for k, v in config.items() if k not in _PIPELINE_KEYS})
+        scheduler.set_timesteps(steps, **_given(kind, config, steps))
     except (ValueError, NotImplementedError, TypeError, ImportError, LookupError) as error:
         raise ModelError(
             f"{kind.__name__} cannot use this model's scheduler configuration: {error}.", "Use ddim."
         ) from error
     return scheduler
+
+
+def _given(kind: Any, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return what a pipeline would give to ``set_timesteps`` besides the number of steps."""
+    taken = inspect.signature(kind.set_timesteps).parameters
+    given: dict[str, Any] = {}
+    if config.get("use_dynamic_shifting") and config.get("mu") is not None and "mu" in taken:
+        given["mu"] = float(config["mu"])
+    sigmas = config.get("pipeline_sigmas")
+    if (config.get("mu") is not None if sigmas is None else sigmas) and "sigmas" in taken:
+        given["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    return given if kind.__name__.startswith(_FLOW) else {k: v for k, v in given.items() if k == "mu"}
+
+
+def _is_flow(scheduler: Any) -> bool:
+    """Return whether it starts from unit noise and feeds states as they are, and so does not say it."""
+    return type(scheduler).__name__.startswith(_FLOW)
 
 
 def _whole_timesteps_hint(kind: Any, config: Mapping[str, Any], steps: int) -> str:

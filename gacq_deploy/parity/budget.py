@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gacq_deploy.artifact import ModelRecord, Probe
-from gacq_deploy.backends.base import Engine, Feeds
-from gacq_deploy.backends.function import FunctionEngine
-from gacq_deploy.images import psnr, ssim
-from gacq_deploy.parity.difference import run_in_batches
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.conditions import Conditions
+from gacq_deploy.images import is_image, psnr, ssim, value_range
 from gacq_deploy.parity.metrics import by_bucket, cosine, sqnr_db
 from gacq_deploy.parity.report import Edge, Number, finite, measured
 from gacq_deploy.recipe import ParitySection
-from gacq_deploy.runtime import DdimSampler, generate
+from gacq_deploy.runtime import SAMPLE, TIMESTEP, Sampler, generate, model_sampler
 from gacq_deploy.samples import timestep_buckets
 from gacq_deploy.storage import Array, digest_array
 
@@ -26,8 +25,8 @@ from gacq_deploy.storage import Array, digest_array
 class Trajectories:
     """Free-running trajectories of N images over S steps, noisiest first.
 
-    ``states`` [S, N, C, H, W] as the network saw them, ``outputs`` [S, N, C, H, W] what it answered,
-    ``timesteps`` [S], ``final`` [N, C, H, W].
+    ``states`` [S, N, ...] as the network saw them; ``outputs`` [S, branches * N, ...] what it answered, with guidance
+    to the negative conditions first; ``timesteps`` [S] on the training scale; ``final`` [N, ...].
     """
 
     states: NDArray[np.float32]
@@ -38,18 +37,27 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Held:
-    """The held-out start of every trajectory: seeds, and conditioning name -> [N, ...]."""
+    """The held-out start of every trajectory: seeds, and the conditions of each."""
 
-    sampler: DdimSampler
+    sampler: Sampler
     shape: tuple[int, ...]
     seeds: tuple[int, ...]
-    conditioning: Mapping[str, Array]
+    conditions: Conditions
     batch: int
 
 
-def hold_out(record: ModelRecord, probe: Probe, section: ParitySection, batch: int) -> Held:
-    """Choose seeds, and conditioning in turn: every real class, or what the probe holds."""
+def hold_out(
+    record: ModelRecord,
+    probe: Probe,
+    section: ParitySection,
+    batch: int,
+    conditions: Conditions | None = None,
+) -> Held:
+    """Choose seeds, and conditions in turn: those of prompts, else every real class, or what the probe holds."""
     seeds = tuple(range(section.seed, section.seed + section.images))
+    sampler = model_sampler(record, section.steps)
+    if conditions is not None:
+        return Held(sampler, record.sample_shape, seeds, conditions.cycle(len(seeds)), batch)
     conditioning = {}
     for name, info in record.conditioning.items():
         if info.get("num_classes") and not tuple(info.get("shape", ())):
@@ -57,37 +65,40 @@ def hold_out(record: ModelRecord, probe: Probe, section: ParitySection, batch: i
         else:
             rows = probe.inputs[name]
         conditioning[name] = rows[np.arange(len(seeds)) % len(rows)]
-    sampler = DdimSampler.from_config(record.scheduler, section.steps)
-    return Held(sampler, record.sample_shape, seeds, conditioning, batch)
+    return Held(sampler, record.sample_shape, seeds, Conditions(conditioning), batch)
 
 
 def run_freely(engine: Engine, held: Held) -> Trajectories:
     """Let the engine walk from noise to image on its own."""
-    calls: list[tuple[Array, int, Array]] = []
+    steps = len(held.sampler.timesteps)
+    states: list[list[Array]] = [[] for _ in range(steps)]
+    outputs: list[list[Array]] = [[] for _ in range(steps)]
 
-    def remember(feeds: Feeds) -> dict[str, Array]:
-        results = engine.run(feeds)
-        calls.append(
-            (feeds["sample"].copy(), int(feeds["timestep"][0]), results[engine.outputs[0].name].copy())
-        )
-        return results
+    def remember(index: int, state: Array, output: Array) -> None:
+        states[index].append(state.copy())
+        outputs[index].append(output.copy())
 
     final = generate(
-        FunctionEngine(remember, engine.inputs, engine.outputs, engine.label),
+        engine,
         held.sampler,
         shape=held.shape,
-        conditioning=held.conditioning,
+        conditions=held.conditions,
         seeds=held.seeds,
         batch=min(held.batch, engine.max_rows or held.batch),
+        observe=remember,
     )
-    steps = len(held.sampler.timesteps)
-    batches = [calls[i : i + steps] for i in range(0, len(calls), steps)]
-    count = len(held.seeds)
-    # a last batch of one row is run as two
-    states = np.concatenate([np.stack([c[0] for c in batch]) for batch in batches], axis=1)[:, :count]
-    outputs = np.concatenate([np.stack([c[2] for c in batch]) for batch in batches], axis=1)[:, :count]
-    timesteps = np.array([c[1] for c in calls[:steps]], np.int64)
-    return Trajectories(states, outputs, timesteps, final)
+    return Trajectories(
+        np.stack([np.concatenate(parts) for parts in states]),
+        np.stack([_by_branch(parts, held.conditions.branches) for parts in outputs]),
+        held.sampler.timesteps,
+        final,
+    )
+
+
+def _by_branch(parts: Sequence[Array], branches: int) -> Array:
+    """Join the answers of batches ``[branches * n, ...]``: all images of one branch, then of the next."""
+    split = [np.split(part, branches) for part in parts]
+    return np.concatenate([part[branch] for branch in range(branches) for part in split])
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ class FreeRun:
     image_seed: int
     """Whose image is furthest from float."""
     by_step: list[dict[str, Any]]
+    exempt: dict[str, str]
+    """Metric -> why it does not apply to this model's states."""
 
 
 def compare_with_float(
@@ -121,8 +134,28 @@ def compare_with_float(
         "bucket": int(np.argmin([_order(r["sqnr_db"]) for r in by_timestep])),
         "image_seed": free.image_seed,
     }
-    edge = measured(evidence, *names, metrics, engine=engine.label, worst=worst, by_timestep=by_timestep)
+    edge = measured(
+        evidence,
+        *names,
+        metrics,
+        engine=engine.label,
+        worst=worst,
+        by_timestep=by_timestep,
+        exempt=free.exempt if evidence == "budget" else {},
+    )
     return edge, free.by_step
+
+
+def describe_comparison(truth: Trajectories) -> str | None:
+    """Return in words what PSNR and SSIM are taken of; None for images, which have a range of their own."""
+    shape = truth.final.shape[1:]
+    if is_image(shape):
+        return None
+    low, high = value_range(truth.final)
+    return (
+        f"{'PSNR and SSIM are' if len(shape) == 3 else 'PSNR is'} of the final latents {list(shape)}, not clipped, "
+        f"over the float model's own range, {low:.4g} to {high:.4g}."
+    )
 
 
 def compare_trajectories(engine: Engine, truth: Trajectories, held: Held) -> FreeRun:
@@ -134,7 +167,9 @@ def compare_trajectories(engine: Engine, truth: Trajectories, held: Held) -> Fre
     ]
     final = _cosines(truth.final, free.final)
     by_step.append({"timestep": None, **final})
-    psnrs, ssims = psnr(truth.final, free.final), ssim(truth.final, free.final)
+    shape = truth.final.shape[1:]
+    limits = None if is_image(shape) else value_range(truth.final)
+    psnrs = psnr(truth.final, free.final, limits)
     starts = zip(truth.states[0], free.states[0], strict=True)
     metrics: dict[str, Number] = {
         "latents_differ": float(sum(digest_array(a) != digest_array(b) for a, b in starts)),
@@ -142,36 +177,51 @@ def compare_trajectories(engine: Engine, truth: Trajectories, held: Held) -> Fre
         "trajectory_cosine_min": final["min"],
         "image_psnr_db": float(np.mean(psnrs)),
         "image_psnr_db_min": float(np.min(psnrs)),
-        "image_ssim": float(np.mean(ssims)),
-        "image_ssim_min": float(np.min(ssims)),
     }
-    return FreeRun(metrics, held.seeds[int(np.argmin(psnrs))], by_step)
+    exempt = {}
+    if len(shape) == 3:
+        ssims = ssim(truth.final, free.final, limits)
+        metrics |= {"image_ssim": float(np.mean(ssims)), "image_ssim_min": float(np.min(ssims))}
+    else:
+        exempt["image_ssim"] = f"A state of shape {list(shape)} has no two axes of space"
+    return FreeRun(metrics, held.seeds[int(np.argmin(psnrs))], by_step, exempt)
 
 
 def _teacher_forced(
     engine: Engine, truth: Trajectories, held: Held, count: int
 ) -> tuple[dict[str, int | Number], ...]:
     """Run the candidate on every state of the float trajectories; compare answers per timestep bucket."""
-    steps, rows = truth.states.shape[:2]
-    inputs = {
-        "sample": truth.states.reshape(steps * rows, *truth.states.shape[2:]),
-        "timestep": np.repeat(truth.timesteps, rows),
-        **{k: np.tile(v, (steps, *[1] * (v.ndim - 1))) for k, v in held.conditioning.items()},
-    }
-    answers = run_in_batches(engine, inputs, held.batch)
-    exact = truth.outputs.reshape(answers.shape)
-    buckets = timestep_buckets(inputs["timestep"], count)
+    steps, rows = truth.outputs.shape[:2]
+    exact = truth.outputs.reshape(steps * rows, *truth.outputs.shape[2:])
+    answers = np.concatenate(list(_answers(engine, truth, held)))
+    timesteps = np.repeat(truth.timesteps, rows)
+    buckets = timestep_buckets(timesteps, count)
     noise, angle = by_bucket(sqnr_db, exact, answers, buckets), by_bucket(cosine, exact, answers, buckets)
     return tuple(
         {
             "bucket": b,
-            "timestep_max": int(inputs["timestep"][buckets == b].max()),
-            "timestep_min": int(inputs["timestep"][buckets == b].min()),
+            "timestep_max": int(timesteps[buckets == b].max()),
+            "timestep_min": int(timesteps[buckets == b].min()),
             "sqnr_db": finite(noise[b]),
             "cosine": finite(angle[b]),
         }
         for b in range(len(noise))
     )
+
+
+def _answers(engine: Engine, truth: Trajectories, held: Held) -> Iterator[Array]:
+    """Yield what the engine answers to every state and branch, step after step, batch by batch.
+
+    Rows are gathered as they are needed: a text embedding may be a thousand times the size of a state.
+    """
+    steps, rows = truth.outputs.shape[:2]
+    images = truth.states.shape[1]
+    fixed, told = held.conditions.feeds(), held.sampler.model_timesteps
+    size = min(held.batch, engine.max_rows or held.batch)
+    for first in range(0, steps * rows, size):
+        step, row = np.divmod(np.arange(first, min(first + size, steps * rows)), rows)
+        feeds = {SAMPLE: truth.states[step, row % images], TIMESTEP: told[step]}
+        yield engine.run({**feeds, **{k: v[row] for k, v in fixed.items()}})[engine.outputs[0].name]
 
 
 def _cosines(truth: Array, free: Array) -> dict[str, Number]:

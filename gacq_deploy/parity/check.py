@@ -17,7 +17,6 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.trt_library import TrtName, current_device, require_device
 from gacq_deploy.building.manifest import EngineRecord, engines_of, is_stale
 from gacq_deploy.building.opening import is_compiled, locate_plan, require_judged
-from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.record import FLOAT, ExportRecord, artifact_digest, load_export
@@ -34,6 +33,7 @@ from gacq_deploy.parity.report import ParityReport, decides_measurement, load_re
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import ParitySection, Recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.runtime import model_sampler
 from gacq_deploy.step_policy import StepPolicy, policy_document, resolve_policy
 from gacq_deploy.storage import digest_file, lock_directory
 
@@ -194,8 +194,10 @@ def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
 def _policy_of(recipe: Recipe, artifact: CalibrationArtifact) -> StepPolicy | None:
     """Return the recipe's choice for the trajectories that are judged, None where every step runs in INT8."""
     asked = recipe.runtime.step_policy
-    sampler = DdimSampler.from_config(artifact.model.scheduler, recipe.parity.steps)
-    return resolve_policy(asked, sampler.timesteps, artifact) if asked else None
+    if not asked:
+        return None
+    sampler = model_sampler(artifact.model, recipe.parity.steps)
+    return resolve_policy(asked, sampler.timesteps, artifact, told=sampler.model_timesteps)
 
 
 def _about(artifact: CalibrationArtifact, record: ExportRecord) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from onnx import ModelProto
 from gacq_deploy.artifact import CalibrationArtifact, Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.stepped import SteppedEngine
+from gacq_deploy.conditions import Conditions
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import signed_twin
 from gacq_deploy.parity.budget import (
@@ -22,6 +23,7 @@ from gacq_deploy.parity.budget import (
     Trajectories,
     compare_trajectories,
     compare_with_float,
+    describe_comparison,
     hold_out,
     run_freely,
 )
@@ -86,6 +88,8 @@ class Subject:
     probe: Probe
     float_graph: ModelProto
     graphs: Mapping[str, ModelProto]
+    conditions: Conditions | None = None
+    """Of the prompts that the trajectories take in turn; None: class labels, or what the probe holds."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,9 @@ class _Stage:
         self._buckets: NDArray[np.int64] = timestep_buckets(
             self._probe.inputs["timestep"], self._section.buckets
         )
-        self._held: Held = hold_out(subject.artifact.model, self._probe, self._section, setting.batch)
+        self._held: Held = hold_out(
+            subject.artifact.model, self._probe, self._section, setting.batch, subject.conditions
+        )
         self._truth: Trajectories | None = None
         self.noise_floor: dict[str, Any] = {}
         self.trajectory: dict[str, Any] = {
@@ -247,6 +253,8 @@ class _Stage:
             self.noise_floor[_FLOAT] = self._noise(engine, answers)
             self._truth = run_freely(engine, self._held)
             self.trajectory["latents_sha256"] = digest_array(self._truth.states[0])
+            if compared := describe_comparison(self._truth):
+                self.trajectory["compared"] = compared
             metrics = {"relative_error": relative_error(exact, answers)}
             return measured("exporter", "torch/float", _FLOAT, metrics, engine=engine.label)
 
@@ -341,7 +349,13 @@ class _Stage:
                 self.trajectory["by_step"][f"{candidate.name} mixed"] = free.by_step
                 worst = {"image_seed": free.image_seed, "policy": policy.describe()}
                 return measured(
-                    "mixed", _FLOAT, candidate.name, free.metrics, engine=engine.label, worst=worst
+                    "mixed",
+                    _FLOAT,
+                    candidate.name,
+                    free.metrics,
+                    engine=engine.label,
+                    worst=worst,
+                    exempt=free.exempt,
                 )
 
         def with_float(quantized: Engine) -> Edge:

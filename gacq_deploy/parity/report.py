@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.recipe import ParitySection, StepPolicySection
@@ -65,6 +73,8 @@ GATES: dict[Evidence, dict[str, Gate]] = {
     "mixed": {**_START, **_TRAJECTORIES},
 }
 """Evidence -> metric -> gate. Every metric named here must be measured on every edge of that evidence."""
+EXEMPT = frozenset({"image_ssim"})
+"""Metrics that are not defined for every kind of state, and may be declared not to apply."""
 
 
 MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
@@ -125,6 +135,20 @@ class Edge(_Record):
     """Where it is worst, in words and names."""
     by_timestep: tuple[dict[str, int | Number], ...] = ()
     segments: tuple[SegmentRecord, ...] = ()
+    exempt: dict[str, str] = Field(default_factory=dict)
+    """Metric -> why it does not apply: its threshold is not declared."""
+
+    @field_validator("exempt")
+    @classmethod
+    def _may_be_exempt(cls, exempt: dict[str, str]) -> dict[str, str]:
+        if wrong := sorted(exempt.keys() - EXEMPT):
+            raise ValueError(f"{wrong[0]} applies to every model")
+        return exempt
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        return {k: v for k, v in plain.items() if k != "exempt" or v}
 
     @property
     def subject(self) -> str:
@@ -144,7 +168,8 @@ class Edge(_Record):
 
 def judge(edge: Edge, section: ParitySection) -> Edge:
     """Return the edge with the thresholds of ``section`` and the verdict under them."""
-    thresholds = {name: gate.bound(section) for name, gate in GATES[edge.evidence].items()}
+    gates = {name: gate for name, gate in GATES[edge.evidence].items() if name not in edge.exempt}
+    thresholds = {name: gate.bound(section) for name, gate in gates.items()}
     evaluated = all(edge.metrics.get(name) is not None for name in thresholds)
     judged = edge.model_copy(update={"thresholds": thresholds, "evaluated": evaluated})
     worst = dict(edge.worst)
@@ -237,6 +262,17 @@ class ParityReport(_Record):
         """Which steps ran in float; none in a report that does not say."""
         return JudgedPolicy.model_validate(self.subject.get("step_policy", {}))
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the figures are of, where it is not images, and which gates do not apply."""
+        compared = self.trajectory.get("compared")
+        exempt = dict.fromkeys(
+            f"{edge.candidate}: {name} is not judged. {why}."
+            for edge in self.edges
+            for name, why in edge.exempt.items()
+        )
+        return (*([compared] if compared else []), *exempt)
+
     def under(self, section: ParitySection) -> ParityReport:
         """Return the same numbers judged under the thresholds of ``section``."""
         return assemble(
@@ -254,6 +290,7 @@ class ParityReport(_Record):
     def to_text(self) -> str:
         """Return the verdict as a plain table with one line for each gate, the failing ones explained."""
         lines = [_edge_line(edge, name) for edge in self.edges for name in edge.thresholds]
+        lines += self.remarks
         for edge in self.edges:
             if not edge.passed:
                 where = "; ".join(f"{k}: {v}" for k, v in edge.worst.items() if v is not None)

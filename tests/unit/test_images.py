@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.images import PSNR_CAP, psnr, ssim, to_uint8, write_comparison, write_grid
+from gacq_deploy.images import (
+    PSNR_CAP,
+    is_image,
+    psnr,
+    ssim,
+    to_uint8,
+    value_range,
+    write_comparison,
+    write_grid,
+)
 
 
 def _images(count: int, channels: int = 1, height: int = 16, width: int = 16, seed: int = 0) -> np.ndarray:
@@ -165,3 +174,41 @@ def test_a_failed_write_leaves_the_old_grid(tmp_path: Path) -> None:
     write_grid(path, _images(1, seed=1))
     assert path.read_bytes() != before
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_latents_are_not_clipped() -> None:
+    a = np.full((1, 4, 12, 12), 3.0, np.float32)
+    a[0, 0, 0, 0] = -5.0
+    limits = value_range(a)
+    assert limits == (-5.0, 3.0)
+    b = a + np.float32(0.8)
+    assert psnr(a, b, limits)[0] == pytest.approx(20.0, abs=1e-4)
+    assert ssim(a, b, limits)[0] < 0.999
+    np.testing.assert_array_equal(psnr(a, a, limits), [PSNR_CAP])
+    np.testing.assert_allclose(ssim(a, a, limits), 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), gain=st.floats(0.1, 50), offset=st.floats(-5, 5))
+def test_a_latents_unit_does_not_matter(seed: int, gain: float, offset: float) -> None:
+    a, b = (_images(2, 4, seed=seed + s).astype(np.float64) for s in (0, 1))
+    moved = a * gain + offset, b * gain + offset
+    np.testing.assert_allclose(psnr(*moved, value_range(moved[0])), psnr(a, b, value_range(a)))
+    np.testing.assert_allclose(ssim(*moved, value_range(moved[0])), ssim(a, b, value_range(a)))
+
+
+def test_the_limits_of_an_image_change_nothing() -> None:
+    a, b = _images(2), _images(2, seed=1)
+    np.testing.assert_array_equal(psnr(a, b), psnr(a, b, (-1.0, 1.0)))
+    np.testing.assert_array_equal(ssim(a, b), ssim(a, b, (-1.0, 1.0)))
+
+
+def test_a_constant_latent_has_a_range() -> None:
+    a = np.full((1, 4, 12, 12), 2.5, np.float32)
+    assert psnr(a, a + np.float32(0.2), value_range(a))[0] == pytest.approx(20.0, abs=1e-4)
+
+
+def test_what_is_an_image() -> None:
+    assert is_image((1, 8, 8))
+    assert is_image((3, 8, 8))
+    assert not any(map(is_image, [(4, 8, 8), (6, 64), (3, 2, 8, 8), ()]))

@@ -10,9 +10,12 @@ from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.conditions import Conditions
 from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import EngineError, ModelError, UsageError
-from gacq_deploy.runtime import build_conditioning, generate, initial_noise, open_sampler
+from gacq_deploy.flow import FlowSampler
+from gacq_deploy.runtime import build_conditioning, generate, initial_noise, native_sampler, open_sampler
+from gacq_deploy.storage import Array
 from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph
 
 CONFIG = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
@@ -78,7 +81,8 @@ def _engine(
 def _generate(engine: Engine, seeds: list[int], batch: int = 16, **more: Any) -> np.ndarray:
     sampler = more.pop("sampler", None) or DdimSampler.from_config(CONFIG, STEPS)
     labels = {"class_labels": np.array([s % CLASSES for s in seeds], np.int64)}
-    request = {"shape": SAMPLE_SHAPE, "conditioning": labels, "seeds": seeds, "batch": batch, **more}
+    conditions = Conditions(more.pop("conditioning", labels))
+    request = {"shape": SAMPLE_SHAPE, "conditions": conditions, "seeds": seeds, "batch": batch, **more}
     return generate(engine, sampler, **request)
 
 
@@ -266,3 +270,169 @@ def test_seeds_are_checked_before_any_step(seed: int) -> None:
 def test_eta_belongs_to_ddim() -> None:
     with pytest.raises(UsageError, match="eta"):
         open_sampler(CONFIG, STEPS, name="EulerDiscreteScheduler", eta=0.5)
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+PACKED = (6, 4)
+
+
+def _text_engine(*, max_rows: int | None = None, calls: list[dict[str, Array]] | None = None) -> Engine:
+    """Answer from state, timestep and text, row by row, on packed states and float timesteps."""
+
+    def function(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if calls is not None:
+            calls.append(dict(feeds))
+        drift = feeds["text"].sum(axis=1)[:, None, None] + feeds["timestep"][:, None, None]
+        return {"output": np.sin(feeds["sample"] + drift).astype(np.float32)}
+
+    class Limited(FunctionEngine):
+        @property
+        def max_rows(self) -> int | None:
+            return max_rows
+
+    inputs = (
+        TensorInfo("sample", "float32", (None, *PACKED)),
+        TensorInfo("timestep", "float32", (None,)),
+        TensorInfo("text", "float32", (None, 3)),
+    )
+    return Limited(function, inputs, (TensorInfo("output", "float32", (None, *PACKED)),), "packed")
+
+
+def _prompts(rows: int, *, guided: bool = True) -> Conditions:
+    rng = np.random.default_rng(3)
+    positive, negative = ({"text": rng.standard_normal((rows, 3), np.float32)} for _ in range(2))
+    return Conditions(positive, negative if guided else None, 4.5)
+
+
+def _flow(steps: int = STEPS) -> FlowSampler:
+    return FlowSampler.from_config(FLOW, steps, timestep_scale=0.001)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_flow_walks_packed_states_with_guidance(guided: bool) -> None:
+    sampler, conditions = _flow(), _prompts(2, guided=guided)
+    state, run = initial_noise([7, 8], PACKED), sampler.begin([7, 8])
+    with _text_engine() as engine:
+        for index, told in enumerate(sampler.model_timesteps):
+            answers = []
+            for side in (conditions.negative, conditions.positive):
+                feeds = {"sample": state, "timestep": np.full(2, told), **(side or conditions.positive)}
+                answers.append(engine.run(feeds)["output"])
+            answer = answers[0] + np.float32(4.5) * (answers[1] - answers[0]) if guided else answers[1]
+            state = run.step(answer, index, state)
+        images = generate(engine, sampler, shape=PACKED, conditions=conditions, seeds=[7, 8])
+    np.testing.assert_array_equal(images, state)
+
+
+@pytest.mark.parametrize("max_rows", [None, 2, 3])
+def test_a_guided_image_does_not_depend_on_its_batch(max_rows: int | None) -> None:
+    conditions, seeds = _prompts(5), [3, 1, 4, 15, 9]
+    calls: list[dict[str, Array]] = []
+    with _text_engine() as free, _text_engine(max_rows=max_rows, calls=calls) as engine:
+        whole = generate(free, _flow(), shape=PACKED, conditions=conditions, seeds=seeds)
+        for batch in (1, 2, 4):
+            parts = generate(engine, _flow(), shape=PACKED, conditions=conditions, seeds=seeds, batch=batch)
+            np.testing.assert_array_equal(parts, whole)
+        alone = [
+            generate(engine, _flow(), shape=PACKED, conditions=conditions.rows([i]), seeds=[seed])
+            for i, seed in enumerate(seeds)
+        ]
+    np.testing.assert_array_equal(np.concatenate(alone), whole)
+    assert min(len(c["sample"]) for c in calls) >= 2, "kernels sum in another order at one row"
+    assert max_rows is None or max(len(c["sample"]) for c in calls) <= max_rows
+
+
+def test_guided_rows_run_together_the_negative_ones_first() -> None:
+    conditions, calls, seen = _prompts(3), list[dict[str, Array]](), list[tuple[int, Array, Array]]()
+    with _text_engine(calls=calls) as engine:
+        generate(
+            engine,
+            _flow(),
+            shape=PACKED,
+            conditions=conditions,
+            seeds=[0, 1, 2],
+            batch=2,
+            observe=lambda *call: seen.append(call),
+        )
+    assert [index for index, _, _ in seen] == [*range(STEPS)] * 2
+    assert [len(state) for _, state, _ in seen] == [2] * STEPS + [1] * STEPS
+    for (_, state, answer), call in zip(seen, calls, strict=True):
+        assert len(answer) == 2 * len(state)
+        np.testing.assert_array_equal(call["sample"], np.concatenate([state, state]))
+        assert call["timestep"].dtype == np.float32
+    assert conditions.negative is not None
+    np.testing.assert_array_equal(calls[0]["text"][:2], conditions.negative["text"][:2])
+    np.testing.assert_array_equal(calls[0]["text"][2:], conditions.positive["text"][:2])
+
+
+def test_a_guided_output_that_is_not_finite_names_its_images_seed() -> None:
+    conditions = _prompts(2)
+    conditions.positive["text"][1] = 3e38
+    with (
+        _text_engine() as engine,
+        np.errstate(invalid="ignore", over="ignore"),
+        pytest.raises(EngineError, match=r"step 1 of 5 \(timestep 1000\), seed 41"),
+    ):
+        generate(engine, _flow(), shape=PACKED, conditions=conditions, seeds=[40, 41])
+
+
+def test_timesteps_of_another_kind_are_refused() -> None:
+    with _text_engine() as engine, pytest.raises(UsageError, match="takes float32 timesteps") as raised:
+        generate(
+            engine,
+            DdimSampler.from_config(CONFIG, STEPS),
+            shape=PACKED,
+            conditions=_prompts(1),
+            seeds=[0],
+        )
+    assert "--scheduler" in raised.value.hint
+
+
+def test_a_models_own_sampler() -> None:
+    assert native_sampler({}) == native_sampler(CONFIG) == "ddim"
+    assert native_sampler(FLOW) == "flow"
+    bent = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
+    assert native_sampler(bent) == "UniPCMultistepScheduler"
+    assert isinstance(open_sampler(CONFIG, STEPS), DdimSampler)
+    flow = open_sampler(FLOW, STEPS, timestep_dtype="float32", timestep_scale=0.001)
+    assert isinstance(flow, FlowSampler)
+    np.testing.assert_array_equal(flow.model_timesteps, _flow().model_timesteps)
+    with pytest.raises(ModelError, match="does not describe a flow"):
+        open_sampler(CONFIG, STEPS, name="flow")
+    with pytest.raises(ModelError, match="DDIM can follow"):
+        open_sampler(FLOW, STEPS, name="ddim")
+    with pytest.raises(UsageError, match="eta is a setting of ddim, not of flow"):
+        open_sampler(FLOW, STEPS, eta=0.5)
+
+
+@numpy2_noise
+def test_a_scheduler_of_another_process_is_taken_from_diffusers_or_refused() -> None:
+    heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
+    assert open_sampler(heun, STEPS, timestep_dtype="float32").model_timesteps.dtype == np.float32
+    with pytest.raises(ModelError, match=r"own scheduler, FlowMatchHeun.*fractional") as raised:
+        open_sampler(heun, 7)
+    assert "--scheduler" in raised.value.hint
+
+
+@numpy2_noise
+@pytest.mark.parametrize("mu", [None, 0.9])
+def test_diffusers_own_flow_makes_the_same_images(mu: float | None) -> None:
+    config = {**FLOW, "use_dynamic_shifting": mu is not None, "mu": mu}
+    told: dict[str, Any] = {"timestep_dtype": "float32", "timestep_scale": 0.001}
+    ours, theirs = (open_sampler(config, 7, name=name, **told) for name in ("flow", FLOW["_class_name"]))
+    np.testing.assert_array_equal(ours.model_timesteps, theirs.model_timesteps)
+    np.testing.assert_array_equal(ours.timesteps, theirs.timesteps)
+    with _text_engine() as engine:
+        one, other = (
+            generate(engine, s, shape=PACKED, conditions=_prompts(3), seeds=[1, 2, 3], batch=2)
+            for s in (ours, theirs)
+        )
+    np.testing.assert_array_equal(one, other)
+
+
+@numpy2_noise
+def test_a_network_of_float_timesteps_takes_fractional_ones() -> None:
+    config = {**CONFIG, "timestep_spacing": "linspace"}
+    sampler = open_sampler(config, 7, name="EulerDiscreteScheduler", timestep_dtype="float32")
+    assert sampler.model_timesteps[1] == np.float32(832.5)
+    assert sampler.timesteps[1] in {832, 833}

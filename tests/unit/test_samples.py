@@ -113,3 +113,16 @@ def test_buckets_are_contiguous_from_noisy_to_clean_and_even(steps: int, repeats
     assert bool((np.diff(buckets[order]) >= 0).all())
     sizes = np.bincount(buckets)
     assert sizes.max() - sizes.min() <= repeats
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=80), st.integers(1, 8))
+def test_buckets_follow_the_order_of_timesteps_alone(timesteps: list[int], count: int) -> None:
+    whole = np.array(timesteps)
+    distinct = sorted(set(timesteps), reverse=True)
+    groups = min(count, len(distinct))
+    expected = [distinct.index(t) * groups // len(distinct) for t in timesteps]
+    buckets = timestep_buckets(whole, count)
+    assert buckets.dtype == np.int64
+    assert buckets.tolist() == expected
+    sigma = (whole * 0.001).astype(np.float32)
+    np.testing.assert_array_equal(timestep_buckets(sigma, count), buckets)

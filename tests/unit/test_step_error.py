@@ -9,6 +9,7 @@ import pytest
 from gacq_deploy.artifact import Probe
 from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, ModelError
+from gacq_deploy.flow import FlowSampler
 from gacq_deploy.step_error import OutputError, image_errors, output_error
 from tests.support.probes import curve_probe
 
@@ -62,6 +63,29 @@ def test_without_both_outputs_nothing_says_which_steps_are_worst() -> None:
         assert "first" in raised.value.hint
 
 
-def test_a_schedule_that_ddim_cannot_follow_is_refused() -> None:
-    with pytest.raises(ModelError, match="FlowMatch"):
-        image_errors(UNIT, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, np.array([900, 100]))
+def test_a_schedule_that_no_sampler_here_can_follow_is_refused() -> None:
+    with pytest.raises(ModelError, match="FlowMatchHeun"):
+        image_errors(UNIT, {"_class_name": "FlowMatchHeunDiscreteScheduler"}, np.array([900, 100]))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 5, 28])
+def test_an_error_enters_the_next_state_as_a_flow_lets_it(shift: float, steps: int) -> None:
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift}
+    sampler = FlowSampler.from_config(config, steps)
+    state, run = np.full((1, 6, 4), 0.3, np.float32), sampler.begin([0])
+    moved = [
+        float(np.abs(run.step(state + 1, i, state) - run.step(state, i, state)).max()) for i in range(steps)
+    ]
+    # timesteps are rounded to whole ones of 1000
+    np.testing.assert_allclose(image_errors(UNIT, config, sampler.timesteps), moved, atol=1.1e-3)
+    assert sum(moved) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_error_of_a_network_that_is_told_sigma_is_by_training_timesteps() -> None:
+    probe = curve_probe({900: 0.5, 100: 0.1}, rows=3)
+    told = (probe.inputs["timestep"] * 0.001).astype(np.float32)
+    scaled = output_error(replace(probe, inputs={**probe.inputs, "timestep": told}), 0.001)
+    whole = output_error(probe)
+    np.testing.assert_array_equal(scaled.timesteps, whole.timesteps)
+    np.testing.assert_array_equal(scaled.rms, whole.rms)

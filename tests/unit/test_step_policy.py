@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, UsageError
+from gacq_deploy.flow import FlowSampler
 from gacq_deploy.recipe import StepPolicySection, Where
 from gacq_deploy.step_policy import StepPolicy, policy_document, resolve_policy
 from tests.support.probes import curve_probe
@@ -125,3 +126,37 @@ def test_a_policy_is_recorded_with_what_was_asked_and_what_it_came_to() -> None:
     assert StepPolicySection.model_validate(document["asked"]) == StepPolicySection(
         float_steps=1, where="last"
     )
+
+
+@given(st.integers(1, 60), st.sampled_from([1.0, 0.001]), st.data())
+def test_a_row_is_chosen_by_what_the_network_is_told(steps: int, scale: float, data: st.DataObject) -> None:
+    flow = {"shift": 3.0, "use_dynamic_shifting": True, "mu": 1.15}
+    sampler = FlowSampler.from_config(flow, steps, timestep_scale=scale)
+    chosen = data.draw(st.sets(st.integers(0, steps - 1)))
+    asked = StepPolicySection(steps=tuple(sorted(chosen)))
+    policy = resolve_policy(asked, sampler.timesteps, BARE, told=sampler.model_timesteps)
+    assert policy.timesteps == tuple(sampler.timesteps.tolist())
+    np.testing.assert_array_equal(
+        policy.choose(sampler.model_timesteps), [step in chosen for step in range(steps)]
+    )
+
+
+def test_fractional_timesteps_with_one_key_are_one_step() -> None:
+    told = np.array([900.4, 600.4, 599.6, 10.0], np.float32)
+    policy = resolve_policy(
+        StepPolicySection(float_steps=2, where="first"), (900, 600, 600, 10), BARE, told=told
+    )
+    assert policy.timesteps == (900, 600, 10)
+    assert policy.choose(told).tolist() == [True, True, True, False]
+    assert policy.choose(np.array([700.0, 599.7], np.float32)).tolist() == [True, True]
+
+
+def test_the_worst_steps_of_a_flow_are_found_by_its_own_probe() -> None:
+    probe = curve_probe({1000: 0.001, 750: 0.5, 250: 0.001})
+    told = (probe.inputs["timestep"] * 0.001).astype(np.float32)
+    model = BARE.model.model_copy(update={"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}})
+    artifact = replace(BARE, model=model, probe=replace(probe, inputs={**probe.inputs, "timestep": told}))
+    policy = resolve_policy(
+        StepPolicySection(float_steps=1), (1000, 750, 500, 250), artifact, timestep_scale=0.001
+    )
+    assert policy.float_timesteps == (750,)

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from gacq_deploy.bench import load_bench, run_bench
-from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.measure import Feed, Settings
+from gacq_deploy.bench.stage import model_feeds
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import digest_file
-from tests.support.tiny import tiny_run
+from tests.support.tiny import tiny_denoiser, tiny_run
 
 QUICK = Settings(batches=(1, 2), repeats=1, turn_seconds=0.001)
 
@@ -71,3 +72,14 @@ def test_engines_that_cannot_be_measured_are_refused(run: RunDirectory) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         run_bench(RunDirectory(tmp_path / "none"), settings=QUICK)
+
+
+def test_states_of_any_rank_and_float_timesteps_are_fed() -> None:
+    text = {"text": {"dtype": "float32", "shape": [7, 5]}, "mask": {"dtype": "bool", "shape": [7]}}
+    record = tiny_denoiser().record.model_copy(update={"sample_shape": (6, 64), "conditioning": text})
+    assert model_feeds(record, "float32") == (
+        Feed("sample", "float32", (6, 64)),
+        Feed("timestep", "float32", (), 1000),
+        Feed("text", "float32", (7, 5), 1),
+        Feed("mask", "bool", (7,), 1),
+    )

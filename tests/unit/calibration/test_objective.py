@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gacq_deploy.calibration.objective import coefficients, step_means, trajectory_gains
+from gacq_deploy.conditions import Conditions
+from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import quantized_layers
 from tests.support.quantized import answer, quantized_tiny
 from tests.support.tiny import tiny_denoiser
@@ -89,3 +93,40 @@ def test_gains_are_positive_deterministic_and_one_a_step() -> None:
 
 def test_a_model_that_answers_as_the_float_one_has_no_gains() -> None:
     assert set(trajectory_gains(tiny_denoiser(), 3, seed=0).values()) == {0.0}
+
+
+def _with_scheduler(denoiser: Denoiser, **scheduler: Any) -> Denoiser:
+    record = denoiser.record.model_copy(update={"scheduler": scheduler})
+    return dataclasses.replace(denoiser, record=record)
+
+
+def test_gains_of_a_flow_are_by_its_own_steps() -> None:
+    denoiser, _ = quantized_tiny()
+    flow = _with_scheduler(denoiser, _class_name="FlowMatchEulerDiscreteScheduler", pipeline_sigmas=True)
+    gains = trajectory_gains(flow, 4, seed=3)
+    assert list(gains) == [1000, 750, 500, 250]
+    # the last step's error is the image's, times the difference of sigmas
+    assert gains[250] == pytest.approx(0.25**2, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_sampler_that_remembers_departs_from_the_float_run() -> None:
+    denoiser, _ = quantized_tiny()
+    config = {"beta_schedule": "squaredcos_cap_v2", "use_flow_sigmas": True, "flow_shift": 3.0}
+    solver = _with_scheduler(denoiser, _class_name="UniPCMultistepScheduler", **config)
+    gains = trajectory_gains(solver, 3, seed=3)
+    assert len(gains) == 3
+    assert all(np.isfinite(g) and g > 0 for g in gains.values())
+    assert trajectory_gains(solver, 3, seed=3) == gains
+
+
+def test_guidance_magnifies_the_last_steps_error() -> None:
+    denoiser, _ = quantized_tiny()
+    flow = _with_scheduler(denoiser, _class_name="FlowMatchEulerDiscreteScheduler", pipeline_sigmas=True)
+    labels = {"class_labels": np.array([0, 1])}
+    plain = trajectory_gains(flow, 2, 3, Conditions(labels))[500]
+    # both branches alike: the guided prediction is the one of either
+    alike = trajectory_gains(flow, 2, 3, Conditions(labels, labels, 7.0))[500]
+    assert alike == pytest.approx(plain, rel=1e-4)
+    guided = trajectory_gains(flow, 2, 3, Conditions(labels, {"class_labels": np.array([2, 3])}, 7.0))[500]
+    assert guided > 10 * plain

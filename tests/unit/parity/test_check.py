@@ -132,7 +132,7 @@ def test_classes_come_in_turn() -> None:
     )
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     held = hold_out(record, Probe({"embedding": rows}, {}, {}), ParitySection(images=5, steps=2), 4)
-    assert held.conditioning["class_labels"].tolist() == [0, 1, 2, 0, 1]
-    assert held.conditioning["class_labels"].dtype == np.int64
-    np.testing.assert_array_equal(held.conditioning["embedding"], rows[[0, 1, 0, 1, 0]])
+    assert held.conditions.positive["class_labels"].tolist() == [0, 1, 2, 0, 1]
+    assert held.conditions.positive["class_labels"].dtype == np.int64
+    np.testing.assert_array_equal(held.conditions.positive["embedding"], rows[[0, 1, 0, 1, 0]])
     assert held.seeds == tuple(range(700_000, 700_005))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.parity.report import (
@@ -249,3 +250,40 @@ def test_gates_are_inclusive() -> None:
     gate = replace(GATES["error"]["difference_db"])
     assert gate.holds(0.5, 0.5)
     assert not gate.holds(None, 0.5)
+
+
+PACKED = {k: v for k, v in GOOD["budget"].items() if k != "image_ssim"}
+WHY = {"image_ssim": "A state of shape [6, 64] has no two axes of space"}
+
+
+@pytest.mark.parametrize("evidence", ["budget", "mixed"])
+def test_a_metric_that_does_not_apply_is_not_declared(tmp_path: Path, evidence: Evidence) -> None:
+    metrics = {k: v for k, v in GOOD[evidence].items() if k != "image_ssim"}
+    edge = measured(evidence, "float.onnx", "int8.onnx", metrics, exempt=WHY)
+    told = {"compared": "PSNR is of the final latents."}
+    found = assemble((edge,), SECTION, trajectory=told, noise_floor={}, subject={})
+    assert found.passed
+    assert "image_ssim" not in found.edges[0].thresholds
+    assert found.remarks == (told["compared"], f"int8.onnx: image_ssim is not judged. {WHY['image_ssim']}.")
+    assert all(remark in found.to_text() for remark in found.remarks)
+    found.save(tmp_path / "parity.json")
+    assert load_report(tmp_path / "parity.json") == found
+    strict = SECTION.model_copy(update={"budget": SECTION.budget.model_copy(update={"image_psnr_db": 50.0})})
+    assert found.under(strict).edges[0].failed == ("image_psnr_db",)
+
+
+def test_a_metric_that_was_merely_not_measured_fails() -> None:
+    edge = judge(measured("budget", "float.onnx", "int8.onnx", PACKED), SECTION)
+    assert not edge.evaluated
+    assert not edge.passed
+    assert "image_ssim" in edge.thresholds
+
+
+@pytest.mark.parametrize("metric", ["image_psnr_db", "eps_sqnr_db", "latents_differ", "warp"])
+def test_no_other_metric_can_be_left_out(metric: str) -> None:
+    with pytest.raises(ValidationError, match=f"{metric} applies to every model"):
+        measured("budget", "float.onnx", "int8.onnx", PACKED, exempt={metric: "because"})
+
+
+def test_an_edge_without_exemptions_says_nothing_of_them() -> None:
+    assert "exempt" not in measured("budget", "a", "b", GOOD["budget"]).model_dump(mode="json")
