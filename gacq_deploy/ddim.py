@@ -39,6 +39,7 @@ SAME_PROCESS = frozenset(
 )
 """Scheduler classes of diffusers whose configuration describes the same noising process."""
 
+_CLIPPING = frozenset({"DDIMScheduler", "DDPMScheduler"})
 _HINT = "Choose another scheduler: `run --scheduler NAME` takes any scheduler class of diffusers."
 _NOISE_STREAM = 1 << 50
 """Second Philox key of sampling noise, apart from the trajectories calibration learns from."""
@@ -67,9 +68,10 @@ class DdimConfig(BaseModel):
 
 
 def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
-    """Read a diffusers scheduler configuration as ``DDIMScheduler.from_config`` does.
+    """Read a diffusers scheduler configuration as ``DDIMScheduler.from_config`` does, but for what it does not say.
 
-    Keys listed under ``_use_default_values`` were defaults of the *other* class and are dropped.
+    Keys listed under ``_use_default_values`` were defaults of the *other* class and are dropped. DDIM's own default is
+    to clip; a class that never clips does not say so, and its latents would be cut off.
 
     Raises:
         ModelError: another noising process, or a value DDIM does not know.
@@ -78,8 +80,10 @@ def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
     if kind not in SAME_PROCESS or config.get("use_flow_sigmas"):
         raise ModelError(f"Scheduler '{kind}' does not describe a process that DDIM can follow.", _HINT)
     defaulted = set(config.get("_use_default_values") or ())
+    unsaid = {} if kind in _CLIPPING else {"clip_sample": False}
     try:
-        return DdimConfig.model_validate({k: v for k, v in config.items() if k not in defaulted})
+        said = {k: v for k, v in config.items() if k not in defaulted}
+        return DdimConfig.model_validate(unsaid | said)
     except ValidationError as error:
         item = error.errors()[0]
         key = ".".join(str(part) for part in item["loc"])

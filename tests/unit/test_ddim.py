@@ -139,6 +139,14 @@ def test_defaults_of_the_other_class_do_not_carry_over() -> None:
     assert parse_scheduler({**live, "_use_default_values": []}).timestep_spacing == "linspace"
 
 
+@pytest.mark.parametrize("kind", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_a_class_that_never_clips_does_not_begin_to(kind: str) -> None:
+    assert not parse_scheduler({"_class_name": kind}).clip_sample
+    assert parse_scheduler({"_class_name": kind, "clip_sample": True}).clip_sample
+    assert parse_scheduler({"_class_name": "DDPMScheduler"}).clip_sample
+    assert parse_scheduler({}).clip_sample
+
+
 def test_a_saved_configuration_is_read_alike(tmp_path: Any) -> None:
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample_range=1.5)
     scheduler.save_pretrained(tmp_path)
