@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends import import_attribute
 from gacq_deploy.backends.base import Array, Engine, Feeds
+from gacq_deploy.call import SAMPLE, TIMESTEP, TimestepRecord
 from gacq_deploy.conditions import Conditions
 from gacq_deploy.ddim import SAME_PROCESS, DdimSampler, check_seeds, initial_noise
 from gacq_deploy.errors import EngineError, ModelError, UsageError
@@ -36,7 +37,6 @@ __all__ = [
 Floats = NDArray[np.float32]
 Observer = Callable[[int, Floats, Floats], None]
 """Gets of every call: the step's index, the model's input ``[N, ...]``, its raw answer ``[branches * N, ...]``."""
-SAMPLE, TIMESTEP = "sample", "timestep"
 _DIFFUSERS = "gacq_deploy.models.schedulers:DiffusersSampler"
 """Behind a string, so that the samplers in numpy need no torch."""
 
@@ -131,7 +131,10 @@ def open_sampler(
 
 def model_sampler(record: ModelRecord, steps: int, *, name: str | None = None, eta: float = 0.0) -> Sampler:
     """Return a sampler for a recorded model, as :func:`open_sampler` does for its scheduler's configuration."""
-    return open_sampler(record.scheduler, steps, name=name, eta=eta)
+    told = record.call.timestep if record.call is not None else TimestepRecord()
+    return open_sampler(
+        record.scheduler, steps, name=name, eta=eta, timestep_dtype=told.dtype, timestep_scale=told.scale
+    )
 
 
 def build_conditioning(

@@ -129,7 +129,7 @@ def _compiled(plan: Plan) -> Graph:
     return Graph(inputs.library, plan.path, source=inputs.graph, integer=integer)
 
 
-def model_feeds(model: ModelRecord, timestep_dtype: str = "int64") -> tuple[Feed, ...]:
+def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:
     """Return the inputs a denoiser's graph takes, from its record; the state may have any rank."""
     timesteps = int(model.scheduler.get("num_train_timesteps", 1000))
     conditioning = [
@@ -138,7 +138,7 @@ def model_feeds(model: ModelRecord, timestep_dtype: str = "int64") -> tuple[Feed
     ]
     return (
         Feed("sample", "float32", tuple(model.sample_shape)),
-        Feed("timestep", timestep_dtype, (), timesteps),
+        Feed("timestep", "int64" if model.call is None else model.call.timestep.dtype, (), timesteps),
         *conditioning,
     )
 

@@ -44,6 +44,8 @@ def coefficients(
 ) -> dict[int, float]:
     """Return timestep -> coefficient of its loss, of mean 1 over the timesteps.
 
+    A timestep without a gain of its own takes the nearest one's: a pipeline's scheduler may walk other timesteps.
+
     Args:
         objective: what counts.
         errors: timestep -> mean loss now.
@@ -52,7 +54,7 @@ def coefficients(
     """
     steps = list(errors)
     if objective == "images" and gains is not None:
-        raw = np.array([gains.get(t, 0.0) for t in steps])
+        raw = np.array([gains[min(gains, key=lambda other: abs(other - t))] for t in steps])
     elif objective == "eps":
         raw = np.ones(len(steps))
     else:

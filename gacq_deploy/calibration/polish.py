@@ -150,7 +150,8 @@ def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:
     recipe, split = session.recipe, session.split
     gains: dict[int, float] = {}
     if recipe.calibration.objective == "images" and session.weighting.needs_losses(POLISH):
-        gains = trajectory_gains(session.denoiser, recipe.samples.steps, recipe.calibration.seed)
+        conditions = session.trajectories.conditions()
+        gains = trajectory_gains(session.denoiser, recipe.samples.steps, recipe.calibration.seed, conditions)
     cosines = group_cosines(loss, split)
     return {
         "losses": output_losses(session.denoiser, split.samples, split.training, session.chunk),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gacq_deploy.backends.base import Array, TensorInfo
+from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.errors import UsageError
-from gacq_deploy.runtime import SAMPLE, TIMESTEP
 
 _NOT_FROM_ENGINE = "The engine runs what was exported: leave it out, or use the float model for this."
 

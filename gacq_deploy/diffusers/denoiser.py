@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends.base import Array, Engine
+from gacq_deploy.call import TIMESTEP
 from gacq_deploy.diffusers.call import CallReader
 from gacq_deploy.diffusers.faces import FACES, check_config
 from gacq_deploy.errors import EngineError
-from gacq_deploy.runtime import TIMESTEP, predict
+from gacq_deploy.runtime import predict
 
 
 class EngineDenoiser(nn.Module):

@@ -7,8 +7,8 @@ from typing import Any
 
 from gacq_deploy.ddim import alphas_cumprod, parse_scheduler
 from gacq_deploy.errors import ModelError
+from gacq_deploy.flow import FLOW_CLASS, parse_flow
 
-FLOW = "FlowMatchEulerDiscreteScheduler"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -23,7 +23,8 @@ def check_process(config: Mapping[str, Any], where: str, *, drawn: bool = False)
     Raises:
         ModelError: an unknown prediction type, or a process that no sampler here follows.
     """
-    if config.get("_class_name") == FLOW and not drawn:
+    if config.get("_class_name") == FLOW_CLASS and not drawn:
+        parse_flow(config)
         return
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:

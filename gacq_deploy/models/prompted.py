@@ -23,6 +23,7 @@ from gacq_deploy.progress import Reporter
 from gacq_deploy.prompts import BUILTIN, draw_prompts
 from gacq_deploy.recipe import SamplesSection
 from gacq_deploy.samples import CalibrationSet, TableRows
+from gacq_deploy.timesteps import training_keys
 
 _SEED_STRIDE = 1 << 20
 """Between the trajectories of two seeds."""
@@ -152,7 +153,7 @@ def _arrange(
     return CalibrationSet(
         latents=np.stack(state, 1).reshape(shape),
         targets=np.stack(output, 1).reshape(shape),
-        timesteps=rows(np.round(values / call.timestep.scale).astype(np.int64)),
+        timesteps=rows(training_keys(values, call.timestep.scale)),
         told=rows(values.astype(np.float32)) if fraction else None,
         conditioning={k: TableRows(v, index.astype(np.int64)) for k, v in steering.items()},
         trajectory=np.repeat(np.array(members, np.int64), steps * branches),

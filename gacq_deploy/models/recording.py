@@ -154,9 +154,10 @@ def _remember_schedule(pipeline: Any) -> Iterator[dict[str, Any]]:
     told: dict[str, Any] = {}
 
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        has_sigmas = kwargs.get("sigmas") is not None
         if kwargs.get("mu") is not None:
-            told["mu"] = float(kwargs["mu"])
-        if kwargs.get("sigmas") is not None:
+            told |= {"mu": float(kwargs["mu"]), "pipeline_sigmas": has_sigmas}
+        elif has_sigmas:
             told["pipeline_sigmas"] = True
         return original(*args, **kwargs)
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from gacq_deploy.artifact import ModelRecord, Probe
 from gacq_deploy.backends.base import Engine
+from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.conditions import Conditions
 from gacq_deploy.images import is_image, psnr, ssim, value_range
 from gacq_deploy.parity.metrics import by_bucket, cosine, sqnr_db
 from gacq_deploy.parity.report import Edge, Number, finite, measured
 from gacq_deploy.recipe import ParitySection
-from gacq_deploy.runtime import SAMPLE, TIMESTEP, Sampler, generate, model_sampler
+from gacq_deploy.runtime import Sampler, generate, model_sampler
 from gacq_deploy.samples import timestep_buckets
 from gacq_deploy.storage import Array, digest_array
 
@@ -51,13 +52,12 @@ def hold_out(
     probe: Probe,
     section: ParitySection,
     batch: int,
-    conditions: Conditions | None = None,
 ) -> Held:
     """Choose seeds, and conditions in turn: those of prompts, else every real class, or what the probe holds."""
     seeds = tuple(range(section.seed, section.seed + section.images))
     sampler = model_sampler(record, section.steps)
-    if conditions is not None:
-        return Held(sampler, record.sample_shape, seeds, conditions.cycle(len(seeds)), batch)
+    if probe.conditions is not None:
+        return Held(sampler, record.sample_shape, seeds, probe.conditions.cycle(len(seeds)), batch)
     conditioning = {}
     for name, info in record.conditioning.items():
         if info.get("num_classes") and not tuple(info.get("shape", ())):

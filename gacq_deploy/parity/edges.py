@@ -15,7 +15,6 @@ from onnx import ModelProto
 from gacq_deploy.artifact import CalibrationArtifact, Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.stepped import SteppedEngine
-from gacq_deploy.conditions import Conditions
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import signed_twin
 from gacq_deploy.parity.budget import (
@@ -88,7 +87,6 @@ class Subject:
     probe: Probe
     float_graph: ModelProto
     graphs: Mapping[str, ModelProto]
-    conditions: Conditions | None = None
     """Of the prompts that the trajectories take in turn; None: class labels, or what the probe holds."""
 
 
@@ -159,9 +157,7 @@ class _Stage:
         self._buckets: NDArray[np.int64] = timestep_buckets(
             self._probe.inputs["timestep"], self._section.buckets
         )
-        self._held: Held = hold_out(
-            subject.artifact.model, self._probe, self._section, setting.batch, subject.conditions
-        )
+        self._held: Held = hold_out(subject.artifact.model, self._probe, self._section, setting.batch)
         self._truth: Trajectories | None = None
         self.noise_floor: dict[str, Any] = {}
         self.trajectory: dict[str, Any] = {

@@ -8,6 +8,7 @@ import pytest
 from gacq_deploy.bench import load_bench, run_bench
 from gacq_deploy.bench.measure import Feed, Settings
 from gacq_deploy.bench.stage import model_feeds
+from gacq_deploy.call import CallRecord, StateRecord, TimestepRecord
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.run_directory import RunDirectory
@@ -75,9 +76,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_states_of_any_rank_and_float_timesteps_are_fed() -> None:
+    told = CallRecord(state=StateRecord(shape=(6, 64)), timestep=TimestepRecord(dtype="float32", scale=1e-3))
     text = {"text": {"dtype": "float32", "shape": [7, 5]}, "mask": {"dtype": "bool", "shape": [7]}}
-    record = tiny_denoiser().record.model_copy(update={"sample_shape": (6, 64), "conditioning": text})
-    assert model_feeds(record, "float32") == (
+    record = tiny_denoiser().record.model_copy(
+        update={"sample_shape": (6, 64), "conditioning": text, "call": told}
+    )
+    assert model_feeds(record) == (
         Feed("sample", "float32", (6, 64)),
         Feed("timestep", "float32", (), 1000),
         Feed("text", "float32", (7, 5), 1),
