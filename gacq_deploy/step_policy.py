@@ -62,7 +62,6 @@ def resolve_policy(
     artifact: CalibrationArtifact,
     *,
     told: Told | None = None,
-    timestep_scale: float = 1.0,
 ) -> StepPolicy:
     """Choose the float steps of a sampler. More float steps always hold the fewer.
 
@@ -71,7 +70,6 @@ def resolve_policy(
         timesteps: of the engine calls on the training scale, noisiest first; one that comes twice is one step.
         artifact: its probe says which steps are worst.
         told: what the network is fed at each of them, ``[S]``; None: the timesteps.
-        timestep_scale: what the network was fed when the probe was recorded is the timestep times this.
 
     Raises:
         UsageError: more float steps than the sampler has, or a listed step beyond its last.
@@ -86,7 +84,7 @@ def resolve_policy(
         )
         last = count if asked.float_steps else count - 1
         raise UsageError(f"{wanted} asked for, the sampler has {count} steps.", f"Choose 0 to {last}.")
-    ordered = _order(asked, distinct, artifact, timestep_scale) if asked.float_steps else []
+    ordered = _order(asked, distinct, artifact) if asked.float_steps else []
     chosen = {*asked.steps, *ordered[: asked.float_steps]}
     in_float = tuple(step in chosen for step in range(count))
     return StepPolicy(asked, distinct, in_float, _told(distinct, timesteps, told))
@@ -116,9 +114,7 @@ def _told(
     return tuple(most[key] for key in distinct)
 
 
-def _order(
-    asked: StepPolicySection, timesteps: Sequence[int], artifact: CalibrationArtifact, scale: float
-) -> list[int]:
+def _order(asked: StepPolicySection, timesteps: Sequence[int], artifact: CalibrationArtifact) -> list[int]:
     """Return every step, the one that goes to float first at the front."""
     steps = list(range(len(timesteps)))
     match asked.where:
@@ -130,5 +126,7 @@ def _order(
             return [step for pair in zip(steps, steps[::-1], strict=True) for step in pair][: len(steps)]
         case "worst":
             grid = np.array(timesteps, np.int64)
-            errors = image_errors(output_error(artifact.probe, scale), artifact.model.scheduler, grid)
+            call = artifact.model.call
+            error = output_error(artifact.probe, 1.0 if call is None else call.timestep.scale)
+            errors = image_errors(error, artifact.model.scheduler, grid)
             return sorted(steps, key=lambda step: -errors[step])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.call import CallRecord, StateRecord, TimestepRecord
 from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.flow import FlowSampler
@@ -154,9 +155,11 @@ def test_fractional_timesteps_with_one_key_are_one_step() -> None:
 def test_the_worst_steps_of_a_flow_are_found_by_its_own_probe() -> None:
     probe = curve_probe({1000: 0.001, 750: 0.5, 250: 0.001})
     told = (probe.inputs["timestep"] * 0.001).astype(np.float32)
-    model = BARE.model.model_copy(update={"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}})
-    artifact = replace(BARE, model=model, probe=replace(probe, inputs={**probe.inputs, "timestep": told}))
-    policy = resolve_policy(
-        StepPolicySection(float_steps=1), (1000, 750, 500, 250), artifact, timestep_scale=0.001
+    call = CallRecord(
+        state=StateRecord(shape=(1, 4, 4)), timestep=TimestepRecord(dtype="float32", scale=0.001)
     )
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    model = BARE.model.model_copy(update={"scheduler": flow, "call": call})
+    artifact = replace(BARE, model=model, probe=replace(probe, inputs={**probe.inputs, "timestep": told}))
+    policy = resolve_policy(StepPolicySection(float_steps=1), (1000, 750, 500, 250), artifact)
     assert policy.float_timesteps == (750,)

@@ -76,12 +76,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_states_of_any_rank_and_float_timesteps_are_fed() -> None:
-    told = CallRecord(state=StateRecord(shape=(6, 64)), timestep=TimestepRecord(dtype="float32", scale=1e-3))
     text = {"text": {"dtype": "float32", "shape": [7, 5]}, "mask": {"dtype": "bool", "shape": [7]}}
-    record = tiny_denoiser().record.model_copy(
-        update={"sample_shape": (6, 64), "conditioning": text, "call": told}
-    )
-    assert model_feeds(record) == (
+    call = CallRecord(state=StateRecord(shape=(6, 64)), timestep=TimestepRecord(dtype="float32"))
+    changes = {"sample_shape": (6, 64), "conditioning": text, "call": call}
+    assert model_feeds(tiny_denoiser().record.model_copy(update=changes)) == (
         Feed("sample", "float32", (6, 64)),
         Feed("timestep", "float32", (), 1000),
         Feed("text", "float32", (7, 5), 1),
