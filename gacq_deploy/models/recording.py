@@ -156,7 +156,7 @@ def _remember_schedule(pipeline: Any) -> Iterator[dict[str, Any]]:
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
         has_sigmas = kwargs.get("sigmas") is not None
         if kwargs.get("mu") is not None:
-            told |= {"mu": float(kwargs["mu"]), "pipeline_sigmas": has_sigmas}
+            told.update(mu=float(kwargs["mu"]), pipeline_sigmas=has_sigmas)
         elif has_sigmas:
             told["pipeline_sigmas"] = True
         return original(*args, **kwargs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.calibration.collecting import DrawnTrajectories
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
@@ -20,6 +21,7 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import CalibrationSet, load_samples
 from tests.support.tiny import FLOAT_LAYERS, tiny_denoiser
 
@@ -105,4 +107,5 @@ def tiny_bench(
     layers = insert_quantizers(denoiser.module, plan, scales)
     split = Split(samples, recipe.calibration.weighting.groups)
     weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps)
-    return Bench(Session(recipe, denoiser, graph, plan, split, weighting, report), layers)
+    trajectories = DrawnTrajectories(denoiser, recipe, RunDirectory(Path("nowhere")))
+    return Bench(Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report), layers)

@@ -177,7 +177,7 @@ def test_conditions_of_prompts_are_held_out_in_turn() -> None:
     )
     text = {"text": np.arange(4, dtype=np.float32).reshape(2, 2)}
     prompts = Conditions(text, {"text": -text["text"]}, 5.0)
-    held = hold_out(record, Probe({}, {}, {}), SECTION, BATCH, prompts)
+    held = hold_out(record, Probe({}, {}, {}, prompts), SECTION, BATCH)
     assert held.conditions.scale == 5.0
     assert held.conditions.positive["text"][:, 0].tolist() == [0, 2, 0, 2, 0]
     assert held.conditions.negative is not None
