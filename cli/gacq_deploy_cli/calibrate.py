@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 @recipe_option
 @click.option("--model", help="Model folder, hub id or builtin:NAME; replaces model.source of the recipe.")
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), required=True, help="Run directory.")
+@click.option(
+    "--prompts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Prompts of a text-to-image model's trajectories: text (one a line), .json or .jsonl; default: built-in ones.",
+)
 @preset_option
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples and learning.")
@@ -35,6 +40,7 @@ def calibrate(
     recipe: str,
     model: str | None,
     output_dir: Path,
+    prompts: Path | None,
     preset: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
@@ -53,7 +59,7 @@ def calibrate(
 
     directory = RunDirectory(output_dir)
     effort = PRESETS[preset] if preset else ()
-    resolved = load_recipe(recipe, (*effort, *overrides, *option_overrides(model, seed)))
+    resolved = load_recipe(recipe, (*effort, *overrides, *option_overrides(model, seed, prompts)))
     if dry_run:
         _show_plan(output, resolved, directory, fresh=fresh)
         return
@@ -75,14 +81,19 @@ def calibrate(
     output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
 
 
-def option_overrides(model: str | None, seed: int | None) -> tuple[str, ...]:
-    """Return the overrides ``--model`` and ``--seed`` stand for; a folder is kept as an absolute path."""
+def option_overrides(model: str | None, seed: int | None, prompts: Path | None = None) -> tuple[str, ...]:
+    """Return the overrides that options stand for; a folder is kept as an absolute path, prompts as they are."""
     chosen: list[str] = []
     if model is not None:
         folder = Path(model).expanduser()
         chosen.append(f"model.source={json.dumps(str(folder.resolve()) if folder.exists() else model)}")
     if seed is not None:
         chosen += [f"samples.seed={seed}", f"calibration.seed={seed}"]
+    if prompts is not None:
+        from gacq_deploy.prompts import read_prompts
+
+        # as it is: YAML does not join the two halves of an escaped emoji
+        chosen.append(f"samples.prompts={json.dumps(read_prompts(prompts), ensure_ascii=False)}")
     return tuple(chosen)
 
 
