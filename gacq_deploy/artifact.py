@@ -104,6 +104,15 @@ class SiteRecord(_Record):
     range: str
     source_sha256: str | None = None
     """Digest of the float weight (role weight): the exporter finds the layer by it."""
+    block: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `block` out where there is none: artifacts from before there were blocks keep their digests."""
+        plain: dict[str, Any] = serialize(self)
+        if self.block is None:
+            del plain["block"]
+        return plain
 
 
 class BlockRecord(_Record):
@@ -334,10 +343,14 @@ def _check_codes(entry: PlannedSite, params: TensorParams) -> None:
     codes = params.codes
     if codes is None or codes.ndim < 2:
         raise ArtifactError(f"Site '{entry.site}' has no weight codes in the artifact.", _HINT)
-    if params.scale.shape != (codes.shape[entry.spec.axis or 0],):
+    try:
+        expected = entry.spec.scale_shape(codes.shape)
+    except ValueError as error:
+        raise ArtifactError(f"Site '{entry.site}': {error}.", _HINT) from None
+    if params.scale.shape != expected:
         raise ArtifactError(
             f"Site '{entry.site}': {params.scale.shape} scales for codes of shape {codes.shape}, "
-            f"axis {entry.spec.axis}.",
+            f"axis {entry.spec.axis}{'' if entry.spec.block is None else f', block {entry.spec.block}'}.",
             _HINT,
         )
     low, high = int(codes.min()), int(codes.max())
@@ -358,11 +371,12 @@ def _site_record(entry: PlannedSite, digests: Mapping[str, str]) -> SiteRecord:
         tie=entry.tie,
         range=entry.range_method,
         source_sha256=digests.get(str(entry.site)),
+        block=entry.spec.block,
     )
 
 
 def _planned(record: SiteRecord) -> PlannedSite:
-    spec = TensorSpec(bits=record.bits, axis=record.axis, narrow=record.narrow)
+    spec = TensorSpec(bits=record.bits, axis=record.axis, narrow=record.narrow, block=record.block)
     return PlannedSite(Site.parse(record.site), spec, record.tie, record.range)
 
 

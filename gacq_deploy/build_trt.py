@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ class _Stage:
             planned_modules, targets = self._artifact.plan.modules, options.compute_capabilities
             coverage = measure_coverage(model, compiled.layers, planned_modules, targets)
         compiled.plan.rename(folder / manifest.PLAN)
-        nodes = [] if coverage is None else [asdict(node) for node in coverage.nodes]
+        nodes = [] if coverage is None else coverage.listed()
         write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "planned": nodes})
         shutil.rmtree(scratch)
         return EngineRecord(

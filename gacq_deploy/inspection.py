@@ -16,7 +16,7 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.plan import matching_rules
 from gacq_deploy.rules import QuantizationSection, Rule
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.spec import LayerKind, PlannedSite, Site
+from gacq_deploy.spec import LayerKind, PlannedSite, Site, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
     return SiteView(
         site=str(entry.site),
         bits=entry.spec.bits,
-        granularity="tensor" if entry.spec.axis is None else f"axis {entry.spec.axis}",
+        granularity=_granularity(entry.spec),
         rule=matching[-1] + 1 if matching else 0,
         rule_text=f"({rule.match}{'' if rule.role == '*' else ', ' + rule.role})" if rule else "",
         range=entry.range_method,
@@ -151,6 +151,12 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
         scale_max=float(params.scale.max()),
         saturated=saturated,
     )
+
+
+def _granularity(spec: TensorSpec) -> str:
+    if spec.block is not None:
+        return f"block of {spec.block}"
+    return "tensor" if spec.axis is None else f"axis {spec.axis}"
 
 
 def _layer_kind(module: str, artifact: CalibrationArtifact) -> LayerKind:

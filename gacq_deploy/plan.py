@@ -21,7 +21,8 @@ def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str]
 
     Raises:
         RecipeError: a rule that matches nothing, a site no rule matches, a weight quantized without its input or
-            the reverse (TensorRT would fall back to half precision).
+            the reverse (TensorRT would fall back to half precision). INT4 weights in blocks are the exception: their
+            input must stay float.
     """
     ties = ties or {}
     convolutions = {s.module for s in sites if s.role == "output"}
@@ -37,7 +38,7 @@ def resolve_plan(recipe: Recipe, sites: Sequence[Site], ties: Mapping[Site, str]
             )
         used.update(matching)
         winner = recipe.quantization.rules[matching[-1]]
-        if not winner.ignore:
+        if winner.quantizes(site.role):
             planned.append(_plan_site(site, winner, ties.get(site, str(site))))
     for number, rule in enumerate(recipe.quantization.rules):
         if number not in used and not rule.optional:
@@ -64,7 +65,7 @@ def matching_rules(rules: Sequence[Rule], site: Site, kind: LayerKind) -> list[i
 def _plan_site(site: Site, rule: Rule, tie: str) -> PlannedSite:
     bits = rule.bits or 8
     is_weight = site.role == "weight"
-    spec = TensorSpec(bits=bits, axis=0 if is_weight else None, narrow=is_weight)
+    spec = TensorSpec(bits=bits, axis=0 if is_weight else None, narrow=is_weight, block=rule.block)
     method = rule.range or MseRange(method="mse")
     return PlannedSite(site, spec, tie, encode_range(method))
 
@@ -81,8 +82,13 @@ def encode_range(method: MinMaxRange | PercentileRange | MseRange) -> str:
 
 
 def _check_pairs(plan: QuantPlan) -> None:
-    weights = {e.site.module for e in plan.of_role("weight")}
     inputs = {e.site.module for e in plan.of_role("input")}
+    if both := [module for module in plan.weight_only if module in inputs]:
+        raise RecipeError(
+            f"Module '{both[0]}' has INT4 weights in blocks and a quantized input: no engine multiplies those.",
+            "Leave role: weight out of the rule with `block`, so that it leaves the input float, or take `block` out.",
+        )
+    weights = set(plan.integer_modules)
     for module in sorted(weights ^ inputs):
         have, lack = ("weight", "input") if module in weights else ("input", "weight")
         raise RecipeError(

@@ -109,6 +109,7 @@ class ExportSection(Section):
     """What the ONNX files look like."""
 
     opset: int = Field(default=20, ge=19, le=22)
+    """INT4 weights in blocks need 21: the graphs then get that at least."""
     targets: Literal["trt", "cpu", "both"] = "both"
     external_data_mb: int = Field(default=1024, ge=1)
     """Larger graphs keep their weights in one file beside them."""

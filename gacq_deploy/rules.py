@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from gacq_deploy.learning import Section
 from gacq_deploy.spec import Role
 
-Level = Literal["conv", "ffn", "qkv", "linear"]
+Level = Literal["conv", "ffn", "qkv", "linear", "int4"]
 Exclusion = Literal["nvidia-demo", "nvidia-demo-final"]
+Block = Literal[16, 32, 64, 128, 256]
+BLOCKS: tuple[Block, ...] = get_args(Block)
 
 
 class MinMaxRange(Section):
@@ -45,6 +47,9 @@ class Rule(Section):
     layer: Literal["conv", "linear", "*"] = "*"
     """Only convolutions, or only linear layers."""
     bits: int | None = Field(default=None, ge=2, le=8)
+    block: Block | None = None
+    """INT4 weight-only: a scale for every so many input features of each output feature, and the layer's input stays
+    float. Needs `bits: 4` and `layer: linear`; must divide the layer's input features, at least in two."""
     range: RangeMethod | None = None
     ignore: bool = False
     """True keeps the site float."""
@@ -57,12 +62,29 @@ class Rule(Section):
             raise ValueError("a rule needs 'bits' or 'ignore: true'")
         return self
 
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.block is None:
+            return self
+        if self.bits != 4 or self.layer != "linear" or self.role not in ("*", "weight"):
+            raise ValueError(
+                f"'block: {self.block}' asks for INT4 weights of linear layers: it needs 'bits: 4' and "
+                "'layer: linear', and 'role', if given, is 'weight'"
+            )
+        return self
+
+    def quantizes(self, role: Role) -> bool:
+        """Tell whether a tensor of this role is quantized where this rule wins."""
+        return not self.ignore and (self.block is None or role == "weight")
+
     @model_serializer(mode="wrap")
     def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `layer` out where it says nothing: recipes from before it existed keep their digests."""
+        """Leave out what says nothing: recipes from before `layer` and `block` existed keep their digests."""
         plain: dict[str, Any] = serialize(self)
         if self.layer == "*":
             plain.pop("layer", None)
+        if self.block is None:
+            plain.pop("block", None)
         return plain
 
 
@@ -103,9 +125,15 @@ LEVELS: dict[Level, tuple[Rule, ...]] = {
         _MORE_PROJECTIONS,
     ),
     "linear": (*_CONVOLUTIONS, _quantize("*", layer="linear")),
+    "int4": (
+        Rule(match="*", ignore=True),
+        Rule(match="*", layer="linear", bits=4, block=64, optional=True),
+    ),
 }
-"""Each level quantizes what the one before it does, and more: convolutions; feed-forward layers; projections to
-queries, keys and values; every linear layer. They are the steps of NVIDIA's INT8 diffusion demo (its 1, 2, 2.5, 3)."""
+"""Each of the first four quantizes what the one before it does, and more: convolutions; feed-forward layers;
+projections to queries, keys and values; every linear layer. They are the steps of NVIDIA's INT8 diffusion demo (its 1,
+2, 2.5, 3). The last stores the weights of linear layers as INT4 and computes in float; 64 divides the widths of every
+Stable Diffusion and DiT, 128 does not."""
 
 _NAMES = (
     "time_emb_proj",
@@ -143,7 +171,8 @@ class QuantizationSection(Section):
 
     level: Level | None = Field(default=None, exclude=True)
     """Start from: `conv`, convolutions; `ffn`, and feed-forward layers; `qkv`, and the projections to queries, keys and
-    values; `linear`, and every other linear layer. None: `rules` say it all."""
+    values; `linear`, and every other linear layer. `int4`: no INT8, the weights of linear layers as INT4 in blocks of
+    64. None: `rules` say it all."""
     exclude: Exclusion | None = Field(default=None, exclude=True)
     """Then leave float what NVIDIA's INT8 diffusion demo does: `nvidia-demo`, with the last projection of every UNet
     attention (`proj_out`); `nvidia-demo-final`, without."""

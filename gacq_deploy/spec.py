@@ -46,7 +46,9 @@ class Site:
 class TensorSpec(BaseModel):
     """How a tensor is *asked* to be quantized: symmetric integers, per tensor or along ``axis``.
 
-    Weights use [-(2^(b-1)-1), 2^(b-1)-1], activations [-2^(b-1), 2^(b-1)-1], both in an int8 container.
+    Weights use [-(2^(b-1)-1), 2^(b-1)-1], activations [-2^(b-1), 2^(b-1)-1], both in an int8 container. With
+    ``block``, a weight [out, in] has a scale for every ``block`` input features of each output feature; its layer
+    computes in float.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,7 @@ class TensorSpec(BaseModel):
     axis: int | None = None
     narrow: bool = False
     """True drops the most negative code (weights)."""
+    block: int | None = Field(default=None, ge=2)
 
     @property
     def qmin(self) -> int:
@@ -65,6 +68,18 @@ class TensorSpec(BaseModel):
     def qmax(self) -> int:
         """Largest integer code."""
         return (1 << (self.bits - 1)) - 1
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the scales of a tensor of this shape.
+
+        Raises:
+            ValueError: blocks do not fit: no matrix, or input features that are no multiple of the block.
+        """
+        if self.block is None:
+            return () if self.axis is None else (shape[self.axis],)
+        if len(shape) != 2 or shape[1] % self.block:
+            raise ValueError(f"blocks of {self.block} do not divide a weight of shape {list(shape)}")
+        return shape[0], shape[1] // self.block
 
 
 @dataclass(frozen=True)
@@ -109,12 +124,23 @@ class QuantPlan:
         """Names of the modules whose weight is quantized, in execution order."""
         return tuple(e.site.module for e in self.of_role("weight"))
 
+    @property
+    def weight_only(self) -> tuple[str, ...]:
+        """Names of the modules whose weight is stored in blocks and whose input stays float, in execution order."""
+        return tuple(e.site.module for e in self.of_role("weight") if e.spec.block is not None)
+
+    @property
+    def integer_modules(self) -> tuple[str, ...]:
+        """Names of the modules that are to compute in INT8, in execution order."""
+        return tuple(e.site.module for e in self.of_role("weight") if e.spec.block is None)
+
 
 @dataclass(frozen=True)
 class TensorParams:
     """What was *computed* for a site: ``x ~ codes * scale``, zero point 0.
 
-    ``scale`` is float32, rank 0 (per tensor) or ``[channels]`` (along the spec's axis), finite and > 0.
+    ``scale`` is float32, rank 0 (per tensor), ``[channels]`` (along the spec's axis) or ``[out, in / block]``, finite
+    and > 0.
     ``codes`` (weights only) is int8 in the shape of the weight.
     """
 
@@ -122,9 +148,9 @@ class TensorParams:
     codes: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
-        if self.scale.dtype != np.float32 or self.scale.ndim > 1:
+        if self.scale.dtype != np.float32 or self.scale.ndim > 2:
             raise ValueError(
-                f"scale must be float32 of rank 0 or 1, got {self.scale.dtype} rank {self.scale.ndim}"
+                f"scale must be float32 of rank 0, 1 or 2, got {self.scale.dtype} rank {self.scale.ndim}"
             )
         tiny = float(np.finfo(np.float32).tiny)
         if not bool(np.all(np.isfinite(self.scale) & (self.scale >= tiny))):

@@ -226,12 +226,12 @@ def _tables(built: tuple[BuiltEngine, ...]) -> tuple[Table | str, ...]:
     targets = ", ".join(options.compute_capabilities) or _target_text(built[0])
     lost = [
         (n["module"] or n["node"], n["operator"], n["kernel"], n["rule"], n["why"])
-        for n in (built[0].record.coverage or {}).get("lost", [])
+        for n in _lost(built[0].record.coverage or {})
     ]
     return (
         _profile_table(options),
         Table(f"engines for {targets}", ["graph", "library", "plan", "size", "built in", "INT8"], rows),
-        *([Table("not INT8", ["layer", "operator", "kernel", "rule", "why"], lost)] if lost else []),
+        *([Table("not as planned", ["layer", "operator", "kernel", "rule", "why"], lost)] if lost else []),
     )
 
 
@@ -243,4 +243,13 @@ def _target_text(built: BuiltEngine) -> str:
 def _coverage_text(coverage: Mapping[str, Any] | None) -> str:
     if coverage is None:
         return "float twin"
-    return f"{coverage['int8']} of {coverage['planned']} planned layers ({coverage['share']:.1%})"
+    texts = [f"{coverage['int8']} of {coverage['planned']} planned layers ({coverage['share']:.1%})"]
+    if (weights := coverage.get("weight_only")) is not None:
+        # INT4 weights are stored so and computed with in float: no INT8 layer, and none that was lost
+        texts = texts if coverage["planned"] else []
+        texts.append(f"INT4 weights only: {weights['int4']} of {weights['planned']} layers")
+    return "; ".join(texts)
+
+
+def _lost(coverage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*coverage.get("lost", []), *coverage.get("weight_only", {}).get("lost", [])]

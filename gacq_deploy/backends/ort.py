@@ -100,6 +100,8 @@ def session_options(*, threads: int, optimize: bool) -> SessionOptions:
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
+    # by default products with INT4 weights quantize their activations to int8 as they run, unasked
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if saturates_u8s8(platform.machine(), _cpu_flags()):
         options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:

@@ -62,7 +62,7 @@ def run_bench(
         artifact = load_artifact(directory.artifact)
         exported = [e for e in chosen if e in INT8]
         graphs, baselines, absent = plan_graphs(
-            directory.onnx, exported, record.graphs, artifact.plan.modules
+            directory.onnx, exported, record.graphs, artifact.plan.integer_modules
         )
         for library in filter(is_compiled, chosen):
             plan = locate_plan(directory, library)

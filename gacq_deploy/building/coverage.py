@@ -1,12 +1,16 @@
-"""Did every planned layer compile to INT8, and if not, why? The gate of a build."""
+"""Did every planned layer compile to INT8, and if not, why? The gate of a build.
+
+Layers whose weights alone are quantized, to INT4, compute in float: they are counted apart, by whether their codes are
+in the engine as INT4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from gacq_deploy.building.layers import CompiledLayer, int8_nodes
 from gacq_deploy.errors import GateError
@@ -42,11 +46,34 @@ class NodeCoverage:
 
 
 @dataclass(frozen=True)
+class WeightCoverage:
+    """One Gemm or MatMul whose weight was meant to stay INT4, and what the compiler made of it."""
+
+    node: str
+    operator: str
+    module: str
+    int4: bool
+    """The engine holds the codes as INT4."""
+    in_product: bool
+    """They are dequantized inside the product, not written out in float before it."""
+    kernel: str
+    rule: str = ""
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.operator} of {self.module or 'no module'}): {self.kernel}; {self.rule}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Coverage:
-    """Every planned node, in graph order, and how many kernels of each kind the engine has."""
+    """Every planned node, in graph order, and how many kernels of each kind the engine has.
+
+    ``weight_only`` are the nodes with INT4 weights; they are none of ``nodes``.
+    """
 
     nodes: tuple[NodeCoverage, ...]
     kernels: Mapping[str, int]
+    weight_only: tuple[WeightCoverage, ...] = ()
 
     @property
     def planned(self) -> int:
@@ -60,23 +87,36 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Share that does, 0 to 1; 0 for a graph in which nothing was planned."""
-        return self.int8 / self.planned if self.planned else 0.0
+        """Share that does, 0 to 1; where no node was planned 1 beside INT4 weights, else 0."""
+        return self.int8 / self.planned if self.planned else float(bool(self.weight_only))
 
     @property
     def lost(self) -> tuple[NodeCoverage, ...]:
         """Nodes that fell back."""
         return tuple(node for node in self.nodes if not node.int8)
 
+    def listed(self) -> list[dict[str, Any]]:
+        """Return every planned node as plain JSON data, those with INT4 weights last."""
+        return [*map(asdict, self.nodes), *map(asdict, self.weight_only)]
+
     def document(self) -> dict[str, Any]:
-        """Return plain JSON data: the counts, and the nodes that fell back."""
-        return {
+        """Return plain JSON data: the counts, and the nodes that fell back; INT4 weights only where there are any."""
+        plain: dict[str, Any] = {
             "planned": self.planned,
             "int8": self.int8,
             "share": round(self.share, 4),
             "kernels": dict(self.kernels),
             "lost": [asdict(node) for node in self.lost],
         }
+        if self.weight_only:
+            kept = [node for node in self.weight_only if node.int4]
+            plain["weight_only"] = {
+                "planned": len(self.weight_only),
+                "int4": len(kept),
+                "in_product": sum(node.in_product for node in kept),
+                "lost": [asdict(node) for node in self.weight_only if not node.int4],
+            }
+        return plain
 
 
 def measure_coverage(
@@ -99,21 +139,35 @@ def measure_coverage(
     products = {node: layer for layer in compiled if layer.is_product for node in layer.nodes}
     reasons = why_not_int8(model)
     view = QuantView(model, FAR)
-    nodes = []
+    nodes, weight_only = [], []
     for node in view.index.of_type(*QUANTIZABLE):
         module = module_of(node) or ""
         planned = module in modules if modules is not None else _is_quantized(view, node)
         if not planned or not view.stored_weight(node):
             continue
+        if _is_int4_weight_only(view, node):
+            weight_only.append(_weight_coverage(view, node, compiled))
+            continue
         layer = products.get(node.name) or kernels.get(node.name)
         int8 = node.name in quantized
         rule, why = ("", "") if int8 else _reason(node, reasons.get(node.name), targets)
         nodes.append(NodeCoverage(node.name, node.op_type, module, int8, _kernel(layer), rule, why))
-    return Coverage(tuple(nodes), _count(compiled))
+    return Coverage(tuple(nodes), _count(compiled), tuple(weight_only))
+
+
+def holds(coverage: Mapping[str, Any], least: float) -> bool:
+    """Tell whether enough of the planned nodes are INT8, and enough of the INT4 weights INT4.
+
+    Args:
+        coverage: from :meth:`Coverage.document`.
+        least: share, 0 to 1, of either.
+    """
+    weights = coverage.get("weight_only")
+    return coverage["share"] >= least and (weights is None or weights["int4"] >= least * weights["planned"])
 
 
 def check_coverage(coverage: Mapping[str, Any], least: float) -> None:
-    """Refuse an engine in which too few planned nodes are INT8.
+    """Refuse an engine in which too few planned nodes are INT8, or too few INT4 weights still INT4.
 
     Args:
         coverage: from :meth:`Coverage.document`.
@@ -122,14 +176,22 @@ def check_coverage(coverage: Mapping[str, Any], least: float) -> None:
     Raises:
         GateError: lists the nodes that fell back and the rule that explains each.
     """
-    if coverage["share"] >= least:
+    if holds(coverage, least):
         return
-    lost = [NodeCoverage(**node) for node in coverage["lost"]]
+    lost: list[NodeCoverage | WeightCoverage]
+    if coverage["share"] >= least:
+        weights = coverage["weight_only"]
+        lost = [WeightCoverage(**node) for node in weights["lost"]]
+        said = f"{weights['int4']} of {weights['planned']} planned weights are INT4 in the engine"
+        share, kind = weights["int4"] / weights["planned"], "INT4"
+    else:
+        lost = [NodeCoverage(**node) for node in coverage["lost"]]
+        said = f"{coverage['int8']} of {coverage['planned']} planned layers compiled to INT8"
+        share, kind = coverage["share"], "INT8"
     listed = "\n".join(f"  {node}" for node in lost[:_SHOWN])
     more = f"\n  ... and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
     raise GateError(
-        f"{coverage['int8']} of {coverage['planned']} planned layers compiled to INT8 ({coverage['share']:.1%}); "
-        f"{least:.1%} are required. Not INT8:\n{listed}{more}",
+        f"{said} ({share:.1%}); {least:.1%} are required. Not {kind}:\n{listed}{more}",
         "Mend what the rules name, leave these layers float in the recipe, or accept it: build-trt with a lower "
         "--min-int8-coverage.",
     )
@@ -145,6 +207,36 @@ def _reason(node: NodeProto, finding: Finding | None, targets: Collection[str]) 
 
 def _is_quantized(view: QuantView, node: NodeProto) -> bool:
     return view.weight(node) is not None or view.is_quantized(node.input[0])
+
+
+def _is_int4_weight_only(view: QuantView, node: NodeProto) -> bool:
+    item = view.weight(node)
+    return (
+        item is not None and view.code_type(item) == TensorProto.INT4 and not view.is_quantized(node.input[0])
+    )
+
+
+def _weight_coverage(view: QuantView, node: NodeProto, compiled: Sequence[CompiledLayer]) -> WeightCoverage:
+    item = view.weight(node)
+    assert item is not None, f"{node.name} has no quantized weight"
+    names = {item.node.name, node.name}
+    around = [layer for layer in compiled if names.intersection(layer.nodes)]
+    holding = next((layer for layer in around if "Int4" in layer.constants), None)
+    why = (
+        ""
+        if holding
+        else "The compiler took its codes for something else, or folded them; no lint rule explains it."
+    )
+    return WeightCoverage(
+        node=node.name,
+        operator=node.op_type,
+        module=module_of(node) or "",
+        int4=holding is not None,
+        in_product=holding is not None and names <= set(holding.nodes),
+        kernel=_kernel(holding or next(iter(around), None)),
+        rule="" if holding else "unexplained",
+        why=why,
+    )
 
 
 def _kernel(layer: CompiledLayer | None) -> str:

@@ -153,6 +153,6 @@ def _from_json(item: dict[str, Any]) -> CompiledLayer:
 def _json_type(tensor: dict[str, Any]) -> str:
     """Return ``Int8`` of a ``Datatype``, a ``Type``, or a sentence (`... row major Int8 format`)."""
     text = str(tensor.get("Datatype") or tensor.get("Type") or tensor.get("Format/Datatype") or "")
-    known = re.search(r"\b(Int8|Half|FP16|BF16|Float|FP32|FP8|Int32|Int64|Bool|INT8)\b", text)
-    spelled = {"FP16": "Half", "FP32": "Float", "INT8": "Int8"}
+    known = re.search(r"\b(Int8|Int4|Half|FP16|BF16|Float|FP32|FP8|Int32|Int64|Bool|INT8|INT4)\b", text)
+    spelled = {"FP16": "Half", "FP32": "Float", "INT8": "Int8", "INT4": "Int4"}
     return spelled.get(known[1], known[1]) if known else text

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.backends.trt_library import Device, TrtName
 from gacq_deploy.backends.trt_plan import Expected
+from gacq_deploy.building.coverage import holds
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.deployment import FloatType
 from gacq_deploy.errors import ArtifactError
@@ -184,7 +185,7 @@ def find_engine(
             continue
         if is_stale(record, export):
             stale += 1
-        elif record.coverage is not None and record.coverage["share"] < record.least_coverage:
+        elif record.coverage is not None and not holds(record.coverage, record.least_coverage):
             below = below or (folder, record)
         else:
             return folder, record

@@ -34,7 +34,7 @@ from gacq_deploy.calibration.weighting import (
 from gacq_deploy.calibration.weights import effective_samples
 from gacq_deploy.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.models.graph import Block
-from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
+from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, input_quantizers
 from gacq_deploy.quant.trainable import free_weights
 from gacq_deploy.storage import Array
 
@@ -192,7 +192,7 @@ def _planned(block: Block, layers: dict[str, QuantizedLayer]) -> dict[str, Quant
 
 def _new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tuple[ActivationQuantizer, ...]:
     """Return the input quantizers first met in this block: a tie across blocks is learned in its first one."""
-    fresh = {id(layer.input_quantizer): layer.input_quantizer for layer in layers.values()}
+    fresh = {id(quantizer): quantizer for quantizer in input_quantizers(layers).values()}
     chosen = tuple(q for key, q in fresh.items() if key not in learned)
     learned.update(fresh)
     return chosen
@@ -213,14 +213,16 @@ def _pack(
     }
     for name, layer in layers.items():
         step[f"{name}:weight.codes"] = layer.codes.numpy()
-        step[f"{name}:input.scale"] = scalar(float(layer.input_quantizer.scale))
+        if layer.input_quantizer is not None:
+            step[f"{name}:input.scale"] = scalar(float(layer.input_quantizer.scale))
     return step
 
 
 def _unpack(block: Block, layers: dict[str, QuantizedLayer], step: dict[str, Array]) -> BlockRecord:
     for name, layer in layers.items():
         layer.codes = torch.from_numpy(step[f"{name}:weight.codes"])
-        layer.input_quantizer.set_scale(float(step[f"{name}:input.scale"]))
+        if layer.input_quantizer is not None:
+            layer.input_quantizer.set_scale(float(step[f"{name}:input.scale"]))
     learned = unpack_weights(step)
     return BlockRecord(
         name=block.name,

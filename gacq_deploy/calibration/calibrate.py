@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from gacq_deploy import __version__
 from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
@@ -40,6 +41,7 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe import Recipe
+from gacq_deploy.rules import BLOCKS
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.runtime import model_sampler
 from gacq_deploy.samples import load_samples
@@ -80,6 +82,7 @@ def calibrate(
         denoiser = trajectories.denoiser
         graph = trace_model(denoiser)
         plan = make_plan(recipe, graph)
+        check_blocks(plan, denoiser.module)
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
         samples_sha256 = trajectories.ensure_samples(report)
@@ -128,6 +131,28 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
             f"Leave it float: add {{match: '{loose[0]}', ignore: true}} to quantization.rules.",
         )
     return plan
+
+
+def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
+    """Refuse weights that cannot be stored in the blocks planned, before anything runs.
+
+    Raises:
+        RecipeError: naming the layers whose input features are no multiple of the block, or are one block.
+    """
+    blocks = {e.site.module: e.spec.block for e in plan.of_role("weight") if e.spec.block is not None}
+    widths = {name: module.get_submodule(name).get_parameter("weight").shape[1] for name in blocks}
+    wrong = [name for name, block in blocks.items() if widths[name] % block or widths[name] < 2 * block]
+    if not wrong:
+        return
+    name = wrong[0]
+    fitting = [b for b in BLOCKS if not any(widths[n] % b or widths[n] < 2 * b for n in wrong)]
+    raise RecipeError(
+        f"{len(wrong)} of {len(blocks)} layers with INT4 weights do not fit their block: layer '{name}' has "
+        f"{widths[name]} input features, and {blocks[name]} must divide that in two or more. The layers: "
+        f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}.",
+        f"Give them {f'block: {fitting[-1]}' if fitting else 'a smaller block'} in a later rule, or leave them float "
+        f"(ignore: true).",
+    )
 
 
 def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
@@ -258,6 +283,6 @@ def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[
             params[entry.site] = TensorParams(layer.weight_scale.numpy(), layer.codes.numpy())
         else:
             quantizer = layer.input_quantizer if entry.site.role == "input" else layer.output_quantizer
-            assert quantizer is not None
+            assert quantizer is not None, f"{entry.site} is planned without a quantizer"
             params[entry.site] = TensorParams(np.array(float(quantizer.scale), np.float32))
     return params

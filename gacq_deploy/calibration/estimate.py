@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gacq_deploy.calibration.calibrate import check_steps, make_plan
+from gacq_deploy.calibration.calibrate import check_blocks, check_steps, make_plan
 from gacq_deploy.calibration.collecting import find_model, record_denoiser
 from gacq_deploy.calibration.objective import TRAJECTORIES
 from gacq_deploy.calibration.replay import block_bytes, cache_bytes, chunk_size, second_order_bytes
@@ -65,6 +65,7 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
     denoiser = record_denoiser(find_model(recipe), recipe)
     graph = trace_model(denoiser)
     plan = make_plan(recipe, graph)
+    check_blocks(plan, denoiser.module)
     check_steps(recipe, denoiser)
     kept = len(range(0, recipe.samples.steps, recipe.samples.keep_every))
     held = int(validation_trajectories(recipe.samples).sum()) * kept
@@ -102,7 +103,13 @@ def _polish(recipe: Recipe) -> str:
 
 
 def _describe(entry: PlannedSite) -> dict[str, object]:
-    return {"site": str(entry.site), "bits": entry.spec.bits, "range": entry.range_method, "tie": entry.tie}
+    return {
+        "site": str(entry.site),
+        "bits": entry.spec.bits,
+        **({} if entry.spec.block is None else {"block": entry.spec.block}),
+        "range": entry.range_method,
+        "tie": entry.tie,
+    }
 
 
 def _forward_seconds(denoiser: Denoiser, batch: int) -> float:

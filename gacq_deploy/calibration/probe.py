@@ -14,7 +14,13 @@ from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.models.graph import ModelGraph
-from gacq_deploy.quant.layers import QuantizedLayer, float_mode, output_mode, quantized_layers
+from gacq_deploy.quant.layers import (
+    ActivationQuantizer,
+    QuantizedLayer,
+    float_mode,
+    output_mode,
+    quantized_layers,
+)
 from gacq_deploy.samples import CalibrationSet
 from gacq_deploy.spec import Site
 from gacq_deploy.storage import Array
@@ -73,17 +79,20 @@ def _recording(
 
         return hook
 
-    def keep_input(site: Site, layer: QuantizedLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def keep_input(
+        site: Site, quantizer: ActivationQuantizer
+    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            pieces.setdefault(str(site), []).append(layer.input_quantizer(args[0]).numpy().copy())
+            pieces.setdefault(str(site), []).append(quantizer(args[0]).numpy().copy())
 
         return hook
 
     with ExitStack() as stack:
         planned = quantized_layers(module)
         for name, layer in planned.items():
-            if _first_planned_reader(graph, planned, name):
-                hook = layer.register_forward_pre_hook(keep_input(Site(name, "input"), layer))
+            quantizer = layer.input_quantizer
+            if quantizer is not None and _first_planned_reader(graph, planned, name):
+                hook = layer.register_forward_pre_hook(keep_input(Site(name, "input"), quantizer))
                 stack.callback(hook.remove)
             if outputs_too and layer.output_quantizer is not None:
                 stack.callback(layer.register_forward_hook(keep(Site(name, "output"))).remove)
@@ -92,5 +101,7 @@ def _recording(
 
 def _first_planned_reader(graph: ModelGraph, planned: dict[str, QuantizedLayer], name: str) -> bool:
     first = graph.shared_tensor[Site(name, "input")]
-    readers = [s.module for s, f in graph.shared_tensor.items() if f == first and s.module in planned]
-    return readers[0] == name
+    reading = [
+        planned[s.module] for s, f in graph.shared_tensor.items() if f == first and s.module in planned
+    ]
+    return next(layer for layer in reading if layer.input_quantizer is not None) is planned[name]

@@ -56,6 +56,7 @@ class NodeTypes:
         self._infos = _inferred(model)
         self.of = {name: info.tensor_type.elem_type for name, info in self._infos.items()}
         self.of |= {t.name: t.data_type for t in model.graph.initializer}
+        self._half_weights = _half_weights(model)
         _require_float(model, self.of)
 
     def info(self, tensor: str) -> onnx.TypeProto | None:
@@ -84,6 +85,8 @@ class NodeTypes:
     def _may_be_half(self, node: NodeProto, side: str, position: int, formal: list[Any]) -> bool | None:
         if node.op_type in _ANY and side == "inputs":
             return None
+        if node.op_type == DEQUANTIZE and node.output[0] in self._half_weights:
+            return True
         if node.op_type in (QUANTIZE, DEQUANTIZE, "Constant", *_TYPED_BY_ATTRIBUTE) or self.turns_exact(node):
             return False
         return bool(formal) and _HALF_TYPE in formal[min(position, len(formal) - 1)].types
@@ -109,6 +112,29 @@ def stored_floats(index: GraphIndex, tensor: str) -> Array | None:
             f"The data of '{tensor}' is not loaded.", "Read the graph together with its weights."
         )
     return to_array(stored)
+
+
+def _half_weights(model: ModelProto) -> frozenset[str]:
+    """Return the weights dequantized from blocks whose scales half holds exactly: only those may be half.
+
+    With float32 scales and a Cast behind, TensorRT writes the weight out in half before every product, where with half
+    scales it dequantizes inside the product.
+    """
+    blocked = [n for n in model.graph.node if n.op_type == DEQUANTIZE and attribute(n, "block_size", 0)]
+    index = GraphIndex(model) if blocked else None
+    found = []
+    for node in blocked:
+        scale = stored_floats(index, node.input[1]) if index is not None else None
+        if scale is not None and _exact_in_half(scale):
+            found.append(node.output[0])
+    return frozenset(found)
+
+
+def _exact_in_half(values: Array) -> bool:
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    normal = np.abs(half) >= np.finfo(np.float16).tiny
+    return bool(np.all(normal & (half.astype(np.float32) == values)))
 
 
 def lean_copy(model: ModelProto) -> ModelProto:

@@ -14,10 +14,11 @@ from gacq_deploy.storage import Array
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
+_FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4)
 _LOW_BIT = (
-    TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2,
-    TensorProto.FLOAT4E2M1,
+    *_FOUR_BITS, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.FLOAT4E2M1,
 )  # fmt: skip
+_BLOCK_OPSET = 21
 
 
 def zero_point_not_zero(view: QuantView) -> Iterator[Hit]:
@@ -126,8 +127,10 @@ def scale_denormal(view: QuantView) -> Iterator[Hit]:
 
 
 def scale_half(view: QuantView) -> Iterator[Hit]:
-    """Find scales in half precision."""
+    """Find scales in half precision, but those of stored blocks: there the engine multiplies in half anyway."""
     for item in view.linears:
+        if attribute(item.node, "block_size", 0) and view.index.constant(item.data) is not None:
+            continue
         stored = view.index.tensor(item.node.input[1]) if len(item.node.input) > 1 else None
         if stored is not None and stored.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
             yield Hit(name_of(item.node), f"{type_name(stored.data_type)} scale")
@@ -194,12 +197,64 @@ def block_scales(view: QuantView) -> Iterator[Hit]:
             yield Hit(name_of(item.node), f"block size {block}")
 
 
+def ragged_blocks(view: QuantView) -> Iterator[Hit]:
+    """Find blocked weights whose last block is smaller than the others."""
+    for item, codes, blocks in _blocked(view):
+        size = codes.shape[attribute(item.node, "axis", 1)]
+        given = attribute(item.node, "block_size", 0)
+        if size != blocks * given:
+            yield Hit(name_of(item.node), f"{size} values in {blocks} blocks of {given}")
+
+
+def one_block(view: QuantView) -> Iterator[Hit]:
+    """Find 4-bit weights of float products with a single block along their input features, or none at all."""
+    for node in view.index.of_type("Gemm", "MatMul"):
+        item = view.weight(node)
+        if item is None or view.code_type(item) not in _FOUR_BITS or item.scale is None:
+            continue
+        if view.is_quantized(node.input[0]):
+            continue
+        blocked = attribute(item.node, "block_size", 0)
+        if not blocked or item.scale.shape[attribute(item.node, "axis", 1)] == 1:
+            yield Hit(name_of(item.node), f"{type_name(view.code_type(item) or 0)} codes in one block")
+
+
+def cast_blocks(view: QuantView) -> Iterator[Hit]:
+    """Find blocked weights that are cast to half behind their dequantizer."""
+    for item, _, blocks in _blocked(view):
+        readers = view.readers(item.node.output[0])
+        casts = [n for n in readers if n.op_type == "Cast"]
+        if casts and blocks > 1:
+            yield Hit(name_of(item.node), f"'{name_of(casts[0])}' behind it")
+
+
+def low_bit_opset(view: QuantView) -> Iterator[Hit]:
+    """Find 4-bit codes and blocks in a graph of an opset that has neither; one hit is enough."""
+    opset = opset_of(view.index.model)
+    if opset >= _BLOCK_OPSET:
+        return
+    for item in view.dequantizers:
+        if view.code_type(item) in _FOUR_BITS or attribute(item.node, "block_size", 0):
+            yield Hit(name_of(item.node), f"{type_name(view.code_type(item) or 0)} codes, opset {opset}")
+            return
+
+
+def _blocked(view: QuantView) -> Iterator[tuple[Linear, Array, int]]:
+    """Yield every dequantizer of stored codes in blocks, its codes, and how many blocks lie along its axis."""
+    for item in view.dequantizers:
+        codes = view.index.constant(item.data)
+        if attribute(item.node, "block_size", 0) and codes is not None and item.scale is not None:
+            axis = attribute(item.node, "axis", 1)
+            if item.scale.ndim == codes.ndim and -codes.ndim <= axis < codes.ndim:
+                yield item, codes, item.scale.shape[axis]
+
+
 def low_bit_convolution(view: QuantView) -> Iterator[Hit]:
     """Find convolutions with weight codes below 8 bits."""
     for node in view.index.of_type("Conv"):
         item = view.weight(node)
         codes = view.code_type(item) if item is not None else None
-        if item is not None and codes in (TensorProto.INT4, TensorProto.UINT4):
+        if item is not None and codes in _FOUR_BITS:
             yield Hit(name_of(item.node), f"{type_name(codes)} codes")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import gacq_deploy
 from gacq_deploy.artifact import CalibrationArtifact
@@ -34,6 +34,8 @@ Placement = Literal["input", "output"]
 OPSETS = range(19, 23)
 """19 is the oldest with Q/DQ TensorRT and ONNX Runtime read alike; from 23 on torch emits a fused
 Attention."""
+BLOCK_OPSET = 21
+"""The first with INT4 and scales in blocks."""
 _CHECKER_LIMIT = 2**31 - 2**26
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
 
@@ -46,7 +48,8 @@ def insert_qdq(
     Retrained parameters take the place of the float model's own (``put_parameters``).
     Weights become int8 codes and a ``DequantizeLinear`` (no quantizer: learned rounding stays exact). Every
     activation tensor that planned layers read gets one Q/DQ pair, per tensor; only those layers read the
-    pair. ``placement="output"`` adds pairs on the planned convolution outputs, which everybody reads.
+    pair. ``placement="output"`` adds pairs on the planned convolution outputs, which everybody reads. Weights planned
+    in blocks become INT4 codes with scales along the input features, and their layers read the float tensor.
 
     Raises:
         ExportError: the graph is not the float graph of the calibrated model, a planned site or a retrained
@@ -70,6 +73,11 @@ def insert_qdq(
     result.producer_name, result.producer_version = "gacq-deploy", gacq_deploy.__version__
     _ensure(model, result, expected_sites(artifact.plan, placement))
     return result
+
+
+def needed_opset(plan: QuantPlan, opset: int) -> int:
+    """Return the opset that the float graph needs: ``opset``, or a later one if weights are stored in blocks."""
+    return max(opset, BLOCK_OPSET) if plan.weight_only else opset
 
 
 def expected_sites(plan: QuantPlan, placement: Placement) -> tuple[Site, ...]:
@@ -106,6 +114,11 @@ def _require(model: onnx.ModelProto, artifact: CalibrationArtifact) -> None:
         raise ExportError(
             f"The float graph has opset {opset}; Q/DQ needs {OPSETS.start} to {OPSETS.stop - 1}.",
             "Set export.opset in the recipe (20 is the default).",
+        )
+    if opset < needed_opset(artifact.plan, opset):
+        raise ExportError(
+            f"The float graph has opset {opset}; INT4 weights in blocks need {BLOCK_OPSET}.",
+            f"Export the float graph at opset {BLOCK_OPSET} or {OPSETS.stop - 1}.",
         )
     present = sum(n.op_type in (QUANTIZE, DEQUANTIZE) for n in model.graph.node)
     if present:
@@ -189,17 +202,36 @@ class _Edit:
             site = Site(layer.module, "weight")
             dequantized = f"{site}.dequantized"
             if f"{site}.codes" not in self.initializers:
-                params = self.artifact.params[site]
-                codes = np.asarray(params.codes)
-                self.initializers[f"{site}.codes"] = codes.T if layer.transposed else codes
-                self.initializers[f"{site}.scale"] = params.scale
-                self.initializers[f"{site}.zero_point"] = np.zeros(params.scale.shape, np.int8)
-                inputs = [f"{site}.codes", f"{site}.scale", f"{site}.zero_point"]
-                node = helper.make_node(
-                    DEQUANTIZE, inputs, [dequantized], name=f"{site}/{DEQUANTIZE}", axis=layer.axis
+                stored = self._stored_weight(layer, site)
+                self.initializers |= {f"{site}.{key}": value for key, value in stored.items()}
+                inputs = [f"{site}.{key}" for key in stored]
+                node = helper.make_node(DEQUANTIZE, inputs, [dequantized], name=f"{site}/{DEQUANTIZE}")
+                node.attribute.extend(
+                    helper.make_attribute(k, v) for k, v in self._along(layer, site).items()
                 )
                 self.before.setdefault(layer.result, []).append(set_module(node, layer.module))
             layer.node.input[1] = dequantized
+
+    def _stored_weight(self, layer: LayerNode, site: Site) -> dict[str, Array]:
+        """Return codes, scales and zero points as the layer's operator wants them."""
+        params = self.artifact.params[site]
+        codes, scale = np.asarray(params.codes), params.scale
+        kind: np.dtype[Any] = np.dtype(np.int8)
+        if self._block(site) is not None:
+            kind = helper.tensor_dtype_to_np_dtype(TensorProto.INT4)
+            scale = scale.T if layer.transposed else scale
+        codes = codes.T if layer.transposed else codes
+        return {"codes": codes.astype(kind), "scale": scale, "zero_point": np.zeros(scale.shape, kind)}
+
+    def _along(self, layer: LayerNode, site: Site) -> dict[str, int]:
+        """Return along which axis scales lie: the output channels', or in blocks the input features'."""
+        block = self._block(site)
+        return {"axis": layer.axis} if block is None else {"axis": 1 - layer.axis, "block_size": block}
+
+    def _block(self, site: Site) -> int | None:
+        entry = self.artifact.plan.get(site)
+        assert entry is not None, f"{site} is not planned"
+        return entry.spec.block
 
     def quantize_outputs(self, layers: Iterable[LayerNode]) -> None:
         """Put a pair on every planned output; it takes over the tensor's name, so every reader reads it."""
@@ -222,7 +254,8 @@ class _Edit:
         order = {e.site: i for i, e in enumerate(self.artifact.plan)}
         readers: dict[str, list[LayerNode]] = {}
         for layer in layers:
-            readers.setdefault(layer.data, []).append(layer)
+            if self._block(Site(layer.module, "weight")) is None:
+                readers.setdefault(layer.data, []).append(layer)
         for tensor, group in readers.items():
             sites = sorted(
                 {Site(layer.module, "input") for layer in group}, key=lambda s: order.get(s, len(order))
@@ -293,7 +326,7 @@ def _is_stored_codes(index: GraphIndex, tensor: str) -> bool:
     if node is None or node.op_type != DEQUANTIZE:
         return False
     codes = index.tensor(node.input[0])
-    return codes is not None and codes.data_type == onnx.TensorProto.INT8
+    return codes is not None and codes.data_type in (TensorProto.INT8, TensorProto.INT4)
 
 
 def _is_pair(index: GraphIndex, tensor: str) -> bool:

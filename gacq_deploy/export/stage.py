@@ -16,9 +16,10 @@ from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
+from gacq_deploy.export.graph import opset_of
 from gacq_deploy.export.graph_file import write_graph
 from gacq_deploy.export.lint import count_findings, errors_in, lint_graph
-from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq
+from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
     CANONICAL,
     CPU,
@@ -120,7 +121,7 @@ class _Export:
             artifact_sha256=artifact_digest(self.directory),
             recipe_sha256=self.recipe.digest,
             settings_sha256=_settings_digest(self.recipe),
-            opset=self.recipe.export.opset,
+            opset=opset_of(graph),
             files=self.files,
             quantized_sites=self.sites,
             lint=tuple(self.lint),
@@ -142,7 +143,10 @@ class _Export:
                 "Restore the model's weights, or calibrate again with --fresh.",
             )
         export = self.recipe.export
-        return float_graph(denoiser, opset=export.opset, dynamic_resolution=export.dynamic_resolution)
+        opset = needed_opset(self.artifact.plan, export.opset)
+        if opset != export.opset:
+            self.report.note(f"opset {opset} instead of {export.opset}: INT4 weights in blocks need it")
+        return float_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
 
     def _add(self, name: str, graph: onnx.ModelProto, placement: Placement) -> None:
         for target in LINT_TARGETS[name]:

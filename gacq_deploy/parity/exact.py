@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
@@ -116,6 +116,9 @@ class _Comparison:
         self._quantizers = activation_quantizers(self._index)
         self._by_dequantized = {dq.output[0]: q for q in self._quantizers for dq in q.dequantize}
         self._tie = {str(e.site): e.tie for e in artifact.plan if e.site.role in flavour.roles}
+        self._blocks = {
+            e.site.module: e.spec.block for e in artifact.plan.of_role("weight") if e.spec.block is not None
+        }
         self._float_layers = float_layers(artifact, self._float)
         self._layers: dict[str, list[NodeProto]] = {}
         self._biases: dict[str, str] = {}
@@ -147,19 +150,43 @@ class _Comparison:
             )
             return
         layer = self._layers.setdefault(module, [n for n, _ in readers])[0]
-        params = self._artifact.params[Site(module, "weight")]
-        codes = self._index.constant(dequantize.input[0])
-        if codes is None or params.codes is None:
+        yield from self._codes(module, layer, dequantize)
+        yield from self._layout(module, layer, dequantize)
+
+    def _codes(self, module: str, layer: NodeProto, dequantize: NodeProto) -> Iterator[Difference]:
+        """Compare what is stored: codes, scales and zero points."""
+        where, params = f"{module}:weight", self._artifact.params[Site(module, "weight")]
+        stored, codes = self._index.tensor(dequantize.input[0]), self._index.constant(dequantize.input[0])
+        if stored is None or codes is None or params.codes is None:
             yield Difference(where, "its codes are not stored")
             return
+        if stored.data_type == TensorProto.INT4 and module in self._blocks:
+            codes = codes.astype(np.int8)  # the artifact keeps a code in a byte
+        elif module in self._blocks:
+            yield Difference(where, "its codes are not INT4")
+        scale = constant_input(self._index, dequantize, 1)
+        if scale is not None and scale.ndim == 2:
+            scale = in_module_layout(layer, scale)
         yield from _same(where, "codes", in_module_layout(layer, codes), params.codes)
-        yield from _same(where, "scale", constant_input(self._index, dequantize, 1), params.scale)
+        yield from _same(where, "scale", scale, params.scale)
         zero_point = constant_input(self._index, dequantize, 2)
         if zero_point is not None and np.any(zero_point):
             yield Difference(where, "its zero point is not 0")
-        axis, expected = attribute(dequantize, "axis", 1) % codes.ndim, weight_axis(layer, codes.ndim)
-        if axis != expected:
-            yield Difference(where, f"it is dequantized along axis {axis}, output channels are on {expected}")
+
+    def _layout(self, module: str, layer: NodeProto, dequantize: NodeProto) -> Iterator[Difference]:
+        """Compare along which axis scales lie: one an output channel, or in blocks along the input features."""
+        codes = self._index.tensor(dequantize.input[0])
+        rank = 0 if codes is None else len(codes.dims)
+        if rank == 0:
+            return
+        where, channels, block = f"{module}:weight", weight_axis(layer, rank), self._blocks.get(module)
+        axis, size = attribute(dequantize, "axis", 1) % rank, attribute(dequantize, "block_size", 0)
+        if size != (block or 0):
+            yield Difference(where, f"it is dequantized in blocks of {size}, planned are {block or 'none'}")
+        elif block is not None and axis == channels:
+            yield Difference(where, f"its blocks lie along axis {axis}, the output channels'")
+        elif block is None and axis != channels:
+            yield Difference(where, f"it is dequantized along axis {axis}, output channels are on {channels}")
 
     def _quantizer(self, quantizer: Quantizer) -> Iterator[Difference]:
         site = quantizer.site
@@ -182,7 +209,10 @@ class _Comparison:
         site = f"{module}:input"
         for layer in self._layers.get(module, ()):
             quantizer = self._by_dequantized.get(layer.input[0])
-            if quantizer is None:
+            if module in self._blocks:
+                if quantizer is not None:
+                    yield Difference(site, "the layer's input is quantized, and was to stay float")
+            elif quantizer is None:
                 yield Difference(site, "the layer's input is not quantized")
             elif self._tie.get(quantizer.site) != self._tie[site]:
                 yield Difference(site, f"the layer reads the quantizer of '{quantizer.site}', another tie")

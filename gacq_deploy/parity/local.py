@@ -46,10 +46,11 @@ class LocalResult:
     def metrics(self) -> dict[str, float]:
         """Return the worst figures over all segments, for the gates."""
         quantized, output = self.segments[:-1], self.segments[-1]
+        # weights alone may be quantized: then there is one segment, without steps, and nothing is unchecked
         return {
             "unchecked": float(len(self.unchecked)),
-            "equal_share": min((_number(s.equal_share) for s in quantized), default=math.nan),
-            "steps": max((_number(s.steps) for s in quantized), default=math.nan),
+            "equal_share": min(_number(s.equal_share) for s in quantized or (output,)),
+            "steps": max((_number(s.steps) for s in quantized), default=0.0),
             "output_relative_error": _number(output.steps),
         }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gacq_deploy.quant.affine import channel_shape, fake_quantize
+from gacq_deploy.quant.affine import fake_quantize, half_exact, spread_scale
 from gacq_deploy.quant.rounding import AdaRound
 from gacq_deploy.spec import TensorSpec
 
@@ -57,8 +57,9 @@ class Switchable(nn.Module):
 class QuantizedLayer(Switchable):
     """A Conv or Linear with fake-quantized weight and input, and, for the CPU flavour, output.
 
-    ``codes`` [as weight] int8 and ``weight_scale`` [channels] float32 are the deployable weight; ``scale_log_gain``
-    [channels] scales it while it is learned. While ``rounding`` is set, its soft weight is used instead, and while
+    ``codes`` [as weight] int8 and ``weight_scale`` [channels] or [out, in / block] float32 are the deployable weight;
+    ``scale_log_gain``, of its shape, scales it while it is learned. Without ``input_quantizer`` (weights in blocks)
+    the input stays float. While ``rounding`` is set, its soft weight is used instead, and while
     ``weight_override`` is, that. ``bias`` [channels], once set, takes the place of the layer's own.
     """
 
@@ -68,7 +69,7 @@ class QuantizedLayer(Switchable):
         spec: TensorSpec,
         weight_scale: Tensor,
         codes: Tensor,
-        input_quantizer: ActivationQuantizer,
+        input_quantizer: ActivationQuantizer | None,
         output_quantizer: ActivationQuantizer | None,
     ) -> None:
         super().__init__()
@@ -101,17 +102,17 @@ class QuantizedLayer(Switchable):
             return self.weight_override
         if self.rounding is not None:
             return self.rounding.soft_weight()
-        axis = self.spec.axis or 0
-        return self.codes.float() * channel_shape(self.current_weight_scale(), self.codes.ndim, axis)
+        return self.codes.float() * spread_scale(self.current_weight_scale(), self.codes.ndim, self.spec)
 
     def current_weight_scale(self) -> Tensor:
-        """Return the weight's scale [channels] with the gain being learned."""
+        """Return the weight's scale with the gain being learned."""
         gain = self.scale_log_gain
         return self.weight_scale if gain is None else self.weight_scale * gain.exp()
 
     def freeze(self) -> None:
         """Make the learned weight scale the static one."""
-        self.weight_scale = self.current_weight_scale().detach()
+        scale = self.current_weight_scale().detach()
+        self.weight_scale = scale if self.spec.block is None else half_exact(scale)
         self.scale_log_gain = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,9 +125,12 @@ class QuantizedLayer(Switchable):
             parameters["bias"] = self.bias
         if self.quantize_output and self.output_quantizer is not None:
             parameters |= self._integer_bias()
-            raw = functional_call(self.layer, parameters, (self.input_quantizer(x),))
+            raw = functional_call(self.layer, parameters, (self._input(x),))
             return self.output_quantizer(raw)  # type: ignore[no-any-return]
-        return functional_call(self.layer, parameters, (self.input_quantizer(x),))  # type: ignore[no-any-return]
+        return functional_call(self.layer, parameters, (self._input(x),))  # type: ignore[no-any-return]
+
+    def _input(self, x: Tensor) -> Tensor:
+        return x if self.input_quantizer is None else self.input_quantizer(x)
 
     def _integer_bias(self) -> dict[str, Tensor]:
         """Return the bias on the int32 accumulator's grid, as the CPU flavour stores it; empty if there is none.
@@ -134,7 +138,7 @@ class QuantizedLayer(Switchable):
         With a float bias, one value in a thousand of a small convolution would round to another output code.
         """
         bias = self.float_bias if self.bias is None else self.bias
-        if bias is None:
+        if bias is None or self.input_quantizer is None:
             return {}
         step = self.input_quantizer.scale * self.weight_scale
         return {"bias": (torch.round(bias.double() / step.double()) * step.double()).float()}
@@ -168,6 +172,15 @@ class RetrainedNorm(Switchable):
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
     """Return the quantized layers inside ``module`` by their name there."""
     return {name: m for name, m in module.named_modules() if isinstance(m, QuantizedLayer)}
+
+
+def input_quantizers(layers: Mapping[str, QuantizedLayer]) -> dict[str, ActivationQuantizer]:
+    """Return every quantizer of an input once, by the name of the first layer that reads it."""
+    found: dict[int, tuple[str, ActivationQuantizer]] = {}
+    for name, layer in layers.items():
+        if layer.input_quantizer is not None:
+            found.setdefault(id(layer.input_quantizer), (name, layer.input_quantizer))
+    return dict(found.values())
 
 
 @contextmanager

@@ -85,13 +85,13 @@ def insert_quantizers(
         scale = weight_scale(weight, entry.spec, RangeMethod.parse(entry.range_method))
         source = plan.get(Site(name, "input"))
         target = plan.get(Site(name, "output"))
-        assert source is not None, f"{name}: planned without its input"
+        assert source is not None or entry.spec.block is not None, f"{name}: planned without its input"
         layers[name] = QuantizedLayer(
             layer,
             entry.spec,
             scale,
             nearest_codes(weight, scale, entry.spec),
-            quantizers[source.tie],
+            quantizers[source.tie] if source else None,
             quantizers[target.tie] if target else None,
         )
         parent, _, child = name.rpartition(".")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gacq_deploy.quant.affine import channel_shape, fake_quantize
+from gacq_deploy.quant.affine import channel_shape, fake_quantize, half_exact
 from gacq_deploy.spec import TensorSpec
 
 DEAD_SCALE = 1.0
@@ -42,9 +43,10 @@ class RangeMethod:
 
 
 def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tensor:
-    """Return the per-channel scale [channels] float32 of ``weight`` along ``spec.axis``."""
+    """Return the scale of ``weight`` float32: [channels] along ``spec.axis``, or per block [out, in / block]."""
     axis = spec.axis or 0
-    rows = weight.detach().movedim(axis, 0).flatten(1).double()
+    shape = (weight.shape[axis],) if spec.block is None else spec.scale_shape(tuple(weight.shape))
+    rows = weight.detach().movedim(axis, 0).reshape(math.prod(shape), -1).double()
     largest = rows.abs().amax(1)
     if method.name == "percentile":
         largest = torch.quantile(rows.abs(), method.value / 100, dim=1)
@@ -53,7 +55,7 @@ def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tenso
     scale = torch.where(scale <= DEAD_RATIO * top, top, scale)
     if method.name == "mse":
         scale = _least_error_per_row(rows, scale, spec, method.value)
-    return scale.float()
+    return scale.float() if spec.block is None else half_exact(scale.float()).reshape(shape)
 
 
 def _least_error_per_row(rows: Tensor, scale: Tensor, spec: TensorSpec, p: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.quant.affine import channel_shape, quantize_codes
+from gacq_deploy.quant.affine import quantize_codes, spread_scale
 from gacq_deploy.spec import TensorSpec
 
 ZETA, GAMMA = 1.1, -0.1
@@ -14,7 +14,7 @@ ZETA, GAMMA = 1.1, -0.1
 
 def nearest_codes(weight: Tensor, scale: Tensor, spec: TensorSpec) -> Tensor:
     """Return int8 codes of ``weight`` rounded to nearest, half to even."""
-    return quantize_codes(weight, channel_shape(scale, weight.ndim, spec.axis or 0), spec.qmin, spec.qmax)
+    return quantize_codes(weight, spread_scale(scale, weight.ndim, spec), spec.qmin, spec.qmax)
 
 
 class AdaRound(nn.Module):
@@ -26,7 +26,7 @@ class AdaRound(nn.Module):
     def __init__(self, weight: Tensor, scale: Tensor, spec: TensorSpec) -> None:
         super().__init__()
         self._spec = spec
-        self._scale = channel_shape(scale, weight.ndim, spec.axis or 0)
+        self._scale = spread_scale(scale, weight.ndim, spec)
         ratio = weight / self._scale
         self._floor = ratio.floor()
         rest = ratio - self._floor

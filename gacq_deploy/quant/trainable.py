@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gacq_deploy.learning import PolishParameter
-from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm
+from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm, input_quantizers
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -41,7 +41,7 @@ class Trainables:
         """End the learning: gains go into the static scales."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
-        for quantizer in {id(x.input_quantizer): x.input_quantizer for x in self.layers.values()}.values():
+        for quantizer in input_quantizers(self.layers).values():
             quantizer.freeze()
         for layer in self.layers.values():
             layer.freeze()
@@ -64,8 +64,7 @@ def make_trainable(
     if "weight_scales" in kinds:
         names += _weight_scales(layers)
     if "activation_scales" in kinds:
-        shared = {id(layer.input_quantizer): name for name, layer in reversed(list(layers.items()))}
-        names += [f"{name}.input_quantizer.log_gain" for name in shared.values()]
+        names += [f"{name}.input_quantizer.log_gain" for name in input_quantizers(layers)]
     parameters = {name: module.get_parameter(name) for name in sorted([*sources.values(), *names])}
     for parameter in parameters.values():
         parameter.requires_grad_(True)

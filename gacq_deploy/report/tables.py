@@ -304,7 +304,8 @@ def plan_table(plans: Sequence[EngineRecord]) -> Table:
         "#size",
         "#planned layers",
         "#in INT8",
-        "not INT8",
+        "INT4 weights only",
+        "not as planned",
     )
     return Table.of("TensorRT engines", headings, (_plan(record) for record in plans))
 
@@ -312,7 +313,9 @@ def plan_table(plans: Sequence[EngineRecord]) -> Table:
 def _plan(record: EngineRecord) -> tuple[Cell, ...]:
     inputs, said = record.inputs, record.coverage or {"planned": None, "int8": None, "lost": []}
     device = inputs.device.name if inputs.device else "any GPU of the library"
-    lost = "; ".join(f"{node['module'] or node['node']}: {node['rule']}" for node in said["lost"])
+    weights: dict[str, Any] = said.get("weight_only", {})
+    lost = [f"{node['module'] or node['node']}: {node['rule']}" for node in said["lost"]]
+    lost += [f"{node['module'] or node['node']}: not INT4" for node in weights.get("lost", [])]
     return (
         name(inputs.key),
         name(inputs.graph),
@@ -322,7 +325,8 @@ def _plan(record: EngineRecord) -> tuple[Cell, ...]:
         size(record.files["engine.plan"].bytes),
         number(said["planned"]),
         number(said["int8"]),
-        words(lost),
+        text(f"{weights['int4']} of {weights['planned']}" if weights else ""),
+        words("; ".join(lost)),
     )
 
 

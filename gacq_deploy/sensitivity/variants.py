@@ -53,7 +53,12 @@ class Variants:
         """
         wanted = frozenset(sites)
         touched = [m for m in self.modules if any(s.module == m for s in wanted)] or [self.modules[0]]
-        split = {Site(m, role) for m in touched for role in _POSITION if Site(m, role) not in wanted}
+        split = {
+            site
+            for m in touched
+            for site in (Site(m, role) for role in _POSITION)
+            if site not in wanted and self.artifact.plan.get(site)
+        }
         entries = tuple(
             e
             for e in self.artifact.plan

@@ -383,6 +383,31 @@ def stored_weight(
     return s.model()
 
 
+def int4_blocks(
+    block: int,
+    *,
+    size: int = 128,
+    op: str = "MatMul",
+    opset: int = 21,
+    half: bool = False,
+    cast: bool = False,
+) -> onnx.ModelProto:
+    """A float product with a weight in INT4, one scale a block; ``cast``: made half behind its dequantizer."""
+    s = Sketch(opset=opset, inputs={"x": [16, size]})
+    rng = np.random.default_rng(0)
+    count = -(-size // block)
+    across, axis = (CHANNELS, size)[:: 1 if op == "Gemm" else -1], 1 if op == "Gemm" else 0
+    scales = rng.uniform(0.01, 0.02, (CHANNELS, count) if op == "Gemm" else (count, CHANNELS))
+    s.store("w.codes", rng.integers(-7, 8, across), ml_dtypes.int4)
+    s.store("w.scale", scales, np.float16 if half else np.float32)
+    s.store("w.zero", np.zeros(scales.shape), ml_dtypes.int4)
+    weight = s.node(DQ, ["w.codes", "w.scale", "w.zero"], "w", "w/DQ", axis=axis, block_size=block)
+    data = s.node("Cast", ["x"], "x.half", to=TensorProto.FLOAT16) if half or cast else "x"
+    weight = s.node("Cast", [weight], "w.half", "w/Cast", to=TensorProto.FLOAT16) if cast else weight
+    s.node(op, [data, weight], "y", "layer", **({"transB": 1} if op == "Gemm" else {}))
+    return s.model()
+
+
 def float8() -> onnx.ModelProto:
     """A convolution in FP8."""
     s = Sketch(inputs=IMAGE)

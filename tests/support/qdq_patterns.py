@@ -172,6 +172,18 @@ PATTERNS: tuple[Pattern, ...] = (
         Pattern(f"weight-only-{op}", lambda op=op: graphs.weight_only(op), "float")
         for op in ("Conv", "MatMul")
     ),
+    *(
+        Pattern(f"int4-blocks-{op}{label}", lambda op=op, k=k: graphs.int4_blocks(op=op, **k), "float")
+        for op in ("MatMul", "Gemm")
+        for label, k in (
+            ("", {"block": 32}),
+            ("-half", {"block": 32, "half": True}),
+            ("-cast", {"block": 32, "cast": True}),
+            ("-one", {"block": 128}),
+        )
+    ),
+    Pattern("int4-blocks-ragged", lambda: graphs.int4_blocks(64, size=160), "refused"),
+    Pattern("int4-blocks-opset-20", lambda: graphs.int4_blocks(32, opset=20), "float"),
     Pattern("bias-int32", graphs.integer_bias, "refused"),
     Pattern("bias-float", graphs.float_bias, "int8"),
     *(

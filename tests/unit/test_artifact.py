@@ -19,12 +19,13 @@ from gacq_deploy.artifact import (
     load_artifact,
 )
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.spec import Site, TensorParams
+from gacq_deploy.spec import QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage import canonical_json, digest_array, digest_json
 from tests.support.diagnostics import example_diagnostics
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+BLOCKED, BLOCKED_INPUT = (Site("mid_block.attentions.0.to_out.0", r) for r in ("weight", "input"))
 BIAS, NORM = "mid_block.attentions.0.to_q.bias", "mid_block.resnets.0.norm1.weight"
 
 
@@ -53,6 +54,37 @@ def made() -> CalibrationArtifact:
 def folder(made: CalibrationArtifact, tmp_path: Path) -> Path:
     made.save(tmp_path / "artifact")
     return tmp_path / "artifact"
+
+
+def blocked(made: CalibrationArtifact, scales: tuple[int, ...] = (16, 2)) -> CalibrationArtifact:
+    """Return the artifact with one linear layer [16, 16] in blocks of 8."""
+    codes = made.params[BLOCKED].codes
+    assert codes is not None
+    params = TensorParams(np.linspace(0.1, 0.2, 16 * 2, dtype=np.float32).reshape(scales), codes // 19)
+    spec = TensorSpec(bits=4, axis=0, narrow=True, block=8)
+    entries = tuple(
+        replace(e, spec=spec) if e.site == BLOCKED else e for e in made.plan if e.site != BLOCKED_INPUT
+    )
+    return replace(made, plan=QuantPlan(entries), params={**made.params, BLOCKED: params})
+
+
+def test_scales_in_blocks_round_trip(made: CalibrationArtifact, tmp_path: Path) -> None:
+    artifact = blocked(made)
+    artifact.save(tmp_path / "artifact")
+    loaded = load_artifact(tmp_path / "artifact")
+    assert loaded.plan == artifact.plan
+    assert loaded.plan.weight_only == (BLOCKED.module,)
+    np.testing.assert_array_equal(loaded.params[BLOCKED].scale, artifact.params[BLOCKED].scale, strict=True)
+    sites = json.loads((tmp_path / "artifact" / "manifest.json").read_text())["plan"]
+    assert {r["site"]: r["block"] for r in sites if "block" in r} == {str(BLOCKED): 8}
+
+
+@pytest.mark.parametrize("scales", [(32,), (2, 16), (1, 32)])
+def test_scales_that_do_not_fit_their_blocks_are_refused(
+    made: CalibrationArtifact, scales: tuple[int, ...]
+) -> None:
+    with pytest.raises(ArtifactError, match=r"scales for codes of shape \(16, 16\), axis 0, block 8"):
+        blocked(made, scales)
 
 
 def test_round_trip_and_equal_bytes_on_every_save(made: CalibrationArtifact, folder: Path) -> None:

@@ -52,6 +52,19 @@ def test_rules_that_do_not_fit_the_model_are_refused(rules: str, fragment: str) 
         resolve_plan(parse_recipe(HEAD + rules, origin="x"), sites("a", "b"))
 
 
+def test_int4_weights_leave_their_input_float_whatever_came_before() -> None:
+    text = BASE + "    - {match: 'b', layer: linear, bits: 4, block: 32}\n"
+    plan = resolve_plan(parse_recipe(text, origin="x"), sites("a", "b"))
+    assert [str(e.site) for e in plan] == ["a:weight", "a:input", "b:weight"]
+    assert (plan.weight_only, plan.integer_modules) == (("b",), ("a",))
+
+
+def test_int4_weights_beside_a_quantized_input_are_refused() -> None:
+    text = BASE + "    - {match: 'b', role: weight, layer: linear, bits: 4, block: 32}\n"
+    with pytest.raises(RecipeError, match="'b' has INT4 weights in blocks and a quantized input"):
+        resolve_plan(parse_recipe(text, origin="x"), sites("a", "b"))
+
+
 def test_an_optional_rule_may_match_nothing() -> None:
     text = BASE + "    - {match: 'zz*', ignore: true, optional: true}\n"
     assert len(resolve_plan(parse_recipe(text, origin="x"), sites("a"))) == 2

@@ -42,7 +42,7 @@ def level(name: str) -> set[str]:
 
 
 def test_each_level_adds_to_the_one_before() -> None:
-    conv, ffn, qkv, linear = (level(name) for name in LEVELS)
+    conv, ffn, qkv, linear = (level(name) for name in ("conv", "ffn", "qkv", "linear"))
     assert conv == set(CONVOLUTIONS)
     assert ffn - conv == {"block.0.ff.net.0.proj", "block.0.ff.net.2"}
     assert qkv - ffn == {"block.0.attn1.to_q", "block.0.attn2.to_v"}
@@ -73,6 +73,19 @@ def test_other_transformers_layers_begin_at_the_level_of_their_like(level_name: 
         found = set(resolve_plan(recipe(text), sites).modules)
         begun = list(LEVELS).index(name) >= list(LEVELS).index(level_name)
         assert found == (set(layers.split()) if begun else set())
+
+
+def test_the_int4_level_takes_linear_weights_alone() -> None:
+    plan = resolve_plan(recipe("quantization: {level: int4}\n"), SITES)
+    assert set(plan.weight_only) == set(plan.modules) == set(LINEARS)
+    assert {(e.site.role, e.spec.bits, e.spec.block, e.spec.qmin) for e in plan} == {("weight", 4, 64, -7)}
+    assert plan.integer_modules == ()
+
+
+def test_a_level_of_convolutions_and_int4_weights_go_together() -> None:
+    text = "quantization:\n  level: conv\n  rules: [{match: '*', layer: linear, bits: 4, block: 128}]\n"
+    plan = resolve_plan(recipe(text), SITES)
+    assert (set(plan.integer_modules), set(plan.weight_only)) == (set(CONVOLUTIONS), set(LINEARS))
 
 
 def test_the_last_projection_of_attention_is_left_float_only_when_asked() -> None:
@@ -115,11 +128,21 @@ def test_presets_match_nothing_without_complaint() -> None:
     [
         ("quantization: {}\n", "give 'level' or 'rules'"),
         ("quantization: {rules: []}\n", "give 'level' or 'rules'"),
-        ("quantization: {level: most}\n", "Input should be 'conv', 'ffn', 'qkv' or 'linear'"),
+        ("quantization: {level: most}\n", "Input should be 'conv', 'ffn', 'qkv', 'linear' or 'int4'"),
         ("quantization: {level: conv, exclude: everything}\n", "nvidia-demo"),
         (
             "quantization:\n  rules: [{match: '*', layer: norm, bits: 8}]\n",
             "Input should be 'conv', 'linear' or '*'",
+        ),
+        *(
+            (f"quantization:\n  rules: [{{match: '*', {words}}}]\n", fragment)
+            for words, fragment in (
+                ("block: 64, bits: 4", "needs 'bits: 4' and 'layer: linear'"),
+                ("block: 64, layer: linear, bits: 8", "needs 'bits: 4'"),
+                ("block: 64, layer: linear, bits: 4, role: input", "'role', if given, is 'weight'"),
+                ("block: 100, layer: linear, bits: 4", "Input should be 16, 32, 64, 128 or 256"),
+                ("block: 64, layer: linear", "'bits'"),
+            )
         ),
     ],
 )
@@ -139,6 +162,8 @@ def test_an_override_chooses_the_level() -> None:
 def test_a_rule_for_all_kinds_is_written_as_before_kinds_were_told_apart() -> None:
     assert "layer" not in Rule(match="*", bits=8).model_dump()
     assert Rule(match="*", layer="conv", bits=8).model_dump()["layer"] == "conv"
+    assert "block" not in Rule(match="*", layer="linear", bits=4).model_dump()
+    assert Rule(match="*", layer="linear", bits=4, block=64).model_dump()["block"] == 64
 
 
 @given(

@@ -45,6 +45,33 @@ def test_scales_no_engine_accepts_are_refused(scale: float) -> None:
         TensorParams(np.array(scale, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("spec", "shape", "scales"),
+    [
+        (TensorSpec(bits=8), (4, 6, 3, 3), ()),
+        (TensorSpec(bits=8, axis=0), (4, 6, 3, 3), (4,)),
+        (TensorSpec(bits=4, axis=0, block=2), (4, 6), (4, 3)),
+        (TensorSpec(bits=4, axis=0, block=6), (4, 6), (4, 1)),
+    ],
+)
+def test_how_many_scales_a_tensor_has(
+    spec: TensorSpec, shape: tuple[int, ...], scales: tuple[int, ...]
+) -> None:
+    assert spec.scale_shape(shape) == scales
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4, 4, 3, 3), (4,)])
+def test_blocks_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"blocks of 4 do not divide"):
+        TensorSpec(bits=4, axis=0, block=4).scale_shape(shape)
+
+
+def test_scales_have_at_most_two_axes() -> None:
+    TensorParams(np.ones((3, 2), np.float32))
+    with pytest.raises(ValueError, match="rank 0, 1 or 2"):
+        TensorParams(np.ones((3, 2, 1), np.float32))
+
+
 def test_scales_and_codes_have_one_dtype() -> None:
     with pytest.raises(ValueError, match="float32"):
         TensorParams(np.ones(3))

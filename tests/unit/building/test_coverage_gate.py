@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gacq_deploy.building.coverage import check_coverage, measure_coverage
+from gacq_deploy.building.coverage import Coverage, check_coverage, holds, measure_coverage
 from gacq_deploy.building.layers import CompiledLayer
 from gacq_deploy.errors import GateError
+from gacq_deploy.export.graph import set_module
 from gacq_deploy.export.qdq import insert_qdq
 from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
+from tests.support.qdq_graphs import int4_blocks
 
 
 def kernel(*nodes: str, int8: bool = True) -> CompiledLayer:
@@ -76,6 +78,51 @@ def test_without_a_plan_every_quantized_layer_counts(graph) -> None:
     empty.conv("conv", "x", "y", np.ones((4, 4, 3, 3), np.float32))
     coverage = measure_coverage(empty.model(["batch", 4, 8, 8], "y", ["batch", 4, 8, 8]), [])
     assert (coverage.planned, coverage.share) == (0, 0.0)
+
+
+def product(*nodes: str, constants: tuple[str, ...] = ("Int4", "Half")) -> CompiledLayer:
+    return CompiledLayer("+".join(nodes), "runtime_fusion", ("Half",), constants, ("Half",), "", nodes)
+
+
+WEIGHT = "w/DQ"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["planned", "unplanned"])
+@pytest.mark.parametrize(
+    ("layers", "kept", "fused"),
+    [
+        ([product(WEIGHT, "layer")], 1, 1),
+        ([product(WEIGHT), product("layer", constants=())], 1, 0),
+        ([product(WEIGHT, "layer", constants=("Half",))], 0, 0),
+        ([product("layer", constants=("Half",))], 0, 0),
+        ([product("other"), kernel("layer")], 0, 0),
+    ],
+    ids=["in-product", "before-product", "folded", "codes-gone", "in-another-layer"],
+)
+def test_int4_weights_count_apart(layers: list[CompiledLayer], kept: int, fused: int, named: bool) -> None:
+    model = int4_blocks(32)
+    set_module(model.graph.node[-1], "m")
+    coverage = measure_coverage(model, layers, ("m",) if named else None)
+    said = coverage.document()
+    assert (said["planned"], said["int8"], said["share"], said["lost"]) == (0, 0, 1.0, [])
+    weights = said["weight_only"]
+    assert (weights["planned"], weights["int4"], weights["in_product"]) == (1, kept, fused)
+    assert holds(said, 0.95) == bool(kept)
+    if kept:
+        check_coverage(said, 1.0)
+        return
+    with pytest.raises(GateError, match=r"0 of 1 planned weights are INT4[\s\S]*layer \(MatMul of m\)"):
+        check_coverage(said, 0.95)
+
+
+def test_int4_weights_do_not_make_up_for_lost_int8_layers(graph) -> None:
+    model, modules = graph
+    lost = measure_coverage(model, [kernel("node_y1", int8=False)], modules)
+    weights = measure_coverage(int4_blocks(32), [product(WEIGHT, "layer")]).weight_only
+    both = Coverage(lost.nodes, lost.kernels, weights * 97)
+    assert not holds(both.document(), 0.95)
+    with pytest.raises(GateError, match="0 of 3 planned layers compiled to INT8"):
+        check_coverage(both.document(), 0.95)
 
 
 def test_a_target_without_the_kernel_is_the_reason(graph) -> None:

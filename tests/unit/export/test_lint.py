@@ -353,6 +353,12 @@ CASES = [
     Case("weight-code-128", TRT, "warn", "w/DQ", _with_weight(np.where(CODES.max() == CODES, -128, CODES))),
     Case("activation-per-channel", TRT, "error", "a/Q", _with(scale=SCALES, axis=1)),
     Case("activation-scale-rank", TRT, "warn", "a/DQ", lambda: graphs.scale_vector("Conv")),
+    Case("block-ragged", TRT, "error", "w/DQ", lambda: graphs.int4_blocks(64, size=160)),
+    # TensorRT takes 64 and 32 for two blocks of 48
+    Case("block-ragged", TRT, "error", "w/DQ", lambda: graphs.int4_blocks(64, size=96), "misread"),
+    Case("block-single", TRT, "warn", "w/DQ", lambda: graphs.int4_blocks(128)),
+    Case("block-cast", TRT, "warn", "w/DQ", lambda: graphs.int4_blocks(32, cast=True)),
+    Case("low-bit-opset", ORT, "error", "w/DQ", lambda: graphs.int4_blocks(32, opset=20)),
     Case("block-scales", TRT, "error", "w/DQ", _blocked(32)),
     Case(
         "low-bit-convolution",
@@ -429,6 +435,13 @@ def test_every_rule_and_each_of_its_targets_is_known() -> None:
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
 def test_canonical_form_is_clean(target: str) -> None:
     assert lint_graph(clean(), target=target) == []
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_int4_weights_in_blocks_are_worth_a_word_and_no_warning(op: str, half: bool) -> None:
+    found = lint_graph(graphs.int4_blocks(32, op=op, half=half), target="tensorrt")
+    assert [(f.rule, f.severity) for f in found] == [("weight-only-matmul", "info")]
 
 
 def test_cpu_form_is_clean() -> None:
