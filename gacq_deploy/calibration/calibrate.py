@@ -150,8 +150,9 @@ def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
         f"{len(wrong)} of {len(blocks)} layers with INT4 weights do not fit their block: layer '{name}' has "
         f"{widths[name]} input features, and {blocks[name]} must divide that in two or more. The layers: "
         f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}.",
-        f"Give them {f'block: {fitting[-1]}' if fitting else 'a smaller block'} in a later rule, or leave them float "
-        f"(ignore: true).",
+        f"Give them block: {fitting[-1]} in a later rule, or leave them float (ignore: true)."
+        if fitting
+        else "Leave them float (ignore: true), or give those that it divides a smaller block, in a later rule.",
     )
 
 

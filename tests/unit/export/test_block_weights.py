@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -22,41 +20,11 @@ from gacq_deploy.export.half import to_half
 from gacq_deploy.export.lint import count_findings, lint_graph
 from gacq_deploy.export.qdq import insert_qdq, needed_opset, quantized_sites
 from gacq_deploy.parity.exact import CANONICAL, compare_quantized_file
-from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
-from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
+from gacq_deploy.spec import QuantPlan, Site
+from tests.support.int4_layers import BLOCK, IN, OUT, WEIGHT, int4_artifact, two_linears
+from tests.support.layer_graphs import random_array
 
-OUT, IN, BLOCK = 6, 32, 16
-SPEC = TensorSpec(bits=4, axis=0, narrow=True, block=BLOCK)
-WEIGHT = Site("b", "weight")
 X = random_array(5, IN, seed=7)
-
-
-def float_model(op: str, opset: int = 21) -> onnx.ModelProto:
-    """Two linear layers that read one tensor: `a` becomes INT8, `b` INT4."""
-    graph = LayerGraph(opset)
-    one, two = random_array(OUT, IN, seed=1), random_array(OUT, IN, seed=2)
-    graph.linear("a", "x", "ya", one)
-    if op == "MatMul":
-        graph.linear("b", "x", "yb", two)
-    else:
-        graph.weights["b"] = graph.stored["b.weight"] = two
-        graph.stored["b.bias"] = random_array(OUT, seed=3)
-        graph.add("Gemm", ["x", "b.weight", "b.bias"], "yb", "b", transB=1)
-    graph.add("Add", ["ya", "yb"], "y")
-    return graph.model(["batch", IN], "y", ["batch", OUT])
-
-
-def artifact_of(
-    codes: np.ndarray | None = None, scale: np.ndarray | None = None, *, alone: bool = False
-) -> CalibrationArtifact:
-    rng = np.random.default_rng(4)
-    codes = rng.integers(-7, 8, (OUT, IN)).astype(np.int8) if codes is None else codes
-    scale = rng.uniform(0.1, 0.2, (OUT, IN // BLOCK)).astype(np.float16) if scale is None else scale
-    weights = {"a": random_array(OUT, IN, seed=1), "b": random_array(OUT, IN, seed=2)}
-    made = layer_artifact({"b": weights["b"]} if alone else weights, {} if alone else {"a:input": 0.05})
-    entries = [e for e in made.plan if e.site != WEIGHT] + [PlannedSite(WEIGHT, SPEC, str(WEIGHT))]
-    params = {**made.params, WEIGHT: TensorParams(scale.astype(np.float32), codes)}
-    return replace(made, plan=QuantPlan(tuple(entries)), params=params)
 
 
 def run(model: onnx.ModelProto, *, optimize: bool) -> np.ndarray:
@@ -77,9 +45,9 @@ def dequantized(artifact: CalibrationArtifact) -> np.ndarray:
     st.sampled_from(["MatMul", "Gemm"]),
 )
 def test_codes_and_scales_come_back_from_the_graph(codes: np.ndarray, scale: np.ndarray, op: str) -> None:
-    artifact = artifact_of(codes, scale)
+    artifact = int4_artifact(codes, scale)
     stored = onnx.ModelProto.FromString(
-        insert_qdq(float_model(op), artifact, placement="input").SerializeToString()
+        insert_qdq(two_linears(op), artifact, placement="input").SerializeToString()
     )
     index = GraphIndex(stored)
     tensor = index.initializers["b:weight.codes"]
@@ -94,14 +62,14 @@ def test_codes_and_scales_come_back_from_the_graph(codes: np.ndarray, scale: np.
     own = (lambda a: a.T) if op == "MatMul" else (lambda a: a)
     np.testing.assert_array_equal(own(found).astype(np.int8), codes)
     np.testing.assert_array_equal(own(scales), scale)
-    assert compare_quantized_file(artifact, float_model(op), stored, CANONICAL) == []
+    assert compare_quantized_file(artifact, two_linears(op), stored, CANONICAL) == []
 
 
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
 def test_the_engine_multiplies_the_float_input_by_codes_times_scales(op: str, optimize: bool) -> None:
-    artifact = artifact_of(alone=True)
-    model = insert_qdq(float_model(op), artifact, placement="input")
+    artifact = int4_artifact(alone=True)
+    model = insert_qdq(two_linears(op), artifact, placement="input")
     bias = random_array(OUT, seed=3) if op == "Gemm" else 0
     expected = X @ random_array(OUT, IN, seed=1).T + X @ dequantized(artifact).T + bias
     np.testing.assert_allclose(run(model, optimize=optimize), expected, rtol=1e-5, atol=1e-4)
@@ -109,8 +77,8 @@ def test_the_engine_multiplies_the_float_input_by_codes_times_scales(op: str, op
 
 
 def test_an_integer_layer_on_the_same_tensor_keeps_its_pair() -> None:
-    artifact = artifact_of()
-    index = GraphIndex(insert_qdq(float_model("MatMul"), artifact, placement="input"))
+    artifact = int4_artifact()
+    index = GraphIndex(insert_qdq(two_linears("MatMul"), artifact, placement="input"))
     layers = {n.output[0]: n for n in index.of_type("MatMul")}
     assert layers["ya"].input[0] == "a:input.dequantized"
     assert layers["yb"].input[0] == "x"
@@ -118,17 +86,17 @@ def test_an_integer_layer_on_the_same_tensor_keeps_its_pair() -> None:
 
 
 def test_an_older_opset_is_raised_or_refused() -> None:
-    plan = artifact_of().plan
+    plan = int4_artifact().plan
     assert [needed_opset(plan, o) for o in (19, 20, 21, 22)] == [21, 21, 21, 22]
     integer = QuantPlan(tuple(e for e in plan if e.site.module == "a"))
     assert needed_opset(integer, 20) == 20
     with pytest.raises(ExportError, match="opset 20; INT4 weights in blocks need 21"):
-        insert_qdq(float_model("MatMul", opset=20), artifact_of(), placement="input")
+        insert_qdq(two_linears("MatMul", opset=20), int4_artifact(), placement="input")
 
 
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
 def test_the_cpu_flavour_leaves_them_as_they_are(op: str) -> None:
-    signed = insert_qdq(float_model(op), artifact_of(), placement="output")
+    signed = insert_qdq(two_linears(op), int4_artifact(), placement="output")
     graph = to_cpu_flavour(signed)
     names = [f"b:weight.{part}" for part in ("codes", "scale", "zero_point")]
     before, after = GraphIndex(signed).initializers, GraphIndex(graph).initializers
@@ -140,9 +108,9 @@ def test_the_cpu_flavour_leaves_them_as_they_are(op: str) -> None:
 
 @pytest.mark.parametrize("exact", [True, False], ids=["half-scales", "float-scales"])
 def test_half_graphs_dequantize_to_half_where_half_holds_the_scales(exact: bool) -> None:
-    scale = artifact_of().params[WEIGHT].scale
-    artifact = artifact_of(scale=scale if exact else scale * np.float32(1 + 2**-20))
-    model = insert_qdq(float_model("MatMul"), artifact, placement="input")
+    scale = int4_artifact().params[WEIGHT].scale
+    artifact = int4_artifact(scale=scale if exact else scale * np.float32(1 + 2**-20))
+    model = insert_qdq(two_linears("MatMul"), artifact, placement="input")
     half = to_half(model).model
     index = GraphIndex(half)
     node = next(n for n in index.nodes if n.name == "b:weight/DequantizeLinear")
@@ -157,7 +125,7 @@ def test_half_graphs_dequantize_to_half_where_half_holds_the_scales(exact: bool)
 
 
 def test_a_large_graph_keeps_its_packed_weights_beside_it(tmp_path, monkeypatch) -> None:
-    model = insert_qdq(float_model("MatMul"), artifact_of(), placement="input")
+    model = insert_qdq(two_linears("MatMul"), int4_artifact(), placement="input")
     monkeypatch.setattr("gacq_deploy.export.graph_file._SMALLEST_EXTERNAL", 64)
     files = write_graph(model, tmp_path / "int8.onnx", external_data_mb=0)
     assert [f.name for f in files] == ["int8.onnx.data", "int8.onnx"]
