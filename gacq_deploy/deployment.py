@@ -41,7 +41,7 @@ class BuildSection(Section):
     fp16_twin: bool | None = None
     """Build the float graph too, to compare with; none: where a GPU is present."""
     min_int8_coverage: float = Field(default=0.95, ge=0, le=1)
-    """Least share of the planned sites that must compile to INT8."""
+    """Least share of the planned layers that must compile to INT8, and of the INT4 weights that must stay INT4."""
     timeout_s: float = Field(default=3600, gt=0)
     memory_mb: int | None = Field(default=None, ge=64)
     """Bound on the builder process; none: what the machine has."""

@@ -218,7 +218,7 @@ def _tables(built: tuple[BuiltEngine, ...]) -> tuple[Table | str, ...]:
             b.folder / "engine.plan",
             size(b.record.files["engine.plan"].bytes),
             "as it was" if b.reused else duration(b.record.seconds),
-            _coverage_text(b.record.coverage),
+            coverage_text(b.record.coverage),
         )
         for b in built
     ]
@@ -240,14 +240,14 @@ def _target_text(built: BuiltEngine) -> str:
     return device.name if device is not None else "any GPU of this library (portable)"
 
 
-def _coverage_text(coverage: Mapping[str, Any] | None) -> str:
+def coverage_text(coverage: Mapping[str, Any] | None) -> str:
+    """Return how many layers are INT8, and how many hold INT4 weights and compute in float."""
     if coverage is None:
         return "float twin"
     texts = [f"{coverage['int8']} of {coverage['planned']} planned layers ({coverage['share']:.1%})"]
     if (weights := coverage.get("weight_only")) is not None:
-        # INT4 weights are stored so and computed with in float: no INT8 layer, and none that was lost
         texts = texts if coverage["planned"] else []
-        texts.append(f"INT4 weights only: {weights['int4']} of {weights['planned']} layers")
+        texts.append(f"INT4 weights alone: {weights['int4']} of {weights['planned']} layers")
     return "; ".join(texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,9 +172,13 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),
     ]
     sites = [
-        (s["site"], s["bits"], s["range"], "" if s["tie"] == s["site"] else s["tie"]) for s in estimate.sites
+        (s["site"], _bits(s), s["range"], "" if s["tie"] == s["site"] else s["tie"]) for s in estimate.sites
     ]
     return (
         Table("quantized tensors", ["tensor", "bits", "range", "shares its scale in"], sites),
         Table("plan (nothing was written)", ["what", "estimate"], rows),
     )
+
+
+def _bits(site: Mapping[str, object]) -> object:
+    return f"{site['bits']} in blocks of {site['block']}" if "block" in site else site["bits"]

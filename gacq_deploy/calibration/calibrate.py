@@ -253,7 +253,8 @@ def _ensure_ranges(session: Session, journal: Journal) -> dict[str, float]:
     if done is None:
         samples = session.split.samples.rows(session.split.training)
         weights = torch.from_numpy(session.weighting.prior("ranges"))
-        session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
+        if any(e.site.role != "weight" for e in session.plan):
+            session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
         running = weights
 
         def run() -> Iterator[None]:

@@ -31,6 +31,8 @@ def estimate_activation_scales(
         CalibrationError: an activation is not finite.
     """
     entries = [e for e in plan if e.site.role != "weight"]
+    if not entries:
+        return {}
     ranges = {e.tie: ActivationRange() for e in entries}
     specs = {e.tie: e for e in reversed(entries)}
 

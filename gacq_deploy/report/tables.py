@@ -304,8 +304,7 @@ def plan_table(plans: Sequence[EngineRecord]) -> Table:
         "#size",
         "#planned layers",
         "#in INT8",
-        "INT4 weights only",
-        "not as planned",
+        "not INT8",
     )
     return Table.of("TensorRT engines", headings, (_plan(record) for record in plans))
 
@@ -315,7 +314,9 @@ def _plan(record: EngineRecord) -> tuple[Cell, ...]:
     device = inputs.device.name if inputs.device else "any GPU of the library"
     weights: dict[str, Any] = said.get("weight_only", {})
     lost = [f"{node['module'] or node['node']}: {node['rule']}" for node in said["lost"]]
-    lost += [f"{node['module'] or node['node']}: not INT4" for node in weights.get("lost", [])]
+    if weights:
+        lost.append(f"{weights['int4']} of {weights['planned']} layers with INT4 weights alone")
+        lost += [f"{node['module'] or node['node']}: weight not INT4" for node in weights["lost"]]
     return (
         name(inputs.key),
         name(inputs.graph),
@@ -325,7 +326,6 @@ def _plan(record: EngineRecord) -> tuple[Cell, ...]:
         size(record.files["engine.plan"].bytes),
         number(said["planned"]),
         number(said["int8"]),
-        text(f"{weights['int4']} of {weights['planned']}" if weights else ""),
         words("; ".join(lost)),
     )
 

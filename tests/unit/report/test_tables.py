@@ -81,3 +81,17 @@ def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
         "int8.onnx", "tensorrt-rtx-1.7", "8.6", "float16", "2 MB", "48", "47", "mid.conv: weight-axis",
     ]  # fmt: skip
     assert shown[1][3] == "any GPU of the library"
+
+
+def test_engine_plans_count_int4_weights_apart() -> None:
+    inputs = EngineInputs(
+        graph="int8.onnx", graph_sha256="0", float_type="float16", library="tensorrt-rtx", version="1.7",
+        options=CompileOptions(backend="tensorrt-rtx"), device=None,
+    )  # fmt: skip
+    weights = {"planned": 7, "int4": 6, "in_product": 6, "lost": [{"module": "ff.net.2", "node": "n"}]}
+    record = EngineRecord(
+        inputs=inputs, files={"engine.plan": ExportedFile(sha256="0", bytes=1)}, seconds=1, peak_mb=1,
+        coverage={"planned": 0, "int8": 0, "lost": [], "weight_only": weights},
+    )  # fmt: skip
+    (row,) = plan_table([record]).rows
+    assert row[-1].text == "6 of 7 layers with INT4 weights alone; ff.net.2: weight not INT4"

@@ -1,0 +1,27 @@
+"""What the build's table says of INT8 layers, and of INT4 weights beside or instead of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gacq_deploy_cli.build_trt import coverage_text
+
+WEIGHTS = {"weight_only": {"planned": 7, "int4": 6}}
+
+
+@pytest.mark.parametrize(
+    ("coverage", "text"),
+    [
+        (None, "float twin"),
+        ({"planned": 4, "int8": 3, "share": 0.75}, "3 of 4 planned layers (75.0%)"),
+        (
+            {"planned": 4, "int8": 4, "share": 1.0, **WEIGHTS},
+            "4 of 4 planned layers (100.0%); INT4 weights alone: 6 of 7 layers",
+        ),
+        ({"planned": 0, "int8": 0, "share": 1.0, **WEIGHTS}, "INT4 weights alone: 6 of 7 layers"),
+    ],
+)
+def test_int4_weights_are_told_apart_from_int8_layers(coverage: dict[str, Any] | None, text: str) -> None:
+    assert coverage_text(coverage) == text
