@@ -23,6 +23,7 @@ from gacq_deploy.diagnostics import Diagnostics, load_diagnostics, save_diagnost
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.samples import TableRows
 from gacq_deploy.seal import unseal, write_sealed
+from gacq_deploy.smoothing import InputSmoothing, SmoothingRecord
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage import (
     Array,
@@ -105,13 +106,16 @@ class SiteRecord(_Record):
     source_sha256: str | None = None
     """Digest of the float weight (role weight): the exporter finds the layer by it."""
     block: int | None = None
+    smoothing: SmoothingRecord | None = None
+    """Of an input site; versions that do not know it refuse the artifact."""
 
     @model_serializer(mode="wrap")
     def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `block` out where there is none: artifacts from before there were blocks keep their digests."""
+        """Leave out what is not there: artifacts without blocks and smoothing stay the same, byte for byte."""
         plain: dict[str, Any] = serialize(self)
-        if self.block is None:
-            del plain["block"]
+        for name in ("block", "smoothing"):
+            if plain[name] is None:
+                del plain[name]
         return plain
 
 
@@ -204,6 +208,8 @@ class CalibrationArtifact:
     parameters: Mapping[str, RetrainedParameter] = field(default_factory=dict)
     polish: PolishRecord | None = None
     diagnostics: Diagnostics | None = None
+    smoothing: Mapping[Site, InputSmoothing] = field(default_factory=dict)
+    """Of input sites; those that share a quantizer have equal ones."""
 
     def __post_init__(self) -> None:
         for entry in self.plan:
@@ -214,6 +220,13 @@ class CalibrationArtifact:
                 _check_codes(entry, params)
         for name, parameter in self.parameters.items():
             self._check_parameter(name, parameter)
+        for site, smoothing in self.smoothing.items():
+            self._check_smoothing(site, smoothing)
+
+    def multiplier(self, site: Site) -> NDArray[np.float32] | None:
+        """Return what multiplies the input ``site`` [in] before its quantizer, if anything does."""
+        smoothing = self.smoothing.get(site)
+        return None if smoothing is None else smoothing.multiplier
 
     def save(self, directory: Path) -> str:
         """Write the folder whole or not at all (``manifest.json`` last in it); return the artifact's digest."""
@@ -239,6 +252,8 @@ class CalibrationArtifact:
             tensors[f"{entry.site}.scale"] = params.scale
             if params.codes is not None:
                 tensors[f"{entry.site}.codes"] = params.codes
+            if entry.site in self.smoothing:
+                tensors[_factor_key(str(entry.site))] = self.smoothing[entry.site].factor
         return tensors | {_parameter_key(name): p.value for name, p in self.parameters.items()}
 
     def _check_parameter(self, name: str, parameter: RetrainedParameter) -> None:
@@ -264,6 +279,15 @@ class CalibrationArtifact:
                 _HINT,
             )
 
+    def _check_smoothing(self, site: Site, smoothing: InputSmoothing) -> None:
+        weight = self.params.get(Site(site.module, "weight"))
+        shape = None if weight is None or weight.codes is None else weight.codes.shape[1:]
+        if site.role != "input" or smoothing.factor.shape != shape:
+            raise ArtifactError(
+                f"Site '{site}' is smoothed by a factor of shape {smoothing.factor.shape}, its layer takes {shape}.",
+                _HINT,
+            )
+
     def _document(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
@@ -271,7 +295,10 @@ class CalibrationArtifact:
             "model": self.model.model_dump(mode="json"),
             "recipe": dict(self.recipe),
             "samples_sha256": self.samples_sha256,
-            "plan": [_site_record(e, self.weight_digests).model_dump(mode="json") for e in self.plan],
+            "plan": [
+                _site_record(e, self.weight_digests, self.smoothing.get(e.site)).model_dump(mode="json")
+                for e in self.plan
+            ],
             "parameters": [
                 ParameterRecord(name=name, source_sha256=p.source_sha256).model_dump(mode="json")
                 for name, p in sorted(self.parameters.items())
@@ -336,6 +363,11 @@ def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
         parameters=_parameters([ParameterRecord.model_validate(p) for p in manifest["parameters"]], tensors),
         polish=None if polish is None else PolishRecord.model_validate(polish),
         diagnostics=load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None,
+        smoothing={
+            Site.parse(r.site): InputSmoothing.of(r.smoothing, tensors[_factor_key(r.site)])
+            for r in records
+            if r.smoothing is not None
+        },
     )
 
 
@@ -362,7 +394,9 @@ def _check_codes(entry: PlannedSite, params: TensorParams) -> None:
         )
 
 
-def _site_record(entry: PlannedSite, digests: Mapping[str, str]) -> SiteRecord:
+def _site_record(
+    entry: PlannedSite, digests: Mapping[str, str], smoothing: InputSmoothing | None
+) -> SiteRecord:
     return SiteRecord(
         site=str(entry.site),
         bits=entry.spec.bits,
@@ -372,6 +406,7 @@ def _site_record(entry: PlannedSite, digests: Mapping[str, str]) -> SiteRecord:
         range=entry.range_method,
         source_sha256=digests.get(str(entry.site)),
         block=entry.spec.block,
+        smoothing=None if smoothing is None else smoothing.record(),
     )
 
 
@@ -397,6 +432,10 @@ def _parameters(
 def _parameter_key(name: str) -> str:
     # sites end in a role and a suffix, so no site can be spelt like this
     return f"parameter:{name}"
+
+
+def _factor_key(site: str) -> str:
+    return f"{site}.smoothing"
 
 
 def _flatten_probe(probe: Probe) -> dict[str, Array]:

@@ -163,6 +163,20 @@ for the last layer of a transformer, is searched anywhere, so it also hits the l
 UNet: `nvidia-demo` does the same, `nvidia-demo-final` leaves only the model's own `proj_out` float."""
 
 
+class SmoothingSection(Section):
+    """Move the range of activation channels into weights, before anything is quantized (SmoothQuant, Xiao et al. 2023).
+
+    A channel of a linear layer's input is divided by s = max|x|^alpha / max|w|^(1 - alpha), its weights are
+    multiplied by it. What reads one tensor shares one s.
+    """
+
+    alpha: Annotated[float, Field(ge=0, le=1)] | Literal["search"] = 0.5
+    """How much of the range moves. `search`: for each tensor the one that leaves the least output error on calibration
+    states, no smoothing included."""
+    match: str = "*"
+    """Shell wildcard on module names: which of the quantized linear layers. Those that read one tensor go together."""
+
+
 class QuantizationSection(Section):
     """Which tensors are quantized, and how: by rules.
 
@@ -180,6 +194,8 @@ class QuantizationSection(Section):
     """Ordered; the last match wins; a site that no rule matches is an error."""
     tie_concat: bool = True
     """Tensors that meet at a skip concat share one activation scale."""
+    smoothing: SmoothingSection | None = None
+    """Smooth the inputs of linear layers, which costs a multiplication where no norm can carry it; by default none."""
 
     @model_validator(mode="after")
     def _spell_out(self) -> Self:
@@ -189,3 +205,11 @@ class QuantizationSection(Section):
         # the model is frozen for its users, not while it is made
         self.__dict__.update(rules=(*start, *self.rules), level=None, exclude=None)
         return self
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `smoothing` out where there is none: recipes from before it existed keep their digests."""
+        plain: dict[str, Any] = serialize(self)
+        if self.smoothing is None:
+            plain.pop("smoothing", None)
+        return plain

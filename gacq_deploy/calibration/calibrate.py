@@ -1,4 +1,4 @@
-"""The calibration stage, in order: samples, ranges, blocks, polish, probe, artifact. A finished step is kept."""
+"""The calibration stage: samples, smoothing, ranges, blocks, polish, probe, artifact. A finished step is kept."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
+from gacq_deploy.calibration.smoothing import ensure_smoothing, smoothing_groups
 from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.calibration.weighting import Split, Weighting
 from gacq_deploy.calibration.weights import SampleWeights
@@ -40,11 +41,14 @@ from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
+from gacq_deploy.quant.smoothing import Smoothing
+from gacq_deploy.quant.trainable import retrained_norms
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.rules import BLOCKS
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.runtime import model_sampler
 from gacq_deploy.samples import load_samples
+from gacq_deploy.smoothing import InputSmoothing
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage import digest_array, lock_directory
 
@@ -110,7 +114,7 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
 
     Raises:
         RecipeError: see :func:`gacq_deploy.plan.resolve_plan`; every layer is left float, or one that runs twice in
-            a step or lies in no block is not.
+            a step or lies in no block is not; smoothing chooses no layers, or not all that share a quantizer.
     """
     ties = (
         dict(graph.ties)
@@ -130,6 +134,8 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
             f"Layer '{loose[0]}' cannot be quantized: it lies in no block, for {graph.uncut[loose[0]]}.",
             f"Leave it float: add {{match: '{loose[0]}', ignore: true}} to quantization.rules.",
         )
+    if recipe.quantization.smoothing is not None:
+        smoothing_groups(recipe.quantization.smoothing, plan, graph)
     return plan
 
 
@@ -173,8 +179,9 @@ def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: s
     polish.folder.mkdir(exist_ok=True)
     module = session.denoiser.module
     sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
-    scales = _ensure_ranges(session, blocks)
-    layers = insert_quantizers(module, session.plan, scales)
+    smoothing = ensure_smoothing(session, blocks)
+    scales = _ensure_ranges(session, blocks, smoothing)
+    layers = insert_quantizers(module, session.plan, scales, smoothing)
     errors = _Errors(session)
     errors.measure("nearest")
     learned = ensure_blocks(session, blocks, layers, blocks.folder)
@@ -205,7 +212,8 @@ def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: s
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        parameters=_retrained(polished, sources),
+        parameters=_retrained(module, polished, sources),
+        smoothing={Site(name, "input"): _recorded(how) for name, how in smoothing.items()},
         polish=None if polished is None else polished.record,
         diagnostics=_diagnostics(session, learned, polished, errors),
     )
@@ -227,9 +235,20 @@ class _Errors:
         )
 
 
-def _retrained(polished: PolishOutcome | None, sources: Mapping[str, str]) -> dict[str, RetrainedParameter]:
+def _recorded(smoothing: Smoothing) -> InputSmoothing:
+    return InputSmoothing(smoothing.factor.numpy(), smoothing.alpha, smoothing.norm)
+
+
+def _retrained(
+    module: nn.Module, polished: PolishOutcome | None, sources: Mapping[str, str]
+) -> dict[str, RetrainedParameter]:
     """Return what differs from the float model: a layer that never runs has no constant to replace in the graph."""
-    learned = {} if polished is None else {k: v.numpy() for k, v in polished.parameters.items()}
+    learned = {
+        f"{name}.{kind}": value.detach().numpy()
+        for name, norm in retrained_norms(module).items()
+        for kind, value in norm.affine.items()
+    }
+    learned |= {} if polished is None else {k: v.numpy() for k, v in polished.parameters.items()}
     changed = {name: value for name, value in learned.items() if digest_array(value) != sources[name]}
     return {name: RetrainedParameter(value, sources[name]) for name, value in changed.items()}
 
@@ -248,7 +267,9 @@ def _diagnostics(
     )
 
 
-def _ensure_ranges(session: Session, journal: Journal) -> dict[str, float]:
+def _ensure_ranges(
+    session: Session, journal: Journal, smoothing: Mapping[str, Smoothing]
+) -> dict[str, float]:
     done = journal.get("ranges")
     if done is None:
         samples = session.split.samples.rows(session.split.training)
@@ -265,7 +286,8 @@ def _ensure_ranges(session: Session, journal: Journal) -> dict[str, float]:
                     session.report.advance()
                     yield
 
-        scales = estimate_activation_scales(session.denoiser.module, session.plan, run, lambda: running)
+        module, plan = session.denoiser.module, session.plan
+        scales = estimate_activation_scales(module, plan, run, lambda: running, smoothing)
         journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
         done = journal.get("ranges")
         assert done is not None

@@ -83,7 +83,7 @@ def _recording(
         site: Site, quantizer: ActivationQuantizer
     ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            pieces.setdefault(str(site), []).append(quantizer(args[0]).numpy().copy())
+            pieces.setdefault(str(site), []).append(layer.quantized_input(args[0]).numpy().copy())
 
         return hook
 

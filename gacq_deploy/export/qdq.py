@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ from gacq_deploy.spec import QuantPlan, Role, Site
 from gacq_deploy.storage import Array
 
 Placement = Literal["input", "output"]
+SMOOTH = "Smooth"
+"""What the node that smooths an input is called, behind the site's name."""
 OPSETS = range(19, 23)
 """19 is the oldest with Q/DQ TensorRT and ONNX Runtime read alike; from 23 on torch emits a fused
 Attention."""
@@ -50,6 +52,8 @@ def insert_qdq(
     activation tensor that planned layers read gets one Q/DQ pair, per tensor; only those layers read the
     pair. ``placement="output"`` adds pairs on the planned convolution outputs, which everybody reads. Weights planned
     in blocks become INT4 codes with scales along the input features, and their layers read the float tensor.
+
+    Where the input is smoothed and no norm does that, a ``Mul`` stands before the pair.
 
     Raises:
         ExportError: the graph is not the float graph of the calibrated model, a planned site or a retrained
@@ -195,6 +199,7 @@ class _Edit:
     after: dict[str, list[NodeProto]] = field(default_factory=dict)
     """Tensor -> nodes to put once it exists."""
     names: set[str] = field(default_factory=set)
+    smoothed: set[str] = field(default_factory=set)
 
     def quantize_weights(self, layers: Iterable[LayerNode]) -> None:
         """Let every layer read codes through one dequantizer per module."""
@@ -250,20 +255,34 @@ class _Edit:
             self._add_pair(site, raw, final)
 
     def quantize_inputs(self, layers: Iterable[LayerNode]) -> None:
-        """Put one pair on every tensor that planned layers read."""
+        """Put one pair on every tensor that planned layers read, once for all that smooth it alike."""
         order = {e.site: i for i, e in enumerate(self.artifact.plan)}
-        readers: dict[str, list[LayerNode]] = {}
+        readers: dict[tuple[str, bytes], list[LayerNode]] = {}
         for layer in layers:
-            if self._block(Site(layer.module, "weight")) is None:
-                readers.setdefault(layer.data, []).append(layer)
-        for tensor, group in readers.items():
+            if self._block(Site(layer.module, "weight")) is not None:
+                continue
+            factor = self.artifact.multiplier(Site(layer.module, "input"))
+            readers.setdefault((layer.data, b"" if factor is None else factor.tobytes()), []).append(layer)
+        for (tensor, _), group in readers.items():
             sites = sorted(
                 {Site(layer.module, "input") for layer in group}, key=lambda s: order.get(s, len(order))
             )
             self._check_one_scale(tensor, sites)
-            dequantized = self._add_pair(sites[0], tensor, None)
+            dequantized = self._add_pair(sites[0], self._smoothed(sites[0], tensor), None)
             for layer in group:
                 layer.node.input[0] = dequantized
+
+    def _smoothed(self, site: Site, tensor: str) -> str:
+        """Return the tensor to quantize: ``tensor``, or its product with the site's smoothing."""
+        factor = self.artifact.multiplier(site)
+        if factor is None:
+            return tensor
+        name = _free_name(f"{site}/{SMOOTH}", self.smoothed)
+        self.smoothed.add(name)
+        self.initializers[f"{site}.smoothing"] = factor
+        node = helper.make_node("Mul", [tensor, f"{site}.smoothing"], [f"{name}.smoothed"], name=name)
+        self.after.setdefault(tensor, []).append(set_module(node, site.module))
+        return f"{name}.smoothed"
 
     def _check_one_scale(self, tensor: str, sites: list[Site]) -> None:
         first = sites[0]
@@ -280,9 +299,7 @@ class _Edit:
 
     def _add_pair(self, site: Site, tensor: str, result: str | None) -> str:
         """Quantize and dequantize ``tensor``; a module called twice has a second pair with the same scale."""
-        name, number = str(site), 2
-        while name in self.names:
-            name, number = f"{site}#{number}", number + 1
+        name = _free_name(str(site), self.names)
         self.names.add(name)
         self.initializers[f"{site}.scale"] = self.artifact.params[site].scale
         self.initializers[f"{site}.zero_point"] = np.zeros((), np.int8)
@@ -319,6 +336,13 @@ class _Edit:
             nodes = self.after.pop(pending.pop(0), [])
             ordered += nodes
             pending += [name for node in nodes for name in node.output]
+
+
+def _free_name(wanted: str, taken: Collection[str]) -> str:
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}#{number}", number + 1
+    return name
 
 
 def _is_stored_codes(index: GraphIndex, tensor: str) -> bool:

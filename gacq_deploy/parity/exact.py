@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import join_split_bias
-from gacq_deploy.export.graph import DEQUANTIZE, GraphIndex, attribute, module_of
+from gacq_deploy.export.graph import DEQUANTIZE, QUANTIZE, GraphIndex, attribute, module_of
 from gacq_deploy.export.layers import QUANTIZABLE, weight_axis
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
 from gacq_deploy.parity.graph import (
@@ -122,6 +122,7 @@ class _Comparison:
         self._float_layers = float_layers(artifact, self._float)
         self._layers: dict[str, list[NodeProto]] = {}
         self._biases: dict[str, str] = {}
+        self._smoothed: set[str] = set()
 
     def differences(self) -> Iterator[Difference]:
         for module in self._artifact.plan.modules:
@@ -133,7 +134,8 @@ class _Comparison:
             yield from self._layer_output(module)
         yield from self._foreign_dequantizers()
         weights = {f"{m}:weight/DequantizeLinear": m for m in self._artifact.plan.modules}
-        for where, what in wiring_differences(self._float, self._index, self._float_layers, weights):
+        float_layers, smoothed = self._float_layers, self._smoothed
+        for where, what in wiring_differences(self._float, self._index, float_layers, weights, smoothed):
             yield Difference(where, what)
 
     def _weight(self, module: str) -> Iterator[Difference]:
@@ -216,8 +218,28 @@ class _Comparison:
                 yield Difference(site, "the layer's input is not quantized")
             elif self._tie.get(quantizer.site) != self._tie[site]:
                 yield Difference(site, f"the layer reads the quantizer of '{quantizer.site}', another tie")
-            elif len(layer.input) > 2:
-                yield from self._bias(module, layer)
+            else:
+                yield from self._smoothing(module, quantizer)
+                if len(layer.input) > 2:
+                    yield from self._bias(module, layer)
+
+    def _smoothing(self, module: str, quantizer: Quantizer) -> Iterator[Difference]:
+        """Find the multiplication before a smoothed layer's quantizer; any other one is up to the wiring check."""
+        site = Site(module, "input")
+        factor = self._artifact.multiplier(site)
+        if factor is None:
+            return
+        tensor = quantizer.quantize.input[0]
+        node = self._index.producer(tensor)
+        if node is None or node.op_type != "Mul":
+            yield Difference(str(site), "its input is not smoothed")
+            return
+        unlike = list(_same(str(site), "smoothing", constant_input(self._index, node, 1), factor))
+        yield from unlike
+        if any(use.node.op_type != QUANTIZE for use in self._index.readers(tensor)):
+            yield Difference(str(site), "its smoothed input is read beside its quantizer")
+        elif not unlike:
+            self._smoothed.add(tensor)
 
     def _layer_output(self, module: str) -> Iterator[Difference]:
         site = f"{module}:output"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from onnx import NodeProto
 
@@ -22,6 +22,7 @@ def wiring_differences(
     index: GraphIndex,
     layers: Mapping[str, Sequence[NodeProto]],
     weights: Mapping[str, str],
+    smoothed: Collection[str] = (),
 ) -> Iterator[tuple[str, str]]:
     """Yield (where, what) for every node, constant or output that is not the float graph's.
 
@@ -30,16 +31,17 @@ def wiring_differences(
         index: the Q/DQ graph.
         layers: module -> its layers in the float graph.
         weights: name of a weight's dequantizer in the Q/DQ graph -> module.
+        smoothed: tensors of the Q/DQ graph that only smooth the first input of their node, known to be right.
     """
     edges = {(n.output[0], 1): f"weight of {m}" for m, nodes in layers.items() for n in nodes}
-    float_tokens, float_nodes = _hash_nodes(float_index, {}, edges)
+    float_tokens, float_nodes = _hash_nodes(float_index, {}, edges, ())
     bias = {
         m: float_tokens[nodes[0].input[2]]
         for m, nodes in layers.items()
         if len(nodes[0].input) > 2 and nodes[0].input[2]
     }
     dequantized = _stored_tokens(index, weights, bias)
-    tokens, nodes = _hash_nodes(index, dequantized, {})
+    tokens, nodes = _hash_nodes(index, dequantized, {}, smoothed)
     changed, missing = _unmatched(nodes, float_nodes), _unmatched(float_nodes, nodes)
     if changed:
         rest = f"; {len(changed) - 1} nodes after it differ too" if changed[1:] else ""
@@ -86,9 +88,12 @@ def _stored_tokens(index: GraphIndex, weights: Mapping[str, str], bias: Mapping[
 
 
 def _hash_nodes(
-    index: GraphIndex, known: Mapping[str, str], edges: Mapping[tuple[str, int], str]
+    index: GraphIndex,
+    known: Mapping[str, str],
+    edges: Mapping[tuple[str, int], str],
+    smoothed: Collection[str],
 ) -> tuple[Tokens, list[tuple[NodeProto, str]]]:
-    """Return tensor -> token, and (node, token) in execution order without the quantization nodes.
+    """Return tensor -> token, and (node, token) in execution order without quantization and smoothing.
 
     ``known`` gives tokens of tensors beforehand, ``edges`` of single inputs, by (first output, position).
     """
@@ -102,7 +107,7 @@ def _hash_nodes(
         if node.op_type == "Constant":
             tokens[node.output[0]] = _constant_token(index, node.output[0])
             continue
-        if is_quantization(node):
+        if is_quantization(node) or node.output[0] in smoothed:
             tokens[node.output[0]] = known.get(node.output[0], tokens.get(node.input[0], ""))
             continue
         inputs = [edges.get((node.output[0], i), tokens.get(name, "")) for i, name in enumerate(node.input)]

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from gacq_deploy.quant.affine import fake_quantize, half_exact, spread_scale
 from gacq_deploy.quant.rounding import AdaRound
+from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.spec import TensorSpec
 
 
@@ -59,8 +60,9 @@ class QuantizedLayer(Switchable):
 
     ``codes`` [as weight] int8 and ``weight_scale`` [channels] or [out, in / block] float32 are the deployable weight;
     ``scale_log_gain``, of its shape, scales it while it is learned. Without ``input_quantizer`` (weights in blocks)
-    the input stays float. While ``rounding`` is set, its soft weight is used instead, and while
-    ``weight_override`` is, that. ``bias`` [channels], once set, takes the place of the layer's own.
+    the input stays float. While ``rounding`` is set, its soft weight is used instead, and while ``weight_override`` is,
+    that. ``bias`` [channels], once set, takes the place of the layer's own. With ``smoothing``, codes are those of the
+    smoothed weight, and the input is smoothed before its quantizer unless a norm did that.
     """
 
     def __init__(
@@ -83,13 +85,14 @@ class QuantizedLayer(Switchable):
         self.weight_override: nn.Parameter | None = None
         self.scale_log_gain: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
+        self.smoothing: Smoothing | None = None
         self.quantize_output = False
 
     @property
     def float_weight(self) -> Tensor:
-        """The float weight."""
+        """The float weight that the codes stand for, smoothed if the layer is."""
         weight: Tensor = self.layer.get_parameter("weight")
-        return weight
+        return weight if self.smoothing is None else self.smoothing.weight(weight)
 
     @property
     def float_bias(self) -> Tensor | None:
@@ -115,6 +118,12 @@ class QuantizedLayer(Switchable):
         self.weight_scale = scale if self.spec.block is None else half_exact(scale)
         self.scale_log_gain = None
 
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Return what the layer computes with instead of ``x``: smoothed where it is, and fake-quantized."""
+        if self.smoothing is not None and self.smoothing.norm is None:
+            x = self.smoothing.input(x)
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on the fake-quantized input."""
         if not self.enabled:
@@ -125,12 +134,9 @@ class QuantizedLayer(Switchable):
             parameters["bias"] = self.bias
         if self.quantize_output and self.output_quantizer is not None:
             parameters |= self._integer_bias()
-            raw = functional_call(self.layer, parameters, (self._input(x),))
+            raw = functional_call(self.layer, parameters, (self.quantized_input(x),))
             return self.output_quantizer(raw)  # type: ignore[no-any-return]
-        return functional_call(self.layer, parameters, (self._input(x),))  # type: ignore[no-any-return]
-
-    def _input(self, x: Tensor) -> Tensor:
-        return x if self.input_quantizer is None else self.input_quantizer(x)
+        return functional_call(self.layer, parameters, (self.quantized_input(x),))  # type: ignore[no-any-return]
 
     def _integer_bias(self) -> dict[str, Tensor]:
         """Return the bias on the int32 accumulator's grid, as the CPU flavour stores it; empty if there is none.
@@ -145,9 +151,9 @@ class QuantizedLayer(Switchable):
 
 
 class RetrainedNorm(Switchable):
-    """A normalization layer whose affine parameters are learned beside the float model's own.
+    """A normalization layer with affine parameters beside the float model's own: smoothed, learned, or both.
 
-    ``affine`` maps "weight" and "bias", as far as the layer has them, to learned copies.
+    ``affine`` maps "weight" and "bias", as far as the layer has them, to copies that may change.
     """
 
     def __init__(self, norm: nn.Module) -> None:
@@ -167,6 +173,17 @@ class RetrainedNorm(Switchable):
             return float_output
         # torch's forward-mode rule of group norm takes contiguous input only
         return functional_call(self.norm, dict(self.affine.items()), (x.contiguous(),))  # type: ignore[no-any-return]
+
+
+def fold_into_norm(module: nn.Module, name: str, factor: Tensor) -> RetrainedNorm:
+    """Let the norm ``name`` of ``module`` give its output times ``factor`` [channels], which must be its last axis."""
+    norm = RetrainedNorm(module.get_submodule(name))
+    with torch.no_grad():
+        for parameter in norm.affine.values():
+            parameter.requires_grad_(False).mul_(factor)
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, norm)
+    return norm
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gacq_deploy.errors import CalibrationError
-from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
+from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, fold_into_norm
 from gacq_deploy.quant.ranges import ActivationRange, RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
+from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.spec import QuantPlan, Site
 
 Pass = Callable[[], Iterable[object]]
 """Runs the float model over all calibration data, yielding after each chunk."""
+NOTHING_SMOOTHED: Mapping[str, Smoothing] = MappingProxyType({})
 
 
 def estimate_activation_scales(
-    module: nn.Module, plan: QuantPlan, run: Pass, weights: Callable[[], Tensor] | None = None
+    module: nn.Module,
+    plan: QuantPlan,
+    run: Pass,
+    weights: Callable[[], Tensor] | None = None,
+    smoothing: Mapping[str, Smoothing] = NOTHING_SMOOTHED,
 ) -> dict[str, float]:
     """Return the scale of every tie group of activation sites, from two float passes over the data.
 
     ``weights`` returns how much the samples now running count, float64 [N]; all the same by default. Only range
-    methods that look at the distribution (percentile, mse) heed it.
+    methods that look at the distribution (percentile, mse) heed it. ``smoothing`` maps a layer's name to how its
+    input is smoothed; what is observed is the smoothed tensor.
 
     Raises:
         CalibrationError: an activation is not finite.
@@ -40,7 +48,8 @@ def estimate_activation_scales(
         with ExitStack() as stack:
             for entry in entries:
                 layer = module.get_submodule(entry.site.module)
-                hook = _observer(entry.site, ranges[entry.tie], observe)
+                smooth = smoothing.get(entry.site.module) if entry.site.role == "input" else None
+                hook = _observer(entry.site, ranges[entry.tie], observe, smooth)
                 stack.callback(layer.register_forward_hook(hook).remove)
             for _ in run():
                 pass
@@ -57,7 +66,10 @@ def _observe_largest(target: ActivationRange, x: Tensor) -> None:
 
 
 def _observer(
-    site: Site, target: ActivationRange, observe: Callable[[ActivationRange, Tensor], None]
+    site: Site,
+    target: ActivationRange,
+    observe: Callable[[ActivationRange, Tensor], None],
+    smoothing: Smoothing | None,
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         tensor = args[0] if site.role == "input" else output
@@ -66,24 +78,31 @@ def _observer(
                 f"The float activation at '{site}' holds NaN or Inf.",
                 "Check the model's weights and the samples.",
             )
-        observe(target, tensor)
+        observe(target, tensor if smoothing is None else smoothing.input(tensor))
 
     return hook
 
 
 def insert_quantizers(
-    module: nn.Module, plan: QuantPlan, scales: Mapping[str, float]
+    module: nn.Module,
+    plan: QuantPlan,
+    scales: Mapping[str, float],
+    smoothing: Mapping[str, Smoothing] = NOTHING_SMOOTHED,
 ) -> dict[str, QuantizedLayer]:
     """Replace every planned layer in place by a :class:`QuantizedLayer` with nearest rounding.
 
-    ``scales`` maps tie -> activation scale. Returns the layers by module name, in execution order.
+    ``scales`` maps tie -> activation scale, ``smoothing`` a layer's name to how it is smoothed; norms that carry
+    smoothing are replaced too. Returns the layers by module name, in execution order.
     """
     quantizers = {e.tie: ActivationQuantizer(e.spec, scales[e.tie]) for e in plan if e.site.role != "weight"}
     layers: dict[str, QuantizedLayer] = {}
     for entry in plan.of_role("weight"):
         name = entry.site.module
         layer = module.get_submodule(name)
-        weight = layer.get_parameter("weight")
+        weight: Tensor = layer.get_parameter("weight")
+        smooth = smoothing.get(name)
+        if smooth is not None:
+            weight = smooth.weight(weight)
         scale = weight_scale(weight, entry.spec, RangeMethod.parse(entry.range_method))
         source = plan.get(Site(name, "input"))
         target = plan.get(Site(name, "output"))
@@ -96,6 +115,9 @@ def insert_quantizers(
             quantizers[source.tie] if source else None,
             quantizers[target.tie] if target else None,
         )
+        layers[name].smoothing = smooth
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, layers[name])
+    for norm, factor in {s.norm: s.factor for s in smoothing.values() if s.norm is not None}.items():
+        fold_into_norm(module, norm, factor)
     return layers

@@ -96,16 +96,25 @@ def _affines(module: nn.Module) -> dict[str, str]:
 
 
 def _replace_norms(module: nn.Module) -> list[str]:
-    """Wrap every normalization layer that has parameters; return their names."""
+    """Wrap every normalization layer that has parameters, unless smoothing did; return their names."""
+    wrapped = retrained_norms(module)
+    inner = {id(norm.norm) for norm in wrapped.values()}
     found = [
         name
         for name, norm in module.named_modules()
-        if isinstance(norm, NORMS) and any(True for _ in norm.parameters(recurse=False))
+        if isinstance(norm, NORMS)
+        and id(norm) not in inner
+        and any(True for _ in norm.parameters(recurse=False))
     ]
     for name in found:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, RetrainedNorm(module.get_submodule(name)))
-    return found
+    return [*wrapped, *found]
+
+
+def retrained_norms(module: nn.Module) -> dict[str, RetrainedNorm]:
+    """Return the norms with parameters beside the float model's own, by the norm's name."""
+    return {name: norm for name, norm in module.named_modules() if isinstance(norm, RetrainedNorm)}
 
 
 @contextmanager
