@@ -26,6 +26,7 @@ from gacq_deploy.quant.affine import fake_quantize
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.quant.ranges import ActivationRange, RangeMethod
+from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.quant.trainable import make_trainable
 from gacq_deploy.samples import CalibrationSet, timestep_buckets
 from gacq_deploy.spec import Site, TensorSpec
@@ -104,7 +105,10 @@ def rebuild(denoiser: Denoiser, artifact: CalibrationArtifact) -> dict[str, Quan
         for name, parameter in artifact.parameters.items():
             denoiser.module.get_parameter(name).copy_(torch.from_numpy(parameter.value))
     scales = {e.tie: float(artifact.params[e.site].scale) for e in artifact.plan if e.site.role != "weight"}
-    layers = insert_quantizers(denoiser.module, artifact.plan, scales)
+    # norms carry theirs in the parameters already
+    explicit = {site.module: s for site, s in artifact.smoothing.items() if s.norm is None}
+    smoothing = {n: Smoothing(torch.from_numpy(s.factor), s.alpha) for n, s in explicit.items()}
+    layers = insert_quantizers(denoiser.module, artifact.plan, scales, smoothing)
     for name, layer in layers.items():
         weight = artifact.params[Site(name, "weight")]
         assert weight.codes is not None

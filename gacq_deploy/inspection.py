@@ -35,6 +35,8 @@ class SiteView:
     scale_max: float
     saturated: float | None
     """Weights: share of codes at either end of the grid."""
+    smoothing: float | None = None
+    """Inputs: the alpha that the tensor was smoothed with."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
         scale_min=float(params.scale.min()),
         scale_max=float(params.scale.max()),
         saturated=saturated,
+        smoothing=smoothed.alpha if (smoothed := artifact.smoothing.get(entry.site)) else None,
     )
 
 

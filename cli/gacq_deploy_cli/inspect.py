@@ -45,7 +45,7 @@ def _sites(result: Inspection, pattern: str) -> Table:
             s.bits,
             s.granularity,
             f"{s.rule} {s.rule_text}" if s.rule else "none",
-            s.range,
+            s.range if s.smoothing is None else f"{s.range}, smoothed {s.smoothing:g}",
             _span(s.scale_min, s.scale_max),
             "" if s.saturated is None else f"{s.saturated:.2%}",
             s.tie,

@@ -11,6 +11,7 @@ from gacq_deploy.calibration.calibrate import check_blocks, check_steps, make_pl
 from gacq_deploy.calibration.collecting import find_model, record_denoiser
 from gacq_deploy.calibration.objective import TRAJECTORIES
 from gacq_deploy.calibration.replay import block_bytes, cache_bytes, chunk_size, second_order_bytes
+from gacq_deploy.calibration.smoothing import SEARCHED_STATES
 from gacq_deploy.calibration.threads import limited_threads
 from gacq_deploy.learning import WeightedStage
 from gacq_deploy.models.base import Denoiser
@@ -149,6 +150,9 @@ def _rows_passed(recipe: Recipe, training: int, held: int) -> float:
     polished = recipe.calibration.polish.steps > 0
     # ranges read the set twice, replay carries two streams, each block's loss is taken before and after learning
     blocks = 2 * training + 2 * (training + held) + 2 * training
+    smoothing = recipe.quantization.smoothing
+    if smoothing is not None:  # it reads the set once, the search some of it again
+        blocks += training + (min(training, SEARCHED_STATES) if smoothing.alpha == "search" else 0)
     told = (2 + polished) * (held or training)
     # gradients of the groups before and after every block and the polish
     cosines = 2 * (1 + polished) * _STEP_COST * held

@@ -79,9 +79,7 @@ def _recording(
 
         return hook
 
-    def keep_input(
-        site: Site, quantizer: ActivationQuantizer
-    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def keep_input(site: Site, layer: QuantizedLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             pieces.setdefault(str(site), []).append(layer.quantized_input(args[0]).numpy().copy())
 
@@ -90,9 +88,8 @@ def _recording(
     with ExitStack() as stack:
         planned = quantized_layers(module)
         for name, layer in planned.items():
-            quantizer = layer.input_quantizer
-            if quantizer is not None and _first_planned_reader(graph, planned, name):
-                hook = layer.register_forward_pre_hook(keep_input(Site(name, "input"), quantizer))
+            if layer.input_quantizer is not None and _first_planned_reader(graph, planned, name):
+                hook = layer.register_forward_pre_hook(keep_input(Site(name, "input"), layer))
                 stack.callback(hook.remove)
             if outputs_too and layer.output_quantizer is not None:
                 stack.callback(layer.register_forward_hook(keep(Site(name, "output"))).remove)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from onnx import ModelProto
+import numpy as np
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import drop_unused_initializers, module_of
-from gacq_deploy.export.layers import QUANTIZABLE
+from gacq_deploy.export.graph import GraphIndex, drop_unused_initializers, module_of
+from gacq_deploy.export.layers import QUANTIZABLE, weight_axis
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.parity.exact import CPU, Flavour
 from gacq_deploy.spec import QuantPlan, Role, Site
+from gacq_deploy.storage import Array
 
 _POSITION: dict[Role, int] = {"input": 0, "weight": 1}
 """Where a layer's node reads the tensor of a role."""
@@ -65,9 +68,10 @@ class Variants:
             if e.site.module in touched and (e.site.role != "output" or e.site in wanted)
         )
         outputs = self.flavour is CPU and any(e.site.role == "output" for e in entries)
+        whole = len(touched) == len(self.modules) and not split
         graph = insert_qdq(
             self.float_graph,
-            replace(self.artifact, plan=QuantPlan(entries)),
+            replace(self.artifact if whole else self._explicit, plan=QuantPlan(entries)),
             placement="output" if outputs else "input",
         )
         if split:
@@ -75,22 +79,63 @@ class Variants:
             return graph
         return to_cpu_flavour(graph) if outputs else graph
 
+    @cached_property
+    def _explicit(self) -> CalibrationArtifact:
+        """The artifact without smoothing in norms: a layer that is left float reads what the norm makes."""
+        parameters, smoothing = dict(self.artifact.parameters), dict(self.artifact.smoothing)
+        factors = {s.norm: s.factor for s in smoothing.values() if s.norm is not None}
+        for norm, factor in factors.items():
+            for name in (f"{norm}.weight", f"{norm}.bias"):
+                if name in parameters:
+                    parameters[name] = replace(parameters[name], value=parameters[name].value / factor)
+        smoothing = {site: replace(s, norm=None) for site, s in smoothing.items()}
+        return replace(self.artifact, parameters=parameters, smoothing=smoothing)
+
     def _undo(self, graph: ModelProto, sites: Collection[Site]) -> None:
-        """Let the layers of ``sites`` read the float tensors again."""
+        """Let the layers of ``sites`` read the float tensors again, smoothed where only one of a layer's two is."""
         original = {n.name: n for n in self.float_graph.graph.node}
+        index, source = GraphIndex(graph), GraphIndex(self.float_graph)
         names: set[str] = set()
         for node in graph.graph.node:
             if node.op_type not in QUANTIZABLE or node.name not in original:
                 continue
             for role, position in _POSITION.items():
-                if Site(module_of(node) or "", role) in sites:
+                site = Site(module_of(node) or "", role)
+                if site not in sites:
+                    continue
+                factor = self._explicit.multiplier(Site(site.module, "input"))
+                if factor is None or {Site(site.module, r) for r in _POSITION} <= set(sites):
                     node.input[position] = original[node.name].input[position]
                     names.add(node.input[position])
+                elif role == "input":
+                    node.input[position] = _quantized_tensor(index, node.input[position])
+                else:
+                    weight = source.constant(original[node.name].input[position])
+                    assert weight is not None, f"{site}: its weight is computed"
+                    node.input[position] = _store(graph, f"{site}.smoothed", _smoothed(node, weight, factor))
         present = {t.name for t in graph.graph.initializer}
         graph.graph.initializer.extend(
             t for t in self.float_graph.graph.initializer if t.name in names - present
         )
         _drop_unread(graph)
+
+
+def _quantized_tensor(index: GraphIndex, dequantized: str) -> str:
+    """Return the tensor whose dequantized codes are read."""
+    codes = index.producers[dequantized].input[0]
+    return str(index.producers[codes].input[0])
+
+
+def _smoothed(node: NodeProto, weight: Array, factor: Array) -> Array:
+    """Return a stored weight divided by what multiplies the layer's input."""
+    divisor = factor if weight_axis(node, weight.ndim) == 0 else factor[:, None]
+    return np.ascontiguousarray(weight / divisor)
+
+
+def _store(graph: ModelProto, name: str, value: Array) -> str:
+    if name not in {t.name for t in graph.graph.initializer}:
+        graph.graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
 
 
 def _drop_unread(graph: ModelProto) -> None:
