@@ -110,6 +110,14 @@ def _in_one_block(graph: ModelGraph, names: Sequence[str]) -> bool:
     return any(all(name.startswith(f"{block.name}.") for name in names) for block in graph.blocks)
 
 
+def _by_state(x: Tensor, states: int) -> Tensor:
+    """Return an activation [..., in] of so many states as [states, rows, in]; what is one for all is everybody's."""
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) % states:
+        return rows.expand(states, *rows.shape)
+    return rows.reshape(states, -1, x.shape[-1])
+
+
 @dataclass(frozen=True)
 class _Measurement:
     """One pass over all training states for the channels' ranges; the search takes rows of some states in another."""
@@ -149,7 +157,7 @@ class _Measurement:
         ranges: dict[str, Tensor] = {}
 
         def observe(name: str, x: Tensor, states: Tensor) -> None:
-            seen = x.abs().reshape(len(x), -1, x.shape[-1]).amax(1)
+            seen = _by_state(x.abs(), len(states)).amax(1)
             if not bool(torch.isfinite(seen).all()):
                 raise CalibrationError(
                     f"The float activation at '{name}:input' holds NaN or Inf.",
@@ -201,7 +209,7 @@ class _Measurement:
         rows: dict[str, list[tuple[int, Tensor]]] = {names[0]: [] for names in groups}
 
         def observe(name: str, x: Tensor, numbers: Tensor) -> None:
-            tokens = x.reshape(len(x), -1, x.shape[-1])
+            tokens = _by_state(x, len(numbers))
             taken = min(each, tokens.shape[1])
             spread = torch.arange(taken) * tokens.shape[1] // taken
             for number, sample in zip(numbers.tolist(), tokens, strict=True):
