@@ -15,7 +15,6 @@ from gacq_deploy.calibration.session import Session
 from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.models.graph import ModelGraph
 from gacq_deploy.quant.layers import (
-    ActivationQuantizer,
     QuantizedLayer,
     float_mode,
     output_mode,
