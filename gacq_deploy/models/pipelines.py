@@ -73,8 +73,8 @@ class OpenPipeline:
         if self.sample_size is not None and self.takes("height"):
             pixels = self.sample_size * int(getattr(self.pipeline, "vae_scale_factor", 1))
             given |= {"height": pixels, "width": pixels}
-        if self.takes("use_resolution_binning"):  # what is asked for, not the nearest size of a table
-            given["use_resolution_binning"] = False
+        # what is asked for, not the nearest size of a table, and prompts as they are
+        given |= {k: False for k in ("use_resolution_binning", "clean_caption") if self.takes(k)}
         try:
             self.pipeline(**given)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:

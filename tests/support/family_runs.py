@@ -1,0 +1,107 @@
+"""Runs of small random pipelines of every family: the structure of the real ones, and nothing else of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.call import CallRecord
+from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.models.watching import flatten
+from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.run_directory import RunDirectory
+from tests.support.pipelines import PIPELINES
+
+SMALL = (
+    "samples={trajectories: 3, steps: 2, batch: 2}",
+    "calibration.threads=1",
+    "calibration.reconstruction.iterations=2",
+    "calibration.reconstruction.batch=4",
+    "calibration.weighting.mode=uniform",
+    "calibration.polish.steps=1",
+    "calibration.polish.batch=4",
+    "runtime={steps: 2, batch: 2}",
+    "parity={steps: 2, images: 2, buckets: 2, noise_floor_runs: 1, probe: {trajectories: 2, local_samples: 2}}",
+)
+"""Enough of every stage to go wrong in."""
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """One family: its pipeline, the recipe that is meant for it, and what that recipe needs to be told."""
+
+    pipeline: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+    component: str = "transformer"
+
+    def make_recipe(self, root: Path) -> Recipe:
+        """Write the pipeline and return the recipe for it."""
+        source = PIPELINES[self.pipeline](root / "model")
+        chosen = (f"model.source={source}", f"model.component={self.component}")
+        return load_recipe(self.recipe, [*SMALL, *self.settings, *chosen])
+
+    def run(self, root: Path) -> RunDirectory:
+        """Calibrate and export."""
+        directory = RunDirectory(root / "run")
+        calibrate(self.make_recipe(root), directory)
+        export_onnx(directory)
+        return directory
+
+
+UNETS = {
+    "sd": FamilyCase("sd", "sd15-w8a8", component="unet"),
+    "sdxl": FamilyCase("sdxl", "sdxl-w8a8", component="unet"),
+    "ddim": FamilyCase("ddim", "sd15-w8a8", component="unet"),
+    "ldm": FamilyCase("ldm", "sd15-w8a8", component="unet"),
+}
+TRANSFORMERS = {
+    "dit": FamilyCase("dit", "dit-w8a8"),
+    "pixart-alpha": FamilyCase("pixart-alpha", "pixart-w8a8"),
+    "pixart-sigma": FamilyCase("pixart-sigma", "pixart-w8a8"),
+    "sd3": FamilyCase("sd3", "sd3-w8a8"),
+    "flux-dev": FamilyCase("flux-dev", "flux-w8a8", ("model.sample_size=16",)),
+}
+
+
+class GraphModule(nn.Module):
+    """A denoiser of diffusers that answers from a graph in ONNX Runtime: what a drop-in has to equal."""
+
+    def __init__(self, denoiser: nn.Module, call: CallRecord, graph: Path) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self._call = call
+        self._signature = inspect.signature(denoiser.forward)
+        self._session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+
+    def answer(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        """Stand in for ``forward``."""
+        given = dict(flatten(dict(self._signature.bind(*args, **kwargs).arguments)))
+        state = given[self._call.state.path]
+        rows = len(state)
+        told = torch.as_tensor(given[self._call.timestep.path]).flatten().expand(rows)
+        feeds: dict[str, Any] = {
+            "sample": state.numpy(),
+            "timestep": told.numpy().astype(self._call.timestep.dtype),
+        }
+        for argument in self._call.arguments:
+            value = given[argument.path].numpy().astype(argument.dtype)
+            feeds[argument.name] = (
+                np.broadcast_to(value, (rows, *argument.shape)) if argument.shared else value
+            )
+        return (torch.from_numpy(self._session.run(None, feeds)[0]),)
+
+
+def as_tuple(answered: Mapping[str, Any] | tuple[Any, ...]) -> Tensor:
+    """Return the prediction of any answer."""
+    first: Tensor = answered[0] if isinstance(answered, tuple) else next(iter(answered.values()))
+    return first
