@@ -28,7 +28,7 @@ def output_loss(
         inputs: tuple[Rows, ...] = (
             samples.latents,
             samples.model_timesteps,
-            *samples.conditioning.values(),
+            *(samples.conditioning[a.name] for a in denoiser.call.arguments),
         )
         renamed = {f"{_MODULE}{name}": value for name, value in parameters.items()}
         values = tuple(to_tensor(x[rows]) for x in inputs)

@@ -23,7 +23,7 @@ from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import run_call
 from gacq_deploy.models.noising import check_process
 from gacq_deploy.models.pipelines import OpenPipeline
-from gacq_deploy.models.source import Recording
+from gacq_deploy.models.source import Recording, plain_scheduler
 from gacq_deploy.models.watching import SeenCall, Watcher, blank
 
 _PROBE_PROMPTS = ("a photograph of a cat", "an oil painting of a mountain lake at dawn")
@@ -135,7 +135,7 @@ def _short_run(
         )
     scheduler = opened.pipeline.scheduler
     config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__, **told}
-    config = {k: v for k, v in config.items() if not k.startswith("_") or k in _KEPT}
+    config = plain_scheduler({k: v for k, v in config.items() if not k.startswith("_") or k in _KEPT})
     check_process(config, f"{opened.name}'s scheduler")
     first, second = watcher.calls
     return _Run(first, second, answered[0] if answered else None), _Schedule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
         family=source.family.name,
         weights_sha256=digest_weights(module),
         prediction_type=scheduler.get("prediction_type", "epsilon"),
-        scheduler={k: v for k, v in scheduler.items() if k != "_diffusers_version"},
+        scheduler=plain_scheduler(scheduler),
         sample_shape=call.state.shape,
         conditioning=call.conditioning(),
         call=None if recording is None else call,
@@ -303,6 +304,15 @@ def read_scheduler(root: Path, folder: Path) -> dict[str, Any]:
         f"{root} has no scheduler/scheduler_config.json; the noise schedule is unknown.",
         "Save the scheduler beside the model: scheduler.save_pretrained(folder / 'scheduler').",
     )
+
+
+def plain_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a scheduler's configuration JSON can hold: infinite bounds are every class's own defaults."""
+    return {
+        k: v
+        for k, v in config.items()
+        if k != "_diffusers_version" and not (isinstance(v, float) and not math.isfinite(v))
+    }
 
 
 def digest_weights(module: nn.Module) -> str:

@@ -46,9 +46,11 @@ class FamilyCase:
 
     def make_recipe(self, root: Path) -> Recipe:
         """Write the pipeline and return the recipe for it."""
-        source = PIPELINES[self.pipeline](root / "model")
-        chosen = (f"model.source={source}", f"model.component={self.component}")
-        return load_recipe(self.recipe, [*SMALL, *self.settings, *chosen])
+        made = PIPELINES[self.pipeline](root / "model") if self.pipeline in PIPELINES else None
+        source = () if made is None else (f"model.source={made}",)
+        return load_recipe(
+            self.recipe, [*SMALL, *source, f"model.component={self.component}", *self.settings]
+        )
 
     def run(self, root: Path) -> RunDirectory:
         """Calibrate and export."""
@@ -64,6 +66,16 @@ UNETS = {
     "ddim": FamilyCase("ddim", "sd15-w8a8", component="unet"),
     "ldm": FamilyCase("ldm", "sd15-w8a8", component="unet"),
 }
+ODD = FamilyCase(
+    "odd",
+    "sd15-w8a8",
+    (
+        "model.source=python:tests.support.odd_family:make_pipeline",
+        "quantization={rules: [{match: '*', bits: 8}, "
+        "{match: enter, ignore: true}, {match: clock, ignore: true}, {match: leave, ignore: true}]}",
+    ),
+    component="painter",
+)
 TRANSFORMERS = {
     "dit": FamilyCase("dit", "dit-w8a8"),
     "pixart-alpha": FamilyCase("pixart-alpha", "pixart-w8a8"),

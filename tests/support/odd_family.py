@@ -48,7 +48,7 @@ class Painter(nn.Module):
         picture, words = self.enter(canvas) + clock, brief["words"] * brief["loudness"][:, None, None]
         for mixer in self.mixers:
             picture, words = mixer({"picture": picture, "words": words}, grid)
-        return {"noise": self.leave(picture), "ignored": words}
+        return {"noise": self.leave(picture + words.mean(1)[:, :, None, None]), "ignored": words}
 
 
 class PainterPipeline(DiffusionPipeline):  # type: ignore[misc] # untyped

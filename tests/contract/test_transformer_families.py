@@ -1,0 +1,16 @@
+"""Transformers of every kind go the whole way."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from tests.support.family_contract import FamilyContract
+from tests.support.family_runs import TRANSFORMERS, FamilyCase
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", sorted(TRANSFORMERS), indirect=True, scope="class")
+class TestTransformers(FamilyContract):
+    cases: ClassVar[dict[str, FamilyCase]] = TRANSFORMERS
