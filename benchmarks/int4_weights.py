@@ -62,11 +62,12 @@ def make_dit() -> Denoiser:
     """Return a DiT-S/2 of seeded random weights."""
     torch.manual_seed(0)
     module = DiTTransformer2DModel(**DIT_S).eval().requires_grad_(False)
-    config = dict(module.config)
+    assert DIT.describe is not None, "a DiT's configuration says how it is called"
+    call = DIT.describe(dict(module.config), (4, 32, 32))
     record = ModelRecord(
         source="random", revision=None, family=DIT.name, weights_sha256=digest_weights(module),
-        prediction_type="epsilon", scheduler={"num_train_timesteps": 1000}, sample_shape=(4, 32, 32),
-        conditioning=DIT.conditioning(config),
+        prediction_type="epsilon", scheduler={"num_train_timesteps": 1000}, sample_shape=call.state.shape,
+        conditioning=call.conditioning(),
     )  # fmt: skip
     return Denoiser(module, record, DIT)
 
