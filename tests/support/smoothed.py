@@ -19,7 +19,7 @@ from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.norms import norms_of_linears
-from gacq_deploy.quant.layers import output_mode
+from gacq_deploy.quant.layers import QuantizedLayer, output_mode, quantized_layers
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.quant.smoothing import Smoothing, channel_range, smoothing_factor
 from gacq_deploy.quant.trainable import retrained_norms
@@ -53,6 +53,24 @@ class SmoothedModel:
             with output_mode(self.denoiser.module):
                 return _answer(self.denoiser, 3, 5).numpy()
         return _answer(self.denoiser, 3, 5).numpy()
+
+    def recording(self) -> tuple[dict[str, Array], Array]:
+        """Return every layer's fake-quantized input by site, and torch's answer, of one pass over the inputs."""
+        found: dict[str, Array] = {}
+
+        def look(name: str, layer: QuantizedLayer) -> Any:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                found[f"{name}:input"] = layer.quantized_input(args[0]).numpy()
+
+            return hook
+
+        layers = quantized_layers(self.denoiser.module).items()
+        handles = [layer.register_forward_pre_hook(look(name, layer)) for name, layer in layers]
+        try:
+            return found, self.answer()
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def smooth(recipe: str, alpha: float = 0.5) -> SmoothedModel:

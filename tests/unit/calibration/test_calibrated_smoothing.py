@@ -13,6 +13,7 @@ import torch
 
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.calibration.calibrate import calibrate, make_plan
+from gacq_deploy.calibration.collecting import DrawnTrajectories
 from gacq_deploy.calibration.journal import Journal
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing
@@ -139,7 +140,8 @@ def session_of(denoiser: Denoiser, asked: Recipe) -> Session:
     graph = trace_model(denoiser)
     split = Split(samples, 2)
     weighting = Weighting(asked.calibration, split, denoiser.num_train_timesteps)
-    return Session(asked, denoiser, graph, make_plan(asked, graph), split, weighting, SILENT)
+    trajectories = DrawnTrajectories(denoiser, asked, RunDirectory(Path("nowhere")))
+    return Session(asked, denoiser, graph, make_plan(asked, graph), split, weighting, trajectories, SILENT)
 
 
 def chosen(denoiser: Denoiser, asked: Recipe, folder: Path) -> dict[str, Any]:
