@@ -44,16 +44,15 @@ def smoothing_groups(
 ) -> tuple[tuple[str, ...], ...]:
     """Return the linear layers to smooth, grouped by the tensor they read, in execution order.
 
-    A tensor that a quantized convolution reads as well is left alone; so is what layers with INT4 weights read, since
-    nobody quantizes that.
+    A tensor that a quantized convolution reads as well is left alone, and so is a layer whose input stays float.
 
     Raises:
         RecipeError: the section's `match` chooses no layer, or only some of those that share a tensor's quantizer.
     """
     convolutions = {s.module for s in graph.sites if s.role == "output"}
     tensors: dict[Site, list[str]] = {}
-    for name in plan.integer_modules:
-        tensors.setdefault(graph.shared_tensor[Site(name, "input")], []).append(name)
+    for entry in plan.of_role("input"):
+        tensors.setdefault(graph.shared_tensor[entry.site], []).append(entry.site.module)
     groups = [tuple(names) for names in tensors.values() if not convolutions.intersection(names)]
     chosen = []
     for names in groups:

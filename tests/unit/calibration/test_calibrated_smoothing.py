@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,7 @@ def session_of(denoiser: Denoiser, asked: Recipe) -> Session:
 
 
 def chosen(denoiser: Denoiser, asked: Recipe, folder: Path) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
     return ensure_smoothing(session_of(denoiser, asked), Journal(folder, "key"))
 
 
@@ -171,6 +173,16 @@ def test_a_pattern_chooses_whole_tensors(tmp_path: Path) -> None:
         make_plan(recipe("x", 0.5, "*.to_q"), graph)
     with pytest.raises(RecipeError, match="chooses none of 6 quantized linear layers"):
         make_plan(recipe("x", 0.5, "*.to_nowhere"), graph)
+
+
+def test_layers_whose_input_stays_float_are_left_alone(tmp_path: Path) -> None:
+    asked = recipe("x", 0.5).document()["quantization"]
+    asked["rules"].append({"match": "*.to_q", "layer": "linear", "bits": 4, "block": 16})
+    dit = small_dit(num_layers=1)
+    mixed = load_recipe("dit-w8a8", ["calibration.threads=1", f"quantization={json.dumps(asked)}"])
+    found = chosen(dit, mixed, tmp_path)
+    whole = chosen(dit, recipe("x", 0.5), tmp_path / "whole")
+    assert set(whole) - set(found) == {"transformer_blocks.0.attn1.to_q"}
 
 
 def test_an_activation_that_is_not_finite_is_named(tmp_path: Path) -> None:
