@@ -32,7 +32,7 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.export.graph import GraphIndex, module_of
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.unet2d import UNET2D
+from gacq_deploy.models.source import describe_module
 from gacq_deploy.storage import write_json
 
 OPSET = 20
@@ -91,13 +91,7 @@ def _denoiser(folder: str | None) -> Denoiser:
     torch.manual_seed(0)
     module = UNet2DModel.from_pretrained(folder) if folder else UNet2DModel(**CONFIG)
     module = module.eval().requires_grad_(False)
-    size = int(module.config["sample_size"])
-    record = ModelRecord(
-        source=folder or "random", revision=None, family=UNET2D.name, weights_sha256="", prediction_type="epsilon",
-        scheduler={}, sample_shape=(int(module.config["in_channels"]), size, size),
-        conditioning=UNET2D.conditioning(module.config),
-    )  # fmt: skip
-    return Denoiser(module, record, UNET2D)
+    return describe_module(module, source=folder or "random", scheduler={})
 
 
 def _dynamo(denoiser: Denoiser) -> onnx.ModelProto:

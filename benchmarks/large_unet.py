@@ -47,8 +47,7 @@ from gacq_deploy.export.qdq import expected_sites, insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import trace_model
-from gacq_deploy.models.source import digest_weights
-from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
+from gacq_deploy.models.source import describe_module
 from gacq_deploy.recipe import load_recipe
 from gacq_deploy.spec import QuantPlan
 from gacq_deploy.storage import write_json
@@ -127,17 +126,7 @@ def _child(step: str, work: Path) -> None:
 def _denoiser() -> Denoiser:
     torch.manual_seed(0)
     module = UNet2DConditionModel(**CONFIG).eval().requires_grad_(False)
-    record = ModelRecord(
-        source="random",
-        revision=None,
-        family=UNET2D_CONDITION.name,
-        weights_sha256=digest_weights(module),
-        prediction_type="epsilon",
-        scheduler=SCHEDULER,
-        sample_shape=(CONFIG["in_channels"], CONFIG["sample_size"], CONFIG["sample_size"]),
-        conditioning=UNET2D_CONDITION.conditioning(CONFIG),
-    )
-    return Denoiser(module, record, UNET2D_CONDITION)
+    return describe_module(module, source="random", scheduler=SCHEDULER)
 
 
 def _quantize(work: Path) -> Facts:

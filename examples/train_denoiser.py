@@ -1,8 +1,8 @@
-"""Train the shipped class-conditional denoisers: ``fashion16`` (the demo) and ``digits8`` (the test fixture).
+"""Train the shipped class-conditional denoisers: ``fashion16`` (the demo), ``digits8`` (for tests), ``dit-digits8``.
 
 Run ``python examples/train_denoiser.py fashion16 --out examples/models/fashion16`` (Debian package
-``dataset-fashion-mnist``) or ``... digits8 --out examples/models/digits8`` (scikit-learn). Everything is seeded;
-the figures of each run stand in ``training.json`` beside the weights.
+``dataset-fashion-mnist``), ``... digits8 --out examples/models/digits8`` or ``... dit-digits8``, a transformer (both
+scikit-learn). Everything is seeded; the figures of each run stand in ``training.json`` beside the weights.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from architectures import NUM_CLASSES, DiTShape, UNetShape
 from datasets import ImageSet, load_digits, load_fashion
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, ModelMixin
 from PIL import Image
 from torch import Tensor
 
@@ -28,9 +29,7 @@ class Setting:
 
     dataset: str
     size: int
-    channels: tuple[int, ...]
-    attention_level: int
-    head_dim: int
+    shape: UNetShape | DiTShape
     steps: int
     batch: int = 64
     lr: float = 5e-4
@@ -39,33 +38,17 @@ class Setting:
     null_share: float = 0.1
     seed: int = 0
 
+    def document(self) -> dict[str, object]:
+        """Return the fields, those of the shape among them."""
+        fields = asdict(self)
+        return {**fields.pop("shape"), **fields}
+
 
 SETTINGS = {
-    "fashion16": Setting("fashion", 16, (24, 48, 96), 1, 48, 14000),
-    "digits8": Setting("digits", 8, (16, 32), 1, 32, 5000, lr=1e-3),
+    "fashion16": Setting("fashion", 16, UNetShape((24, 48, 96), 1, 48), 14000),
+    "digits8": Setting("digits", 8, UNetShape((16, 32), 1, 32), 5000, lr=1e-3),
+    "dit-digits8": Setting("digits", 8, DiTShape(4, 4, 32, 2), 3000, lr=1.5e-3, ema=0.999),
 }
-NUM_CLASSES = 10
-
-
-def build_unet(s: Setting) -> UNet2DModel:
-    """Return the untrained class-conditional UNet; class ``NUM_CLASSES`` is the null class."""
-    levels = range(len(s.channels))
-    return UNet2DModel(
-        sample_size=s.size,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=s.channels,
-        down_block_types=tuple(
-            "AttnDownBlock2D" if i == s.attention_level else "DownBlock2D" for i in levels
-        ),
-        up_block_types=tuple(
-            "AttnUpBlock2D" if i == s.attention_level else "UpBlock2D" for i in reversed(levels)
-        ),
-        attention_head_dim=s.head_dim,
-        norm_num_groups=8,
-        num_class_embeds=NUM_CLASSES + 1,
-    )
 
 
 def learning_rate(step: int, s: Setting) -> float:
@@ -78,13 +61,13 @@ def learning_rate(step: int, s: Setting) -> float:
 
 def train(
     s: Setting, data: ImageSet, out: Path, checkpoint_every: int
-) -> tuple[UNet2DModel, list[dict[str, float]]]:
+) -> tuple[ModelMixin, list[dict[str, float]]]:
     """Train on epsilon with AdamW, bf16 autocast and an EMA; return the EMA model and the loss log."""
     torch.manual_seed(s.seed)
     generator = torch.Generator().manual_seed(s.seed)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", num_train_timesteps=1000)
-    model, ema = build_unet(s), build_unet(s)
+    model, ema = s.shape.build(s.size), s.shape.build(s.size)
     ema.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=1e-4)
     log: list[dict[str, float]] = []
@@ -98,7 +81,7 @@ def train(
         noise = torch.randn(clean.shape, generator=generator)
         t = torch.randint(1000, (s.batch,), generator=generator)
         noisy = scheduler.add_noise(clean, noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
+        with s.shape.attention_kernel(), torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, t, class_labels=label).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), noise)
         optimizer.zero_grad()
@@ -108,7 +91,7 @@ def train(
         decay = min(s.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        running += float(loss)
+        running += loss.item()
         if (step + 1) % 500 == 0:
             entry = {
                 "step": step + 1,
@@ -126,30 +109,28 @@ def train(
 
 
 def save(
-    model: UNet2DModel, scheduler: DDPMScheduler, s: Setting, log: list[dict[str, float]], out: Path
+    model: ModelMixin, scheduler: DDPMScheduler, s: Setting, log: list[dict[str, float]], out: Path
 ) -> None:
-    """Write a diffusers pipeline-like folder: ``unet/``, ``scheduler/``, ``training.json``, ``samples.png``."""
-    model.save_pretrained(out / "unet")
+    """Write a diffusers pipeline-like folder: the component, ``scheduler/``, ``training.json``, ``samples.png``."""
+    model.save_pretrained(out / s.shape.component)
     scheduler.save_pretrained(out / "scheduler")
-    (out / "training.json").write_text(json.dumps({"setting": asdict(s), "log": log}, indent=2) + "\n")
+    (out / "training.json").write_text(json.dumps({"setting": s.document(), "log": log}, indent=2) + "\n")
     sample_grid(model, scheduler, s).save(out / "samples.png")
 
 
 @torch.no_grad()
-def generate(
-    model: UNet2DModel, scheduler: DDPMScheduler, labels: Tensor, *, steps: int, seed: int
-) -> Tensor:
+def generate(model: ModelMixin, scheduler: DDPMScheduler, labels: Tensor, *, steps: int, seed: int) -> Tensor:
     """Sample ``[N, 1, S, S]`` images in [-1, 1] with DDIM, without guidance."""
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)
     size = model.config.sample_size
     x = torch.randn((len(labels), 1, size, size), generator=torch.Generator().manual_seed(seed))
     for t in ddim.timesteps:
-        x = ddim.step(model(x, t, class_labels=labels).sample, t, x).prev_sample
+        x = ddim.step(model(x, t.expand(len(x)), class_labels=labels).sample, t, x).prev_sample
     return x
 
 
-def sample_grid(model: UNet2DModel, scheduler: DDPMScheduler, s: Setting, per_class: int = 10) -> Image.Image:
+def sample_grid(model: ModelMixin, scheduler: DDPMScheduler, s: Setting, per_class: int = 10) -> Image.Image:
     """Draw one row per class, ``per_class`` samples each, magnified four times."""
     labels = torch.arange(NUM_CLASSES).repeat_interleave(per_class)
     x = generate(model, scheduler, labels, steps=50, seed=1).clamp(-1, 1).numpy()

@@ -17,6 +17,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAINING = "score_classes-2"
 """Raised when the training below changes: kept classifiers then do not count."""
 _SIZE = 16
+_DATASETS = {"dit-digits8": "digits8"}
+"""Models that learned from the images of another."""
 _EPOCHS = {"fashion16": 6, "digits8": 60}
 _BATCH = {"fashion16": 128, "digits8": 64}
 
@@ -34,7 +36,7 @@ def real_images(model: str) -> tuple[Any, Any]:
     Digits come without a split and in the order of their writers: halves of a seeded permutation.
     """
     data = example("datasets")
-    if model == "fashion16":
+    if _dataset(model) == "fashion16":
         return data.load_fashion("train", 16), data.load_fashion("t10k", 16)
     whole = data.load_digits()
     order = np.random.Generator(np.random.Philox(0)).permutation(len(whole.images))
@@ -44,7 +46,7 @@ def real_images(model: str) -> tuple[Any, Any]:
 
 def load_classifier(model: str, folder: Path) -> nn.Module:
     """Return the classifier of a model's classes, trained now if ``folder`` does not hold it."""
-    path = folder / f"classifier-{model}-{TRAINING}.safetensors"
+    path = folder / f"classifier-{_dataset(model)}-{TRAINING}.safetensors"
     network: nn.Module = example("score_classes").build_classifier()
     if not path.is_file():
         network = _train(model)
@@ -62,6 +64,10 @@ def accuracy(network: nn.Module, images: NDArray[np.float32], labels: NDArray[np
     return float((predicted.numpy() == labels).mean())
 
 
+def _dataset(model: str) -> str:
+    return _DATASETS.get(model, model)
+
+
 def _enlarged(images: NDArray[np.float32]) -> Tensor:
     """Repeat pixels up to the classifier's 16; values outside [-1, 1] are clipped as a viewer would."""
     factor = _SIZE // images.shape[-1]
@@ -73,8 +79,8 @@ def _train(model: str) -> nn.Module:
     trained: nn.Module = example("score_classes").train_classifier(
         _enlarged(data.images),
         torch.from_numpy(data.labels),
-        epochs=_EPOCHS[model],
-        batch=_BATCH[model],
+        epochs=_EPOCHS[_dataset(model)],
+        batch=_BATCH[_dataset(model)],
         seed=0,
     )
     return trained

@@ -15,8 +15,10 @@ RECIPES = {
     ("fashion16", "w4a8"): "fashion-w4a8",
     ("digits8", "w8a8"): str(HERE / "digits-w8a8.yaml"),
     ("digits8", "w4a8"): str(HERE / "digits-w4a8.yaml"),
+    ("dit-digits8", "w8a8"): str(HERE / "dit-digits-w8a8.yaml"),
+    ("dit-digits8", "w4a8"): str(HERE / "dit-digits-w4a8.yaml"),
 }
-MODELS = ("fashion16", "digits8")
+MODELS = ("fashion16", "digits8", "dit-digits8")
 SETTINGS = ("w8a8", "w4a8", "w4-weight-only")
 NEAREST = {
     "nearest-minmax": {"method": "minmax"},

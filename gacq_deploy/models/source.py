@@ -306,6 +306,29 @@ def read_scheduler(root: Path, folder: Path) -> dict[str, Any]:
     )
 
 
+def describe_module(module: Any, *, source: str, scheduler: Mapping[str, Any]) -> Denoiser:
+    """Wrap a loaded module of a family whose configuration tells its call, from no folder.
+
+    Raises:
+        ModelError: the configuration asks for what the family cannot call.
+    """
+    config, family = dict(module.config), family_of(type(module).__name__)
+    assert family.describe is not None, f"{family.name} has to be recorded"
+    size = int(config["sample_size"])
+    call = family.describe(config, (int(config["in_channels"]), size, size))
+    record = ModelRecord(
+        source=source,
+        revision=None,
+        family=family.name,
+        weights_sha256=digest_weights(module),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        scheduler=dict(scheduler),
+        sample_shape=call.state.shape,
+        conditioning=call.conditioning(),
+    )
+    return Denoiser(module, record, family)
+
+
 def plain_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a scheduler's configuration JSON can hold: infinite bounds are every class's own defaults."""
     return {

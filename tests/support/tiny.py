@@ -15,7 +15,7 @@ from torch import nn
 
 from gacq_deploy.artifact import CalibrationArtifact, ModelRecord, Probe
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import FAMILIES, digest_weights, load_denoiser
+from gacq_deploy.models.source import describe_module, load_denoiser
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
@@ -61,22 +61,7 @@ def random_model(kind: Callable[..., nn.Module], config: dict[str, Any], seed: i
 
 def denoiser_of(module: Any, source: str = "tiny") -> Denoiser:
     """Wrap any supported model of diffusers as the library does, without a folder."""
-    config = dict(module.config)
-    family = FAMILIES[type(module).__name__]
-    assert family.describe is not None
-    size = int(config["sample_size"])
-    call = family.describe(config, (int(config["in_channels"]), size, size))
-    record = ModelRecord(
-        source=source,
-        revision=None,
-        family=family.name,
-        weights_sha256=digest_weights(module),
-        prediction_type="epsilon",
-        scheduler=SCHEDULER,
-        sample_shape=call.state.shape,
-        conditioning=call.conditioning(),
-    )
-    return Denoiser(module, record, family)
+    return describe_module(module, source=source, scheduler=SCHEDULER)
 
 
 def tiny_denoiser(*, classes: int | None = 4, seed: int = 0, **changes: Any) -> Denoiser:

@@ -2,10 +2,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
+from benchmarks.quality import classes
 from benchmarks.quality.rows import PARTS, Row, planned
 from benchmarks.quality.store import finished, keep_row, load_rows
 from benchmarks.quality.weights import SkewedWeights
+from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.models.graph import trace_model
+from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.samples import CalibrationSet
 
 TOTAL = 1000
@@ -93,3 +98,27 @@ def test_results_are_kept_row_by_row_and_count_for_one_digest(tmp_path: Path) ->
     assert finished(rows, "a", "1")
     assert not finished(rows, "a", "2")
     assert sorted(rows) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("setting", "bits"), [("w8a8", 8), ("w4a8", 4)])
+def test_the_transformer_keeps_float_what_only_sees_timestep_and_class(setting: str, bits: int) -> None:
+    recipe = Row("dit-digits8", setting, "uniform").recipe()
+    plan = make_plan(recipe, trace_model(load_denoiser(recipe.model)))
+    names = {name.split(".", 2)[-1] for name in plan.modules}
+    assert names == {"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"}
+    assert {entry.spec.bits for entry in plan.of_role("weight")} == {bits}
+    assert {entry.spec.bits for entry in plan.of_role("input")} == {8}
+
+
+def test_models_of_the_same_images_share_their_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trained: list[str] = []
+
+    def train(model: str) -> nn.Module:
+        trained.append(model)
+        network: nn.Module = classes.example("score_classes").build_classifier()
+        return network
+
+    monkeypatch.setattr(classes, "_train", train)
+    for model in ("dit-digits8", "fashion16", "digits8"):
+        classes.load_classifier(model, tmp_path)
+    assert trained == ["dit-digits8", "fashion16"]

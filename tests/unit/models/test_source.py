@@ -61,8 +61,9 @@ def test_one_call_shape_with_and_without_classes(folder: Path, tmp_path: Path) -
 def test_the_builtin_models_load() -> None:
     denoiser = load_denoiser(ModelSection(source="builtin:digits8", classes=10))
     assert denoiser.record.conditioning["class_labels"]["num_classes"] == 10
-    with pytest.raises(UsageError, match="no built-in model 'nope'"):
+    with pytest.raises(UsageError, match="no built-in model 'nope'") as caught:
         load_denoiser(ModelSection(source="builtin:nope"))
+    assert "digits8, dit-digits8, fashion16" in caught.value.hint
 
 
 def edit_config(folder: Path, **changes: object) -> None:
