@@ -27,7 +27,6 @@ from diffusers import UNet2DModel
 from onnx import NodeProto, numpy_helper
 from torch import nn
 
-from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends import open_engine
 from gacq_deploy.export.graph import GraphIndex, module_of
 from gacq_deploy.export.torch_onnx import float_graph

@@ -27,7 +27,6 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from benchmarks.nearest import nearest_artifact
-from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.building.compiler import compile_graph
 from gacq_deploy.building.coverage import measure_coverage
 from gacq_deploy.building.options import CompileOptions
@@ -39,9 +38,8 @@ from gacq_deploy.export.qdq import BLOCK_OPSET, insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.inspection import inspect_artifact
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.graph import trace_model
-from gacq_deploy.models.source import digest_weights
+from gacq_deploy.models.source import describe_module
 from gacq_deploy.recipe import PRESETS, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import QuantPlan
@@ -62,14 +60,7 @@ def make_dit() -> Denoiser:
     """Return a DiT-S/2 of seeded random weights."""
     torch.manual_seed(0)
     module = DiTTransformer2DModel(**DIT_S).eval().requires_grad_(False)
-    assert DIT.describe is not None, "a DiT's configuration says how it is called"
-    call = DIT.describe(dict(module.config), (4, 32, 32))
-    record = ModelRecord(
-        source="random", revision=None, family=DIT.name, weights_sha256=digest_weights(module),
-        prediction_type="epsilon", scheduler={"num_train_timesteps": 1000}, sample_shape=call.state.shape,
-        conditioning=call.conditioning(),
-    )  # fmt: skip
-    return Denoiser(module, record, DIT)
+    return describe_module(module, source="random", scheduler={"num_train_timesteps": 1000})
 
 
 def compiled(name: str, model: onnx.ModelProto, plan: QuantPlan | None, folder: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.nearest import nearest_artifact
-from gacq_deploy.artifact import ModelRecord, load_artifact
+from gacq_deploy.artifact import load_artifact
 from gacq_deploy.bench.stage import describe_host
 from gacq_deploy.building.compiler import compile_graph
 from gacq_deploy.building.coverage import measure_coverage

@@ -27,12 +27,11 @@ _OTHER_PRECISIONS = ("*.fp16.safetensors", "*.bf16.safetensors", "safety_checker
 def builtin_directory(name: str) -> Path:
     """Return the folder of a shipped model: inside the wheel, or under ``examples`` in a checkout."""
     package = Path(str(resources.files("gacq_deploy")))
-    for candidate in (package / "demo" / name, package.parent / "examples" / "models" / name):
-        if candidate.is_dir():
-            return candidate
-    raise UsageError(
-        f"There is no built-in model '{name}'.", "Built-in: fashion16 (and digits8 in a checkout)."
-    )
+    shelves = (package / "demo", package.parent / "examples" / "models")
+    shipped = {folder.name: folder for shelf in shelves for folder in shelf.glob("*/")}
+    if name not in shipped:
+        raise UsageError(f"There is no built-in model '{name}'.", f"Built-in: {', '.join(sorted(shipped))}.")
+    return shipped[name]
 
 
 def locate_root(section: ModelSection, parts: Sequence[str], *, weights: bool) -> Path:

@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from gacq_deploy.artifact import CalibrationArtifact, ModelRecord, Probe
+from gacq_deploy.artifact import CalibrationArtifact, Probe
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_denoiser
 from gacq_deploy.recipe import Recipe
