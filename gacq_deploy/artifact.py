@@ -18,10 +18,9 @@ from pydantic import (
 )
 
 from gacq_deploy.call import CallRecord
-from gacq_deploy.conditions import Conditions
 from gacq_deploy.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.samples import TableRows
+from gacq_deploy.probe import Probe, load_probe, save_probe
 from gacq_deploy.seal import unseal, write_sealed
 from gacq_deploy.smoothing import InputSmoothing, SmoothingRecord
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
@@ -40,7 +39,6 @@ SCHEMA_VERSION = 2
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
 _DIAGNOSTICS = "diagnostics.safetensors"
-_SCALE = "guidance_scale"
 FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
 """Files that a manifest may vouch for."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
@@ -171,22 +169,6 @@ class RetrainedParameter:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """The fake-quantized torch model's own answers, the reference of every exported graph.
-
-    ``inputs`` name -> [M, ...], arrays or :class:`~gacq_deploy.samples.TableRows`; ``outputs`` keys ``float``,
-    ``input_quant`` (Q/DQ on inputs and weights) and ``output_quant`` (also on convolution outputs) -> [M, C, H, W];
-    ``local`` maps placement -> site -> the fake-quantized tensor of the first ``P`` states.
-    """
-
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Array]
-    local: Mapping[str, Mapping[str, Array]]
-    conditions: Conditions | None = None
-    """What steered the trajectories of the probe, one row each, where it cannot be drawn: prompts, already encoded."""
-
-
-@dataclass(frozen=True)
 class CalibrationArtifact:
     """Plan, parameters per site, provenance. Loading needs neither torch nor data.
 
@@ -234,9 +216,7 @@ class CalibrationArtifact:
             save_arrays(folder / _TENSORS, self._tensors(), schema=f"{SCHEMA}/{SCHEMA_VERSION}")
             files = {_TENSORS: describe_file(folder / _TENSORS)}
             if self.probe is not None:
-                save_arrays(
-                    folder / _PROBE, _flatten_probe(self.probe), schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}"
-                )
+                save_probe(folder / _PROBE, self.probe, schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}")
                 files[_PROBE] = describe_file(folder / _PROBE)
             if self.diagnostics is not None:
                 save_diagnostics(folder / _DIAGNOSTICS, self.diagnostics)
@@ -357,7 +337,7 @@ def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
         recipe=manifest["recipe"],
         samples_sha256=manifest["samples_sha256"],
         history=tuple(BlockRecord.model_validate(h) for h in manifest["history"]),
-        probe=_load_probe(directory) if _PROBE in named else None,
+        probe=load_probe(directory / _PROBE, hint=_HINT) if _PROBE in named else None,
         build=manifest.get("build", {}),
         manifest_digest=manifest["digest"],
         parameters=_parameters([ParameterRecord.model_validate(p) for p in manifest["parameters"]], tensors),
@@ -436,49 +416,3 @@ def _parameter_key(name: str) -> str:
 
 def _factor_key(site: str) -> str:
     return f"{site}.smoothing"
-
-
-def _flatten_probe(probe: Probe) -> dict[str, Array]:
-    flat: dict[str, Array] = {}
-    for name, rows in probe.inputs.items():
-        if isinstance(rows, TableRows):
-            flat |= {f"table/{name}": rows.table, f"index/{name}": rows.index}
-        else:
-            flat[f"inputs/{name}"] = np.asarray(rows)
-    if probe.conditions is not None:
-        flat[_SCALE] = np.array(probe.conditions.scale, np.float64)
-        for side, values in (
-            ("positive", probe.conditions.positive),
-            ("negative", probe.conditions.negative),
-        ):
-            flat |= {f"{side}/{k}": v for k, v in (values or {}).items()}
-    flat |= {f"outputs/{k}": v for k, v in probe.outputs.items()}
-    for placement, tensors in probe.local.items():
-        flat |= {f"local/{placement}/{k}": v for k, v in tensors.items()}
-    return flat
-
-
-def _load_probe(directory: Path) -> Probe:
-    flat = load_arrays(directory / _PROBE, what="Artifact probe", hint=_HINT)
-    local: dict[str, dict[str, Array]] = {}
-    for key, value in flat.items():
-        if key.startswith("local/"):
-            _, placement, site = key.split("/", 2)
-            local.setdefault(placement, {})[site] = value
-    tables = {k: TableRows(v, flat[f"index/{k}"]) for k, v in _part(flat, "table/").items()}
-    return Probe(
-        inputs={**_part(flat, "inputs/"), **tables},
-        outputs=_part(flat, "outputs/"),
-        local=local,
-        conditions=_load_conditions(flat),
-    )
-
-
-def _load_conditions(flat: Mapping[str, Array]) -> Conditions | None:
-    if _SCALE not in flat:
-        return None
-    return Conditions(_part(flat, "positive/"), _part(flat, "negative/") or None, float(flat[_SCALE]))
-
-
-def _part(flat: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}

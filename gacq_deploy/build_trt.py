@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
+from gacq_deploy.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.onnx_file import read_graph as read_header
@@ -36,6 +36,7 @@ from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportReco
 from gacq_deploy.parity import ParityReport, check_parity
 from gacq_deploy.parity.difference import compare_errors, run_in_batches
 from gacq_deploy.parity.edges import REFERENCE_ENGINE
+from gacq_deploy.probe import Probe
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.artifact import Probe
 from gacq_deploy.ddim import DdimConfig, alphas_cumprod, parse_scheduler
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.flow import FLOW_CLASS, parse_flow
+from gacq_deploy.probe import Probe
 from gacq_deploy.timesteps import training_keys
 
 Timesteps = NDArray[np.int64]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from gacq_deploy.artifact import Probe
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.models.graph import ModelGraph
+from gacq_deploy.probe import Probe
 from gacq_deploy.quant.layers import (
     QuantizedLayer,
     float_mode,

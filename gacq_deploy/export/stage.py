@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
+from gacq_deploy.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
@@ -33,6 +33,7 @@ from gacq_deploy.export.record import (
     load_export,
     read_record,
 )
+from gacq_deploy.probe import Probe
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory

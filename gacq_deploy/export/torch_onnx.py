@@ -139,6 +139,7 @@ def _export(
     with _quiet():
         try:
             program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
+            _drop_idle_squeezes(program)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -161,6 +162,16 @@ def _export(
     if not isinstance(model, onnx.ModelProto):
         raise ExportError(f"torch exported {type(model).__name__}, not an ONNX model.", _HINT)
     return model
+
+
+def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
+    """Remove what squeezes a dimension that is not 1: nothing in torch, an error in ONNX (PixArt does it to its tokens)."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.squeeze.dim:
+            squeezed, dim = node.args
+            if squeezed.meta["val"].shape[dim] != 1:
+                node.replace_all_uses_with(squeezed)
+    program.graph.eliminate_dead_code()
 
 
 def _size(name: str, multiple: int) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from gacq_deploy.errors import ModelError
@@ -100,7 +99,7 @@ def check_steerable(source: Source, samples: SamplesSection) -> None:
     root = locate_root(source.section, (), weights=True)
     index = read_pipeline(root)
     kind = getattr(diffusers, index["_class_name"], None)
-    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise ModelError(
             f"{root}: {index['_class_name']!r} is no pipeline of diffusers {diffusers.__version__}.",
             "Upgrade diffusers if it is newer than yours, or pass python:MODULE:FUNCTION, a function of yours that "
@@ -126,7 +125,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
     )
     try:
         with _quiet_loading():
-            pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
                 source.root,
                 torch_dtype=torch.float32,
                 use_safetensors=True,

@@ -11,7 +11,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
 from torch import nn
 
@@ -199,7 +198,7 @@ def _call_function(source: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"Model source '{source}' cannot be imported: {error}.", hint) from error
     pipeline = maker()
-    if not isinstance(pipeline, DiffusionPipeline):
+    if not isinstance(pipeline, diffusers.DiffusionPipeline):
         raise UsageError(f"'{source}' returned {type(pipeline).__name__}, not a pipeline of diffusers.", hint)
     return pipeline
 
@@ -221,7 +220,7 @@ def _check_class(config: Mapping[str, Any], folder: Path) -> Family:
     if "auto_map" in config:
         raise ModelError(f"{folder} asks for remote code (auto_map), which is never run.", own)
     kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
         raise ModelError(
             f"{folder}: {name!r} is no model class of diffusers {diffusers.__version__}.",
             f"Upgrade diffusers if it is newer than yours. {own}",

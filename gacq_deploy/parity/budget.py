@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.artifact import ModelRecord, Probe
+from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.conditions import Conditions
 from gacq_deploy.images import is_image, psnr, ssim, value_range
 from gacq_deploy.parity.metrics import by_bucket, cosine, sqnr_db
 from gacq_deploy.parity.report import Edge, Number, finite, measured
+from gacq_deploy.probe import Probe
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.runtime import Sampler, generate, model_sampler
 from gacq_deploy.samples import timestep_buckets

@@ -11,7 +11,7 @@ import onnx
 from pydantic import ValidationError
 
 from gacq_deploy import __version__
-from gacq_deploy.artifact import CalibrationArtifact, Probe, load_artifact
+from gacq_deploy.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.backends import load_backend, open_engine
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.trt_library import TrtName, current_device, require_device
@@ -30,6 +30,7 @@ from gacq_deploy.parity.edges import (
     measure,
 )
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
+from gacq_deploy.probe import Probe
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import ParitySection, Recipe
 from gacq_deploy.run_directory import RunDirectory

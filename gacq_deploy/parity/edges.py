@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from gacq_deploy.artifact import CalibrationArtifact, Probe
+from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.stepped import SteppedEngine
 from gacq_deploy.errors import EngineError, ExportError
@@ -41,6 +41,7 @@ from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.parity.metrics import relative_error
 from gacq_deploy.parity.report import AT_BATCH, Edge, Evidence, ParityReport, assemble, measured
+from gacq_deploy.probe import Probe
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.samples import timestep_buckets

@@ -73,7 +73,7 @@ def test_the_unpacked_wheel_finds_its_recipes_and_its_model(wheel: Path, tmp_pat
     code = (
         "import json\n"
         "from gacq_deploy.recipe import builtin_recipes\n"
-        "from gacq_deploy.models.source import builtin_directory\n"
+        "from gacq_deploy.models.folders import builtin_directory\n"
         "print(json.dumps([*map(str, builtin_recipes().values()), str(builtin_directory('fashion16'))]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

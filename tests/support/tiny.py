@@ -13,9 +13,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from gacq_deploy.artifact import CalibrationArtifact, Probe
+from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_denoiser
+from gacq_deploy.probe import Probe
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact import Probe
 from gacq_deploy.ddim import DdimSampler
 from gacq_deploy.errors import ArtifactError, ModelError
 from gacq_deploy.flow import FlowSampler
+from gacq_deploy.probe import Probe
 from gacq_deploy.step_error import OutputError, image_errors, output_error
 from tests.support.probes import curve_probe
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gacq_deploy.artifact import ModelRecord, Probe
+from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.conditions import Conditions
@@ -23,6 +23,7 @@ from gacq_deploy.parity.budget import (
     run_freely,
 )
 from gacq_deploy.parity.report import Edge, assemble
+from gacq_deploy.probe import Probe
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.storage import Array
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact import ModelRecord, Probe
+from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends import BACKENDS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.parity import check_parity, load_report, rejudge
 from gacq_deploy.parity.budget import hold_out
+from gacq_deploy.probe import Probe
 from gacq_deploy.recipe import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import read_json, write_json
