@@ -165,7 +165,7 @@ def _export(
 
 
 def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
-    """Remove what squeezes a dimension that is not 1: nothing in torch, an error in ONNX (PixArt does it to its tokens)."""
+    """Remove what squeezes a dimension that is not 1, as PixArt does: nothing in torch, an error in ONNX."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.squeeze.dim:
             squeezed, dim = node.args

@@ -127,7 +127,6 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
         with _quiet_loading():
             pipeline = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
                 source.root,
-                torch_dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -140,7 +139,15 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
             f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first}",
             "pip install 'gacq-deploy[text]' if a text encoder's library is missing; otherwise mend the folder.",
         ) from error
+    for name, component in pipeline.components.items():
+        # float16 overflows in some text encoders and is slow on a CPU; bfloat16, as the largest are stored, stays
+        if name != source.component and isinstance(component, nn.Module) and _is_half(component):
+            component.float()
     return OpenPipeline(_silent(pipeline), source.component, denoiser, size)
+
+
+def _is_half(module: nn.Module) -> bool:
+    return any(p.dtype == torch.float16 for p in module.parameters())
 
 
 def _check_class(kind: type[Any], samples: SamplesSection) -> None:

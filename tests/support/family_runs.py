@@ -63,7 +63,6 @@ class FamilyCase:
 UNETS = {
     "sd": FamilyCase("sd", "sd15-w8a8", component="unet"),
     "sdxl": FamilyCase("sdxl", "sdxl-w8a8", component="unet"),
-    "ddim": FamilyCase("ddim", "sd15-w8a8", component="unet"),
     "ldm": FamilyCase("ldm", "sd15-w8a8", component="unet"),
 }
 ODD = FamilyCase(
