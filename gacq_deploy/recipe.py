@@ -36,7 +36,8 @@ class LoraSection(Section):
 
     source: str
     """A safetensors file, or a folder that holds pytorch_lora_weights.safetensors."""
-    scale: float = 1.0
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+    """How much of it, beside the alpha that the file itself holds."""
 
 
 class ModelSection(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 @click.command(short_help="Learn sample weights, rounding and scales under a recipe.")
 @recipe_option
 @click.option("--model", help="Model folder, hub id or builtin:NAME; replaces model.source of the recipe.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA to fuse into the model first, repeatable; replaces model.loras of the recipe.",
+)
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option(
     "--prompts",
@@ -40,6 +47,7 @@ def calibrate(
     output: Output,
     recipe: str,
     model: str | None,
+    loras: tuple[str, ...],
     output_dir: Path,
     prompts: Path | None,
     preset: str | None,
@@ -60,7 +68,8 @@ def calibrate(
 
     directory = RunDirectory(output_dir)
     effort = PRESETS[preset] if preset else ()
-    resolved = load_recipe(recipe, (*effort, *overrides, *option_overrides(model, seed, prompts)))
+    options = (*option_overrides(model, seed, prompts), *lora_overrides(loras))
+    resolved = load_recipe(recipe, (*effort, *overrides, *options))
     if dry_run:
         _show_plan(output, resolved, directory, fresh=fresh)
         return
@@ -96,6 +105,25 @@ def option_overrides(model: str | None, seed: int | None, prompts: Path | None =
         # as it is: YAML does not join the two halves of an escaped emoji
         chosen.append(f"samples.prompts={json.dumps(read_prompts(prompts), ensure_ascii=False)}")
     return tuple(chosen)
+
+
+def lora_overrides(loras: Sequence[str]) -> tuple[str, ...]:
+    """Return the override that ``--lora FILE[:SCALE]`` stands for; files are kept as absolute paths.
+
+    Raises:
+        click.BadParameter: what follows the last colon is no number.
+    """
+    chosen = []
+    for text in loras:
+        file, _, scale = (text, "", "1") if Path(text).expanduser().exists() else text.rpartition(":")
+        path = Path(file or text).expanduser()
+        try:
+            chosen.append({"source": str(path.resolve()), "scale": float(scale if file else 1)})
+        except ValueError:
+            raise click.BadParameter(
+                f"'{text}' is neither a file nor FILE:SCALE with a number.", param_hint="--lora"
+            ) from None
+    return (f"model.loras={json.dumps(chosen)}",) if chosen else ()
 
 
 def _summary(artifact: CalibrationArtifact) -> Table:

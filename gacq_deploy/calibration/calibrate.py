@@ -37,6 +37,7 @@ from gacq_deploy.diagnostics import Diagnostics
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
+from gacq_deploy.models.lora import text_parts
 from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
@@ -78,6 +79,10 @@ def calibrate(
         ResourceError: the disk is full, or another process uses the directory.
     """
     source = find_model(recipe)
+    for name in text_parts(recipe.model.loras, source.pipeline_class):
+        report.note(
+            f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
+        )
     with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
         if fresh:
             forget_run(directory)

@@ -259,6 +259,8 @@ def _key(denoiser: Denoiser, recipe: Recipe, *, prompted: bool) -> str:
             "probe": recipe.parity.probe.model_dump(mode="json"),
             "model": recipe.model.model_dump(mode="json"),
         }
+    if loras := denoiser.record.loras:  # their parts for text encoders are not in the weights
+        decisive["loras"] = [lora.sha256 for lora in loras]
     return digest_json(decisive)
 
 

@@ -66,6 +66,7 @@ def _made_with(denoiser: Denoiser, samples_sha256: str, weights: SampleWeights |
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "algorithm": ALGORITHM,
+        **({"loras": [lora.sha256 for lora in loras]} if (loras := denoiser.record.loras) else {}),
     }
 
 

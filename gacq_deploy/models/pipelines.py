@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
+from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe import SamplesSection
 
@@ -113,10 +115,11 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
     """Open the pipeline around a denoiser that is already loaded; what only decodes or censors stays closed.
 
     Raises:
-        ModelError: a component cannot be loaded.
+        ModelError: a component cannot be loaded, or a LoRA's part for a text encoder does not fit it.
     """
     size = source.section.sample_size
     if source.pipeline is not None:
+        fuse_text_parts(source.pipeline, source.section.loras, denoiser)
         return OpenPipeline(_silent(source.pipeline), source.component, denoiser, size)
     assert source.root is not None
     index = read_pipeline(source.root)
@@ -143,6 +146,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
         # float16 overflows in some text encoders and is slow on a CPU; bfloat16, as the largest are stored, stays
         if name != source.component and isinstance(component, nn.Module) and _is_half(component):
             component.float()
+    fuse_text_parts(pipeline, source.section.loras, denoiser)
     return OpenPipeline(_silent(pipeline), source.component, denoiser, size)
 
 
@@ -186,7 +190,10 @@ def _quiet_loading() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     diffusers.utils.logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # newer releases call the argument dtype, the oldest supported one torch_dtype alone
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+            yield
     finally:
         logger.setLevel(level)
         if bars:

@@ -20,6 +20,7 @@ from gacq_deploy.errors import ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import COMPONENTS, check_weights, component_folder, locate_root
+from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noising import check_process
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
@@ -84,6 +85,26 @@ class Source:
             return _own_component(self.pipeline, None)
         return self.folder.name if self.folder is not None else COMPONENTS[0]
 
+    @property
+    def pipeline_class(self) -> type[Any] | None:
+        """Class of the pipeline around the denoiser, None if there is none, or none of diffusers' own."""
+        if self.pipeline is not None:
+            return type(self.pipeline)
+        path = None if self.root is None else self.root / "model_index.json"
+        if path is None or not path.is_file():
+            return None
+        index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
+        kind = getattr(diffusers, str(index.get("_class_name")), None)
+        return kind if isinstance(kind, type) else None
+
+    @property
+    def denoiser_class(self) -> type[Any]:
+        """Class of the denoiser."""
+        if self.pipeline is not None:
+            return type(getattr(self.pipeline, self.component))
+        kind: type[Any] = getattr(diffusers, str(self.config["_class_name"]))
+        return kind
+
 
 def find_source(section: ModelSection, *, weights: bool = True) -> Source:
     """Find a denoiser and read its configuration; nothing is loaded, unless the user's own function does.
@@ -94,13 +115,16 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
 
     Raises:
         UsageError: the folder, hub id or function does not exist.
-        ModelError: not a denoiser of diffusers, remote code, or no single component that is one.
-        ArtifactError: a configuration is damaged.
+        ModelError: not a denoiser of diffusers, remote code, no single component that is one, or a LoRA that could
+            never fit.
+        ArtifactError: a configuration or a LoRA's file is damaged.
+        BackendUnavailable: a LoRA is to be fused, and peft is missing.
     """
     if section.source.startswith(PYTHON_PREFIX):
         pipeline = _call_function(section.source)
         module = getattr(pipeline, _own_component(pipeline, section.component))
         config = dict(getattr(module, "config", {}) or {})
+        check_loras(section.loras, type(module))
         return Source(section, family_of(type(module).__name__), config, pipeline=pipeline)
     parts = (section.component,) if section.component else COMPONENTS
     root = locate_root(section, parts, weights=weights)
@@ -108,7 +132,9 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
     config = read_json(
         folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
     )
-    return Source(section, _check_class(config, folder), config, root, folder)
+    source = Source(section, _check_class(config, folder), config, root, folder)
+    check_loras(section.loras, source.denoiser_class)
+    return source
 
 
 def load_module(source: Source) -> nn.Module:
@@ -125,6 +151,7 @@ def load_module(source: Source) -> nn.Module:
         assert source.folder is not None
         check_weights(source.folder)
         module = _load_weights(source.folder, source.config)
+    fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
     _check_finite(network, source.section.source)
     return network
@@ -157,6 +184,7 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
         sample_shape=call.state.shape,
         conditioning=call.conditioning(),
         call=None if recording is None else call,
+        loras=record_loras(source.section.loras),
     )
     return Denoiser(module, record, source.family)
 
@@ -171,8 +199,10 @@ def load_denoiser(section: ModelSection, record: ModelRecord | None = None) -> D
     Raises:
         UsageError: the folder, hub id or function does not exist.
         ModelError: unsupported class, pickled weights, remote code, no scheduler.
-        ArtifactError: a weight file is truncated or malformed.
+        ArtifactError: a weight file is truncated or malformed, or a LoRA is not the recorded one.
     """
+    if record is not None:
+        check_unchanged(section.loras, record.loras)
     source = find_source(section)
     recorded = None if record is None or record.call is None else Recording(record.call, record.scheduler)
     if recorded is None and source.family.describe is not None:

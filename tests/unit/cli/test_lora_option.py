@@ -1,0 +1,33 @@
+"""Does `--lora FILE[:SCALE]` say what it means, whatever the file is called?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from gacq_deploy.recipe import LoraSection, load_recipe
+from gacq_deploy_cli.calibrate import lora_overrides
+
+
+def asked(*texts: str) -> tuple[LoraSection, ...]:
+    return load_recipe("fashion-w8a8", lora_overrides(texts)).model.loras
+
+
+def test_files_keep_their_order_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "a 'style': 0.5"
+    odd.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert asked("b.safetensors:0.75", str(odd), f"{odd}:-1", "c.safetensors") == (
+        LoraSection(source=str(tmp_path / "b.safetensors"), scale=0.75),
+        LoraSection(source=str(odd)),
+        LoraSection(source=str(odd), scale=-1),
+        LoraSection(source=str(tmp_path / "c.safetensors")),
+    )
+    assert asked() == ()
+
+
+def test_a_scale_that_is_no_number_is_refused() -> None:
+    with pytest.raises(click.BadParameter, match=r"'x.safetensors:much' is neither a file nor FILE:SCALE"):
+        lora_overrides(("x.safetensors:much",))
