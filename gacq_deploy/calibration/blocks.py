@@ -162,7 +162,7 @@ def _cosines(session: Session, work: _Work, data: BlockData, module: nn.Module) 
     """Return the groups' gradient cosines in the quantized weights and the log scales, as they stand."""
     with free_weights(work.layers):
         theta = _parameters(work, module, "weight_override")
-        return group_cosines(StageLoss(work.block.name, theta, _losses(data)), session.split)
+        return group_cosines(StageLoss(work.block.name, theta, _losses(data)), session.split, session.chunk)
 
 
 def _parameters(work: _Work, module: nn.Module, suffix: str) -> dict[str, nn.Parameter]:

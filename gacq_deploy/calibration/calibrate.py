@@ -17,6 +17,7 @@ from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_a
 from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
 from gacq_deploy.calibration.collecting import find_model, open_trajectories
 from gacq_deploy.calibration.journal import Journal, scalar
+from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.output_error import sqnr_by_step
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
@@ -106,7 +107,8 @@ def calibrate(
             raise CalibrationError(
                 "All trajectories are held out for validation.", "Raise samples.trajectories."
             )
-        weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps, weights)
+        too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
+        weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps, weights, too_large)
         session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)
         blocks = Journal(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
         artifact = _learn(session, blocks, Journal(directory.work / "polish", key), samples_sha256)

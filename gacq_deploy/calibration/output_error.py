@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from gacq_deploy.calibration.replay import full_pass, to_tensor
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.observe import replaced_forward
 from gacq_deploy.samples import CalibrationSet, Rows
 
 _MODULE = "denoiser."
@@ -19,9 +23,13 @@ _CEILING_DB = 200.0
 
 
 def output_loss(
-    denoiser: Denoiser, samples: CalibrationSet
+    denoiser: Denoiser, samples: CalibrationSet, checkpoints: Collection[str] = ()
 ) -> Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]:
-    """Return ``losses(parameters, rows)`` [B]: mean squared error of the output, with parameters put in by name."""
+    """Return ``losses(parameters, rows)`` [B]: mean squared error of the output, with parameters put in by name.
+
+    Modules named in ``checkpoints`` keep their inputs alone and run again when gradients are due (Chen et al. 2016,
+    arXiv 1604.06174). They then run on the module's own parameters: others must have the same values.
+    """
     module = denoiser.call_module()
 
     def losses(parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
@@ -33,11 +41,21 @@ def output_loss(
         renamed = {f"{_MODULE}{name}": value for name, value in parameters.items()}
         values = tuple(to_tensor(x[rows]) for x in inputs)
         # names are unique; torch's own search for tied ones loses a parameter of a module that layers share
-        output: Tensor = functional_call(module, renamed, values, tie_weights=False)
+        with _checkpointed(denoiser.module, checkpoints):
+            output: Tensor = functional_call(module, renamed, values, tie_weights=False)
         error: Tensor = (output - to_tensor(samples.targets[rows])).pow(2).flatten(1).mean(1)
         return error
 
     return losses
+
+
+@contextmanager
+def _checkpointed(module: nn.Module, names: Collection[str]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for block in map(module.get_submodule, names):
+            again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(replaced_forward(block, again))
+        yield
 
 
 def output_losses(

@@ -7,7 +7,7 @@ steps, the numbers that cost nothing at run time. Interrupted, it goes on from i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,9 +70,7 @@ def ensure_polish(
             f"The polish has nothing to train: no {' or '.join(section.parameters)} in this model.",
             "Name other calibration.polish.parameters, or set calibration.polish.steps to 0.",
         )
-    loss = StageLoss(
-        POLISH, trainables.parameters, output_loss(session.denoiser, session.split.samples), None
-    )
+    loss = StageLoss(POLISH, trainables.parameters, _output_loss(session), None)
     step = journal.get(_FINAL)
     if step is None:
         step = _polish(session, journal, trainables, loss)
@@ -81,6 +79,11 @@ def ensure_polish(
     retrained = {name: value.clone() for name, value in trainables.retrained().items()}
     trainables.freeze()
     return _outcome(session, step, retrained)
+
+
+def _output_loss(session: Session) -> Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]:
+    blocks = [b.name for b in session.graph.blocks] if session.is_checkpointed else []
+    return output_loss(session.denoiser, session.split.samples, blocks)
 
 
 def _outcome(session: Session, step: Mapping[str, Array], retrained: Mapping[str, Tensor]) -> PolishOutcome:
@@ -133,7 +136,7 @@ def _polish(session: Session, journal: Journal, trainables: Trainables, loss: St
     if not kept:
         trainables.load(first)
         session.report.note(f"the polish was undone: its loss rose from {loss_start:.4g} to {loss_end:.4g}")
-    cosines = group_cosines(loss, session.split)
+    cosines = group_cosines(loss, session.split, session.graph_chunk)
     return {
         **weighed,
         **{name: value for name, value in begun.items() if name == "cosine_before"},
@@ -152,7 +155,7 @@ def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:
     if recipe.calibration.objective == "images" and session.weighting.needs_losses(POLISH):
         conditions = session.trajectories.conditions()
         gains = trajectory_gains(session.denoiser, recipe.samples.steps, recipe.calibration.seed, conditions)
-    cosines = group_cosines(loss, split)
+    cosines = group_cosines(loss, split, session.graph_chunk)
     return {
         "losses": output_losses(session.denoiser, split.samples, split.training, session.chunk),
         "gain_steps": np.array(list(gains), np.int64),
@@ -249,7 +252,7 @@ class _Batches:
     """Draws step k's rows from k alone, so that a resumed run draws the same; small passes if memory asks for it."""
 
     def __init__(self, session: Session, weights: NDArray[np.float64], scale: float) -> None:
-        self._losses = output_loss(session.denoiser, session.split.samples)
+        self._losses = _output_loss(session)
         self._rows = session.split.training
         self._weights = weights
         self._scale = scale

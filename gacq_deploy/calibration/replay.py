@@ -30,6 +30,8 @@ from gacq_deploy.storage import TEMP_PREFIX, map_scratch
 
 _OVERHEAD = 8
 """Activations inside a block and its backward pass, in multiples of its inputs and output; measured on UNets."""
+_FIRST_ORDER = 13
+"""What a sample holds of the whole model's graph, in multiples of all blocks' inputs and outputs; measured on UNets."""
 _SECOND_ORDER = 21
 """What a sample holds while its losses are differentiated twice, in multiples of all blocks' inputs and outputs;
 measured on UNets."""
@@ -235,9 +237,12 @@ def chunk_size(graph: ModelGraph, memory_mb: int) -> int:
     return _fitting(memory_mb, block_bytes(graph))
 
 
-def graph_chunk_size(graph: ModelGraph, memory_mb: int) -> int:
-    """Return how many samples may be in memory at once with the whole model's graph, of second order."""
-    return _fitting(memory_mb, second_order_bytes(graph))
+def graph_chunk_size(graph: ModelGraph, memory_mb: int, *, by_block: bool) -> int:
+    """Return how many samples may be in memory at once with the whole model's graph.
+
+    With the graph of second order, or, ``by_block``, with that of one block and the inputs of all.
+    """
+    return _fitting(memory_mb, checkpointed_bytes(graph) if by_block else second_order_bytes(graph))
 
 
 def _fitting(memory_mb: int, sample_bytes: int) -> int:
@@ -247,6 +252,16 @@ def _fitting(memory_mb: int, sample_bytes: int) -> int:
 def block_bytes(graph: ModelGraph) -> int:
     """Return what one sample holds in memory while the largest block is learned."""
     return _OVERHEAD * graph.bytes_per_sample
+
+
+def first_order_bytes(graph: ModelGraph) -> int:
+    """Return what one sample holds in memory with the whole model's graph."""
+    return _FIRST_ORDER * graph.bytes_of_all_blocks
+
+
+def checkpointed_bytes(graph: ModelGraph) -> int:
+    """Return what one sample holds if every block's graph is made again when its gradient is due."""
+    return graph.bytes_of_all_blocks + _FIRST_ORDER * graph.bytes_per_sample
 
 
 def second_order_bytes(graph: ModelGraph) -> int:

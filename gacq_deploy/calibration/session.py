@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gacq_deploy.calibration.collecting import Trajectories
+from gacq_deploy.calibration.limits import needs_checkpoints
 from gacq_deploy.calibration.replay import chunk_size, graph_chunk_size
 from gacq_deploy.calibration.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
@@ -34,5 +35,10 @@ class Session:
 
     @property
     def graph_chunk(self) -> int:
-        """How many samples may be in memory at once with the whole model's graph, of second order."""
-        return graph_chunk_size(self.graph, self.recipe.calibration.memory_mb)
+        """How many samples may be in memory at once with the whole model's graph."""
+        return graph_chunk_size(self.graph, self.recipe.calibration.memory_mb, by_block=self.is_checkpointed)
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether the whole model's graph is made again block by block when gradients are due."""
+        return needs_checkpoints(self.denoiser, self.graph, self.plan, self.recipe.calibration.memory_mb)

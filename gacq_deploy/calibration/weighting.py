@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -21,7 +21,7 @@ from gacq_deploy.calibration.bounds import bounded_weights
 from gacq_deploy.calibration.differentiation import differentiable_attention, sample_derivatives
 from gacq_deploy.calibration.meta import LearnedWeights, MetaProblem, MetaSettings, learn_weights
 from gacq_deploy.calibration.objective import coefficients, step_means
-from gacq_deploy.calibration.vectors import Vector
+from gacq_deploy.calibration.vectors import Vector, axpy, zeros_like
 from gacq_deploy.calibration.weights import SampleWeights, checked_weights, effective_samples
 from gacq_deploy.diagnostics import StageWeights
 from gacq_deploy.learning import WeightedStage
@@ -29,6 +29,7 @@ from gacq_deploy.recipe import CalibrationSection
 from gacq_deploy.samples import CalibrationSet, timestep_buckets
 
 POLISH: Literal["polish"] = "polish"
+_FIXED = ("uniform", "relative")
 _SURROGATE = ("gac_faithful", "surrogate_cosine")
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -104,10 +105,12 @@ class Weighting:
     split: Split
     num_train_timesteps: int
     given: SampleWeights | None = None
+    too_large: Mapping[WeightedStage, str] = field(default_factory=dict)
+    """Stages whose weights are too much to learn, with the reason: they take mode ``relative``."""
 
     def is_learned(self, stage: WeightedStage) -> bool:
         """Tell whether this kind of stage learns its weights."""
-        return self._mode(stage) not in ("uniform", "relative", "given")
+        return self._mode(stage) not in (*_FIXED, "given")
 
     def needs_losses(self, stage: WeightedStage) -> bool:
         """Tell whether the weights depend on how the stage stands."""
@@ -156,7 +159,8 @@ class Weighting:
             return _fixed(checked_weights(self.given, loss.name, self._training), self.given.name)
         first = self.start(stage, start, gains)
         if not self.is_learned(stage):
-            return _fixed(first, self._mode(stage))
+            notes = (self.too_large[stage],) if self._is_too_large(stage) else ()
+            return replace(_fixed(first, self._mode(stage)), notes=notes)
         prior: Floats = np.log(first)
         if self.section.weighting.warm_start and logits is not None:
             prior = prior + logits
@@ -175,8 +179,15 @@ class Weighting:
     def _mode(self, stage: WeightedStage) -> str:
         if self.given is not None:
             return "given"
+        if self._is_too_large(stage):
+            return "relative"
         section = self.section.weighting
         return section.mode if stage in section.stages else "uniform"
+
+    def _is_too_large(self, stage: WeightedStage) -> bool:
+        section = self.section.weighting
+        learned = stage in section.stages and section.mode not in _FIXED and self.given is None
+        return learned and stage in self.too_large
 
     @cached_property
     def _training(self) -> CalibrationSet:
@@ -244,11 +255,14 @@ def _fixed(weights: Floats, mode: str) -> LearnedWeights:
     )
 
 
-def group_cosines(loss: StageLoss, split: Split) -> NDArray[np.float32] | None:
-    """Return the cosines between the groups' validation gradients [G, G], or None without validation rows."""
+def group_cosines(loss: StageLoss, split: Split, batch: int) -> NDArray[np.float32] | None:
+    """Return the cosines between the groups' validation gradients [G, G], or None without validation rows.
+
+    ``batch`` rows are in memory at once.
+    """
     if len(split.held_out) == 0:
         return None
-    return cosine_matrix(_group_gradients(loss, split)).numpy().astype(np.float32)
+    return cosine_matrix(_group_gradients(loss, split, batch)).numpy().astype(np.float32)
 
 
 def sample_alignments(loss: StageLoss, split: Split, batch: int) -> NDArray[np.float32] | None:
@@ -259,7 +273,7 @@ def sample_alignments(loss: StageLoss, split: Split, batch: int) -> NDArray[np.f
     if len(split.held_out) == 0:
         return None
     theta = loss.vector
-    v = mean_direction(_group_gradients(loss, split))
+    v = mean_direction(_group_gradients(loss, split, batch))
     parts = []
     with differentiable_attention():
         for first in range(0, len(split.training), batch):
@@ -269,14 +283,17 @@ def sample_alignments(loss: StageLoss, split: Split, batch: int) -> NDArray[np.f
     return (products / products.abs().max().clamp(min=1e-30)).numpy().astype(np.float32)
 
 
-def _group_gradients(loss: StageLoss, split: Split) -> list[Vector]:
+def _group_gradients(loss: StageLoss, split: Split, batch: int) -> list[Vector]:
     theta = loss.vector
     gradients = []
     for rows in split.validation_groups:
-        if len(rows) == 0:
-            gradients.append(tuple(torch.zeros_like(p) for p in theta))
-        else:
-            gradients.append(validation_gradient(lambda p, r=rows: loss.at(p, r).mean(), theta)[1])  # type: ignore[misc]
+        total = zeros_like(theta)
+        for first in range(0, len(rows), batch):
+            part = rows[first : first + batch]
+            gradient = validation_gradient(lambda p, r=part: loss.at(p, r).mean(), theta)[1]  # type: ignore[misc]
+            whole = len(part) == len(rows)  # bit for bit as it always was
+            total = gradient if whole else axpy(len(part) / len(rows), gradient, total)
+        gradients.append(total)
     return gradients
 
 

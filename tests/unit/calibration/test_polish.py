@@ -30,6 +30,12 @@ class Narrow(Session):
         return 3
 
 
+class Checkpointed(Session):
+    """A session that makes the graph again block by block."""
+
+    is_checkpointed = True
+
+
 @dataclass
 class Recording:
     """Remembers notes and how many steps were taken; interrupts the polish after so many if asked to."""
@@ -220,6 +226,25 @@ def test_small_passes_give_the_same_polish(samples: CalibrationSet, tmp_path: Pa
     close = [np.isclose(v, second[k], atol=1e-4, rtol=1e-3).ravel() for k, v in numbers(whole).items()]
     # Adam's first steps follow a gradient's sign: where it is all but 0, as of a key's bias, rounding decides
     assert np.concatenate(close).mean() > 0.9
+
+
+def test_checkpoints_change_no_bit(samples: CalibrationSet, tmp_path: Path) -> None:
+    mode = "calibration.weighting.mode=relative"
+    whole, parts = tiny_bench(samples, mode), tiny_bench(samples, mode)
+    again = Bench(Checkpointed(**vars(parts.session)), parts.layers)
+    outcomes, runs = [], []
+    for bench in (whole, again):
+        seen: list[object] = []
+        first = next(iter(bench.layers.values()))
+        first.register_forward_pre_hook(lambda *_, seen=seen: seen.append(None))
+        outcomes.append(polish(bench, tmp_path / str(len(runs))))
+        runs.append(len(seen))
+    assert not whole.session.is_checkpointed
+    assert runs[1] > runs[0], "no block ran again"
+    assert outcomes[0].record == outcomes[1].record
+    for cosines in ("cosine_before", "cosine_after"):
+        np.testing.assert_array_equal(*(getattr(o.stage, cosines) for o in outcomes))
+    assert_equal(whole, again)
 
 
 def test_parameters_the_output_does_not_depend_on_stay_as_they_are(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.calibration.weighting import Split, Weighting
+from gacq_deploy.calibration.weighting import Split, StageLoss, Weighting, group_cosines
 from gacq_deploy.calibration.weights import UniformWeights
 from gacq_deploy.calibration.workspace import blocks_key
 from gacq_deploy.models.source import load_denoiser
@@ -299,6 +300,36 @@ def test_a_tilt_reaches_the_artifact(model: Path, tmp_path: Path) -> None:
             stage.weights[found.groups == 0].mean()
             > 1.2 * stage.weights[found.groups == found.groups.max()].mean()
         )
+
+
+def test_a_stage_too_large_to_learn_takes_the_objective_s_weights(samples: CalibrationSet) -> None:
+    section = load_recipe("fashion-w4a8", ["calibration.objective=sqnr"]).calibration
+    split = Split(samples, 5)
+    large = Weighting(section, split, 1000, too_large={"polish": "too much"})
+    relative = weighting(samples, "calibration.objective=sqnr", "calibration.weighting.mode=relative")
+    losses = np.linspace(1, 2, len(split.training))
+    loss = StageLoss("polish", {}, lambda *_: torch.zeros(()))
+    assert Weighting(section, split, 1000).is_learned("polish")
+    assert not large.is_learned("polish")
+    found = large.weigh("polish", loss, losses, seed=0)
+    assert (found.mode, found.notes) == ("relative", ("too much",))
+    np.testing.assert_array_equal(found.weights, relative.weigh("polish", loss, losses, seed=0).weights)
+    fixed = load_recipe("fashion-w4a8", ["calibration.weighting.mode=uniform"]).calibration
+    plain = Weighting(fixed, split, 1000, too_large={"polish": "too much"}).weigh(
+        "polish", loss, losses, seed=0
+    )
+    assert (plain.mode, plain.notes) == ("uniform", ())
+
+
+def test_cosines_do_not_depend_on_how_many_rows_fit(samples: CalibrationSet) -> None:
+    split = Split(samples, 2)
+    assert max(map(len, split.validation_groups)) > 2
+    latents = torch.from_numpy(samples.latents).flatten(1).double()
+    theta = {"w": torch.linspace(-1, 1, latents.shape[1], dtype=torch.float64)}
+    loss = StageLoss("polish", theta, lambda p, rows: (latents[torch.from_numpy(rows)] @ p["w"] - 1).pow(2))
+    whole, parts = (group_cosines(loss, split, batch) for batch in (64, 2))
+    assert whole is not None
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
 
 
 def test_given_weights_leave_no_room_for_others(samples: CalibrationSet) -> None:

@@ -1,0 +1,181 @@
+"""Does a model of Stable Diffusion 1.5's size calibrate, and did the dry run say what it takes? SDXL: what it needs.
+
+Usage::
+
+    python -m benchmarks.large_calibration [--work FOLDER] [--latent 32] [--model sd15|sdxl] [--keep]
+
+Writes ``results/large_calibration.json``. The pipelines are those of :mod:`benchmarks.large_pipelines`: the UNet at
+full size with random weights, the rest structure only. Every command is the installed program's, in a process of its
+own, one thread, preset ``ci`` and ``SETTINGS``:
+
+sd15    calibrate --dry-run, calibrate, export --onnx --target trt (which lints)
+sdxl    calibrate --dry-run
+
+Memory is read from ``/proc`` twice a second: ``anon_mb`` is a process's own, ``file_mb`` what it has mapped of files
+(weights, caches), which the kernel drops and reads again when memory is short; each is the highest seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.large_pipelines import make_sd15, make_sdxl
+from gacq_deploy.bench.stage import describe_host
+from gacq_deploy.recipe import load_recipe
+from gacq_deploy.storage import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results" / "large_calibration.json"
+MAKERS = {"sd15": make_sd15, "sdxl": make_sdxl}
+SETTINGS = (
+    "samples.trajectories=2",  # one to learn from, one held out; 4 steps and 2 rows of guidance: 16 samples
+    "samples.steps=4",
+    "calibration.threads=1",
+    "calibration.reconstruction.iterations=4",
+    "calibration.reconstruction.batch=4",
+    "calibration.polish.steps=4",
+    "calibration.polish.batch=4",
+    "parity.probe.trajectories=1",
+    "parity.probe.local_samples=2",
+)
+LIMIT_MB = 16_000
+PROGRAM = ("-c", "from gacq_deploy_cli.main import main; main()")
+Facts = dict[str, Any]
+
+
+def main() -> None:
+    """Make the pipeline, run every command and write what it took."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, help="Folder for the files (16 GB); default: a temporary one.")
+    parser.add_argument("--latent", type=int, default=32, help="Height and width of a latent.")
+    parser.add_argument("--model", choices=MAKERS, default="sd15")
+    parser.add_argument("--keep", action="store_true", help="Keep the files.")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="large-calibration-"))
+    try:
+        facts = _measure(arguments.model, work, arguments.latent)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(work)
+    document = read_json(arguments.results, what="Results", hint="") if arguments.results.is_file() else {}
+    document["schema"] = "gacq-deploy/benchmark/large-calibration/1"
+    write_json(arguments.results, document | {arguments.model: facts})
+    sys.stdout.write(f"{json.dumps(facts['compared'])}\n{arguments.results}\n")
+
+
+def _measure(model: str, work: Path, latent: int) -> Facts:
+    folder = work / model
+    if not (folder / "model_index.json").is_file():
+        MAKERS[model](folder)
+    recipe = _write_recipe(work / f"{model}.yaml", f"{model}-w8a8")
+    run = work / f"run-{model}"
+    host = describe_host().model_dump(mode="json")
+    settings = [f"model.source={folder.resolve()}", f"model.sample_size={latent}", *SETTINGS]
+    calibrate = ["calibrate", "-r", str(recipe), "--preset", "ci", "-o", str(run), "--json"]
+    calibrate += [part for setting in settings for part in ("--set", setting)]
+    steps = {"dry-run": _run([*calibrate, "--dry-run"], run)}
+    estimate = steps["dry-run"].pop("answer")["estimate"]
+    compared: Facts = {k: {"estimated": round(estimate[k])} for k in ("seconds", "memory_mb", "disk_mb")}
+    if model == "sd15":
+        steps["calibrate"] = _run(calibrate, run)
+        steps["export"] = _run(["export", str(run), "--onnx", "--target", "trt", "--json"], run)
+        took = steps["calibrate"]
+        found = {"seconds": took["wall_s"], "memory_mb": took["anon_mb"], "disk_mb": took["disk_mb"]}
+        for name, value in found.items():
+            compared[name] |= {"found": round(value), "ratio": round(compared[name]["estimated"] / value, 2)}
+        steps["calibrate"]["output_sqnr_db"] = took.pop("answer")["output_sqnr_db"]
+        steps["export"]["lint"] = (exported := steps["export"].pop("answer"))["lint"]
+        steps["export"]["self_check"] = exported["self_check"]
+        steps["export"]["files_mb"] = {k: v["bytes"] // 2**20 for k, v in exported["files"].items()}
+    peak = max(s["anon_mb"] for s in steps.values())
+    return {
+        "host": host,
+        "latent": latent,
+        "parameters": estimate["parameters"],
+        "settings": list(SETTINGS),
+        "steps": steps,
+        "compared": compared,
+        "limit": {"anon_mb": LIMIT_MB, "held": peak < LIMIT_MB, "peak_anon_mb": peak},
+    }
+
+
+def _write_recipe(path: Path, name: str) -> Path:
+    """Write the built-in recipe with weight scales from the largest value: searching them is another question."""
+    document = load_recipe(name).document()
+    rules = document["quantization"]["rules"]
+    widest = {"match": "*", "role": "weight", "bits": 8, "range": {"method": "minmax"}, "optional": True}
+    first = next(i for i, rule in enumerate(rules) if rule["ignore"])
+    document["quantization"] = {
+        "rules": [*rules[:first], *({**widest, "layer": k} for k in ("conv", "linear")), *rules[first:]]
+    }
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def _run(arguments: list[str], run: Path) -> Facts:
+    """Run the program; return its JSON answer with time, the largest memory and the largest size of its folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAM, *arguments], stdout=subprocess.PIPE, env=environment
+    )
+    peaks = {"anon_mb": 0, "file_mb": 0, "disk_mb": 0}
+    watcher = threading.Thread(target=_watch, args=(process.pid, run, peaks), daemon=True)
+    watcher.start()
+    assert process.stdout is not None
+    answer = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    facts = {
+        "wall_s": round(time.monotonic() - began, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        **peaks,
+    }
+    sys.stdout.write(f"{arguments[0]}: {json.dumps(facts)}\n")
+    sys.stdout.flush()
+    return facts | {"answer": json.loads(answer)}
+
+
+def _watch(pid: int, run: Path, peaks: Facts) -> None:
+    status = Path(f"/proc/{pid}/status")
+    while True:
+        try:
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            now = {
+                "anon_mb": int(lines["RssAnon"].split()[0]) // 1024,
+                "file_mb": int(lines["RssFile"].split()[0]) // 1024,
+                "disk_mb": _size(run) // 2**20,
+            }
+        except (OSError, KeyError):
+            return
+        peaks.update({k: max(peaks[k], v) for k, v in now.items()})
+        time.sleep(0.5)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_blocks * 512 if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    main()
