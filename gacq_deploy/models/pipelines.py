@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import nn
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
+from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe import SamplesSection
@@ -127,7 +125,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
         {_OPTIONAL: None} if _OPTIONAL in index else {}
     )
     try:
-        with _quiet_loading():
+        with quiet_loading():
             pipeline = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
                 source.root,
                 use_safetensors=True,
@@ -180,21 +178,3 @@ def _check_class(kind: type[Any], samples: SamplesSection) -> None:
 def _silent(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Silence bars, and the word that there is no safety checker: nothing is decoded here."""
-    logger = logging.getLogger("diffusers")
-    level, bars = logger.level, diffusers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    diffusers.utils.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # newer releases call the argument dtype, the oldest supported one torch_dtype alone
-            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            diffusers.utils.logging.enable_progress_bar()

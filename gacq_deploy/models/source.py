@@ -20,6 +20,7 @@ from gacq_deploy.errors import ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import COMPONENTS, check_weights, component_folder, locate_root
+from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noising import check_process
 from gacq_deploy.models.unet2d import UNET2D
@@ -284,17 +285,19 @@ def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str
 
 
 def _load_weights(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Load a denoiser; float32 weights stay in their files, mapped: read when used, dropped when memory is short."""
     loader = getattr(diffusers, config["_class_name"])
     hint = "Check that config.json and weights belong together."
     try:
-        module, info = loader.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+        with quiet_loading():
+            module, info = loader.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=True,  # or else every shard but the first is copied
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{folder} cannot be loaded: {first}", hint) from error
@@ -309,7 +312,8 @@ def _load_weights(folder: Path, config: Mapping[str, Any]) -> nn.Module:
 
 def _check_finite(module: nn.Module, source: str) -> None:
     for name, value in module.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # the extremes carry NaN and Inf; a comparison of all values would make copies
+        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax())):
             raise ModelError(
                 f"{source}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source."
             )
