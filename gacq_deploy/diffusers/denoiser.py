@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace, TracebackType
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from gacq_deploy.artifact import ModelRecord
 from gacq_deploy.backends.base import Array, Engine
 from gacq_deploy.call import TIMESTEP
-from gacq_deploy.diffusers.call import CallReader
-from gacq_deploy.diffusers.faces import FACES, check_config
+from gacq_deploy.diffusers.call import CallReader, signature_of
+from gacq_deploy.diffusers.faces import make_face
 from gacq_deploy.errors import EngineError
 from gacq_deploy.runtime import predict
 
 
-class EngineDenoiser(nn.Module):
+class EngineDenoiser(ModelMixin):
     """A denoiser of diffusers whose steps run in an engine; it owns the engine and closes it.
 
     It is called as the model it stands for, and answers in that model's output class. ``device`` and ``dtype`` are
@@ -31,30 +33,35 @@ class EngineDenoiser(nn.Module):
     it is made beside.
     """
 
-    def __init__(self, engine: Engine, record: ModelRecord, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        record: ModelRecord,
+        config: Mapping[str, Any],
+        *,
+        kind: type[Any] | None = None,
+    ) -> None:
         """Take over an engine.
 
         Args:
             engine: runs graphs or a plan of this model.
             record: of the model that was calibrated.
             config: of the same model, as in its ``config.json``.
+            kind: the model's class, where it is not one of diffusers.
 
         Raises:
-            ModelError: the configuration is another model's.
+            ModelError: configuration, class or engine are another model's.
         """
-        super().__init__()
-        check_config(config, record)
-        face = FACES[record.family]
-        shape = engine.outputs[0].shape
-        self.config = face.complete(config, shape[1] if len(shape) > 1 else None)
+        super().__init__()  # type: ignore[no-untyped-call] # of diffusers
+        self._face = make_face(record, config, kind)
+        call = self._face.call
+        self._reader = CallReader(signature_of(call, self._face.kind), call, engine.inputs, self._face.labels)
+        self.config = self._face.config
         self.engine = engine
-        self._output = face.output
-        self._reader = CallReader(face.signature(), engine.inputs, face.label_tables(self.config))
+        for name, value in self._face.attributes.items():
+            setattr(self, name, value)
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self.eval()
-        if "text_embeds" in record.conditioning:  # SDXL's pipelines look up how wide the model wants them
-            width = self.config.projection_class_embeddings_input_dim
-            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
     @property
     def device(self) -> torch.device:
@@ -66,19 +73,35 @@ class EngineDenoiser(nn.Module):
         """In what the pipeline makes its states."""
         return self._buffer().dtype
 
-    @property
-    def in_channels(self) -> int:
-        """Channels of a state."""
-        return int(self.config.in_channels)
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting of the configuration, as models of diffusers do; of the network itself nothing is there."""
+        module: Any = self
+        try:
+            return nn.Module.__getattr__(module, name)
+        except AttributeError:
+            config = self.__dict__.get("config", {})
+            if not name.startswith("_") and name in config:
+                return config[name]
+            raise AttributeError(
+                f"An engine has no '{name}': it stands for {config.get('_class_name', 'a denoiser')} with its call and "
+                "configuration; layers, attention processors and adapters are not in it. Use the float model for this.",
+                name=name,
+                obj=self,
+            ) from None
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:  # noqa: ARG002 (diffusers' own)
+        """Do nothing: what diffusers caches between steps lies in layers, which an engine has not."""
+        return nullcontext()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one step, with the arguments of the model of diffusers.
+        """Run one step, with the arguments of the model it stands for.
 
-        Timesteps are numbers or tensors, one or one a row, whole.
+        Timesteps are numbers or tensors, one or one a row, whole where the model was calibrated with whole ones.
 
         Returns:
-            The model's output class, or with ``return_dict=False`` a tuple; its ``sample`` is ``[N, C, H, W]`` on the
-            device and in the dtype of the state that was given.
+            The model's output class, or with ``return_dict=False`` a tuple; its first field is ``[N, ...]`` on the
+            device and in the dtype of the state that was given. Where pipelines cut a learned variance off, it is
+            zero.
 
         Raises:
             UsageError: an argument that the engine cannot honour, or that does not fit.
@@ -89,7 +112,9 @@ class EngineDenoiser(nn.Module):
         predicted = predict(self.engine, call.feeds)
         _check_finite(predicted, call.feeds[TIMESTEP], self.engine)
         answer: Tensor = torch.from_numpy(predicted).to(device=call.sample.device, dtype=call.sample.dtype)
-        return self._output(sample=answer) if call.return_dict else (answer,)
+        if self._face.gives_variance:
+            answer = torch.cat([answer, torch.zeros_like(answer)], 1)
+        return self._face.answer(answer) if call.return_dict else (answer,)
 
     def extra_repr(self) -> str:
         """Say which engine runs."""
@@ -108,7 +133,8 @@ class EngineDenoiser(nn.Module):
         self.close()
 
     def _buffer(self) -> Tensor:
-        return self.get_buffer("_place")
+        place: Tensor = self.get_buffer("_place")
+        return place
 
 
 def _check_finite(predicted: Array, timesteps: Array, engine: Engine) -> None:
@@ -116,6 +142,6 @@ def _check_finite(predicted: Array, timesteps: Array, engine: Engine) -> None:
     if bool(bad.any()):
         row = int(np.flatnonzero(bad)[0])
         raise EngineError(
-            f"{engine.label}: the prediction is not finite at timestep {int(timesteps[row])}, row {row}.",
+            f"{engine.label}: the prediction is not finite at timestep {timesteps[row]:g}, row {row}.",
             "Run `gacq-deploy parity` on the run directory: it names the first layer that departs.",
         )

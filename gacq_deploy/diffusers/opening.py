@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.building.opening import open_model
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.errors import GacqError
-from gacq_deploy.models.source import read_config
+from gacq_deploy.models.source import Source, find_source
 from gacq_deploy.recipe import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sampling import FLOAT_ENGINE, graph_for
@@ -26,6 +28,7 @@ def load_denoiser(
     engine: str = "ort-cpu",
     threads: int = 0,
     config: Mapping[str, Any] | None = None,
+    like: nn.Module | None = None,
     allow_host_code: bool = False,
 ) -> EngineDenoiser:
     """Open the engine of a run directory as the denoiser of a diffusers pipeline.
@@ -38,6 +41,8 @@ def load_denoiser(
         engine: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``, or ``float``.
         threads: CPU threads of one run; 0 lets the engine choose.
         config: configuration of the calibrated model (``pipe.unet.config``); default: read where the recipe found it.
+        like: the denoiser that is replaced (``pipe.transformer``): its class and its configuration are taken. Of a
+            class that is not diffusers' own it saves running the recipe's ``python:`` function.
         allow_host_code: let a version-compatible plan run the code it carries.
 
     Raises:
@@ -52,13 +57,13 @@ def load_denoiser(
     recipe = run.load_recipe()
     record = load_artifact(run.artifact).model
     graph = graph_for(run, engine)
-    found = _find_config(recipe) if config is None else config
+    config, kind = _find_looks(recipe, config, like)
     backend = "ort-cpu" if engine == FLOAT_ENGINE else engine
     with ExitStack() as stack:
         opened = stack.enter_context(
             open_model(backend, graph, threads=threads, allow_host_code=allow_host_code)
         )
-        denoiser = EngineDenoiser(opened, record, found)
+        denoiser = EngineDenoiser(opened, record, config, kind=kind)
         stack.pop_all()
     if recipe.runtime.step_policy and engine != FLOAT_ENGINE:
         logger.warning(
@@ -70,9 +75,28 @@ def load_denoiser(
     return denoiser
 
 
-def _find_config(recipe: Recipe) -> Mapping[str, Any]:
+def class_of(module: Any) -> type[Any]:
+    """Return the class of a denoiser, below what torch.compile wraps around it."""
+    return type(getattr(module, "_orig_mod", module))
+
+
+def looks_of(source: Source) -> tuple[Mapping[str, Any], type[Any] | None]:
+    """Return the configuration of a denoiser that was found, and its class where its function made it."""
+    if source.pipeline is None:
+        return source.config, None
+    return source.config, class_of(getattr(source.pipeline, source.component))
+
+
+def _find_looks(
+    recipe: Recipe, config: Mapping[str, Any] | None, like: nn.Module | None
+) -> tuple[Mapping[str, Any], type[Any] | None]:
+    if like is not None:
+        own: Any = getattr(like, "config", {})
+        return (own if config is None else config), class_of(like)
+    if config is not None:
+        return config, None
     try:
-        return read_config(recipe.model)
+        return looks_of(find_source(recipe.model, weights=False))
     except GacqError as error:
         raise type(error)(
             f"The model's configuration is needed: {error.message}",

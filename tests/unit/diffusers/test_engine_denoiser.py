@@ -34,6 +34,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def record_of(family: str, config: dict[str, Any]) -> ModelRecord:
+    shape = (config["in_channels"], 8, 8)
+    describe = FAMILIES[family].describe
+    assert describe is not None
     return ModelRecord(
         source="tiny",
         revision=None,
@@ -41,8 +44,8 @@ def record_of(family: str, config: dict[str, Any]) -> ModelRecord:
         weights_sha256="0",
         prediction_type="epsilon",
         scheduler=SCHEDULER,
-        sample_shape=(config["in_channels"], 8, 8),
-        conditioning=FAMILIES[family].conditioning(config),
+        sample_shape=shape,
+        conditioning=describe(config, shape).conditioning(),
     )
 
 
