@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.build_trt import BuildRequest, build_engines
+from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.export.record import load_export
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.graph import replaced_forward
+from gacq_deploy.models.pipelines import open_pipeline
+from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.parity import check_parity
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.family_runs import FamilyCase
+from gacq_deploy.sampling import graph_for
+from gacq_deploy.storage import Array
+from tests.support.family_runs import FamilyCase, GraphAnswers
+from tests.support.pipelines import PIPELINES, call_arguments
+
+
+def make_images(pipeline: Any) -> Array:
+    """Return two images, or their final latents, of a pipeline."""
+    arguments = call_arguments(pipeline, rows=2, steps=2)
+    if "prompt" in arguments:
+        arguments["output_type"] = "latent"
+    made = pipeline(**arguments, generator=[torch.Generator().manual_seed(i) for i in (1, 2)])
+    return np.asarray(made[0], np.float64)
 
 
 class FamilyContract:
@@ -51,6 +70,24 @@ class FamilyContract:
         for edge in report.edges:
             if edge.evidence == "budget":
                 assert (edge.metrics["trajectory_cosine"] or 0.0) > 0.95, edge.metrics
+
+    def test_the_drop_in_makes_the_graphs_own_images(self, made: tuple[FamilyCase, RunDirectory]) -> None:
+        case, directory = made
+        if case.pipeline not in PIPELINES:
+            pytest.skip("its pipeline reads an answer that is no model's of diffusers")
+        source = find_source(directory.load_recipe().model)
+        module = load_module(source)
+        pipeline = open_pipeline(source, module).pipeline
+        call = Denoiser(module, load_artifact(directory.artifact).model, source.family).call
+        exact = make_images(pipeline)
+        with replaced_forward(module, GraphAnswers(module, call, graph_for(directory, "ort-cpu"))):
+            own = make_images(pipeline)
+        with load_denoiser(directory, like=module) as engine:
+            setattr(pipeline, source.component, engine)
+            dropped = make_images(pipeline)
+        assert np.abs(own - dropped).max() <= 1e-4 * np.abs(own).max()
+        assert not np.array_equal(own, exact)
+        assert float((own * exact).sum() / np.linalg.norm(own) / np.linalg.norm(exact)) > 0.95
 
     @pytest.mark.rtx
     def test_every_planned_layer_compiles_to_int8(self, made: tuple[FamilyCase, RunDirectory]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,17 +83,15 @@ TRANSFORMERS = {
 }
 
 
-class GraphModule(nn.Module):
-    """A denoiser of diffusers that answers from a graph in ONNX Runtime: what a drop-in has to equal."""
+class GraphAnswers:
+    """Answers a denoiser's calls from a graph in ONNX Runtime, by itself: what a drop-in has to equal."""
 
     def __init__(self, denoiser: nn.Module, call: CallRecord, graph: Path) -> None:
-        super().__init__()
-        self.denoiser = denoiser
         self._call = call
         self._signature = inspect.signature(denoiser.forward)
         self._session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 
-    def answer(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
         """Stand in for ``forward``."""
         given = dict(flatten(dict(self._signature.bind(*args, **kwargs).arguments)))
         state = given[self._call.state.path]
@@ -106,13 +103,17 @@ class GraphModule(nn.Module):
         }
         for argument in self._call.arguments:
             value = given[argument.path].numpy().astype(argument.dtype)
-            feeds[argument.name] = (
-                np.broadcast_to(value, (rows, *argument.shape)) if argument.shared else value
-            )
-        return (torch.from_numpy(self._session.run(None, feeds)[0]),)
+            shape = (rows, *argument.shape)
+            feeds[argument.name] = np.broadcast_to(value, shape) if argument.shared else value
+        return Prediction((torch.from_numpy(self._session.run(None, feeds)[0]),))
 
 
-def as_tuple(answered: Mapping[str, Any] | tuple[Any, ...]) -> Tensor:
-    """Return the prediction of any answer."""
-    first: Tensor = answered[0] if isinstance(answered, tuple) else next(iter(answered.values()))
-    return first
+class Prediction(tuple[Tensor]):
+    """What pipelines read as a tuple, or as an output with a sample."""
+
+    __slots__ = ()
+
+    @property
+    def sample(self) -> Tensor:
+        """The prediction."""
+        return self[0]
