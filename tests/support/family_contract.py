@@ -13,7 +13,7 @@ from gacq_deploy.build_trt import BuildRequest, build_engines
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.export.record import load_export
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import replaced_forward
+from gacq_deploy.models.observe import replaced_forward
 from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.parity import check_parity
