@@ -190,6 +190,7 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
     rows = [
         ("model", f"{estimate.family}, {estimate.parameters / 1e6:.2f} M parameters"),
         ("layers", f"{estimate.quantized_modules} quantized, {estimate.float_modules} float"),
+        *_unused(estimate.unused_modules),
         ("quantized tensors", len(estimate.sites)),
         ("blocks", f"{len(estimate.blocks)}, learned in order"),
         ("samples", f"{estimate.samples} to learn from, {estimate.validation_samples} held out"),
@@ -206,6 +207,11 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         Table("quantized tensors", ["tensor", "bits", "range", "shares its scale in"], sites),
         Table("plan (nothing was written)", ["what", "estimate"], rows),
     )
+
+
+def _unused(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    said = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return (("layers whose result nothing uses", f"{len(names)}, float: {said}"),) if names else ()
 
 
 def _bits(site: Mapping[str, object]) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def calibrate(
         trajectories = open_trajectories(source, recipe, directory)
         denoiser = trajectories.denoiser
         graph = trace_model(denoiser)
-        plan = make_plan(recipe, graph)
+        plan = make_plan(recipe, graph, report)
         check_blocks(plan, denoiser.module)
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
@@ -116,8 +116,10 @@ def calibrate(
         return load_artifact(directory.artifact)
 
 
-def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
+def make_plan(recipe: Recipe, graph: ModelGraph, report: Reporter = SILENT) -> QuantPlan:
     """Resolve the recipe's rules against the model; sites that read one tensor always share a scale.
+
+    Layers whose result nothing uses stay float, with a note: exported graphs do not hold them.
 
     Raises:
         RecipeError: see :func:`gacq_deploy.plan.resolve_plan`; every layer is left float, or one that runs twice in
@@ -129,7 +131,20 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
         else {s: str(f) for s, f in graph.shared_tensor.items()}
     )
     plan = resolve_plan(recipe, graph.sites, ties)
+    if unused := [name for name in plan.modules if name in graph.unused]:
+        plan = QuantPlan(tuple(e for e in plan if e.site.module not in graph.unused))
+        said = (
+            "1 layer runs, but nothing uses its"
+            if len(unused) == 1
+            else f"{len(unused)} layers run, but nothing uses their"
+        )
+        report.note(f"{said} result: left float: {_some(unused)}")
     if not plan.modules:
+        if unused:
+            raise RecipeError(
+                f"The rules quantize only layers whose result nothing uses: {_some(unused)}.",
+                "Give at least one other rule `bits`.",
+            )
         raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
     if twice := sorted(graph.repeated.intersection(plan.modules)):
         raise RecipeError(
@@ -144,6 +159,10 @@ def make_plan(recipe: Recipe, graph: ModelGraph) -> QuantPlan:
     if recipe.quantization.smoothing is not None:
         smoothing_groups(recipe.quantization.smoothing, plan, graph)
     return plan
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
@@ -162,7 +181,7 @@ def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
     raise RecipeError(
         f"{len(wrong)} of {len(blocks)} layers with INT4 weights do not fit their block: layer '{name}' has "
         f"{widths[name]} input features, and {blocks[name]} must divide that in two or more. The layers: "
-        f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}.",
+        f"{_some(wrong)}.",
         f"Give them block: {fitting[-1]} in a later rule, or leave them float (ignore: true)."
         if fitting
         else "Leave them float (ignore: true), or give those that it divides a smaller block, in a later rule.",

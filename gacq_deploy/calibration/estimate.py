@@ -40,6 +40,8 @@ class CalibrationEstimate:
     sites: tuple[dict[str, object], ...]
     quantized_modules: int
     float_modules: int
+    unused_modules: tuple[str, ...]
+    """Layers that run although nothing uses their result: they stay float."""
     blocks: tuple[str, ...]
     samples: int
     validation_samples: int
@@ -78,6 +80,7 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
         sites=tuple(_describe(e) for e in plan),
         quantized_modules=len(plan.modules),
         float_modules=len(layers) - len(plan.modules),
+        unused_modules=tuple(sorted(graph.unused)),
         blocks=tuple(b.name for b in graph.blocks if any(plan.get(s) for s in b.sites)),
         samples=total - held,
         validation_samples=held,

@@ -18,6 +18,7 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.cut import cut_blocks
 from gacq_deploy.models.nesting import Path, leaves, replaced, same, spoken
 from gacq_deploy.models.observe import BlockCall, Observed, observe
+from gacq_deploy.models.unused import find_unused
 from gacq_deploy.spec import Role, Site
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,7 +78,8 @@ class ModelGraph:
 
     ``shared_tensor`` maps an input site to the first site that reads the very same tensor; ``repeated`` holds the
     layers that run more than once in a step, on different tensors, and ``uncut`` those that lie in no block, with the
-    reason: both have to stay float.
+    reason: both have to stay float. ``unused`` are the layers that run although the output is not computed from their
+    result: exported graphs do not hold them.
     """
 
     blocks: tuple[Block, ...]
@@ -86,6 +88,7 @@ class ModelGraph:
     shared_tensor: Mapping[Site, Site]
     repeated: frozenset[str] = frozenset()
     uncut: Mapping[str, str] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
 
     @property
     def bytes_per_sample(self) -> int:
@@ -121,7 +124,8 @@ def trace_model(denoiser: Denoiser) -> ModelGraph:
     if not seen.blocks:
         reasons = ", ".join(f"'{name}' {reason}" for name, reason in refused.items())
         raise ModelError(f"No module can be a block: {reasons or 'none runs'}.", _SUPPORTED)
-    return _graph(denoiser.module, seen, refused)
+    unused = find_unused(denoiser, [layer.name for layer in seen.layers])
+    return _graph(denoiser.module, seen, refused, unused)
 
 
 class _Coincidence(Exception):
@@ -215,7 +219,7 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_meta
 
 
-def _graph(root: nn.Module, seen: Observed, refused: Mapping[str, str]) -> ModelGraph:
+def _graph(root: nn.Module, seen: Observed, refused: Mapping[str, str], unused: frozenset[str]) -> ModelGraph:
     names = [b.name for b in seen.blocks]
     last_use = [len(names) if i in seen.final_dependencies else i for i in range(len(names))]
     for consumer, block in enumerate(seen.blocks):
@@ -235,7 +239,7 @@ def _graph(root: nn.Module, seen: Observed, refused: Mapping[str, str]) -> Model
         )
         for i, block in enumerate(seen.blocks)
     )
-    return ModelGraph(blocks, sites, *_ties(seen), frozenset(seen.repeated), uncut)
+    return ModelGraph(blocks, sites, *_ties(seen), frozenset(seen.repeated), uncut, unused)
 
 
 def _rows(values: Mapping[Path, Any]) -> dict[Path, TensorShape]:
