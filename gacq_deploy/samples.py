@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,6 +174,35 @@ def timestep_buckets(timesteps: NDArray[Any], count: int) -> NDArray[np.int64]:
     return np.asarray(rank * min(count, len(distinct)) // len(distinct), np.int64)
 
 
+class RowFile:
+    """A safetensors file whose tensors are mapped, to be read or written in place; whoever made it made it whole."""
+
+    def __init__(self, path: Path, mode: Literal["r", "r+"] = "r+") -> None:
+        self.path = path
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        numpy_names = {code: name for name, code in _DTYPES.items()}
+        self.tensors: dict[str, Array] = {
+            name: np.memmap(
+                path, numpy_names[e["dtype"]], mode, 8 + length + e["data_offsets"][0], tuple(e["shape"])
+            )
+            for name, e in header.items()
+            if name != "__metadata__"
+        }
+
+    def write(self, start: int, tensors: Mapping[str, Array]) -> None:
+        """Write rows ``start ..`` of every named tensor."""
+        for name, value in tensors.items():
+            self.tensors[name][start : start + len(value)] = value
+
+    def close(self) -> None:
+        """Write what is pending and let go."""
+        for view in self.tensors.values():
+            view.flush()  # type: ignore[attr-defined]
+        self.tensors.clear()
+
+
 class SampleWriter:
     """Streams rows into a safetensors file whose size is known beforehand; whole or absent.
 
@@ -184,33 +213,37 @@ class SampleWriter:
         """``layout``: tensor name -> (numpy dtype name, full shape ``[N, ...]``)."""
         self._path = path
         self._layout = dict(sorted(layout.items()))
-        self._maps: dict[str, Array] = {}
+        self._rows: RowFile | None = None
 
     def __enter__(self) -> SampleWriter:
         self._context = atomic_path(self._path)
         temp = self._context.__enter__()
         try:
             self._create(temp)
+            self._rows = RowFile(temp)
         except BaseException as error:
             self._context.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        for view in self._maps.values():
-            view.flush()  # type: ignore[attr-defined]
-        self._maps.clear()
+        if self._rows is not None:
+            self._rows.close()
         self._context.__exit__(kind, error, trace)
+
+    @property
+    def rows(self) -> RowFile:
+        """The file as it grows, under a temporary name: other processes may open it, too."""
+        assert self._rows is not None, "not entered"
+        return self._rows
 
     def write(self, start: int, tensors: Mapping[str, Array]) -> None:
         """Write rows ``start ..`` of every named tensor."""
-        for name, value in tensors.items():
-            self._maps[name][start : start + len(value)] = value
+        self.rows.write(start, tensors)
 
     def _create(self, temp: Path) -> None:
         header: dict[str, Any] = {"__metadata__": {"schema": SCHEMA}}
         offset = 0
-        offsets: dict[str, int] = {}
         for name, (dtype, shape) in self._layout.items():
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             header[name] = {
@@ -218,19 +251,15 @@ class SampleWriter:
                 "shape": list(shape),
                 "data_offsets": [offset, offset + size],
             }
-            offsets[name] = offset
             offset += size
         head = json.dumps(header, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)
         with temp.open("wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
-            base = file.tell()
             # written, not seeked over: a full disk must show here and not as a bus error in the mapping
             remaining = offset
             while remaining > 0:
                 remaining -= file.write(bytes(min(remaining, 1 << 20)))
-        for name, (dtype, shape) in self._layout.items():
-            self._maps[name] = np.memmap(temp, dtype, "r+", base + offsets[name], shape)
 
 
 def _conditioning(tensors: Mapping[str, Array]) -> dict[str, Rows]:

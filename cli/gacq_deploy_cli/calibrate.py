@@ -63,6 +63,7 @@ def calibrate(
     Writes recipe.yaml, samples.safetensors, work/ and artifact/ into the run directory. Interrupted or
     killed, the same command resumes; finished, it does nothing.
     """
+    from gacq_deploy.parallel import joined_group
     from gacq_deploy.recipe import PRESETS, load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
@@ -75,8 +76,12 @@ def calibrate(
         return
     with needs_extra("calibrate", "calibrate"):
         from gacq_deploy.calibration.calibrate import calibrate as run_calibration
-    with output.progress() as report:
-        artifact = run_calibration(resolved, directory, fresh=fresh, report=report)
+        from gacq_deploy.calibration.helping import help_calibrate
+    with joined_group() as group, output.progress() as report:
+        if not group.leads:
+            help_calibrate(resolved, group)
+            return
+        artifact = run_calibration(resolved, directory, fresh=fresh, report=report, group=group)
     document = {
         "directory": str(output_dir),
         "artifact": artifact.manifest_digest,

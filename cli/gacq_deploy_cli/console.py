@@ -26,9 +26,11 @@ _PIPE_WIDTH = 240
 class Output:
     """Where a command's results and progress go. ``emit`` is called once, at the end."""
 
-    def __init__(self, *, as_json: bool, verbosity: int) -> None:
+    def __init__(self, *, as_json: bool, verbosity: int, mute: bool = False) -> None:
+        """``mute``: another process of the group says it all."""
         self.as_json = as_json
-        self.verbosity = verbosity
+        self.verbosity = -1 if mute else verbosity
+        self._mute = mute
 
     def start_logging(self) -> None:
         """Send the library's log to stderr at the level the user asked for."""
@@ -62,6 +64,8 @@ class Output:
 
     def emit(self, document: Any, *tables: Table | str) -> None:
         """Print the result: ``document`` with ``--json``, else the tables and lines."""
+        if self._mute:
+            return
         if self.as_json:
             click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
             return

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from gacq_deploy import __version__
+from gacq_deploy.parallel import speaks_first
 from gacq_deploy_cli import (
     bench,
     build_trt,
@@ -81,6 +82,8 @@ def _leave_quietly() -> Iterator[None]:
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:
     failure = explain(error)
+    if not speaks_first():
+        return failure.exit_code
     if "--debug" in arguments:
         traceback.print_exception(error, file=sys.stderr)
     if "--json" in arguments:

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 
 from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.parallel import own_rank
 from gacq_deploy_cli.console import Output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -56,13 +57,19 @@ def common(command: Command) -> Command:
     return command
 
 
+SHARED = ("calibrate", "run")
+"""Commands that the processes of `torchrun` do together."""
+
+
 def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Callable[P, int | None]:
     """Pass an :class:`Output` made from the common options as the first argument."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> int | None:
+        if own_rank() > 0 and function.__name__ not in SHARED:
+            return None  # what is not shared, the first process does alone
         settings = click.get_current_context().ensure_object(Settings)
-        output = Output(as_json=settings.json, verbosity=settings.verbosity)
+        output = Output(as_json=settings.json, verbosity=settings.verbosity, mute=own_rank() > 0)
         output.start_logging()
         return function(output, *args, **kwargs)
 

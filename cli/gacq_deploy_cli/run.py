@@ -91,7 +91,8 @@ def run(
     """
     from gacq_deploy.images import write_grid
     from gacq_deploy.run_directory import RunDirectory
-    from gacq_deploy.sampling import ImageRequest, make_images
+    from gacq_deploy.sampling import ImageRequest
+    from gacq_deploy.sampling_together import make_images_together
     from gacq_deploy.step_policy import policy_document
 
     request = ImageRequest(
@@ -99,7 +100,9 @@ def run(
         allow_host_code,
     )  # fmt: skip
     with output.progress() as report:
-        made = make_images(RunDirectory(directory), request, report)
+        made = make_images_together(RunDirectory(directory), request, report)
+    if made is None:
+        return  # another process of the group has the images
     write_grid(file, made.images)
     document = {
         "file": str(file),

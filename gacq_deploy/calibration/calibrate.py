@@ -39,6 +39,7 @@ from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
 from gacq_deploy.models.lora import text_parts
+from gacq_deploy.parallel import ALONE, Group
 from gacq_deploy.plan import resolve_plan
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
@@ -62,6 +63,7 @@ def calibrate(
     fresh: bool = False,
     weights: SampleWeights | None = None,
     report: Reporter = SILENT,
+    group: Group = ALONE,
 ) -> CalibrationArtifact:
     """Learn sample weights, rounding, scales and biases; resume what is unfinished, return at once what is finished.
 
@@ -71,6 +73,8 @@ def calibrate(
         fresh: forget finished steps and the samples first.
         weights: one weight per training sample and stage, instead of those the recipe's mode learns.
         report: progress.
+        group: processes that collect samples together; this is the first of them, and the others are to call
+            :func:`gacq_deploy.calibration.helping.help_calibrate`.
 
     Raises:
         RecipeError: the directory holds another recipe's run, or a rule does not fit the model.
@@ -88,7 +92,7 @@ def calibrate(
         if fresh:
             forget_run(directory)
         check_same_recipe(recipe, directory)
-        trajectories = open_trajectories(source, recipe, directory)
+        trajectories = open_trajectories(source, recipe, directory, group)
         denoiser = trajectories.denoiser
         graph = trace_model(denoiser)
         plan = make_plan(recipe, graph, report)
@@ -96,6 +100,8 @@ def calibrate(
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
         samples_sha256 = trajectories.ensure_samples(report)
+        group.tell(None)
+        group.close()
         key = work_key(recipe, denoiser, samples_sha256, weights)
         finished = None if fresh else finished_artifact(directory, key, report)
         if finished is not None:

@@ -15,15 +15,17 @@ from gacq_deploy.call import CallRecord
 from gacq_deploy.conditions import Conditions
 from gacq_deploy.errors import ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.pieces import collect_file
 from gacq_deploy.models.pipelines import OpenPipeline, check_steerable, open_pipeline
-from gacq_deploy.models.prompted import Wanted, collect_prompted, wanted_probe, wanted_samples
+from gacq_deploy.models.prompted import Wanted, wanted_probe, wanted_samples
 from gacq_deploy.models.recording import Layout, RecordedCall, record_call
 from gacq_deploy.models.source import Recording, Source, find_source, load_module, make_denoiser
 from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.parallel import ALONE, Group
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import Recipe, SamplesSection
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples import CalibrationSet, load_samples, save_samples
+from gacq_deploy.samples import CalibrationSet, load_samples
 from gacq_deploy.storage import digest_file, digest_json, read_json, write_json
 
 _HINT = "Run `gacq-deploy calibrate --fresh` to collect them again."
@@ -70,21 +72,29 @@ class Trajectories(Protocol):
         """Return what steered the probe's trajectories, where it cannot be drawn."""
 
 
-def open_trajectories(source: Source, recipe: Recipe, directory: RunDirectory) -> Trajectories:
+def open_trajectories(
+    source: Source, recipe: Recipe, directory: RunDirectory, group: Group = ALONE
+) -> Trajectories:
     """Load the model and say where its trajectories come from; a pipeline is opened only if it has to run.
+
+    Samples are collected by the whole group, of which this is the first process.
 
     Raises:
         ModelError, ArtifactError: it cannot be loaded, or calls its denoiser in a way that is not supported.
     """
     module = load_module(source)
     if not source.is_prompted:
-        return DrawnTrajectories(make_denoiser(source, module), recipe, directory)
+        return DrawnTrajectories(make_denoiser(source, module), recipe, directory, group)
     known = _Memory.read(directory)
     if known is not None:
         denoiser = make_denoiser(source, module, known.recorded.recording)
         if known.key == _key(denoiser, recipe, prompted=True):
-            return PromptedTrajectories(denoiser, recipe, directory, known.recorded, known.guidance_scale)
-    return _record(source, module, recipe, directory)
+            return PromptedTrajectories(
+                denoiser, recipe, directory, known.recorded, known.guidance_scale, group=group
+            )
+    trajectories = _record(source, module, recipe, directory)
+    trajectories.group = group
+    return trajectories
 
 
 def record_denoiser(source: Source, recipe: Recipe) -> Denoiser:
@@ -114,6 +124,7 @@ class DrawnTrajectories:
     denoiser: Denoiser
     recipe: Recipe
     directory: RunDirectory
+    group: Group = ALONE
 
     def ensure_samples(self, report: Reporter) -> str:
         """See :class:`Trajectories`."""
@@ -121,7 +132,7 @@ class DrawnTrajectories:
         path = self.directory.samples_path
         sha256 = _recorded_digest(self.directory, key, path)
         if sha256 is None:
-            collect_samples(self.denoiser, self.recipe.samples, path, report)
+            collect_samples(self.denoiser, self.recipe.samples, path, report, self.group)
             load_samples(path)
             sha256 = digest_file(path)
             write_json(self.directory.samples_record_path, {"key": key, "sha256": sha256})
@@ -156,6 +167,7 @@ class PromptedTrajectories:
     recorded: RecordedCall
     guidance_scale: float
     opened: OpenPipeline | None = None
+    group: Group = ALONE
 
     def ensure_samples(self, report: Reporter) -> str:
         """See :class:`Trajectories`."""
@@ -177,9 +189,8 @@ class PromptedTrajectories:
         return sha256
 
     def _collect(self, opened: OpenPipeline, wanted: Wanted, path: Path, report: Reporter) -> None:
-        report.stage("collect samples", wanted.count * wanted.steps)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_samples(collect_prompted(opened, self.recorded, wanted, report), path)
+        report.stage("collect samples", -(-wanted.count * wanted.steps // self.group.size))
+        collect_file(opened, self.recorded, wanted, path, report, self.group)
         load_samples(path)
 
     def probe_states(self, report: Reporter = SILENT) -> CalibrationSet:  # noqa: ARG002 (collected with the samples)

@@ -6,7 +6,7 @@ timesteps, everything that steers, and the float answers. Both rows of a guidanc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.recording import RecordedCall, conditioning_rows, timestep_told
 from gacq_deploy.models.trajectory import validation_trajectories
 from gacq_deploy.models.watching import SeenCall, Watcher
+from gacq_deploy.parallel import ALONE, Group
 from gacq_deploy.progress import Reporter
 from gacq_deploy.prompts import BUILTIN, draw_prompts
 from gacq_deploy.recipe import SamplesSection
@@ -87,12 +88,21 @@ def collect_prompted(
         ModelError: a trajectory calls the denoiser otherwise than the recorded one did.
         CalibrationError: the float model's output is not finite.
     """
-    pieces = []
-    for first in range(0, wanted.count, wanted.batch):
-        members = range(first, min(first + wanted.batch, wanted.count))
-        pieces.append(_run(opened, recorded, wanted, members))
+    return _join([piece for _, piece in walk_share(opened, recorded, wanted, report)])
+
+
+def walk_share(
+    opened: OpenPipeline, recorded: RecordedCall, wanted: Wanted, report: Reporter, group: Group = ALONE
+) -> Iterator[tuple[int, CalibrationSet]]:
+    """Run this process's batches of trajectories; yield number and rows of each.
+
+    Raises:
+        ModelError, CalibrationError: as :func:`collect_prompted`.
+    """
+    for number in group.share(-(-wanted.count // wanted.batch)):
+        members = range(number * wanted.batch, min((number + 1) * wanted.batch, wanted.count))
+        yield number, _run(opened, recorded, wanted, members)
         report.advance(len(members) * wanted.steps)
-    return _join(pieces)
 
 
 def _run(
@@ -168,14 +178,23 @@ def _steering(recorded: RecordedCall, seen: SeenCall, order: NDArray[np.int64]) 
     return {name: value.cpu().numpy() for name, value in chosen.items()}
 
 
-def _join(pieces: Sequence[CalibrationSet]) -> CalibrationSet:
-    """Put batches one behind the other; tables of what steers as well."""
-    steps = {len(p) // len(np.unique(p.trajectory)) for p in pieces}
+def check_lengths(trajectories: Sequence[NDArray[np.int64]]) -> None:
+    """Refuse batches, given by the trajectory of each row, whose trajectories are of different lengths.
+
+    Raises:
+        ModelError: the pipeline calls its denoiser more often in some than in others.
+    """
+    steps = {len(t) // len(np.unique(t)) for t in trajectories}
     if len(steps) != 1:
         raise ModelError(
             f"Trajectories have {' or '.join(map(str, sorted(steps)))} rows.",
             "Only pipelines with a fixed number of calls are supported.",
         )
+
+
+def _join(pieces: Sequence[CalibrationSet]) -> CalibrationSet:
+    """Put batches one behind the other; tables of what steers as well."""
+    check_lengths([p.trajectory for p in pieces])
     conditioning: dict[str, Any] = {}
     for name in pieces[0].conditioning:
         parts = [rows for p in pieces if isinstance(rows := p.conditioning[name], TableRows)]

@@ -136,6 +136,10 @@ def _short_run(
     scheduler = opened.pipeline.scheduler
     config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__, **told}
     config = plain_scheduler({k: v for k, v in config.items() if not k.startswith("_") or k in _KEPT})
+    if "_use_default_values" in config:
+        config["_use_default_values"] = sorted(
+            config["_use_default_values"]
+        )  # in memory in an order of chance
     check_process(config, f"{opened.name}'s scheduler")
     first, second = watcher.calls
     return _Run(first, second, answered[0] if answered else None), _Schedule(

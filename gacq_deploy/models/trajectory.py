@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.parallel import ALONE, Group
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import SamplesSection
-from gacq_deploy.samples import CONDITION_PREFIX, SampleWriter
+from gacq_deploy.samples import CONDITION_PREFIX, RowFile, SampleWriter
 
 Array = NDArray[Any]
 
@@ -51,29 +53,83 @@ def validation_trajectories(section: SamplesSection) -> NDArray[np.uint8]:
 
 
 def collect_samples(
-    denoiser: Denoiser, section: SamplesSection, path: Path, report: Reporter = SILENT
+    denoiser: Denoiser,
+    section: SamplesSection,
+    path: Path,
+    report: Reporter = SILENT,
+    group: Group = ALONE,
 ) -> None:
     """Run float DDIM trajectories and stream their states to ``path``.
 
     Every ``keep_every``-th step of every trajectory is kept, so all timesteps are equally represented. Seeds,
-    classes, timesteps and noise do not depend on ``section.batch``.
+    classes, timesteps and noise do not depend on ``section.batch``. Other processes of the group have to call
+    :func:`help_collect_samples` with what they are told; batches are the same whoever runs them, so rows are, too.
 
     Raises:
         CalibrationError: the float model's output is not finite.
+        ResourceError: the disk is full, or another process of the group ended.
     """
-    scheduler = DDIMScheduler.from_config(denoiser.record.scheduler)  # type: ignore[no-untyped-call]
-    scheduler.set_timesteps(section.steps)
-    kept = list(range(0, section.steps, section.keep_every))
-    conditioning = draw_conditioning(denoiser, section.seed, section.trajectories)
-    flags = validation_trajectories(section)
-    rows = section.trajectories * len(kept)
-    report.stage("collect samples", section.trajectories * section.steps)
-    with SampleWriter(path, _layout(denoiser, conditioning, rows)) as writer:
-        for first in range(0, section.trajectories, section.batch):
-            members = np.arange(first, min(first + section.batch, section.trajectories))
-            batch = {name: value[members] for name, value in conditioning.items()}
-            states = _run(denoiser, scheduler, section, members, batch, report)
-            _write(writer, states, members, batch, flags, kept)
+    walk = _Walk(denoiser, section)
+    report.stage("collect samples", walk.work(group))
+    with SampleWriter(path, walk.layout()) as writer:
+        group.tell(DrawnShare(section, writer.rows.path))
+        walk.run(writer.rows, group, report)
+        group.wait()
+
+
+@dataclass(frozen=True)
+class DrawnShare:
+    """What other processes need to know to take their share of drawn trajectories."""
+
+    section: SamplesSection
+    file: Path
+
+
+def help_collect_samples(denoiser: Denoiser, share: DrawnShare, group: Group) -> None:
+    """Run this process's share of the batches into the file that the first process laid out.
+
+    Raises:
+        CalibrationError: the float model's output is not finite.
+        ResourceError: another process of the group ended.
+    """
+    rows = RowFile(share.file)
+    _Walk(denoiser, share.section).run(rows, group, SILENT)
+    rows.close()
+    group.wait()
+
+
+class _Walk:
+    """Trajectories that are drawn, batch by batch."""
+
+    def __init__(self, denoiser: Denoiser, section: SamplesSection) -> None:
+        self._denoiser = denoiser
+        self._section = section
+        self._scheduler: Any = DDIMScheduler.from_config(denoiser.record.scheduler)  # type: ignore[no-untyped-call]
+        self._scheduler.set_timesteps(section.steps)
+        self._kept = list(range(0, section.steps, section.keep_every))
+        self._conditioning = draw_conditioning(denoiser, section.seed, section.trajectories)
+        self._flags = validation_trajectories(section)
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return the tensors of the file."""
+        rows = self._section.trajectories * len(self._kept)
+        return _layout(self._denoiser, self._conditioning, rows)
+
+    def work(self, group: Group) -> int:
+        """Return how many steps of single trajectories are this process's."""
+        return sum(len(members) for members in self._batches(group)) * self._section.steps
+
+    def run(self, rows: RowFile, group: Group, report: Reporter) -> None:
+        """Run this process's batches and write their rows."""
+        for members in self._batches(group):
+            batch = {name: value[members] for name, value in self._conditioning.items()}
+            states = _run(self._denoiser, self._scheduler, self._section, members, batch, report)
+            _write(rows, states, members, batch, self._flags, self._kept)
+
+    def _batches(self, group: Group) -> Iterator[NDArray[np.int64]]:
+        count, size = self._section.trajectories, self._section.batch
+        for number in group.share(-(-count // size)):
+            yield np.arange(number * size, min((number + 1) * size, count))
 
 
 def _layout(
@@ -123,7 +179,7 @@ def _run(
 
 
 def _write(
-    writer: SampleWriter,
+    writer: RowFile,
     states: list[tuple[Tensor, Tensor, int]],
     members: NDArray[np.int64],
     conditioning: Mapping[str, Array],

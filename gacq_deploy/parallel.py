@@ -1,0 +1,174 @@
+"""Which of several processes is this, and how do they work on one thing? `torchrun` starts them, on one machine.
+
+What they exchange are words: arrays travel through files. So gloo carries it, whatever device computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from gacq_deploy.errors import BackendUnavailable, ResourceError, UsageError
+
+_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PATIENCE = timedelta(days=30)
+"""One may wait for another as long as that works; of a process that died, torchrun ends the others."""
+_CONNECT = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes that run one command together; the first, of rank 0, leads, writes and talks."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Return which of ``count`` pieces of work are this process's: every ``size``-th."""
+        return range(self.rank, count, self.size)
+
+    def tell(self, word: Any) -> Any:
+        """Return the first process's word in all of them; theirs are not looked at.
+
+        Raises:
+            ResourceError: another process ended.
+        """
+        if self.size == 1:
+            return word
+        words = [word if self.leads else None]
+        with _heard() as distributed:
+            distributed.broadcast_object_list(words, src=0)
+        return words[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, by rank, in the first one; nothing in the others.
+
+        Raises:
+            ResourceError: another process ended.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.leads else None
+        with _heard() as distributed:
+            distributed.gather_object(value, values, dst=0)
+        return values or []
+
+    def wait(self) -> None:
+        """Return when every process has come this far.
+
+        Raises:
+            ResourceError: another process ended.
+        """
+        if self.size > 1:
+            with _heard() as distributed:
+                distributed.barrier()
+
+    def close(self) -> None:
+        """Leave; the others may go on alone."""
+        if self.size > 1:
+            from torch import distributed
+
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+ALONE = Group()
+
+
+def own_rank() -> int:
+    """Return this process's rank, 0 where no launcher gave one."""
+    return int(os.environ["RANK"]) if _is_launched() else 0
+
+
+@contextmanager
+def joined_group() -> Iterator[Group]:
+    """Yield the group that `torchrun` started this process in; without it, a group of one that needs no torch.
+
+    Raises:
+        UsageError: the processes are on several machines.
+        BackendUnavailable: PyTorch is missing.
+        ResourceError: the others cannot be reached.
+    """
+    if not _is_launched():
+        yield ALONE
+        return
+    rank, size = own_rank(), int(os.environ["WORLD_SIZE"])
+    if int(os.environ["LOCAL_WORLD_SIZE"]) != size:
+        raise UsageError(
+            f"{size} processes on several machines: {os.environ['LOCAL_WORLD_SIZE']} of them run here.",
+            "They share files, so start all on one machine: torchrun --nproc-per-node N.",
+        )
+    try:
+        from torch import distributed
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"Several processes need PyTorch: {error}.", "pip install 'gacq-deploy[calibrate]'"
+        ) from error
+    _take_own_device()
+    with _heard():
+        distributed.init_process_group("gloo", store=_store(), rank=rank, world_size=size, timeout=_PATIENCE)
+    group = Group(rank, size)
+    try:
+        yield group
+    finally:
+        group.close()
+
+
+def speaks_first() -> bool:
+    """Return whether this process is the first of its group to fail, whose message is the one that counts."""
+    if not _is_launched():
+        return True
+    try:
+        return int(_store().add("gacq-deploy/failure", 1)) == 1
+    except (ImportError, RuntimeError, OSError, ValueError):
+        return True
+
+
+def _is_launched() -> bool:
+    return all(name in os.environ for name in _NAMES) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _store() -> Any:
+    """Return a connection to the launcher's table, which outlives every process of the group."""
+    from torch import distributed
+
+    return distributed.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        int(os.environ["WORLD_SIZE"]),
+        is_master=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and own_rank() == 0,
+        timeout=_CONNECT,
+    )
+
+
+def _take_own_device() -> None:
+    """Show this process one GPU, its own: engines take the first they see."""
+    import torch
+
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(os.environ["LOCAL_RANK"]) % len(devices)]
+
+
+@contextmanager
+def _heard() -> Iterator[Any]:
+    from torch import distributed
+
+    try:
+        yield distributed
+    except (RuntimeError, OSError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ResourceError(
+            f"Another process of the group ended or cannot be reached: {first}",
+            "Its own message says why; the system's log does if it was killed (out of memory).",
+        ) from error

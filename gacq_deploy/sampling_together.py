@@ -1,0 +1,76 @@
+"""How do several processes make the images of one request? Each whole batches of it; the first puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from gacq_deploy.artifact import load_artifact
+from gacq_deploy.parallel import Group, joined_group
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.runtime import build_conditioning
+from gacq_deploy.sampling import GeneratedImages, ImageRequest, make_images
+
+
+def make_images_together(
+    directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT
+) -> GeneratedImages | None:
+    """Generate images in the processes that `torchrun` started; alone, as :func:`make_images` does.
+
+    Returns:
+        The images in the first process, None in the others.
+
+    Raises:
+        UsageError, ArtifactError, BackendUnavailable, EngineError: as :func:`make_images`.
+        ResourceError: another process ended.
+    """
+    with joined_group() as group:
+        if group.size == 1:
+            return make_images(directory, request, report)
+        share = share_request(directory, request, group)
+        made = None if share is None else make_images(directory, share, report)
+        parts: list[GeneratedImages] = [part for part in group.gather(made) if part is not None]
+        return _joined(parts) if group.leads else None
+
+
+def share_request(directory: RunDirectory, request: ImageRequest, group: Group) -> ImageRequest | None:
+    """Return this process's part of a request, consecutive whole batches; None if there are none left for it.
+
+    A request that is wrong comes back whole: every process then refuses it, as one would.
+    """
+    batch = request.batch or directory.load_recipe().runtime.batch
+    batches = -(-request.count // batch)
+    first, end = (group.rank * batches // group.size, (group.rank + 1) * batches // group.size)
+    if batches < 1:
+        return request
+    if first == end:
+        return None
+    start, stop = first * batch, min(end * batch, request.count)
+    labels = request.labels
+    if labels is None:
+        conditioning = build_conditioning(load_artifact(directory.artifact).model, request.count)
+        labels = [int(x) for x in conditioning.get("class_labels", ())]
+    return replace(
+        request, count=stop - start, seed=request.seed + start, labels=_from(labels, start), batch=batch
+    )
+
+
+def _from(labels: Sequence[int], start: int) -> tuple[int, ...] | None:
+    """Return what repeats in turn, beginning at image ``start``."""
+    if not labels:
+        return None
+    turn = start % len(labels)
+    return (*labels[turn:], *labels[:turn])
+
+
+def _joined(parts: Sequence[GeneratedImages]) -> GeneratedImages:
+    return replace(
+        parts[0],
+        images=np.concatenate([part.images for part in parts]),
+        seeds=tuple(seed for part in parts for seed in part.seeds),
+        labels=tuple(label for part in parts for label in part.labels),
+        seconds=max(part.seconds for part in parts),
+    )
