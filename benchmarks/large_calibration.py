@@ -2,7 +2,7 @@
 
 Usage::
 
-    python -m benchmarks.large_calibration [--work FOLDER] [--latent 32] [--model sd15|sdxl] [--keep]
+    python -m benchmarks.large_calibration [--work FOLDER] [--latent 16] [--model sd15|sdxl] [--keep]
 
 Writes ``results/large_calibration.json``. The pipelines are those of :mod:`benchmarks.large_pipelines`: the UNet at
 full size with random weights, the rest structure only. Every command is the installed program's, in a process of its
@@ -12,7 +12,8 @@ sd15    calibrate --dry-run, calibrate, export --onnx --target trt (which lints)
 sdxl    calibrate --dry-run
 
 Memory is read from ``/proc`` twice a second: ``anon_mb`` is a process's own, ``file_mb`` what it has mapped of files
-(weights, caches), which the kernel drops and reads again when memory is short; each is the highest seen.
+(weights, caches), which the kernel drops and reads again when memory is short; each is the highest seen. ``peak_mb`` is
+the highest of both together, as the kernel has it.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ from gacq_deploy.storage import read_json, write_json
 RESULTS = Path(__file__).parent / "results" / "large_calibration.json"
 MAKERS = {"sd15": make_sd15, "sdxl": make_sdxl}
 SETTINGS = (
-    "samples.trajectories=2",  # one to learn from, one held out; 4 steps and 2 rows of guidance: 16 samples
+    "samples.trajectories=2",  # of 4 steps with 2 rows of guidance: 16 samples
     "samples.steps=4",
+    "samples.validation_share=0",
     "calibration.threads=1",
-    "calibration.reconstruction.iterations=4",
+    "calibration.reconstruction.iterations=2",
     "calibration.reconstruction.batch=4",
-    "calibration.polish.steps=4",
+    "calibration.polish.steps=2",
     "calibration.polish.batch=4",
     "parity.probe.trajectories=1",
     "parity.probe.local_samples=2",
 )
+STEPS = ("dry-run", "calibrate", "export")
 LIMIT_MB = 16_000
 PROGRAM = ("-c", "from gacq_deploy_cli.main import main; main()")
 Facts = dict[str, Any]
@@ -60,52 +63,65 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, help="Folder for the files (16 GB); default: a temporary one.")
-    parser.add_argument("--latent", type=int, default=32, help="Height and width of a latent.")
+    parser.add_argument("--latent", type=int, default=16, help="Height and width of a latent.")
     parser.add_argument("--model", choices=MAKERS, default="sd15")
     parser.add_argument("--keep", action="store_true", help="Keep the files.")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--only", choices=STEPS, help="Run this step again; the others' figures stay.")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="large-calibration-"))
+    known = read_json(RESULTS, what="Results", hint="Remove it.") if RESULTS.is_file() else {}
+    steps = known.get(arguments.model, {}).get("steps", {}) if arguments.only else {}
+    wanted = (arguments.only,) if arguments.only else STEPS if arguments.model == "sd15" else STEPS[:1]
     try:
-        facts = _measure(arguments.model, work, arguments.latent)
+        for step in wanted:
+            steps[step] = _measure(arguments.model, step, work, arguments.latent)
+            facts = _compared(steps, arguments.latent)
+            known |= {"schema": "gacq-deploy/benchmark/large-calibration/1", arguments.model: facts}
+            write_json(RESULTS, known)
     finally:
         if not arguments.keep:
             shutil.rmtree(work)
-    document = read_json(arguments.results, what="Results", hint="") if arguments.results.is_file() else {}
-    document["schema"] = "gacq-deploy/benchmark/large-calibration/1"
-    write_json(arguments.results, document | {arguments.model: facts})
-    sys.stdout.write(f"{json.dumps(facts['compared'])}\n{arguments.results}\n")
+    sys.stdout.write(f"{json.dumps(facts['compared'])}\n{RESULTS}\n")
 
 
-def _measure(model: str, work: Path, latent: int) -> Facts:
+def _measure(model: str, step: str, work: Path, latent: int) -> Facts:
+    """Run one command and return what is kept of its answer, and what it took."""
     folder = work / model
     if not (folder / "model_index.json").is_file():
         MAKERS[model](folder)
     recipe = _write_recipe(work / f"{model}.yaml", f"{model}-w8a8")
     run = work / f"run-{model}"
-    host = describe_host().model_dump(mode="json")
     settings = [f"model.source={folder.resolve()}", f"model.sample_size={latent}", *SETTINGS]
     calibrate = ["calibrate", "-r", str(recipe), "--preset", "ci", "-o", str(run), "--json"]
     calibrate += [part for setting in settings for part in ("--set", setting)]
-    steps = {"dry-run": _run([*calibrate, "--dry-run"], run)}
-    estimate = steps["dry-run"].pop("answer")["estimate"]
-    compared: Facts = {k: {"estimated": round(estimate[k])} for k in ("seconds", "memory_mb", "disk_mb")}
-    if model == "sd15":
-        steps["calibrate"] = _run(calibrate, run)
-        steps["export"] = _run(["export", str(run), "--onnx", "--target", "trt", "--json"], run)
-        took = steps["calibrate"]
-        found = {"seconds": took["wall_s"], "memory_mb": took["anon_mb"], "disk_mb": took["disk_mb"]}
-        for name, value in found.items():
-            compared[name] |= {"found": round(value), "ratio": round(compared[name]["estimated"] / value, 2)}
-        steps["calibrate"]["output_sqnr_db"] = took.pop("answer")["output_sqnr_db"]
-        steps["export"]["lint"] = (exported := steps["export"].pop("answer"))["lint"]
-        steps["export"]["self_check"] = exported["self_check"]
-        steps["export"]["files_mb"] = {k: v["bytes"] // 2**20 for k, v in exported["files"].items()}
+    load = describe_host().load_average
+    match step:
+        case "dry-run":
+            # nobody's run directory: the estimate is for one that starts from nothing
+            facts, answer = _run([*calibrate, "--dry-run", "-o", str(work / "none")], run)
+            kept = {k: v for k, v in answer["estimate"].items() if k not in ("sites", "blocks")}
+        case "calibrate":
+            facts, answer = _run(calibrate, run)
+            kept = {k: answer[k] for k in ("output_sqnr_db", "notes")}
+        case _:
+            facts, answer = _run(["export", str(run), "--onnx", "--target", "trt", "--json"], run)
+            kept = {k: answer[k] for k in ("lint", "self_check")}
+            kept["files_mb"] = {k: v["bytes"] // 2**20 for k, v in answer["files"].items()}
+    return {**facts, "load_average": load, "answer": kept}
+
+
+def _compared(steps: Facts, latent: int) -> Facts:
+    """Put steps beside what the dry run said of them."""
+    compared: Facts = {}
     peak = max(s["anon_mb"] for s in steps.values())
+    if "dry-run" in steps and "calibrate" in steps:
+        estimate, took = steps["dry-run"]["answer"], steps["calibrate"]
+        for name, found in (("seconds", "wall_s"), ("memory_mb", "peak_mb"), ("disk_mb", "disk_mb")):
+            ratio = round(estimate[name] / took[found], 2)
+            compared[name] = {"estimated": round(estimate[name]), "found": took[found], "ratio": ratio}
     return {
-        "host": host,
+        "host": describe_host().model_dump(mode="json"),
         "latent": latent,
-        "parameters": estimate["parameters"],
         "settings": list(SETTINGS),
         "steps": steps,
         "compared": compared,
@@ -126,8 +142,8 @@ def _write_recipe(path: Path, name: str) -> Path:
     return path
 
 
-def _run(arguments: list[str], run: Path) -> Facts:
-    """Run the program; return its JSON answer with time, the largest memory and the largest size of its folder."""
+def _run(arguments: list[str], run: Path) -> tuple[Facts, Facts]:
+    """Run the program; return time, the largest memory and the largest size of its folder, and its JSON answer."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     process = subprocess.Popen(
@@ -144,11 +160,12 @@ def _run(arguments: list[str], run: Path) -> Facts:
     facts = {
         "wall_s": round(time.monotonic() - began, 1),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_mb": usage.ru_maxrss // 1024,
         **peaks,
     }
     sys.stdout.write(f"{arguments[0]}: {json.dumps(facts)}\n")
     sys.stdout.flush()
-    return facts | {"answer": json.loads(answer)}
+    return facts, json.loads(answer)
 
 
 def _watch(pid: int, run: Path, peaks: Facts) -> None:

@@ -202,8 +202,13 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         ("sample weights", estimate.weights),
         ("polish", estimate.polish),
         ("time", f"about {duration(estimate.seconds)} on this machine"),
-        ("memory", f"about {size(estimate.memory_mb * 2**20)}"),
+        (
+            "memory",
+            f"about {size(estimate.memory_mb * 2**20)}, of it {size(estimate.mapped_mb * 2**20)} of weights mapped "
+            "from their files",
+        ),
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),
+        ("export", f"about {size(estimate.export_mb * 2**20)} of memory"),
     ]
     sites = [
         (s["site"], _bits(s), s["range"], "" if s["tie"] == s["site"] else s["tie"]) for s in estimate.sites

@@ -97,13 +97,13 @@ def open_trajectories(
     return trajectories
 
 
-def record_denoiser(source: Source, recipe: Recipe) -> Denoiser:
-    """Load a model only to look at it: of a prompted one, its call is recorded."""
+def record_denoiser(source: Source, recipe: Recipe) -> tuple[Denoiser, int]:
+    """Load a model only to look at it: of a prompted one, its call is recorded. Return it and its rows an image."""
     module = load_module(source)
     if not source.is_prompted:
-        return make_denoiser(source, module)
+        return make_denoiser(source, module), 1
     recorded = record_call(open_pipeline(source, module), recipe.samples.steps)
-    return make_denoiser(source, module, recorded.recording)
+    return make_denoiser(source, module, recorded.recording), recorded.layout.branches
 
 
 def _record(

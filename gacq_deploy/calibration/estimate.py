@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-
-import torch
 
 from gacq_deploy.calibration.calibrate import check_blocks, check_steps, make_plan
 from gacq_deploy.calibration.collecting import find_model, record_denoiser
-from gacq_deploy.calibration.objective import TRAJECTORIES
-from gacq_deploy.calibration.replay import block_bytes, cache_bytes, chunk_size, second_order_bytes
-from gacq_deploy.calibration.smoothing import SEARCHED_STATES
+from gacq_deploy.calibration.costs import Counts, disk_bytes, export_bytes, memory_bytes
+from gacq_deploy.calibration.duration import estimate_seconds
+from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.threads import limited_threads
-from gacq_deploy.learning import WeightedStage
-from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import ModelGraph, trace_model
+from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.trajectory import validation_trajectories
 from gacq_deploy.recipe import Recipe
-from gacq_deploy.spec import PlannedSite, QuantPlan
-
-_STEP_COST = 3.4
-"""One reconstruction step in forward passes of the same batch: forward, backward, rounding, Adam; measured on the
-demo UNet, where the small blocks' fixed costs count."""
-_META_STEPS = 18
-"""One meta iteration in training steps of its batch; measured on the demo UNets: 9 on the larger, 18 on the smaller."""
-_POLISH_MEMORY = 13
-"""What a polish step holds of a sample, in bytes of all blocks' inputs and outputs; measured on the demo UNets."""
-_BASE_MB = 500
-"""torch and diffusers once imported."""
+from gacq_deploy.spec import PlannedSite
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,12 @@ class CalibrationEstimate:
     """Steps of the polish, and what it trains."""
     seconds: float
     memory_mb: float
+    """Largest resident memory."""
+    mapped_mb: float
+    """What of it are weights mapped from their files, which the kernel may drop and read again."""
     disk_mb: float
+    export_mb: float
+    """Largest resident memory of the export that follows."""
 
 
 def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
@@ -65,15 +55,17 @@ def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
 
 
 def _estimate(recipe: Recipe) -> CalibrationEstimate:
-    denoiser = record_denoiser(find_model(recipe), recipe)
+    denoiser, branches = record_denoiser(find_model(recipe), recipe)
     graph = trace_model(denoiser)
     plan = make_plan(recipe, graph)
     check_blocks(plan, denoiser.module)
     check_steps(recipe, denoiser)
     kept = len(range(0, recipe.samples.steps, recipe.samples.keep_every))
-    held = int(validation_trajectories(recipe.samples).sum()) * kept
-    total = recipe.samples.trajectories * kept
+    held = int(validation_trajectories(recipe.samples).sum()) * kept * branches
+    total = recipe.samples.trajectories * kept * branches
     layers = {s.module for s in graph.sites}
+    too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
+    counts = Counts(recipe, denoiser, graph, plan, branches, total - held, held, frozenset(too_large))
     return CalibrationEstimate(
         family=denoiser.family.name,
         parameters=sum(p.numel() for p in denoiser.module.parameters()),
@@ -84,19 +76,23 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
         blocks=tuple(b.name for b in graph.blocks if any(plan.get(s) for s in b.sites)),
         samples=total - held,
         validation_samples=held,
-        weights=_weights(recipe),
+        weights=_weights(counts),
         polish=_polish(recipe),
-        seconds=_seconds(recipe, denoiser, graph, total - held, held),
-        memory_mb=_memory_mb(recipe, denoiser, graph, total),
-        disk_mb=_disk_mb(recipe, denoiser, graph, plan, total),
+        seconds=estimate_seconds(counts),
+        memory_mb=memory_bytes(counts) / 2**20,
+        mapped_mb=counts.stored_bytes / 2**20,
+        disk_mb=disk_bytes(counts) / 2**20,
+        export_mb=export_bytes(counts) / 2**20,
     )
 
 
-def _weights(recipe: Recipe) -> str:
-    section = recipe.calibration.weighting
+def _weights(counts: Counts) -> str:
+    section = counts.recipe.calibration.weighting
     if section.mode == "uniform" or not section.stages:
         return "uniform"
-    return f"{section.mode}, in {' and '.join(section.stages)}"
+    said = f"{section.mode}, in {' and '.join(section.stages)}"
+    lost = [stage for stage in section.stages if stage in counts.too_large and counts.is_learning(stage)]
+    return f"{said}; too large to be learned in the {lost[0]}: relative" if lost else said
 
 
 def _polish(recipe: Recipe) -> str:
@@ -114,100 +110,3 @@ def _describe(entry: PlannedSite) -> dict[str, object]:
         "range": entry.range_method,
         "tie": entry.tie,
     }
-
-
-def _forward_seconds(denoiser: Denoiser, batch: int) -> float:
-    """Return the time of one forward pass: the faster of two after a warm-up."""
-    inputs = denoiser.example_inputs(batch)
-    sample, timestep = inputs.pop("sample"), inputs.pop("timestep")
-    times = []
-    with torch.no_grad():
-        for _ in range(3):
-            started = time.perf_counter()
-            denoiser(sample, timestep, inputs)
-            times.append(time.perf_counter() - started)
-    return min(times[1:])
-
-
-def _seconds(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, training: int, held: int) -> float:
-    """Return the time of all passes over the samples, and of all steps on mini-batches."""
-    chunk = chunk_size(graph, recipe.calibration.memory_mb)
-    probe = recipe.parity.probe.trajectories * recipe.samples.steps
-    # a trajectory's steps run in turn: a last, smaller batch costs a pass as well
-    collect = recipe.samples.steps * -(-recipe.samples.trajectories // recipe.samples.batch)
-    passes = (_rows_passed(recipe, training, held) + 4 * probe) / chunk
-    return (
-        collect * _forward_seconds(denoiser, recipe.samples.batch)
-        + passes * _forward_seconds(denoiser, chunk)
-        + sum(
-            steps * _STEP_COST * _forward_seconds(denoiser, min(batch, training))
-            for steps, batch in _steps(recipe)
-            if steps > 0
-        )
-        + _gain_passes(recipe) * _forward_seconds(denoiser, TRAJECTORIES)
-    )
-
-
-def _rows_passed(recipe: Recipe, training: int, held: int) -> float:
-    """Return how many rows the whole model sees beside the steps, in forward passes of a row."""
-    polished = recipe.calibration.polish.steps > 0
-    # ranges read the set twice, replay carries two streams, each block's loss is taken before and after learning
-    blocks = 2 * training + 2 * (training + held) + 2 * training
-    smoothing = recipe.quantization.smoothing
-    if smoothing is not None:  # it reads the set once, the search some of it again
-        blocks += training + (min(training, SEARCHED_STATES) if smoothing.alpha == "search" else 0)
-    told = (2 + polished) * (held or training)
-    # gradients of the groups before and after every block and the polish
-    cosines = 2 * (1 + polished) * _STEP_COST * held
-    # the losses before and after; where weights are learned, how every sample's gradient lies
-    learned = polished and _learns(recipe, "polish")
-    return blocks + told + cosines + polished * 2 * training + learned * _STEP_COST * training
-
-
-def _steps(recipe: Recipe) -> tuple[tuple[int, int], ...]:
-    """Return (training steps of the whole model, their batch) of every kind; meta iterations count as many."""
-    settings = recipe.calibration
-    weighting = settings.weighting
-    # what a stage tries out before its first meta iteration costs about one
-    meta = (1 + weighting.iterations) * _learns(recipe, "reconstruction")
-    if settings.polish.steps > 0:
-        meta += (1 + weighting.polish_iterations) * _learns(recipe, "polish")
-    return (
-        (settings.reconstruction.iterations, settings.reconstruction.batch),
-        (settings.polish.steps, settings.polish.batch),
-        (_META_STEPS * meta, weighting.batch),
-    )
-
-
-def _learns(recipe: Recipe, stage: WeightedStage) -> bool:
-    section = recipe.calibration.weighting
-    return section.mode not in ("uniform", "relative") and stage in section.stages
-
-
-def _gain_passes(recipe: Recipe) -> float:
-    """Return the passes that measure what each step's error does to the image: to the end from every step."""
-    settings, steps = recipe.calibration, recipe.samples.steps
-    if settings.objective != "images" or settings.weighting.mode == "uniform" or settings.polish.steps == 0:
-        return 0
-    return 3 * steps + steps * (steps - 1) / 2
-
-
-def _memory_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, samples: int) -> float:
-    settings = recipe.calibration
-    weights = sum(p.numel() * p.element_size() for p in denoiser.module.parameters())
-    chunk = chunk_size(graph, settings.memory_mb)
-    held = [max(chunk, settings.reconstruction.batch) * block_bytes(graph)]
-    if settings.polish.steps > 0:
-        held.append(_POLISH_MEMORY * min(settings.polish.batch, chunk) * graph.bytes_of_all_blocks)
-    if settings.polish.steps > 0 and _learns(recipe, "polish"):
-        # a meta iteration's batch, and how the gradients of one chunk lie
-        held.append(max(settings.weighting.batch, min(chunk, samples)) * second_order_bytes(graph))
-    state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
-    return _BASE_MB + (1.5 * weights + max(held) + 2 * samples * state) / 2**20
-
-
-def _disk_mb(recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan, total: int) -> float:
-    state = 2 * 4 * torch.Size(denoiser.record.sample_shape).numel()
-    codes = sum(denoiser.module.get_submodule(m).get_parameter("weight").numel() for m in plan.modules)
-    local = recipe.parity.probe.local_samples * 2 * graph.bytes_of_all_blocks
-    return (total * state + cache_bytes(graph, total) + 2 * codes + 2 * local) / 2**20
