@@ -62,6 +62,9 @@ class CallRecord(_Record):
     timestep: TimestepRecord = TimestepRecord()
     arguments: tuple[ArgumentRecord, ...] = ()
     constants: dict[str, JsonValue] = {}
+    answer: Path | None = None
+    """Where a plain dict answers the prediction; empty: the answer is the prediction itself. None: as diffusers' models
+    answer, first in a tuple or an output class."""
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

@@ -197,7 +197,19 @@ def _describe(opened: OpenPipeline, single: _Run, double: _Run, schedule: Tensor
             _put_constant(opened, constants, path, value)
     if "return_dict" in constants:
         constants["return_dict"] = False
-    return CallRecord(state=state, timestep=timestep, arguments=tuple(arguments), constants=constants)
+    return CallRecord(
+        state=state,
+        timestep=timestep,
+        arguments=tuple(arguments),
+        constants=constants,
+        answer=_answer_path(single.answered),
+    )
+
+
+def _answer_path(answered: Any) -> Path | None:
+    if isinstance(answered, Tensor):
+        return ()
+    return (str(next(iter(answered))),) if type(answered) is dict else None
 
 
 def _find_state(opened: OpenPipeline, run: _Run) -> StateRecord:

@@ -56,6 +56,7 @@ def test_an_unfamiliar_call_is_taken_apart(recorded: RecordedCall) -> None:
     assert (loudness.name, loudness.shape, loudness.shared) == ("loudness", (), False)
     assert (grid.name, grid.shape, grid.shared) == ("grid", (8, 8), True)
     assert call.constants == {"brief": {"tone": None}}
+    assert call.answer == ("noise",)
     # interleaved rows, of which the second heeds no prompt
     assert recorded.layout == Layout(branches=2, by_image=True, negative=1)
     assert recorded.layout.rows(2) == [[1, 0], [3, 2]]
