@@ -295,16 +295,38 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
     Raises:
         ArtifactError: missing, altered, truncated, of a newer version, or inconsistent.
     """
+    manifest = _load_manifest(directory)
+    try:
+        return _read(manifest, directory)
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+
+
+def load_model_record(directory: Path) -> ModelRecord:
+    """Return what an artifact's manifest, verified, says of its model; the files beside it are not read.
+
+    Raises:
+        ArtifactError: as :func:`load_artifact`, but for those files.
+    """
+    manifest = _load_manifest(directory)
+    try:
+        return ModelRecord.model_validate(manifest["model"])
+    except (KeyError, ValidationError) as error:
+        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+
+
+def _load_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest, verified, in the current version."""
     path = directory / "manifest.json"
-    manifest = read_json(path, what="Artifact manifest", hint=_HINT)
+    manifest: dict[str, Any] = read_json(path, what="Artifact manifest", hint=_HINT)
     _check_version(manifest, directory)
     unseal(manifest, path, what="Artifact manifest", hint=_HINT, beside=("build",))
     try:
         for version in range(manifest["schema_version"], SCHEMA_VERSION):
             manifest = MIGRATIONS[version](manifest)
-        return _read(manifest, directory)
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+    return manifest
 
 
 def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:

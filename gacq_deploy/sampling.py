@@ -99,6 +99,11 @@ class GeneratedImages:
     seconds: float
     policy: StepPolicy | None = None
     """Which steps ran in float; None when one engine ran them all."""
+    prompts: tuple[str, ...] = ()
+    """One an image, of a text-to-image model."""
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    """None where nothing is guided."""
 
 
 def graph_for(directory: RunDirectory, engine: str) -> Path:
@@ -153,7 +158,7 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
     graph = graph_for(directory, request.engine)
     seeds = tuple(range(request.seed, request.seed + request.count))
     batch = request.batch or recipe.runtime.batch
-    with _opened(directory, request, graph, policy) as engine:
+    with open_engines(directory, request, graph, policy) as engine:
         began = time.perf_counter()
         images = generate(
             engine,
@@ -180,10 +185,16 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
 
 
 @contextmanager
-def _opened(
+def open_engines(
     directory: RunDirectory, request: ImageRequest, graph: Path, policy: StepPolicy | None
 ) -> Iterator[Engine]:
-    """Open the graph, beside the float one in the same kind of engine where some steps run in float."""
+    """Open the graph, beside the float one in the same kind of engine where some steps run in float.
+
+    Raises:
+        ArtifactError: the float graph's plan is missing or stale.
+        BackendUnavailable: the engine's package, provider or device is missing.
+        EngineError, ResourceError: it does not load.
+    """
     backend = "ort-cpu" if request.engine == FLOAT_ENGINE else request.engine
     options: dict[str, Any] = {"threads": request.threads, "allow_host_code": request.allow_host_code}
     with open_model(backend, graph, **options) as engine:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact import load_model_record
 from gacq_deploy.parallel import Group, joined_group
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
@@ -15,10 +16,14 @@ from gacq_deploy.runtime import build_conditioning
 from gacq_deploy.sampling import GeneratedImages, ImageRequest, make_images
 
 
+Maker = Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages]
+Item = TypeVar("Item")
+
+
 def make_images_together(
-    directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT
+    directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT, make: Maker = make_images
 ) -> GeneratedImages | None:
-    """Generate images in the processes that `torchrun` started; alone, as :func:`make_images` does.
+    """Generate images in the processes that `torchrun` started; alone, as ``make`` does.
 
     Returns:
         The images in the first process, None in the others.
@@ -29,9 +34,9 @@ def make_images_together(
     """
     with joined_group() as group:
         if group.size == 1:
-            return make_images(directory, request, report)
+            return make(directory, request, report)
         share = share_request(directory, request, group)
-        made = None if share is None else make_images(directory, share, report)
+        made = None if share is None else make(directory, share, report)
         parts: list[GeneratedImages] = [part for part in group.gather(made) if part is not None]
         return _joined(parts) if group.leads else None
 
@@ -50,20 +55,23 @@ def share_request(directory: RunDirectory, request: ImageRequest, group: Group) 
         return None
     start, stop = first * batch, min(end * batch, request.count)
     labels = request.labels
-    if labels is None:
-        conditioning = build_conditioning(load_artifact(directory.artifact).model, request.count)
+    model = load_model_record(directory.artifact)
+    if labels is None and model.call is None:  # a recorded model is steered by what its pipeline makes
+        conditioning = build_conditioning(model, request.count)
         labels = [int(x) for x in conditioning.get("class_labels", ())]
     return replace(
-        request, count=stop - start, seed=request.seed + start, labels=_from(labels, start), batch=batch
+        request,
+        count=stop - start,
+        seed=request.seed + start,
+        labels=turned(labels or (), start) or None,
+        batch=batch,
     )
 
 
-def _from(labels: Sequence[int], start: int) -> tuple[int, ...] | None:
-    """Return what repeats in turn, beginning at image ``start``."""
-    if not labels:
-        return None
-    turn = start % len(labels)
-    return (*labels[turn:], *labels[:turn])
+def turned(items: Sequence[Item], start: int) -> tuple[Item, ...]:
+    """Return what repeats in turn over the images, beginning at image ``start``."""
+    turn = start % len(items) if items else 0
+    return (*items[turn:], *items[:turn])
 
 
 def _joined(parts: Sequence[GeneratedImages]) -> GeneratedImages:
@@ -72,5 +80,6 @@ def _joined(parts: Sequence[GeneratedImages]) -> GeneratedImages:
         images=np.concatenate([part.images for part in parts]),
         seeds=tuple(seed for part in parts for seed in part.seeds),
         labels=tuple(label for part in parts for label in part.labels),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
         seconds=max(part.seconds for part in parts),
     )

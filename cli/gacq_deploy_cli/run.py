@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from gacq_deploy.errors import UsageError
 from gacq_deploy_cli.console import Output, Table, duration
-from gacq_deploy_cli.options import ENGINES, common, host_code_option, run_directory_argument, with_output
+from gacq_deploy_cli.options import (
+    ENGINES,
+    common,
+    host_code_option,
+    needs_extra,
+    run_directory_argument,
+    with_output,
+)
 
 if TYPE_CHECKING:
+    from gacq_deploy.progress import Reporter
     from gacq_deploy.recipe import Where
+    from gacq_deploy.run_directory import RunDirectory
+    from gacq_deploy.sampling import GeneratedImages, ImageRequest
 
 
 def _require_png(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -25,7 +37,7 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
 
 @click.command(short_help="Generate images with an exported graph.")
 @run_directory_argument
-@click.option("-n", "--number", type=int, default=4, show_default=True, help="Number of images.")
+@click.option("-n", "--number", type=int, help="Number of images; default: 4, or one a --prompt.")
 @click.option(
     "-o",
     "--output",
@@ -45,7 +57,34 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     multiple=True,
     help="Class label, repeatable; default: every class in turn.",
 )
-@click.option("--batch", type=click.IntRange(min=1), help="Images run together; never changes an image.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="What a text-to-image model is to show, repeatable, in turn; default: the recipe's prompts.",
+)
+@click.option("--negative-prompt", metavar="TEXT", help="What every image is guided away from.")
+@click.option(
+    "--guidance-scale",
+    type=float,
+    help="Of classifier-free guidance; default: the recipe's, or the pipeline's.",
+)
+@click.option("--width", type=click.IntRange(min=1), help="In pixels, where the graph leaves the size open.")
+@click.option("--height", type=click.IntRange(min=1), help="In pixels, where the graph leaves the size open.")
+@click.option(
+    "--pipeline",
+    metavar="FOLDER",
+    help="Where text encoders and decoder lie now; default: where the recipe found them.",
+)
+@click.option(
+    "--device", help="Of text encoders and decoder (cpu, cuda); default: the GPU if the engine is on one."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Images run together; the denoiser's part never depends on it.",
+)
 @click.option(
     "--scheduler",
     metavar="NAME",
@@ -71,12 +110,19 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
 def run(
     output: Output,
     directory: Path,
-    number: int,
+    number: int | None,
     file: Path,
     seed: int,
     engine: str,
     steps: int | None,
     labels: tuple[int, ...],
+    prompts: tuple[str, ...],
+    negative_prompt: str | None,
+    guidance_scale: float | None,
+    width: int | None,
+    height: int | None,
+    pipeline: str | None,
+    device: str | None,
     batch: int | None,
     scheduler: str | None,
     threads: int,
@@ -88,19 +134,24 @@ def run(
 
     The float model runs with --engine float (float.onnx in ONNX Runtime). With ddim and flow no PyTorch
     is needed.
+
+    A text-to-image model runs inside its own pipeline, as calibration found it: its text encoders, scheduler and
+    decoder, without its safety checker. Latents of other models are decoded by the pipeline's decoder.
     """
     from gacq_deploy.images import write_grid
     from gacq_deploy.run_directory import RunDirectory
     from gacq_deploy.sampling import ImageRequest
-    from gacq_deploy.sampling_together import make_images_together
     from gacq_deploy.step_policy import policy_document
 
+    run_directory = RunDirectory(directory)
     request = ImageRequest(
-        number, seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where,
+        (len(prompts) or 4) if number is None else number,
+        seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where,
         allow_host_code,
     )  # fmt: skip
+    steering = Steering(prompts, negative_prompt, guidance_scale, width, height, device)
     with output.progress() as report:
-        made = make_images_together(RunDirectory(directory), request, report)
+        made = _make(run_directory, request, steering, pipeline, report)
     if made is None:
         return  # another process of the group has the images
     write_grid(file, made.images)
@@ -110,14 +161,30 @@ def run(
         "graph": made.graph,
         "seeds": made.seeds,
         "class_labels": made.labels,
+        "prompts": made.prompts,
+        "negative_prompt": made.negative_prompt,
+        "guidance_scale": made.guidance_scale,
         "sampler": made.sampler,
         "timesteps": made.timesteps,
         "step_policy": policy_document(made.policy),
         "seconds": made.seconds,
     }
+    steered = [("classes", " ".join(map(str, made.labels)) or "none")]
+    if made.prompts:
+        whose = (
+            ""
+            if prompts
+            else " (the recipe's)"
+            if run_directory.load_recipe().samples.prompts
+            else " (built-in)"
+        )
+        steered = [
+            (f"prompts{whose}", "\n".join(dict.fromkeys(made.prompts))),
+            ("guidance", "none" if made.guidance_scale is None else f"{made.guidance_scale:g}"),
+        ]
     rows = [
         ("images", f"{len(made.seeds)} (seeds {made.seeds[0]} to {made.seeds[-1]})"),
-        ("classes", " ".join(map(str, made.labels)) or "none"),
+        *steered,
         ("engine", f"{made.engine}, {made.graph}"),
         ("sampler", f"{made.sampler}, {len(made.timesteps)} steps"),
         *([("steps", made.policy.describe())] if made.policy else []),
@@ -125,3 +192,66 @@ def run(
         ("written", file),
     ]
     output.emit(document, Table("run", ["what", ""], rows))
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What only the pipeline of a text-to-image model takes."""
+
+    prompts: tuple[str, ...]
+    negative_prompt: str | None
+    guidance_scale: float | None
+    width: int | None
+    height: int | None
+    device: str | None
+
+
+def _make(
+    directory: RunDirectory,
+    request: ImageRequest,
+    steering: Steering,
+    pipeline: str | None,
+    report: Reporter,
+) -> GeneratedImages | None:
+    """Make the images as the model was calibrated: inside its pipeline, or by its sampler and, of latents, a decoder.
+
+    Raises:
+        UsageError: what steers prompts, for a model that takes none; and as the makers.
+    """
+    from gacq_deploy.artifact import load_model_record
+    from gacq_deploy.sampling_together import make_images_together, turned
+
+    section = directory.load_recipe().model
+    record = load_model_record(directory.artifact)
+    if record.call is not None:
+        with needs_extra("calibrate,text", "run with prompts"):
+            from gacq_deploy.diffusers.images import make_prompted_images
+            from gacq_deploy.diffusers.running import PromptedRequest
+
+        def make(where: RunDirectory, share: ImageRequest, report: Reporter) -> GeneratedImages:
+            own = replace(steering, prompts=turned(steering.prompts, share.seed - request.seed))
+            return make_prompted_images(where, PromptedRequest(share, pipeline=pipeline, **vars(own)), report)
+
+        return make_images_together(directory, request, report, make)
+    from gacq_deploy.models.decoders import find_decoder
+
+    _refuse_steering(steering, record.family)
+    if pipeline is not None:
+        section = section.model_copy(update={"source": pipeline})
+    decoder = find_decoder(section, record.sample_shape)
+    if decoder is None:
+        return make_images_together(directory, request, report)
+    with needs_extra("calibrate", "decoding latents"):
+        from gacq_deploy.diffusers.decoding import decode_latents
+    made = make_images_together(directory, request, report)
+    return None if made is None else replace(made, images=decode_latents(decoder, made.images))
+
+
+def _refuse_steering(steering: Steering, family: str) -> None:
+    given = [name for name, value in vars(steering).items() if value not in (None, ())]
+    if given:
+        option = {"prompts": "--prompt"}.get(given[0], f"--{given[0].replace('_', '-')}")
+        raise UsageError(
+            f"{family} is not steered by prompts: {option} means nothing to it.",
+            "Choose classes with --class, if the model has them.",
+        )

@@ -318,7 +318,9 @@ def test_of_a_hub_model_only_the_configuration_is_fetched(
     source = run.load_recipe().model.source
     asked: list[str] = []
 
-    def fetch(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def fetch(
+        repo: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
         assert (repo, revision) == ("owner/model", None)
         asked.extend(allow_patterns)
         return source

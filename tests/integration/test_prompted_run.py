@@ -1,0 +1,159 @@
+"""A text-to-image model makes images of prompts from the command line, inside its own pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from gacq_deploy.diffusers import load_denoiser
+from gacq_deploy.images import write_grid
+from gacq_deploy.storage import read_json, write_json
+from tests.support.commands import invoke
+from tests.support.family_runs import UNETS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers'
+]
+PROMPTS = ("a cat", "an oil painting of a lake")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated and exported pipeline: ``model`` and ``run``. Never written to: copy it."""
+    root = tmp_path_factory.mktemp("prompted")
+    UNETS["sd"].run(root)
+    return root
+
+
+def command(*words: object) -> Any:
+    return invoke(list(map(str, words)))
+
+
+def result_of(*words: object) -> Any:
+    done = command(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def asked(*prompts: str) -> list[str]:
+    return [word for prompt in prompts for word in ("--prompt", prompt)]
+
+
+def by_hand(root: Path, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> np.ndarray:
+    """Make the images as a user of the drop-in would."""
+    with load_denoiser(root / "run", threads=1) as denoiser:
+        pipeline = DiffusionPipeline.from_pretrained(
+            root / "model",
+            unet=denoiser,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = pipeline(
+            list(prompts), generator=generators, num_inference_steps=2, output_type="np", **given
+        ).images
+    return np.asarray(images, np.float32).transpose(0, 3, 1, 2) * 2 - 1
+
+
+def assert_same_picture(path: Path, images: np.ndarray, tmp_path: Path) -> None:
+    write_grid(tmp_path / "expected.png", images)
+    ours, expected = (np.asarray(Image.open(file), np.int64) for file in (path, tmp_path / "expected.png"))
+    assert ours.shape == expected.shape
+    assert expected.std() > 5
+    assert np.abs(ours - expected).max() <= 1
+
+
+def test_images_are_those_of_the_pipeline(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.png"
+    made = result_of("run", root / "run", *asked(*PROMPTS), "--seed", 5, "--threads", 1, "-o", file)
+    assert made["prompts"] == list(PROMPTS)
+    assert (made["seeds"], made["guidance_scale"], made["sampler"]) == ([5, 6], 7.5, "PNDMScheduler")
+    assert_same_picture(file, by_hand(root, PROMPTS, [5, 6]), tmp_path)
+
+
+def test_what_steers_reaches_the_pipeline(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.png"
+    steering = ("--negative-prompt", "blurred", "--guidance-scale", 2, "--threads", 1, "--batch", 1)
+    made = result_of("run", root / "run", *asked("a cat"), "-n", 2, *steering, "-o", file)
+    assert (made["negative_prompt"], made["guidance_scale"]) == ("blurred", 2)
+    expected = by_hand(root, ["a cat"] * 2, [0, 1], negative_prompt=["blurred"] * 2, guidance_scale=2.0)
+    assert_same_picture(file, expected, tmp_path)
+
+
+def test_unasked_an_image_takes_the_prompt_of_its_seed(root: Path, tmp_path: Path) -> None:
+    first, second = (
+        result_of("run", root / "run", "-n", 2, "--seed", seed, "-o", tmp_path / "images.png")["prompts"]
+        for seed in (0, 1)
+    )
+    assert first[1] == second[0] != second[1]
+
+
+def test_another_scheduler_and_some_steps_in_float(root: Path, tmp_path: Path) -> None:
+    more = ("--scheduler", "ddim", "--steps", 3, "--float-steps", 1)
+    made = result_of("run", root / "run", *asked("a cat"), *more, "-o", tmp_path / "images.png")
+    assert made["sampler"] == "DDIMScheduler"
+    assert len(made["timesteps"]) == 3
+    assert len(made["step_policy"]["float_timesteps"]) == 1
+    assert "(float)" in made["engine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--class", 3), "takes no class labels"),
+        (("--width", 64), "the graph takes 32 pixels only"),
+        (("--height", 33), "not a multiple of 2"),
+        ((*asked(" "),), "A prompt is empty"),
+        (("--scheduler", "Euler"), "no scheduler 'Euler'"),
+        (("-n", 0), "0 images"),
+        (("--pipeline", "nowhere"), "neither a folder nor a hub id"),
+    ],
+)
+def test_what_cannot_be_is_refused(root: Path, tmp_path: Path, options: Sequence[Any], told: str) -> None:
+    result = command("run", root / "run", *options, "-o", tmp_path / "images.png")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not (tmp_path / "images.png").exists()
+
+
+def test_the_pipeline_may_have_moved_and_needs_no_float_denoiser(root: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(root / "model", tmp_path / "moved"))
+    for weights in (moved / "unet").glob("*.safetensors"):
+        weights.unlink()
+    file = tmp_path / "images.png"
+    (root / "model").rename(root / "away")
+    try:
+        lost = command("run", root / "run", *asked("a cat"), "-o", file)
+        found = command("run", root / "run", *asked("a cat"), "--pipeline", moved, "-o", file)
+    finally:
+        (root / "away").rename(root / "model")
+    assert lost.exit_code == 2
+    assert "pass --pipeline FOLDER" in lost.stderr
+    assert found.exit_code == 0, found.stderr
+    assert file.is_file()
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("vae", "has no decoder"), ("text_encoder", "has no text encoder")]
+)
+def test_a_pipeline_without_a_part_is_refused(root: Path, tmp_path: Path, part: str, told: str) -> None:
+    broken = Path(shutil.copytree(root / "model", tmp_path / "broken"))
+    index = read_json(broken / "model_index.json", what="index", hint="")
+    write_json(broken / "model_index.json", index | {part: [None, None]})
+    result = command(
+        "run", root / "run", *asked("a cat"), "--pipeline", broken, "-o", tmp_path / "images.png"
+    )
+    assert result.exit_code == 2
+    assert told in result.stderr
