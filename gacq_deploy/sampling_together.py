@@ -15,7 +15,6 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.runtime import build_conditioning
 from gacq_deploy.sampling import GeneratedImages, ImageRequest, make_images
 
-
 Maker = Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages]
 Item = TypeVar("Item")
 

@@ -16,6 +16,10 @@ from PIL import Image
 
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.images import write_grid
+from gacq_deploy.parallel import Group
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sampling import ImageRequest
+from gacq_deploy.sampling_together import share_request, turned
 from gacq_deploy.storage import read_json, write_json
 from tests.support.commands import invoke
 from tests.support.family_runs import UNETS
@@ -157,3 +161,15 @@ def test_a_pipeline_without_a_part_is_refused(root: Path, tmp_path: Path, part: 
     )
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+def test_two_processes_share_seeds_and_prompts(root: Path) -> None:
+    whole = ImageRequest(3, seed=5, batch=2)
+    shares = [share_request(RunDirectory(root / "run"), whole, Group(rank, 2)) for rank in range(2)]
+    taken = [
+        (share.seed + i, turned(PROMPTS, share.seed - whole.seed)[i % len(PROMPTS)], share.labels)
+        for share in shares
+        if share is not None
+        for i in range(share.count)
+    ]
+    assert taken == [(5, PROMPTS[0], None), (6, PROMPTS[1], None), (7, PROMPTS[0], None)]
