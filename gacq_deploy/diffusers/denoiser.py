@@ -58,6 +58,7 @@ class EngineDenoiser(ModelMixin):
         self._reader = CallReader(signature_of(call, self._face.kind), call, engine.inputs, self._face.labels)
         self.config = self._face.config
         self.engine = engine
+        self._answer = None if record.call is None else record.call.answer
         for name, value in self._face.attributes.items():
             setattr(self, name, value)
         self.register_buffer("_place", torch.empty(0), persistent=False)
@@ -101,7 +102,7 @@ class EngineDenoiser(ModelMixin):
         Returns:
             The model's output class, or with ``return_dict=False`` a tuple; its first field is ``[N, ...]`` on the
             device and in the dtype of the state that was given. Where pipelines cut a learned variance off, it is
-            zero.
+            zero. A class that is not diffusers' own is answered for as it does.
 
         Raises:
             UsageError: an argument that the engine cannot honour, or that does not fit.
@@ -114,6 +115,8 @@ class EngineDenoiser(ModelMixin):
         answer: Tensor = torch.from_numpy(predicted).to(device=call.sample.device, dtype=call.sample.dtype)
         if self._face.gives_variance:
             answer = torch.cat([answer, torch.zeros_like(answer)], 1)
+        if self._answer is not None:
+            return {self._answer[0]: answer} if self._answer else answer
         return self._face.answer(answer) if call.return_dict else (answer,)
 
     def extra_repr(self) -> str:

@@ -91,7 +91,7 @@ class GraphAnswers:
         self._signature = inspect.signature(denoiser.forward)
         self._session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``forward``."""
         given = dict(flatten(dict(self._signature.bind(*args, **kwargs).arguments)))
         state = given[self._call.state.path]
@@ -105,7 +105,9 @@ class GraphAnswers:
             value = given[argument.path].numpy().astype(argument.dtype)
             shape = (rows, *argument.shape)
             feeds[argument.name] = np.broadcast_to(value, shape) if argument.shared else value
-        return Prediction((torch.from_numpy(self._session.run(None, feeds)[0]),))
+        prediction = torch.from_numpy(self._session.run(None, feeds)[0])
+        key = self._call.answer
+        return {key[0]: prediction} if key else Prediction((prediction,))
 
 
 class Prediction(tuple[Tensor]):
