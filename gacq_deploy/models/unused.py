@@ -21,7 +21,7 @@ from gacq_deploy.models.base import Denoiser
 _ROWS = 2
 """A batch of one would be squeezed away by some models."""
 _VALUE_READERS = frozenset(
-    (
+    [
         "__array__",
         "__bool__",
         "__complex__",
@@ -35,27 +35,13 @@ _VALUE_READERS = frozenset(
         "item",
         "numpy",
         "tolist",
-    )
+    ]
 )
 """What makes of a tensor's values something that is no tensor."""
 _SHAPE_READERS = frozenset(
-    (
-        "empty_like",
-        "full_like",
-        "ones_like",
-        "rand_like",
-        "randint_like",
-        "randn_like",
-        "zeros_like",
-        "new",
-        "new_empty",
-        "new_full",
-        "new_ones",
-        "new_tensor",
-        "new_zeros",
-    )
+    ["empty_like", "ones_like", "rand_like", "randn_like", "zeros_like", "new_empty", "new_ones", "new_zeros"]
 )
-"""What makes a tensor of another's shape or kind, whatever its values."""
+"""What makes a tensor of another's shape and type, whatever its values."""
 
 
 def find_unused(denoiser: Denoiser, names: Collection[str]) -> frozenset[str]:

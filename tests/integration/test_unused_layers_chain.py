@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import pytest
 
 from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.calibration.estimate import estimate_calibration
@@ -14,21 +15,20 @@ from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
 SETTINGS = (
-    "model={source: 'python:tests.support.odd_family:make_pipeline', component: painter}",
+    "model={source: 'python:tests.support.odd_family:make_unheard', component: painter}",
     "quantization.rules=[{match: '*', bits: 8}, {match: clock, ignore: true}]",
     "samples.trajectories=3",
     "samples.steps=3",
     "samples.prompts=[a cat, a dog]",
     "calibration.reconstruction.iterations=4",
     "calibration.weighting.mode=uniform",
-    "calibration.polish.steps=2",
+    "calibration.polish.steps=0",
     "calibration.threads=1",
     "parity.probe={trajectories: 1, local_samples: 1}",
     "parity.steps=3",
     "runtime.steps=3",
 )
 UNUSED = "mixers.1.words"
-"""The last mixer's words are returned, but no pipeline takes them."""
 
 
 class Recording:
@@ -45,6 +45,7 @@ class Recording:
         self.notes.append(text)
 
 
+@pytest.mark.slow
 def test_a_branch_that_no_output_needs_is_told_left_float_and_does_not_stop_the_export(
     tmp_path: Path,
 ) -> None:
@@ -61,8 +62,7 @@ def test_a_branch_that_no_output_needs_is_told_left_float_and_does_not_stop_the_
     } - {UNUSED}
     assert set(artifact.plan.modules) == planned
     assert estimate.quantized_modules == len(planned)
-    record = export_onnx(RunDirectory(tmp_path))
-    assert record.files
+    export_onnx(RunDirectory(tmp_path), targets="trt")
     for name in ("float.onnx", "int8.onnx"):
         nodes = onnx.load(tmp_path / "onnx" / name).graph.node
         layers = {module_of(node) for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")}

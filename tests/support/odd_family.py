@@ -48,7 +48,9 @@ class Painter(nn.Module):
         picture, words = self.enter(canvas) + clock, brief["words"] * brief["loudness"][:, None, None]
         for mixer in self.mixers:
             picture, words = mixer({"picture": picture, "words": words}, grid)
-        return {"noise": self.leave(picture + words.mean(1)[:, :, None, None]), "ignored": words}
+        if self.flaw != "unheard":
+            picture = picture + words.mean(1)[:, :, None, None]
+        return {"noise": self.leave(picture), "ignored": words}
 
 
 class PainterPipeline(DiffusionPipeline):  # type: ignore[misc] # untyped
@@ -97,3 +99,8 @@ def make_pipeline(flaw: str = "") -> PainterPipeline:
         torch.manual_seed(3)
         painter = Painter(flaw)
     return PainterPipeline(painter.eval(), DDIMScheduler(clip_sample=False))
+
+
+def make_unheard() -> PainterPipeline:
+    """Return the pipeline of a painter that drops its last mixer's words."""
+    return make_pipeline("unheard")
