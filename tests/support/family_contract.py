@@ -80,7 +80,7 @@ class FamilyContract:
         exact = make_images(pipeline)
         with replaced_forward(module, GraphAnswers(module, call, graph_for(directory, "ort-cpu"))):
             own = make_images(pipeline)
-        with load_denoiser(directory, like=module) as engine:
+        with load_denoiser(directory.root, like=module) as engine:
             setattr(pipeline, source.component, engine)
             dropped = make_images(pipeline)
         assert np.abs(own - dropped).max() <= 1e-4 * np.abs(own).max()

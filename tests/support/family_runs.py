@@ -88,6 +88,7 @@ class GraphAnswers:
 
     def __init__(self, denoiser: nn.Module, call: CallRecord, graph: Path) -> None:
         self._call = call
+        self._made = dict(getattr(denoiser, "config", {})).get("out_channels")
         self._signature = inspect.signature(denoiser.forward)
         self._session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 
@@ -106,6 +107,8 @@ class GraphAnswers:
             shape = (rows, *argument.shape)
             feeds[argument.name] = np.broadcast_to(value, shape) if argument.shared else value
         prediction = torch.from_numpy(self._session.run(None, feeds)[0])
+        if self._made == 2 * prediction.shape[1]:  # a learned variance, which pipelines cut off
+            prediction = torch.cat([prediction, torch.zeros_like(prediction)], 1)
         key = self._call.answer
         return {key[0]: prediction} if key else Prediction((prediction,))
 
