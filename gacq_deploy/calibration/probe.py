@@ -92,7 +92,7 @@ def _recording(
                 stack.callback(hook.remove)
             if outputs_too and layer.output_quantizer is not None:
                 stack.callback(layer.register_forward_hook(keep(Site(name, "output"))).remove)
-        yield lambda: {site: np.concatenate(parts) for site, parts in pieces.items()}
+        yield lambda: {s: p[0] if len(p) == 1 else np.concatenate(p) for s, p in pieces.items()}
 
 
 def _first_planned_reader(graph: ModelGraph, planned: dict[str, QuantizedLayer], name: str) -> bool:
