@@ -54,9 +54,10 @@ def share_request(directory: RunDirectory, request: ImageRequest, group: Group) 
         return None
     start, stop = first * batch, min(end * batch, request.count)
     labels = request.labels
-    model = load_model_record(directory.artifact)
-    if labels is None and model.call is None:  # a recorded model is steered by what its pipeline makes
-        conditioning = build_conditioning(model, request.count)
+    if labels is None:
+        model = load_model_record(directory.artifact)
+        # a recorded model is steered by what its pipeline makes
+        conditioning = {} if model.call is not None else build_conditioning(model, request.count)
         labels = [int(x) for x in conditioning.get("class_labels", ())]
     return replace(
         request,
