@@ -71,7 +71,7 @@ def _download(repo: str, revision: str | None, parts: Sequence[str], *, weights:
     patterns += [f"{part}/*.json" for part in parts or ("*",)]
     patterns += [] if parts else ["*/*.txt", "*/*.model"]
     if weights:
-        patterns += ["*.safetensors", *(f"{part}/*.safetensors" for part in parts or ("*",))]
+        patterns += ["diffusion_pytorch_model*", *(f"{part}/*.safetensors" for part in parts or ("*",))]
     try:
         return Path(
             snapshot_download(

@@ -76,9 +76,8 @@ def record_call(opened: OpenPipeline, steps: int) -> RecordedCall:
     double, _ = _short_run(opened, 2, max(2, steps), answer_like=single)
     call = _describe(opened, single, double, whole_schedule.timesteps)
     layout = _layout(opened, call, double)
-    recording = Recording(call, whole_schedule.config)
-    _prove_rows(opened, call, single)
-    return RecordedCall(recording, layout)
+    call = _proven(opened, call, single)
+    return RecordedCall(Recording(call, whole_schedule.config), layout)
 
 
 @dataclass(frozen=True)
@@ -347,6 +346,21 @@ def _layout(opened: OpenPipeline, call: CallRecord, double: _Run) -> Layout:
 
 def _same_steering(call: CallRecord, tensors: Mapping[Path, Tensor], a: int, b: int) -> bool:
     return all(x.shared or torch.equal(tensors[x.path][a], tensors[x.path][b]) for x in call.arguments)
+
+
+def _proven(opened: OpenPipeline, call: CallRecord, run: _Run) -> CallRecord:
+    """Return the call as it is proved to work: told whole timesteps, or, where it needs them, the same as floats."""
+    told = run.first.leaves[call.timestep.path]
+    needs_floats = isinstance(told, Tensor) and told.is_floating_point()
+    try:
+        _prove_rows(opened, call, run)
+    except ModelError:
+        if call.timestep.dtype != "int64" or not needs_floats:
+            raise
+        floats = call.timestep.model_copy(update={"dtype": "float32"})
+        call = call.model_copy(update={"timestep": floats})
+        _prove_rows(opened, call, run)
+    return call
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from tests.support.family_runs import TRANSFORMERS, FamilyCase
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
 @pytest.mark.parametrize("made", sorted(TRANSFORMERS), indirect=True, scope="class")
 class TestTransformers(FamilyContract):
     cases: ClassVar[dict[str, FamilyCase]] = TRANSFORMERS

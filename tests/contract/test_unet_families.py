@@ -13,6 +13,7 @@ CASES = {**UNETS, "odd": ODD}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
 @pytest.mark.parametrize("made", sorted(CASES), indirect=True, scope="class")
 class TestUNets(FamilyContract):
     cases: ClassVar[dict[str, FamilyCase]] = CASES
