@@ -80,8 +80,8 @@ class OpenPipeline:
             first = str(error).strip().partition("\n")[0]
             raise ModelError(
                 f"{self.name} fails on its own: {type(error).__name__}: {first}",
-                "Run the pipeline once without gacq-deploy; it must make an image from a prompt, a seed and a number "
-                "of steps alone.",
+                "Run it once without gacq-deploy: it must make an image from a prompt, a seed and a number of steps "
+                "alone. Where its default size does not suit the model, set model.sample_size.",
             ) from error
 
 
