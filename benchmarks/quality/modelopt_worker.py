@@ -18,14 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import modelopt.torch.quantization as mtq
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from modelopt.torch.quantization.calib import HistogramCalibrator
 from modelopt.torch.quantization.model_calib import enable_stats_collection
 from modelopt.torch.quantization.nn import TensorQuantizer
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 PRESETS = {
     "max": "INT8_DEFAULT_CFG",
@@ -35,14 +36,17 @@ PRESETS = {
 CHECKED_ROWS = 32
 
 
-def load_unet(folder: Path) -> UNet2DModel:
+def load_model(folder: Path) -> nn.Module:
     """Return the float model of a pipeline folder."""
-    return UNet2DModel.from_pretrained(
-        folder / "unet", use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
-    ).eval()
+    part = next(folder / name for name in ("unet", "transformer") if (folder / name).is_dir())
+    kind = json.loads((part / "config.json").read_text())["_class_name"]
+    model: nn.Module = getattr(diffusers, kind).from_pretrained(
+        part, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+    )
+    return model.eval()
 
 
-def call(model: UNet2DModel, rows: dict[str, np.ndarray]) -> torch.Tensor:
+def call(model: nn.Module, rows: dict[str, np.ndarray]) -> torch.Tensor:
     """Run the model on rows of calibration samples."""
     labels = rows.get("cond.class_labels")
     return model(
@@ -53,7 +57,7 @@ def call(model: UNet2DModel, rows: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 def quantize(
-    model: UNet2DModel, method: str, modules: list[str], weight_bits: int, loop: Callable[[Any], None]
+    model: nn.Module, method: str, modules: list[str], weight_bits: int, loop: Callable[[Any], None]
 ) -> None:
     """Quantize ``modules`` in place by one of ModelOpt's presets; everything else stays float."""
     config = copy.deepcopy(getattr(mtq, PRESETS[method]))
@@ -80,7 +84,7 @@ def quantize(
         mtq.calibrate(model, config["algorithm"], forward_loop=loop)
 
 
-def load_percentile(model: UNet2DModel, percentile: float = 99.9) -> None:
+def load_percentile(model: nn.Module, percentile: float = 99.9) -> None:
     """Set activation ranges from ModelOpt's histograms; weights keep their largest value."""
     for module in model.modules():
         if not isinstance(module, TensorQuantizer) or not module.is_enabled:
@@ -93,7 +97,7 @@ def load_percentile(model: UNet2DModel, percentile: float = 99.9) -> None:
         module.disable_calib()
 
 
-def collect(model: UNet2DModel, modules: list[str]) -> dict[str, np.ndarray]:
+def collect(model: nn.Module, modules: list[str]) -> dict[str, np.ndarray]:
     """Return what a deployed graph needs of every quantized layer."""
     found: dict[str, np.ndarray] = {}
     for name in modules:
@@ -124,14 +128,14 @@ def main() -> None:
     torch.set_num_threads(1)
     samples = load_file(task["samples"])
     training = np.flatnonzero(samples["validation"] == 0)
-    model = load_unet(Path(task["model"]))
+    model = load_model(Path(task["model"]))
 
     def rows(index: np.ndarray) -> dict[str, np.ndarray]:
         return {
             k: v[index] for k, v in samples.items() if k in ("latents", "timesteps") or k.startswith("cond.")
         }
 
-    def loop(network: UNet2DModel) -> None:
+    def loop(network: nn.Module) -> None:
         for start in range(0, len(training), task["batch"]):
             call(network, rows(training[start : start + task["batch"]]))
 
