@@ -17,8 +17,9 @@ from benchmarks.quality.rows import NEAREST, NOTHING, PTQ4DM, Row
 from benchmarks.quality.weights import SkewedWeights
 from gacq_deploy.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.calibration.collecting import DrawnTrajectories
 from gacq_deploy.calibration.weights import SampleWeights
-from gacq_deploy.calibration.workspace import ALGORITHM, ensure_samples
+from gacq_deploy.calibration.workspace import ALGORITHM
 from gacq_deploy.errors import ResourceError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import insert_qdq
@@ -68,7 +69,7 @@ class Workshop:
         asked = {"samples": recipe.samples.model_dump(mode="json"), "model": denoiser.record.weights_sha256}
         directory = RunDirectory(self.root / "samples" / digest_json(asked)[:16])
         with patient_lock(directory.root):
-            return directory, ensure_samples(recipe, directory, denoiser, SILENT)
+            return directory, DrawnTrajectories(denoiser, recipe, directory).ensure_samples(SILENT)
 
 
 @contextmanager

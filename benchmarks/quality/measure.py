@@ -16,8 +16,9 @@ from benchmarks.quality.rows import FOREIGN, Row
 from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.workspace import ALGORITHM
 from gacq_deploy.errors import RecipeError
+from gacq_deploy.models.folders import builtin_directory
 from gacq_deploy.models.graph import trace_model
-from gacq_deploy.models.source import builtin_directory, load_denoiser
+from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.plan import resolve_plan
 from gacq_deploy.samples import load_samples
 from gacq_deploy.storage import digest_file, digest_json

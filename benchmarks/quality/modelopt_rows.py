@@ -26,7 +26,7 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.export.graph import module_of, replace_nodes, set_module
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import builtin_directory
+from gacq_deploy.models.folders import builtin_directory
 from gacq_deploy.parity.difference import run_in_batches
 from gacq_deploy.parity.metrics import sqnr_db
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams
