@@ -82,7 +82,7 @@ def open_trajectories(
     Raises:
         ModelError, ArtifactError: it cannot be loaded, or calls its denoiser in a way that is not supported.
     """
-    module = load_module(source)
+    module = load_module(source, keep_stored=True)
     if not source.is_prompted:
         return DrawnTrajectories(make_denoiser(source, module), recipe, directory, group)
     known = _Memory.read(directory)
@@ -99,7 +99,7 @@ def open_trajectories(
 
 def record_denoiser(source: Source, recipe: Recipe) -> tuple[Denoiser, int]:
     """Load a model only to look at it: of a prompted one, its call is recorded. Return it and its rows an image."""
-    module = load_module(source)
+    module = load_module(source, keep_stored=True)
     if not source.is_prompted:
         return make_denoiser(source, module), 1
     recorded = record_call(open_pipeline(source, module), recipe.samples.steps)

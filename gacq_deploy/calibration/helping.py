@@ -25,11 +25,11 @@ def help_calibrate(recipe: Recipe, group: Group) -> None:
     with limited_threads(recipe.calibration.threads):
         while (share := group.tell(None)) is not None:
             if isinstance(share, PromptedShare):
-                opened = opened or open_pipeline(source, load_module(source))
+                opened = opened or open_pipeline(source, load_module(source, keep_stored=True))
                 help_collect_file(opened, share, group)
             else:
                 _help_drawn(source, share, group)
 
 
 def _help_drawn(source: Source, share: DrawnShare, group: Group) -> None:
-    help_collect_samples(make_denoiser(source, load_module(source)), share, group)
+    help_collect_samples(make_denoiser(source, load_module(source, keep_stored=True)), share, group)

@@ -20,6 +20,7 @@ from gacq_deploy.errors import ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import COMPONENTS, check_weights, component_folder, locate_root
+from gacq_deploy.models.half import keep_half, load_half
 from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noising import check_process
@@ -138,8 +139,13 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
     return source
 
 
-def load_module(source: Source) -> nn.Module:
+def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
     """Load the denoiser itself, float32, frozen, in evaluation mode, adapters fused.
+
+    Args:
+        source: where it lies.
+        keep_stored: leave weights that are stored in half precision so, and compute in float32 all the same
+            (:mod:`gacq_deploy.models.half`); not where adapters are fused into them.
 
     Raises:
         ModelError: pickled, missing or surplus weights, values that are not finite, an adapter that does not fit.
@@ -147,11 +153,13 @@ def load_module(source: Source) -> nn.Module:
     """
     if source.pipeline is not None:
         module: nn.Module = getattr(source.pipeline, source.component)
-        module = module.float()
+        module = keep_half(module) if keep_stored and not source.section.loras else module.float()
     else:
         assert source.folder is not None
         check_weights(source.folder)
-        module = _load_weights(source.folder, source.config)
+        module = _load_weights(
+            source.folder, source.config, keep_stored=keep_stored and not source.section.loras
+        )
     fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
     _check_finite(network, source.section.source)
@@ -284,12 +292,14 @@ def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str
     return conditioning
 
 
-def _load_weights(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def _load_weights(folder: Path, config: Mapping[str, Any], *, keep_stored: bool) -> nn.Module:
     """Load a denoiser; float32 weights stay in their files, mapped: read when used, dropped when memory is short."""
     loader = getattr(diffusers, config["_class_name"])
     hint = "Check that config.json and weights belong together."
     try:
         with quiet_loading():
+            if keep_stored and (half := load_half(loader, config, folder)) is not None:
+                return half
             module, info = loader.from_pretrained(
                 folder,
                 use_safetensors=True,
