@@ -106,13 +106,13 @@ def _write_index(folder: Path, name: str, components: dict[str, Any]) -> Path:
     return folder
 
 
-def write_unet(folder: Path, config: dict[str, Any], shard: int = SHARD) -> None:
+def write_unet(folder: Path, config: dict[str, Any]) -> None:
     """Write configuration and seeded random float32 weights, in shards as diffusers splits them."""
     folder.mkdir(parents=True)
     with torch.device("meta"):
         module = UNet2DConditionModel(**config)
     module.save_config(folder)
-    groups = list(_grouped(module, shard))
+    groups = list(_grouped(module, SHARD))
     weight_map: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)
     for number, names in enumerate(groups, 1):
