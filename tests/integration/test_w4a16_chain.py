@@ -19,7 +19,6 @@ from gacq_deploy.parity import check_parity
 from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.stage import Settings, measure_sensitivity
-from tests.integration.test_dit_chain import QUICK
 from tests.support.architectures import save_pipeline, small_dit
 
 pytestmark = pytest.mark.slow
@@ -32,6 +31,16 @@ RULES = (
 LAYERS = {
     "norm1.linear", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2",
 }  # fmt: skip
+QUICK = (
+    "samples.trajectories=6",
+    "samples.steps=4",
+    "calibration.threads=1",
+    "calibration.reconstruction.iterations=5",
+    "calibration.weighting.polish_iterations=1",
+    "calibration.polish.steps=5",
+    "parity={steps: 4, images: 4, probe: {trajectories: 2, local_samples: 2}}",
+    "runtime.steps=4",
+)
 BLOCKS = f"quantization.rules=[{', '.join(RULES)}]"
 
 
