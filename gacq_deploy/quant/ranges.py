@@ -19,6 +19,12 @@ DEAD_RATIO = 1e-6
 """A weight channel this much smaller than the layer's largest is dead; it takes the largest channel's scale."""
 _BINS = 4096
 _WEIGHT_UNITS = 1024
+_CHECK_EVERY = 4
+"""Scales tried between two looks at which rows can still improve."""
+_WORTH_LEAVING = 0.8
+"""Share of open rows below which the others are left out, which copies."""
+_MARGIN = 1e-6
+"""More than what sums of float64 are rounded by."""
 _RATIOS = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
 
 
@@ -59,15 +65,28 @@ def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tenso
 
 
 def _least_error_per_row(rows: Tensor, scale: Tensor, spec: TensorSpec, p: float) -> Tensor:
+    """Return the best scale of every row; a row is left as soon as what it clips is worse than its best error.
+
+    Smaller scales clip more, so none of them can be chosen: the result is that of trying all.
+    """
     best = torch.full_like(scale, torch.inf)
     chosen = scale.clone()
-    for ratio in _RATIOS.flip(0):
-        candidate = scale * ratio
+    rest = torch.arange(len(rows))
+    for number, ratio in enumerate(_RATIOS.flip(0)):
+        candidate = scale[rest] * ratio
         quantized = fake_quantize(rows, channel_shape(candidate, 2, 0), spec.qmin, spec.qmax)
         error = (rows - quantized).abs().pow(p).sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        chosen = torch.where(better, candidate, chosen)
+        better = error < best[rest]
+        best[rest] = torch.where(better, error, best[rest])
+        chosen[rest] = torch.where(better, candidate, chosen[rest])
+        if number % _CHECK_EVERY == _CHECK_EVERY - 1:
+            largest = channel_shape(candidate, 2, 0) * max(spec.qmax, -spec.qmin)
+            clipped = (rows.abs() - largest).clamp_(min=0).pow(p).sum(1)
+            is_open = clipped <= best[rest] * (1 + _MARGIN)
+            if not bool(is_open.any()):
+                break
+            if 1 < int(is_open.sum()) < _WORTH_LEAVING * len(rest):
+                rows, rest = rows[is_open], rest[is_open]
     return chosen
 
 

@@ -22,6 +22,33 @@ def heavy_tailed(*shape: int, seed: int = 0) -> torch.Tensor:
     return x * x.abs()
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    bits=st.integers(3, 8),
+    narrow=st.booleans(),
+    p=st.sampled_from([1, 2, 2.4, 4]),
+    spread=st.sampled_from([0.0, 1.0, 3.0]),
+    seed=st.integers(0, 99),
+)
+def test_leaving_rows_early_finds_what_trying_all_scales_does(
+    bits: int, narrow: bool, p: float, spread: float, seed: int
+) -> None:
+    weight = heavy_tailed(12, 40, seed=seed) * torch.linspace(0.1, 3, 12)[:, None].pow(spread)
+    spec = TensorSpec(bits=bits, axis=0, narrow=narrow)
+    rows = weight.double()
+    widest = rows.abs().amax(1) / spec.qmax
+    candidates = torch.stack([widest * r for r in torch.linspace(0.2, 1.0, 81, dtype=torch.float64).flip(0)])
+    errors = torch.stack(
+        [
+            (rows - fake_quantize(rows, c[:, None], spec.qmin, spec.qmax)).abs().pow(p).sum(1)
+            for c in candidates
+        ]
+    )
+    first = [column.index(min(column)) for column in errors.T.tolist()]
+    best = candidates[first, torch.arange(12)]
+    assert torch.equal(weight_scale(weight, spec, RangeMethod("mse", p)), best.float())
+
+
 def observe(chunks: list[torch.Tensor]) -> ActivationRange:
     found = ActivationRange()
     for chunk in chunks:
