@@ -95,8 +95,8 @@ class Counts:
 
     @property
     def stored_bytes(self) -> int:
-        """The float model."""
-        return 4 * self.weights
+        """The float model as calibration holds it: half-precision weights as they are stored."""
+        return sum(p.numel() * p.element_size() for p in self.denoiser.module.parameters())
 
     @property
     def row_bytes(self) -> int:
@@ -127,7 +127,7 @@ def disk_bytes(counts: Counts) -> float:
 
 def export_bytes(counts: Counts) -> float:
     """Return the largest resident memory of the export: the graph's own weights, the exporter's and the INT8 ones."""
-    return _BASE + _EXPORT_COPIES * counts.stored_bytes
+    return _BASE + _EXPORT_COPIES * 4 * counts.weights
 
 
 def _polish_bytes(counts: Counts, largest_block: int) -> float:
