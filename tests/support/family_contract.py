@@ -95,4 +95,4 @@ class FamilyContract:
         coverage = built.record.coverage
         assert coverage is not None
         assert coverage["planned"] == len(load_artifact(directory.artifact).plan.modules)
-        assert coverage["share"] >= 0.95
+        assert coverage["share"] == 1.0, coverage["lost"]
