@@ -94,6 +94,12 @@ def component_folder(root: Path, component: str | None) -> Path:
     """
     if component is not None:
         if not (root / component / "config.json").is_file():
+            if (root / "config.json").is_file():
+                raise ModelError(
+                    f"{root} is a model's own folder, it has no component '{component}'.",
+                    "Pass the pipeline's folder, which holds it; a denoiser that needs no pipeline: leave out "
+                    "model.component.",
+                )
             have = sorted(p.parent.name for p in root.glob("*/config.json"))
             raise ModelError(
                 f"{root} has no component '{component}' with a config.json.",
