@@ -97,8 +97,10 @@ def _measure(model: str, step: str, work: Path, latent: int) -> Facts:
     load = describe_host().load_average
     match step:
         case "dry-run":
-            # nobody's run directory: the estimate is for one that starts from nothing
-            facts, answer = _run([*calibrate, "--dry-run", "-o", str(work / "none")], run)
+            # nobody's run directory: the estimate is for one that starts from nothing, and nothing is written
+            nowhere = work / "none"
+            facts, answer = _run([*calibrate, "--dry-run", "-o", str(nowhere)], nowhere)
+            assert facts.pop("disk_mb") == 0
             kept = {k: v for k, v in answer["estimate"].items() if k not in ("sites", "blocks")}
         case "calibrate":
             facts, answer = _run(calibrate, run)
@@ -119,6 +121,8 @@ def _compared(steps: Facts, latent: int) -> Facts:
         for name, found in (("seconds", "wall_s"), ("memory_mb", "peak_mb"), ("disk_mb", "disk_mb")):
             ratio = round(estimate[name] / took[found], 2)
             compared[name] = {"estimated": round(estimate[name]), "found": took[found], "ratio": ratio}
+        # what one thread takes of a machine that nobody else uses
+        compared["cpu_s"] = {"found": took["cpu_s"], "ratio": round(estimate["seconds"] / took["cpu_s"], 2)}
     return {
         "host": describe_host().model_dump(mode="json"),
         "latent": latent,
