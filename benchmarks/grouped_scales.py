@@ -51,7 +51,7 @@ class GroupClock:
         table = np.full(int(timesteps.max()) + 1, -1, np.int64)
         table[timesteps] = timestep_buckets(timesteps, groups)
         self._table = torch.from_numpy(table)
-        module.register_forward_pre_hook(self._read)
+        module.register_forward_pre_hook(self._read, with_kwargs=True)
 
     def of(self, timesteps: Tensor) -> Tensor:
         """Return the groups of ``timesteps`` [N] int64.
@@ -65,8 +65,8 @@ class GroupClock:
             raise ValueError(f"timesteps {timesteps.tolist()} are not all the sampler's")
         return found
 
-    def _read(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.current = self.of(args[1])
+    def _read(self, _module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.current = self.of(named["timestep"] if "timestep" in named else args[1])
 
 
 class GroupedQuantizer(nn.Module):
