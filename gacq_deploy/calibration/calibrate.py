@@ -221,7 +221,13 @@ def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: s
     polished = ensure_polish(session, polish, layers)
     if polished is not None:
         errors.measure("polish")
-    probe = record_probe(session)
+    probe = record_probe(
+        session.trajectories,
+        session.graph,
+        session.recipe.parity.probe,
+        session.chunk,
+        session.report,
+    )
     document = session.recipe.document()
     return CalibrationArtifact(
         model=session.denoiser.record,

@@ -9,33 +9,36 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from gacq_deploy.calibration.collecting import Trajectories
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.calibration.session import Session
 from gacq_deploy.call import SAMPLE, TIMESTEP
 from gacq_deploy.models.graph import ModelGraph
 from gacq_deploy.probe import Probe
+from gacq_deploy.progress import Reporter
 from gacq_deploy.quant.layers import (
     QuantizedLayer,
     float_mode,
     output_mode,
     quantized_layers,
 )
+from gacq_deploy.recipe import ProbeSection
 from gacq_deploy.samples import CalibrationSet
 from gacq_deploy.spec import Site
 from gacq_deploy.storage import Array
 
 
-def record_probe(session: Session) -> Probe:
+def record_probe(
+    trajectories: Trajectories, graph: ModelGraph, section: ProbeSection, chunk: int, report: Reporter
+) -> Probe:
     """Run float, input- and output-quantized models on float trajectories unseen by calibration.
 
-    The session's graph was traced on the float model. Outputs are kept for all ``M`` states; the fake-quantized tensors
+    ``graph`` was traced on the float model. Outputs are kept for all ``M`` states; the fake-quantized tensors
     for ``local_samples`` of them, spread over the timesteps, and under ``output`` what that very pass answered: in
     another batch, rounding would amplify the last bits of float sums.
     """
-    denoiser, graph, chunk = session.denoiser, session.graph, session.chunk
-    section = session.recipe.parity.probe
+    denoiser = trajectories.denoiser
     with float_mode(denoiser.module):
-        states = session.trajectories.probe_states(session.report)
+        states = trajectories.probe_states(report)
     local = states.rows(
         np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int)
     )
@@ -62,7 +65,7 @@ def record_probe(session: Session) -> Probe:
     # the local rows are stored, too, so that nothing has to be told about which ones they are
     steering = {name: np.asarray(value[:]) for name, value in local.conditioning.items()}
     tensors["inputs"] = {SAMPLE: local.latents, TIMESTEP: local.model_timesteps, **steering}
-    return Probe(inputs, answers, tensors, session.trajectories.conditions())
+    return Probe(inputs, answers, tensors, trajectories.conditions())
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
+from gacq_deploy.calibration.collecting import DrawnTrajectories
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import trace_model
@@ -68,9 +69,9 @@ def retrained_artifact(directory: RunDirectory) -> CalibrationArtifact:
     graph = trace_model(denoiser)
     changed = replace(artifact, parameters=retrained(denoiser))
     prepare_torch(denoiser, changed)
-    probe = record_probe(
-        denoiser, graph, recipe.parity.probe, recipe.samples.steps, len(before.inputs["sample"]), SILENT
-    )
+    trajectories = DrawnTrajectories(denoiser, recipe, directory)
+    rows = len(before.inputs["sample"])
+    probe = record_probe(trajectories, graph, recipe.parity.probe, rows, SILENT)
     # states and float answers are those of the model as it was before calibration
     inputs = {k: torch.from_numpy(np.asarray(v)) for k, v in before.inputs.items()}
     answers = {"float": before.outputs["float"], "input_quant": torch_answers(denoiser, inputs)}
