@@ -9,7 +9,7 @@ answers in one step of a trajectory, the float model in all others.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -44,8 +44,6 @@ def coefficients(
 ) -> dict[int, float]:
     """Return timestep -> coefficient of its loss, of mean 1 over the timesteps.
 
-    A timestep without a gain of its own takes the nearest one's: a pipeline's scheduler may walk other timesteps.
-
     Args:
         objective: what counts.
         errors: timestep -> mean loss now.
@@ -54,7 +52,7 @@ def coefficients(
     """
     steps = list(errors)
     if objective == "images" and gains is not None:
-        raw = np.array([gains[min(gains, key=lambda other: abs(other - t))] for t in steps])
+        raw = np.array([gains.get(t, 0.0) for t in steps])
     elif objective == "eps":
         raw = np.ones(len(steps))
     else:
@@ -65,6 +63,11 @@ def coefficients(
         return dict.fromkeys(steps, 1.0)
     bounded = project_weights(np.maximum(raw, _FLOOR * raw.max()), _RANGE)
     return dict(zip(steps, bounded.tolist(), strict=True))
+
+
+def nearest_gains(gains: Mapping[int, float], timesteps: Iterable[int]) -> dict[int, float]:
+    """Return timestep -> the gain of the nearest one measured: a pipeline's scheduler may walk other timesteps."""
+    return {t: gains[min(gains, key=lambda other: abs(other - t))] for t in timesteps}
 
 
 @torch.no_grad()

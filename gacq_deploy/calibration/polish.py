@@ -18,7 +18,7 @@ from torch import Tensor
 from gacq_deploy.artifact import PolishRecord
 from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
 from gacq_deploy.calibration.journal import Journal, scalar
-from gacq_deploy.calibration.objective import trajectory_gains
+from gacq_deploy.calibration.objective import nearest_gains, trajectory_gains
 from gacq_deploy.calibration.output_error import output_loss, output_losses
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.weighting import (
@@ -155,6 +155,8 @@ def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:
     if recipe.calibration.objective == "images" and session.weighting.needs_losses(POLISH):
         conditions = session.trajectories.conditions()
         gains = trajectory_gains(session.denoiser, recipe.samples.steps, recipe.calibration.seed, conditions)
+        if conditions is not None:
+            gains = nearest_gains(gains, np.unique(split.samples.timesteps).tolist())
     cosines = group_cosines(loss, split, session.graph_chunk)
     return {
         "losses": output_losses(session.denoiser, split.samples, split.training, session.chunk),

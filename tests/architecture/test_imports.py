@@ -19,13 +19,10 @@ TORCH_ROOMS = ("gacq_deploy.models", "gacq_deploy.quant", "gacq_deploy.calibrati
 TORCH_FILES = ("gacq_deploy.export.torch_onnx", "gacq_deploy.chain")
 
 BLOCKER = """
-import importlib.abc, json, sys
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is out of reach of this module", name=name)
+import json, sys
 BLOCKED = set(json.loads(sys.argv[1]))
-sys.meta_path.insert(0, Blocker())
+# as if not installed, for who imports and for who only looks whether it is there
+sys.modules.update(dict.fromkeys(BLOCKED))
 import importlib
 for name in json.loads(sys.argv[2]):
     try:
@@ -92,7 +89,7 @@ def test_modules_import_without_what_they_may_not_need(border: Border) -> None:
 def test_the_blocker_blocks() -> None:
     done = _python(BLOCKER, json.dumps(["onnxruntime"]), json.dumps(["gacq_deploy.backends.ort"]))
     assert done.returncode != 0
-    assert "out of reach" in done.stderr
+    assert "import of onnxruntime halted" in done.stderr
 
 
 @pytest.mark.parametrize("module", LIBRARY, ids=str)

@@ -326,7 +326,7 @@ MODEL_CASES = (
     Case("model-empty", CALIBRATE + " --model {tmp}/empty", 2, ("holds no denoiser", "pipeline or model folder"),
          lambda scene: (scene.tmp / "empty").mkdir()),
     Case("builtin-unknown", CALIBRATE + " --model builtin:nope", 2, ("no built-in model 'nope'",)),
-    Case("class-unknown", CALIBRATE, 2, ("'FooModel' is not supported",), model_config(_class_name="FooModel")),
+    Case("class-unknown", CALIBRATE, 2, ("'FooModel' is no model class",), model_config(_class_name="FooModel")),
     Case("remote-code", CALIBRATE, 2, ("remote code", "never run"), model_config(auto_map={"AutoModel": "evil.Model"})),
     Case("pickled-weights", CALIBRATE, 2, ("only pickled weights", "safe_serialization"), pickled_model),
     Case("config-not-json", CALIBRATE, 5, ("not readable JSON",), model_file("unet/config.json", b'{"_class')),

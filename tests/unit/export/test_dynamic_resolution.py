@@ -25,7 +25,7 @@ from gacq_deploy.export.stage import export_onnx, relative_error
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.architectures import small_dit, small_sd_unet, small_sdxl_unet
+from tests.support.architectures import small_dit, small_sdxl_unet
 from tests.support.tiny import tiny_artifact, tiny_denoiser, tiny_run
 
 THREE_LEVELS: dict[str, Any] = {
@@ -79,13 +79,12 @@ def test_every_size_gives_what_torch_gives(denoiser: Denoiser, open_graph: onnx.
 @pytest.mark.parametrize(
     ("make", "multiple"),
     [
-        (small_sd_unet, 2),
         (small_sdxl_unet, 2),
         (lambda: tiny_denoiser(**THREE_LEVELS), 4),
         (lambda: tiny_denoiser(classes=None, downsample_padding=0), 2),
         (lambda: tiny_denoiser(downsample_type="resnet", upsample_type="resnet"), 2),
     ],
-    ids=["sd", "sdxl", "three levels", "padding", "resnet"],
+    ids=["sdxl", "three levels", "padding", "resnet"],
 )
 def test_every_unet_at_every_size(make: Any, multiple: int) -> None:
     denoiser = make()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 import numpy as np
 import onnx
@@ -113,12 +114,16 @@ def test_a_hook_left_behind_stops_the_export() -> None:
 class _Stubborn(nn.Module):
     """Decides on values: no exporter can follow."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
     def forward(self, sample: torch.Tensor, *_: torch.Tensor, **__: object) -> tuple[torch.Tensor]:
         return (sample * 2 if sample.sum().item() > 0 else sample,)
 
 
 def test_a_model_that_cannot_be_captured_is_refused(denoiser: Denoiser) -> None:
-    broken = Denoiser(_Stubborn(), denoiser.record, denoiser.family)
+    broken = Denoiser(_Stubborn(denoiser.module.config), denoiser.record, denoiser.family)
     with pytest.raises(ExportError, match="torch could not export the model"):
         float_graph(broken)
 
