@@ -511,9 +511,7 @@ def test_the_local_evidence_runs_in_the_kernels_of_the_whole_graph(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "changes"), [(1, {}), (2, {"classes": None}), (3, {"downsample_padding": 0})]
-)
+@pytest.mark.parametrize(("seed", "changes"), [(2, {"classes": None}), (3, {"downsample_padding": 0})])
 def test_an_untouched_copy_of_another_model_passes(
     seed: int, changes: dict[str, Any], tmp_path: Path
 ) -> None:
