@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from gacq_deploy.call import CallRecord
 from gacq_deploy.conditions import Conditions
@@ -92,9 +91,12 @@ def open_trajectories(
             return PromptedTrajectories(
                 denoiser, recipe, directory, known.recorded, known.guidance_scale, group=group
             )
-    trajectories = _record(source, module, recipe, directory)
-    trajectories.group = group
-    return trajectories
+    opened = open_pipeline(source, module)
+    recorded = record_call(opened, recipe.samples.steps)
+    asked = recipe.samples.guidance_scale
+    scale = opened.guidance_scale if asked is None else asked
+    denoiser = make_denoiser(source, module, recorded.recording)
+    return PromptedTrajectories(denoiser, recipe, directory, recorded, scale, opened, group)
 
 
 def record_denoiser(source: Source, recipe: Recipe) -> tuple[Denoiser, int]:
@@ -104,17 +106,6 @@ def record_denoiser(source: Source, recipe: Recipe) -> tuple[Denoiser, int]:
         return make_denoiser(source, module), 1
     recorded = record_call(open_pipeline(source, module), recipe.samples.steps)
     return make_denoiser(source, module, recorded.recording), recorded.layout.branches
-
-
-def _record(
-    source: Source, module: nn.Module, recipe: Recipe, directory: RunDirectory
-) -> PromptedTrajectories:
-    opened = open_pipeline(source, module)
-    recorded = record_call(opened, recipe.samples.steps)
-    guidance = recipe.samples.guidance_scale
-    scale = opened.guidance_scale if guidance is None else guidance
-    denoiser = make_denoiser(source, module, recorded.recording)
-    return PromptedTrajectories(denoiser, recipe, directory, recorded, scale, opened)
 
 
 @dataclass(frozen=True)

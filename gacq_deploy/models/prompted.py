@@ -6,8 +6,9 @@ timesteps, everything that steers, and the float answers. Both rows of a guidanc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,31 +65,14 @@ def wanted_samples(section: SamplesSection) -> Wanted:
 
 def wanted_probe(section: SamplesSection, trajectories: int, seed: int) -> Wanted:
     """Return other trajectories, with the prompts that follow in the order, unseen if there are enough of them."""
-    samples = wanted_samples(section)
-    return Wanted(
-        prompts=samples.prompts,
-        prompt_seed=section.seed,
+    return replace(
+        wanted_samples(section),
         first_prompt=section.trajectories,
         count=trajectories,
         seed=seed,
-        steps=section.steps,
         keep_every=1,
-        batch=section.batch,
-        guidance_scale=section.guidance_scale,
         validation=np.zeros(trajectories, np.uint8),
     )
-
-
-def collect_prompted(
-    opened: OpenPipeline, recorded: RecordedCall, wanted: Wanted, report: Reporter
-) -> CalibrationSet:
-    """Run a pipeline's float trajectories and keep what its denoiser saw and answered.
-
-    Raises:
-        ModelError: a trajectory calls the denoiser otherwise than the recorded one did.
-        CalibrationError: the float model's output is not finite.
-    """
-    return _join([piece for _, piece in walk_share(opened, recorded, wanted, report)])
 
 
 def walk_share(
@@ -97,7 +81,8 @@ def walk_share(
     """Run this process's batches of trajectories; yield number and rows of each.
 
     Raises:
-        ModelError, CalibrationError: as :func:`collect_prompted`.
+        ModelError: a trajectory calls the denoiser otherwise than the recorded one did.
+        CalibrationError: the float model's output is not finite.
     """
     for number in group.share(-(-wanted.count // wanted.batch)):
         members = range(number * wanted.batch, min((number + 1) * wanted.batch, wanted.count))
@@ -109,19 +94,19 @@ def _run(
     opened: OpenPipeline, recorded: RecordedCall, wanted: Wanted, members: Sequence[int]
 ) -> CalibrationSet:
     """Run one batch of trajectories together; rows are ordered by trajectory, step, branch."""
-    calls: list[SeenCall] = []
+    numbers = itertools.count()
     kept: list[SeenCall] = []
 
     def keep(seen: SeenCall) -> None:
+        number = next(numbers)
         if not bool(torch.isfinite(seen.output).all()):
             raise CalibrationError(
-                f"The float model's output is not finite in step {len(calls)} "
+                f"The float model's output is not finite in step {number} "
                 f"(trajectories {members[0]}..{members[-1]}).",
                 "Check the weights, their dtype and the scheduler's configuration.",
             )
-        if len(calls) % wanted.keep_every == 0:
+        if number % wanted.keep_every == 0:
             kept.append(seen)
-        calls.append(SeenCall({}, seen.output[:0]))
 
     prompts = draw_prompts(wanted.prompts, wanted.prompt_seed, wanted.first_prompt + members[0], len(members))
     seeds = [wanted.seed * _SEED_STRIDE + member for member in members]
@@ -190,25 +175,3 @@ def check_lengths(trajectories: Sequence[NDArray[np.int64]]) -> None:
             f"Trajectories have {' or '.join(map(str, sorted(steps)))} rows.",
             "Only pipelines with a fixed number of calls are supported.",
         )
-
-
-def _join(pieces: Sequence[CalibrationSet]) -> CalibrationSet:
-    """Put batches one behind the other; tables of what steers as well."""
-    check_lengths([p.trajectory for p in pieces])
-    conditioning: dict[str, Any] = {}
-    for name in pieces[0].conditioning:
-        parts = [rows for p in pieces if isinstance(rows := p.conditioning[name], TableRows)]
-        offsets = np.cumsum([0, *(len(p.table) for p in parts)])
-        conditioning[name] = TableRows(
-            np.concatenate([p.table for p in parts]),
-            np.concatenate([p.index + o for p, o in zip(parts, offsets, strict=False)]),
-        )
-    told = [p.told for p in pieces if p.told is not None]
-    return CalibrationSet(
-        conditioning=conditioning,
-        told=np.concatenate(told) if told else None,
-        **{
-            name: np.concatenate([getattr(p, name) for p in pieces])
-            for name in ("latents", "timesteps", "targets", "trajectory", "step", "validation")
-        },
-    )

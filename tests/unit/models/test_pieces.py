@@ -8,12 +8,13 @@ import pytest
 
 from gacq_deploy.models.pieces import collect_file
 from gacq_deploy.models.pipelines import open_pipeline
-from gacq_deploy.models.prompted import collect_prompted, wanted_samples
+from gacq_deploy.models.prompted import wanted_samples
 from gacq_deploy.models.recording import record_call
 from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.progress import SILENT
 from gacq_deploy.recipe import ModelSection, SamplesSection
 from gacq_deploy.samples import save_samples
+from tests.support.gathered import collect_prompted
 
 SECTION = ModelSection(source="python:tests.support.odd_family:make_pipeline", component="painter")
 

@@ -11,7 +11,7 @@ import torch
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.pipelines import OpenPipeline, check_steerable, open_pipeline
-from gacq_deploy.models.prompted import collect_prompted, wanted_probe, wanted_samples
+from gacq_deploy.models.prompted import wanted_probe, wanted_samples
 from gacq_deploy.models.recording import Layout, RecordedCall, record_call
 from gacq_deploy.models.source import find_source, load_module, make_denoiser
 from gacq_deploy.models.watching import Watcher
@@ -19,6 +19,7 @@ from gacq_deploy.progress import SILENT
 from gacq_deploy.recipe import ModelSection, SamplesSection
 from gacq_deploy.samples import CalibrationSet, TableRows
 from tests.support import odd_family
+from tests.support.gathered import collect_prompted
 
 SECTION = ModelSection(source="python:tests.support.odd_family:make_pipeline", component="painter")
 SAMPLES = SamplesSection(trajectories=3, steps=4, batch=2, prompts=("a cat", "a dog", "a hill", "a sea"))
