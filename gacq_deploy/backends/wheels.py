@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from gacq_deploy.errors import BackendUnavailable
 
@@ -20,11 +21,10 @@ OWNERS = (
 def onnxruntime_wheels() -> dict[str, str]:
     """Return distribution name -> version of every installed wheel that unpacks into ``onnxruntime/``."""
     found: dict[str, str] = {}
-    for distribution in distributions():
-        name = (distribution.name or "").lower().replace("_", "-")
-        if name in OWNERS:
-            found.setdefault(name, distribution.version)
-    return dict(sorted(found.items()))
+    for name in sorted(OWNERS):  # asked by name: reading every distribution takes ten times as long
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def require_one_onnxruntime() -> None:
