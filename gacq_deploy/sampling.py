@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from gacq_deploy.artifact import load_artifact
 from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.saturation import require_exact
 from gacq_deploy.backends.stepped import SteppedEngine
 from gacq_deploy.backends.trt_library import TRT_NAMES
 from gacq_deploy.building.opening import is_compiled, locate_plan, open_model
 from gacq_deploy.ddim import check_seeds
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
+from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
@@ -57,6 +59,8 @@ class ImageRequest:
     float_where: Where | None = None
     allow_host_code: bool = False
     """Let a version-compatible plan run the code it carries."""
+    allow_failed: bool = False
+    """Run an engine that failed parity on this machine."""
 
     def policy(self, asked: StepPolicySection) -> StepPolicySection:
         """Return what the recipe asks for, as far as this request does not say otherwise.
@@ -106,21 +110,34 @@ class GeneratedImages:
     """None where nothing is guided."""
 
 
-def graph_for(directory: RunDirectory, engine: str) -> Path:
+def graph_for(directory: RunDirectory, engine: str, *, allow_failed: bool = False) -> Path:
     """Return the exported graph that ``engine`` runs best, or its plan, after every digest was checked.
+
+    Args:
+        directory: the run.
+        engine: one of :data:`ENGINES`.
+        allow_failed: take it even if it failed parity on this machine.
 
     Raises:
         UsageError: unknown engine.
         ArtifactError: not exported, stale, altered, or what this engine needs was not exported or built.
-        GateError: too little of the plan is INT8.
+        GateError: too little of the plan is INT8, or the engine failed parity on this machine.
+        BackendUnavailable: the engine would compute the graph wrong on this processor.
     """
     if engine not in ENGINES:
         raise UsageError(f"Engine '{engine}' is not known.", f"Choose one of: {', '.join(ENGINES)}.")
     if is_compiled(engine):
-        return locate_plan(directory, engine).path
+        plan = locate_plan(directory, engine)
+        if not allow_failed:
+            require_not_failed(directory, CANONICAL, engine, key=plan.folder.name)
+        return plan.path
     record = load_export(directory)
+    backend = "ort-cpu" if engine == FLOAT_ENGINE else engine
     for name in GRAPHS[engine]:
         if name in record.files:
+            require_exact(backend, directory.onnx / name)
+            if not allow_failed:
+                require_not_failed(directory, name, backend, export=record)
             return directory.onnx / name
     raise ArtifactError(
         f"Engine '{engine}' needs {' or '.join(GRAPHS[engine])}, exported were {', '.join(record.graphs)}.",
@@ -155,7 +172,7 @@ def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter
     policy = (
         resolve_policy(asked, sampler.timesteps, artifact, told=sampler.model_timesteps) if asked else None
     )
-    graph = graph_for(directory, request.engine)
+    graph = graph_for(directory, request.engine, allow_failed=request.allow_failed)
     seeds = tuple(range(request.seed, request.seed + request.count))
     batch = request.batch or recipe.runtime.batch
     with open_engines(directory, request, graph, policy) as engine:

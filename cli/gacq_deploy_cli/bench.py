@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gacq_deploy_cli.console import Output, Table, size
-from gacq_deploy_cli.options import common, host_code_option, run_directory_argument, with_output
+from gacq_deploy_cli.options import (
+    common,
+    failed_option,
+    host_code_option,
+    run_directory_argument,
+    with_output,
+)
 
 if TYPE_CHECKING:
     from gacq_deploy.bench import BenchReport
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of every engine.")
 @click.option("--repeats", type=int, default=7, show_default=True, help="Rounds; the spread comes from them.")
 @host_code_option
+@failed_option
 @common
 @with_output
 def bench(
@@ -35,6 +42,7 @@ def bench(
     threads: int,
     repeats: int,
     allow_host_code: bool,
+    allow_failed: bool,
 ) -> None:
     """Measure the INT8 graphs beside their float twins, interleaved, in both orders. Writes bench.json.
 
@@ -45,7 +53,9 @@ def bench(
     from gacq_deploy.run_directory import RunDirectory
 
     run = RunDirectory(directory)
-    settings = Settings(batches or (1, 8), threads, repeats, allow_host_code=allow_host_code)
+    settings = Settings(
+        batches or (1, 8), threads, repeats, allow_host_code=allow_host_code, allow_failed=allow_failed
+    )
     with output.progress() as report:
         result = run_bench(run, engines=engines or None, settings=settings, report=report)
     mixed = _mixed(result, run.load_recipe().runtime)

@@ -92,6 +92,9 @@ host_code_option = click.option(
     is_flag=True,
     help="Run the code that a version-compatible TensorRT plan carries; only for plans of your own.",
 )
+failed_option = click.option(
+    "--allow-failed", is_flag=True, help="Take an engine that failed parity on this machine, too."
+)
 preset_option = choose_preset()
 run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 recipe_option = click.option("-r", "--recipe", required=True, help="Built-in recipe name or YAML file.")

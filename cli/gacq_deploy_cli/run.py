@@ -13,6 +13,7 @@ from gacq_deploy_cli.console import Output, Table, duration
 from gacq_deploy_cli.options import (
     ENGINES,
     common,
+    failed_option,
     host_code_option,
     needs_extra,
     run_directory_argument,
@@ -105,6 +106,7 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     help="Which steps: whose INT8 error moves the image most, the noisiest, the cleanest, both ends in turn.",
 )
 @host_code_option
+@failed_option
 @common
 @with_output
 def run(
@@ -129,6 +131,7 @@ def run(
     float_steps: int | None,
     float_where: Where | None,
     allow_host_code: bool,
+    allow_failed: bool,
 ) -> None:
     """Generate images with an exported graph and write them as one PNG grid.
 
@@ -147,7 +150,7 @@ def run(
     request = ImageRequest(
         (len(prompts) or 4) if number is None else number,
         seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where,
-        allow_host_code,
+        allow_host_code, allow_failed,
     )  # fmt: skip
     steering = Steering(prompts, negative_prompt, guidance_scale, width, height, device)
     with output.progress() as report:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.saturation import require_exact
 from gacq_deploy.errors import BackendUnavailable, UsageError
 
 BACKENDS: dict[str, str] = {
@@ -20,7 +21,9 @@ EXTRAS: dict[str, str] = {"ort-cpu": "cpu", "ort-cuda": "gpu", "openvino": "open
 """Engine name -> the extra that installs its library."""
 
 
-def open_engine(name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Engine:
+def open_engine(
+    name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True, allow_inexact: bool = False
+) -> Engine:
     """Open an ONNX graph in the named engine.
 
     Args:
@@ -28,10 +31,12 @@ def open_engine(name: str, model: Path | bytes, *, threads: int = 0, optimize: b
         model: an ONNX file, or the bytes of one that has no external data.
         threads: CPU threads of one run; 0 lets the library choose.
         optimize: False keeps every node as it is written, where the backend can.
+        allow_inexact: open it even where 8-bit sums overflow on this processor; only to measure what that does.
 
     Raises:
         UsageError: unknown name, negative threads, or the backend cannot switch its optimizations off.
-        BackendUnavailable: its package, execution provider or device is missing.
+        BackendUnavailable: its package, execution provider or device is missing, or its 8-bit sums would overflow on
+            this processor.
         ArtifactError: the file is missing, corrupt, or its external data is not its own.
         EngineError: the graph cannot run in this engine.
     """
@@ -39,7 +44,10 @@ def open_engine(name: str, model: Path | bytes, *, threads: int = 0, optimize: b
         raise UsageError(
             f"{threads} threads were asked for.", "Pass 1 or more, or 0 for the library's own choice."
         )
-    engine: Engine = load_backend(name)(model, threads=threads, optimize=optimize)
+    backend = load_backend(name)
+    if not allow_inexact:
+        require_exact(name, model)
+    engine: Engine = backend(model, threads=threads, optimize=optimize)
     return engine
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import tempfile
 from pathlib import Path
@@ -25,8 +24,10 @@ from onnxruntime import (
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
-from gacq_deploy.backends.kernels import KernelUse, QuantizedLayer, quantized_layers
+from gacq_deploy.backends.kernels import KernelUse
 from gacq_deploy.backends.onnx_file import read_graph, size_multiple
+from gacq_deploy.backends.processor import Processor, this_processor
+from gacq_deploy.backends.quantized_layers import QuantizedLayer, quantized_layers
 from gacq_deploy.backends.wheels import require_one_onnxruntime
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
 
@@ -102,7 +103,7 @@ def session_options(*, threads: int, optimize: bool) -> SessionOptions:
     options.use_deterministic_compute = True
     # by default products with INT4 weights quantize their activations to int8 as they run, unasked
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if saturates_u8s8(platform.machine(), _cpu_flags()):
+    if needs_exact_kernels(this_processor()):
         options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:
         options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -149,14 +150,13 @@ def opens_on(provider: str, model: bytes) -> bool:
     return bool(session.get_providers()[:1] == [provider])
 
 
-def saturates_u8s8(machine: str, flags: frozenset[str]) -> bool:
-    """Tell whether this CPU's fast uint8 x int8 kernels clamp their 16-bit sums in silence.
+def needs_exact_kernels(processor: Processor) -> bool:
+    """Tell whether this processor's fast uint8 x int8 kernels clamp their 16-bit sums in silence.
 
-    ONNX Runtime has exact, slower kernels for such a CPU. Its own test cannot tell VNNI from plain AVX2, so
-    asking for them everywhere would slow the CPUs that need no help.
+    ONNX Runtime has exact, slower kernels for such a processor. Its own test cannot tell VNNI from plain AVX2, so
+    asking for them everywhere would slow the processors that need no help.
     """
-    x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
-    return x86 and not flags & {"avx512_vnni", "avx_vnni"}
+    return processor.is_x86 and not processor.has_vnni
 
 
 def require_provider(wanted: str, got: list[str], hint: str) -> None:
@@ -217,15 +217,6 @@ def _run_error(error: Exception, label: str) -> GacqError:
     return EngineError(
         f"{label}: the run failed: {text}", "Check that the graph and its inputs belong together."
     )
-
-
-def _cpu_flags() -> frozenset[str]:
-    """Return the CPU's feature flags as Linux names them; empty where they cannot be read."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
 def _clean(error: Exception) -> str:

@@ -13,12 +13,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from gacq_deploy import errors
+from gacq_deploy.backends.quantized_layers import CODES
 from gacq_deploy.bench.report import Candidate, IntegerShare, Ratio, Spread, Timing
 from gacq_deploy.child import child_environment, module_command
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError, UsageError
 from gacq_deploy.progress import SILENT, Reporter
-
-CODES = ":weight.codes"
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ class Settings:
     """A turn of one engine lasts at least about this long."""
     allow_host_code: bool = False
     """Let a version-compatible plan run the code it carries."""
+    allow_failed: bool = False
+    """Measure engines that failed parity on this machine, too."""
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) != len(self.batches):

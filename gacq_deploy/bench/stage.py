@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gacq_deploy.artifact import ModelRecord, load_artifact
+from gacq_deploy.backends.processor import this_processor
+from gacq_deploy.backends.saturation import require_exact, why_inexact
 from gacq_deploy.backends.trt_library import TRT_NAMES, require_device
 from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
 from gacq_deploy.building.opening import Plan, is_compiled, locate_plan, locate_twin
-from gacq_deploy.errors import UsageError
-from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, load_export
+from gacq_deploy.errors import GateError, UsageError
+from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, ExportRecord, load_export
+from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage import lock_directory
@@ -41,14 +44,16 @@ def run_bench(
 
     Args:
         directory: holds artifact and exported graphs.
-        engines: INT8 engines to measure; default: ONNX Runtime and, when it is installed, OpenVINO.
+        engines: INT8 engines to measure; default: ONNX Runtime and, when it is installed, OpenVINO, as far as they
+            may be used here.
         settings: batch sizes, threads, rounds; default: batches 1 and 8, one thread, 7 rounds.
         report: progress.
 
     Raises:
         ArtifactError: artifact or graphs are missing, altered or stale.
         UsageError: an engine without INT8 graph, or settings out of range.
-        BackendUnavailable: an engine that was asked for is not installed.
+        BackendUnavailable: an engine that was asked for is not installed, or would compute the graph wrong here.
+        GateError: an engine that was asked for failed parity on this machine, or all did.
         EngineError, ResourceError: a graph does not open or run.
     """
     settings = settings or Settings()
@@ -61,11 +66,21 @@ def run_bench(
         record = load_export(directory)
         artifact = load_artifact(directory.artifact)
         exported = [e for e in chosen if e in INT8]
+        if engines:
+            for engine in exported:
+                require_exact(engine, directory.onnx / INT8[engine])
+        failed = {} if settings.allow_failed else _failed_engines(directory, record, exported, bool(engines))
         graphs, baselines, absent = plan_graphs(
-            directory.onnx, exported, record.graphs, artifact.plan.integer_modules
+            directory.onnx,
+            [e for e in exported if e not in failed],
+            record.graphs,
+            artifact.plan.integer_modules,
         )
+        absent |= {f"{engine}/{INT8[engine]}": error.message for engine, error in failed.items()}
         for library in filter(is_compiled, chosen):
             plan = locate_plan(directory, library)
+            if not settings.allow_failed:
+                require_not_failed(directory, CANONICAL, library, key=plan.folder.name)
             require_device()
             int8, twin = _compiled(plan), _compiled(locate_twin(directory, plan))
             graphs, baselines = (*graphs, int8, twin), (*baselines, (int8.name, twin.name))
@@ -97,7 +112,7 @@ def run_bench(
 def plan_graphs(
     folder: Path, engines: Sequence[str], available: Sequence[str], planned: tuple[str, ...]
 ) -> tuple[tuple[Graph, ...], tuple[tuple[str, str], ...], dict[str, str]]:
-    """Return (graphs to measure, pairs to compare, absent graphs with the reason).
+    """Return (graphs to measure, pairs to compare, graphs that cannot be measured with the reason).
 
     Args:
         folder: where the graphs are.
@@ -113,9 +128,31 @@ def plan_graphs(
         if INT8[engine] not in available:
             absent[int8.name] = "not exported: run `gacq-deploy export --onnx` with --target both"
             continue
+        if reason := why_inexact(engine, int8.path):
+            absent[int8.name] = reason
+            continue
         graphs |= {twin.name: twin, int8.name: int8}
         pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, twin.name))]
     return tuple(graphs.values()), tuple(pairs), absent
+
+
+def _failed_engines(
+    directory: RunDirectory, record: ExportRecord, engines: Sequence[str], asked: bool
+) -> dict[str, GateError]:
+    """Return the engines whose graph failed parity here.
+
+    Raises:
+        GateError: one that was asked for, or all of them.
+    """
+    failed: dict[str, GateError] = {}
+    for engine in engines:
+        try:
+            require_not_failed(directory, INT8[engine], engine, export=record)
+        except GateError as error:
+            failed[engine] = error
+    if failed and (asked or len(failed) == len(engines)):
+        raise next(iter(failed.values()))
+    return failed
 
 
 def _compiled(plan: Plan) -> Graph:
@@ -145,13 +182,8 @@ def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:
 
 def describe_host() -> Host:
     """Return what a reader needs to judge the figures."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return Host(
-        cpu=names[0] if names else platform.processor() or platform.machine(),
+        cpu=this_processor().name,
         cores=os.cpu_count() or 1,
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

@@ -58,7 +58,7 @@ def make_prompted_images(
     artifact = load_artifact(directory.artifact)
     sampler, scheduler = _sampler(artifact, recipe, asked)
     policy = _policy(artifact, recipe, asked, sampler)
-    graph = graph_for(directory, asked.engine)
+    graph = graph_for(directory, asked.engine, allow_failed=asked.allow_failed)
     config, kind = looks_of(source)
     with (
         open_engines(directory, asked, graph, policy) as engine,

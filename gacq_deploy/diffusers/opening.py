@@ -22,7 +22,7 @@ from gacq_deploy.sampling import FLOAT_ENGINE, graph_for
 logger = logging.getLogger(__name__)
 
 
-def load_denoiser(
+def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one choice of its caller)
     directory: Path | str,
     *,
     engine: str = "ort-cpu",
@@ -30,6 +30,7 @@ def load_denoiser(
     config: Mapping[str, Any] | None = None,
     like: nn.Module | None = None,
     allow_host_code: bool = False,
+    allow_failed: bool = False,
 ) -> EngineDenoiser:
     """Open the engine of a run directory as the denoiser of a diffusers pipeline.
 
@@ -44,19 +45,21 @@ def load_denoiser(
         like: the denoiser that is replaced (``pipe.transformer``): its class and its configuration are taken. Of a
             class that is not diffusers' own it saves running the recipe's ``python:`` function.
         allow_host_code: let a version-compatible plan run the code it carries.
+        allow_failed: open an engine that failed parity on this machine.
 
     Raises:
         UsageError: unknown engine, or the model is no longer where the recipe found it.
         ArtifactError: recipe, artifact, graph or plan is missing, stale or altered.
-        GateError: too little of the plan is INT8.
+        GateError: too little of the plan is INT8, or the engine failed parity on this machine.
         ModelError: the configuration is not that of the calibrated model.
-        BackendUnavailable: the engine's package, provider or device is missing.
+        BackendUnavailable: the engine's package, provider or device is missing, or it would compute the graph wrong on
+            this processor.
         EngineError, ResourceError: it does not load.
     """
     run = RunDirectory(Path(directory))
     recipe = run.load_recipe()
     record = load_artifact(run.artifact).model
-    graph = graph_for(run, engine)
+    graph = graph_for(run, engine, allow_failed=allow_failed)
     config, kind = _find_looks(recipe, config, like)
     backend = "ort-cpu" if engine == FLOAT_ENGINE else engine
     with ExitStack() as stack:

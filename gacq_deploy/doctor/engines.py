@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gacq_deploy.backends import import_attribute, open_engine
+from gacq_deploy.backends.processor import adds_pairs_in_16_bits, instruction_cap
+from gacq_deploy.backends.saturation import remedy
 from gacq_deploy.backends.wheels import onnxruntime_wheels, require_one_onnxruntime
 from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
@@ -92,6 +94,15 @@ def _engine(name: str, *, needed: bool) -> Check:
             doubled = engine.run({"x": np.ones((2, 3), np.float32)})["y"]
             if not bool(np.array_equal(doubled, np.full((2, 3), 2, np.float32))):
                 return Check(f"engine {name}", "fail", f"{engine.label} computed 1 + 1 = {doubled.flat[0]}")
+            if adds_pairs_in_16_bits(name):
+                cap = instruction_cap()
+                return Check(
+                    f"engine {name}",
+                    "warning",
+                    f"{engine.label}; its 8-bit kernels add pairs of products in 16 bits on this processor"
+                    f"{f' under {cap}' if cap else ''}, and clamp what does not fit",
+                    f"A graph whose weights can exceed that is refused here. {remedy()}",
+                )
             return Check(f"engine {name}", "ok", engine.label)
     except BackendUnavailable as error:
         return Check(f"engine {name}", "fail" if needed else "absent", error.message, error.hint)

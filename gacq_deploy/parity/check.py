@@ -14,14 +14,17 @@ from gacq_deploy import __version__
 from gacq_deploy.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.backends import load_backend, open_engine
 from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.processor import describe_processor
+from gacq_deploy.backends.saturation import remedy, why_inexact
 from gacq_deploy.backends.trt_library import TrtName, current_device, require_device
 from gacq_deploy.building.manifest import EngineRecord, engines_of, is_stale
 from gacq_deploy.building.opening import is_compiled, locate_plan, require_judged
-from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError
 from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.record import FLOAT, ExportRecord, artifact_digest, load_export
 from gacq_deploy.parity.edges import (
     REFERENCE_ENGINE,
+    Candidate,
     CompiledEngine,
     EngineFactory,
     Setting,
@@ -62,7 +65,8 @@ def check_parity(
 
     Raises:
         ArtifactError: not calibrated or exported, stale, altered, or the artifact holds no probe.
-        BackendUnavailable: ``ort-cpu``, or an engine that was asked for, is missing.
+        BackendUnavailable: ``ort-cpu``, or an engine that was asked for, is missing, or no engine that was asked for
+            can be exact on this processor.
         UsageError: no exported graph runs in the engines asked for.
     """
     recipe = directory.load_recipe()
@@ -72,12 +76,9 @@ def check_parity(
         chosen = _choose_engines(engines, report)
         if engines is None:
             chosen += runnable_plans(directory, record, report)
-        candidates = candidates_of(record.graphs, chosen)
+        candidates, not_judged = judged_here(directory, candidates_of(record.graphs, chosen), report)
         if not candidates:
-            raise UsageError(
-                f"None of {', '.join(record.graphs)} runs in {', '.join(chosen)}.",
-                "Export again with `--target both`.",
-            )
+            raise _nothing_to_judge(record, chosen, not_judged)
         graphs = {name: read_graph(directory.onnx / name) for name in record.graphs}
         subject = Subject(artifact, _probe_of(artifact, directory), graphs.pop("float.onnx"), graphs)
         policy = _policy_of(recipe, artifact)
@@ -87,7 +88,9 @@ def check_parity(
             if is_compiled(name)
         }
         setting = Setting(recipe.parity, open_with, recipe.runtime.batch, threads, report, policy, compiled)
-        about = _about(artifact, record)
+        about = _about(artifact, record) | {"processor": describe_processor()}
+        if not_judged:
+            about["not_judged"] = not_judged
         if policy is not None:
             about["step_policy"] = policy_document(policy)
         if compiled:
@@ -137,6 +140,32 @@ def default_engines(report: Reporter = SILENT) -> tuple[str, ...]:
         else:
             chosen.append(name)
     return tuple(chosen)
+
+
+def judged_here(
+    directory: RunDirectory, candidates: Sequence[Candidate], report: Reporter = SILENT
+) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+    """Return the candidates that can be exact on this processor, and why the others, by name, are not judged."""
+    judged, not_judged = [], {}
+    for candidate in candidates:
+        reason = why_inexact(candidate.engine, directory.onnx / candidate.flavour.file)
+        if reason is None:
+            judged.append(candidate)
+        else:
+            not_judged[candidate.name] = reason
+            report.note(f"{candidate.name} is not judged: {reason}")
+    return tuple(judged), not_judged
+
+
+def _nothing_to_judge(
+    record: ExportRecord, chosen: Sequence[str], not_judged: Mapping[str, str]
+) -> GacqError:
+    if not_judged:
+        return BackendUnavailable(" ".join(not_judged.values()), remedy())
+    return UsageError(
+        f"None of {', '.join(record.graphs)} runs in {', '.join(chosen)}.",
+        "Export again with `--target both`.",
+    )
 
 
 def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str, ...]:

@@ -258,20 +258,26 @@ class ParityReport(_Record):
         return dict(self.subject.get("engines", {}))
 
     @property
+    def not_judged(self) -> dict[str, str]:
+        """``<file>@<engine>`` -> why no gate was declared for it on this machine."""
+        return dict(self.subject.get("not_judged", {}))
+
+    @property
     def step_policy(self) -> JudgedPolicy:
         """Which steps ran in float; none in a report that does not say."""
         return JudgedPolicy.model_validate(self.subject.get("step_policy", {}))
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the figures are of, where it is not images, and which gates do not apply."""
+        """What the figures are of, where it is not images, and what was not judged."""
         compared = self.trajectory.get("compared")
         exempt = dict.fromkeys(
             f"{edge.candidate}: {name} is not judged. {why}."
             for edge in self.edges
             for name, why in edge.exempt.items()
         )
-        return (*([compared] if compared else []), *exempt)
+        left_out = (f"{name} is not judged. {why}" for name, why in self.not_judged.items())
+        return (*([compared] if compared else []), *exempt, *left_out)
 
     def under(self, section: ParitySection) -> ParityReport:
         """Return the same numbers judged under the thresholds of ``section``."""
@@ -289,7 +295,7 @@ class ParityReport(_Record):
 
     def to_text(self) -> str:
         """Return the verdict as a plain table with one line for each gate, the failing ones explained."""
-        lines = [_edge_line(edge, name) for edge in self.edges for name in edge.thresholds]
+        lines = [gate_line(edge, name) for edge in self.edges for name in edge.thresholds]
         lines += self.remarks
         for edge in self.edges:
             if not edge.passed:
@@ -300,7 +306,8 @@ class ParityReport(_Record):
         return "\n".join([*lines, f"parity: {'passed' if self.passed else 'FAILED'}"])
 
 
-def _edge_line(edge: Edge, name: str) -> str:
+def gate_line(edge: Edge, name: str) -> str:
+    """Return one gate of an edge in words: verdict, what was compared, value and bound."""
     gate, bound, value = GATES[edge.evidence][name], edge.thresholds[name], edge.metrics.get(name)
     shown = "not evaluated" if value is None else f"{value:.6g}"
     verdict = "ok  " if gate.holds(value, bound) else "FAIL"

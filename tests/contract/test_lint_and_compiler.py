@@ -18,8 +18,8 @@ from gacq_deploy.building.layers import CompiledLayer, int8_nodes
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.errors import EngineError
 from gacq_deploy.export.lint import RULES, Outcome, lint_graph, predict, why_not_int8
-from tests.support.forked_worker import forked_workers
 from tests.support.qdq_patterns import PATTERNS, Pattern
+from tests.support.warm_process import build_workers
 
 pytestmark = pytest.mark.rtx
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.rtx
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Import the library once for all builds."""
     with (
-        forked_workers(str(tmp_path_factory.mktemp("server"))) as command,
+        build_workers(tmp_path_factory.mktemp("server")) as command,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(compiler, "WORKER", command)

@@ -19,6 +19,8 @@ samples: {{trajectories: 4, steps: 4, batch: 4, validation_share: 0.25}}
 quantization:
   rules:
     - {{match: "*", bits: 8, range: {{method: minmax}}}}
+    # exact in every engine on every processor
+    - {{match: "*", role: weight, bits: 7, range: {{method: minmax}}}}
     - {{match: "conv_in", ignore: true}}
     - {{match: "conv_out", ignore: true}}
     - {{match: "*time_embedding*", ignore: true}}

@@ -307,7 +307,7 @@ RECIPE_CASES = (
     Case("rule-matches-nothing", CALIBRATE, 2, ("matches no layer", "optional: true"),
          recipe_edit("conv_out", "convout")),
     Case("everything-float", CALIBRATE, 2, ("leave every layer float",),
-         recipe_edit('"*", bits: 8, range: {method: minmax}', '"*", ignore: true')),
+         recipe_edit('"*", role: weight, bits: 7, range: {method: minmax}', '"*", ignore: true')),
     Case("half-a-pair", CALIBRATE, 2, ("quantized weight but a float input",),
          recipe_edit('- {match: "conv_in", ignore: true}', '- {match: "conv_in", role: input, ignore: true}')),
     Case("set-malformed", CALIBRATE + " --set samples.steps", 2, ("not of the form", "samples.steps=10")),

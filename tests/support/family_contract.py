@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gacq_deploy.artifact import load_artifact
+from gacq_deploy.backends.saturation import why_inexact
 from gacq_deploy.build_trt import BuildRequest, build_engines
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.export.record import load_export
@@ -58,6 +59,11 @@ class FamilyContract:
     def test_every_edge_of_parity_holds(self, made: tuple[FamilyCase, RunDirectory]) -> None:
         _, directory = made
         report = check_parity(directory)
+        wrong_here = why_inexact("openvino", directory.int8_onnx)
+        assert report.not_judged == ({"int8.onnx@openvino": wrong_here} if wrong_here else {})
+        assert report.candidates | report.not_judged.keys() == {
+            "int8.onnx@ort-cpu", "int8.cpu.onnx@ort-cpu", "int8.onnx@openvino",
+        }  # fmt: skip
         # a budget is about the pictures of a trained model; with random weights being near float is enough
         failed = [
             (e.evidence, e.candidate, e.metrics)
@@ -78,9 +84,11 @@ class FamilyContract:
         pipeline = open_pipeline(source, module).pipeline
         call = Denoiser(module, load_artifact(directory.artifact).model, source.family).call
         exact = make_images(pipeline)
-        with replaced_forward(module, GraphAnswers(module, call, graph_for(directory, "ort-cpu"))):
+        # with random weights the budget may fail
+        graph = graph_for(directory, "ort-cpu", allow_failed=True)
+        with replaced_forward(module, GraphAnswers(module, call, graph)):
             own = make_images(pipeline)
-        with load_denoiser(directory.root, like=module) as engine:
+        with load_denoiser(directory.root, like=module, allow_failed=True) as engine:
             setattr(pipeline, source.component, engine)
             dropped = make_images(pipeline)
         assert np.abs(own - dropped).max() <= 1e-4 * np.abs(own).max()

@@ -14,7 +14,7 @@ from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.parity.edges import Setting, Subject
 from gacq_deploy.recipe import Recipe, parse_recipe
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.tiny import SCHEDULER, tiny_unet
+from tests.support.tiny import SCHEDULER, WEIGHT_BITS, tiny_unet
 
 RECIPE = """
 schema: gacq-deploy/recipe/1
@@ -24,6 +24,7 @@ samples: {{trajectories: 6, steps: 5}}
 quantization:
   rules:
     - {{match: "*", bits: 8}}
+    - {{match: "*", role: weight, bits: {bits}}}
     - {{match: "conv_in", ignore: true}}
     - {{match: "conv_out", ignore: true}}
     - {{match: "*time_emb*", ignore: true}}
@@ -33,19 +34,19 @@ parity:
 """
 
 
-def make_recipe(root: Path, *, seed: int = 0, **changes: Any) -> Recipe:
+def make_recipe(root: Path, *, seed: int = 0, bits: int = WEIGHT_BITS, **changes: Any) -> Recipe:
     """Save a tiny random UNet whose weights come from ``seed``; return a recipe for it with nearest rounding."""
     model = root / "model"
     tiny_unet(seed=seed, **changes).save_pretrained(model)
     (model / "scheduler").mkdir()
     (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    return parse_recipe(RECIPE.format(source=model, seed=900_000 + seed), origin="tiny")
+    return parse_recipe(RECIPE.format(source=model, seed=900_000 + seed, bits=bits), origin="tiny")
 
 
-def make_run(root: Path, *, seed: int = 0, **changes: Any) -> RunDirectory:
+def make_run(root: Path, **changes: Any) -> RunDirectory:
     """Calibrate and export the model of :func:`make_recipe`."""
     directory = RunDirectory(root / "run")
-    calibrate(make_recipe(root, seed=seed, **changes), directory)
+    calibrate(make_recipe(root, **changes), directory)
     export_onnx(directory)
     return directory
 

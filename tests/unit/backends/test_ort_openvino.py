@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gacq_deploy.backends import open_engine, ort
 from gacq_deploy.backends.kernels import executed_kernels
-from gacq_deploy.backends.ort import OrtCpuEngine, require_provider, saturates_u8s8, session_options
+from gacq_deploy.backends.ort import OrtCpuEngine, needs_exact_kernels, require_provider, session_options
+from gacq_deploy.backends.processor import Processor
 from gacq_deploy.errors import BackendUnavailable, EngineError, UsageError
 from tests.support.onnx_graphs import denoiser_graph, feeds
 from tests.support.qdq_graphs import int4_blocks
@@ -80,17 +80,21 @@ def test_threads_are_set() -> None:
     ],
 )
 def test_exact_kernels_are_asked_for_where_the_fast_ones_saturate(
-    machine: str, flags: set[str], saturates: bool
+    machine: str, flags: set[str], saturates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert saturates_u8s8(machine, frozenset(flags)) is saturates
+    monkeypatch.setattr(ort, "this_processor", lambda: Processor(machine, "here", frozenset(flags)))
+    options = session_options(threads=1, optimize=True)
+    if saturates:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_extreme_codes_do_not_saturate(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product is 255 x 127: two of them already exceed 16 bits."""
-    monkeypatch.setattr(
-        ort, "saturates_u8s8", lambda *_: exact or saturates_u8s8(platform.machine(), ort._cpu_flags())
-    )
+    monkeypatch.setattr(ort, "needs_exact_kernels", lambda processor: exact or needs_exact_kernels(processor))
     model = denoiser_graph(quantized=True)
     for tensor in model.graph.initializer:
         if tensor.name == "conv:weight.codes":

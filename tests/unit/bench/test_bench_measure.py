@@ -16,6 +16,7 @@ from gacq_deploy.bench.stage import describe_host, plan_graphs
 from gacq_deploy.bench.worker import peak_memory
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, ResourceError, UsageError
 from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph, save_external
+from tests.support.saturating import cap_openvino
 
 FEEDS = (
     Feed("sample", "float32", SAMPLE_SHAPE),
@@ -145,6 +146,7 @@ def test_peak_memory_is_the_processs_own() -> None:
 
 def test_every_int8_graph_is_compared_with_ort_float_and_its_own_float(tmp_path: Path) -> None:
     available = ("float.onnx", "int8.onnx", "int8.cpu.onnx")
+    (tmp_path / "int8.onnx").write_bytes(denoiser_graph(quantized=True).SerializeToString())
     graphs, pairs, absent = plan_graphs(tmp_path, ("ort-cpu", "openvino"), available, ("a", "b"))
     assert [(g.name, g.planned) for g in graphs] == [
         ("ort-cpu/float.onnx", ()),
@@ -158,6 +160,18 @@ def test_every_int8_graph_is_compared_with_ort_float_and_its_own_float(tmp_path:
         ("openvino/int8.onnx", "openvino/float.onnx"),
     )
     assert absent == {}
+
+
+def test_an_engine_that_would_be_wrong_here_is_told_and_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cap_openvino(monkeypatch)
+    available = ("float.onnx", "int8.onnx", "int8.cpu.onnx")
+    (tmp_path / "int8.onnx").write_bytes(denoiser_graph(quantized=True, bits=8).SerializeToString())
+    graphs, pairs, absent = plan_graphs(tmp_path, ("ort-cpu", "openvino"), available, ())
+    assert [g.name for g in graphs] == ["ort-cpu/float.onnx", "ort-cpu/int8.cpu.onnx"]
+    assert len(pairs) == 1
+    assert "openvino would compute this graph wrong here" in absent["openvino/int8.onnx"]
 
 
 def test_a_graph_that_was_not_exported_is_told(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.replay import Replay, cache_bytes, chunk_size, full_pass
@@ -38,19 +40,28 @@ def setting(tmp_path: Path) -> tuple[Denoiser, ModelGraph, CalibrationSet]:
 
 
 def record_block(
-    denoiser: Denoiser, name: str, samples: CalibrationSet
+    denoiser: Denoiser, graph: ModelGraph, name: str, samples: CalibrationSet
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Run the whole model once; return the tensor arguments and the output of one block."""
+    """Run the whole model once; return the tensor arguments and the output of one block.
+
+    Every block gets its tensors contiguous, as a cache holds them: kernels round otherwise in another memory layout.
+    """
     seen: list[tuple[list[torch.Tensor], torch.Tensor]] = []
 
     def hook(_m: object, args: tuple[object, ...], kwargs: dict[str, object], output: torch.Tensor) -> None:
         seen.append(([a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)], output))
 
-    handle = denoiser.module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    def lay_out(_m: object, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Any, Any]:
+        return tree_map(lambda a: a.contiguous() if isinstance(a, torch.Tensor) else a, (args, kwargs))
+
+    modules = dict(denoiser.module.named_modules())
+    handles = [modules[b.name].register_forward_pre_hook(lay_out, with_kwargs=True) for b in graph.blocks]
+    handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
     try:
         list(full_pass(denoiser, samples, len(samples)))
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return seen[0]
 
 
@@ -62,8 +73,8 @@ def test_both_streams_equal_whole_forward_passes(
     for index, block in enumerate(graph.blocks):
         data = replay.prepare(index)
         with float_mode(denoiser.module):
-            _, float_output = record_block(denoiser, block.name, samples)
-        inputs, quantized_output = record_block(denoiser, block.name, samples)
+            _, float_output = record_block(denoiser, graph, block.name, samples)
+        inputs, quantized_output = record_block(denoiser, graph, block.name, samples)
         np.testing.assert_allclose(data.targets[0], float_output.numpy(), rtol=0, atol=1e-5)
         carried = list(data.inputs.values())
         assert len(carried) == len(inputs)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gacq_deploy.backends.processor import parse_processor
 from gacq_deploy.doctor import Check, DoctorReport, examine, machine, packages
 
 
@@ -67,11 +68,12 @@ def test_a_missing_required_package_fails_and_an_optional_one_is_absent(
         ("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni\n", "ok", "Some CPU: avx512_vnni"),
         ("model name\t: Old CPU\nflags\t\t: fpu sse2\n", "warning", "no integer dot product"),
         ("Features\t: fp asimd asimddp\n", "ok", "asimddp"),
+        ("", "warning", "a machine: its features cannot be read"),
     ],
-    ids=["vnni", "old", "arm"],
+    ids=["vnni", "old", "arm", "unknown"],
 )
 def test_integer_instructions(text: str, status: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *_args, **_kwargs: text)
+    monkeypatch.setattr(machine, "this_processor", lambda: parse_processor(text, "a machine"))
     check = machine.cpu()
     assert check.status == status
     assert says in check.value
