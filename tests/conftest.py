@@ -1,9 +1,11 @@
-"""What does a test need that a machine may lack? Tests marked `rtx` need TensorRT-RTX, the real compiler."""
+"""What does a test need that a machine may lack, and what do all tests share?"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +20,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of one test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address to give a `WarmProcess` that calibrates or exports."""
+    from tests.support.warm_process import CALIBRATION, serving
+
+    with serving(tmp_path_factory.mktemp("warm"), CALIBRATION) as address:
+        yield address
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(shared_folder: Path) -> Iterator[None]:
+    """Let the stages find a float graph that was exported before, by this test process or by another."""
+    from gacq_deploy.export import torch_onnx
+    from tests.support import float_graphs
+
+    folder = shared_folder / "float-graphs"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(float_graphs.FOLDER, str(folder))
+        patch.setattr(torch_onnx, "float_graph", float_graphs.float_graph)
+        yield

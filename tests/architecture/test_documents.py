@@ -85,15 +85,22 @@ SMALL = (
 )
 
 
+SMALLER = {
+    "calibrate": [word for value in SMALL for word in ("--set", value)],
+    "bench": ["--repeats", "1"],
+    "sensitivity": ["--graph", "int8.onnx", "--states", "4", "--threads", "1"],
+}
+"""Command -> options that make it quick, and change nothing else."""
+
+
 def _own_model_commands() -> list[list[str]]:
     """Return the README's commands on its own-model run, in order, for a small model and small numbers."""
     commands = []
     for line in _lines("README.md"):
         arguments = shlex.split(line)
         if arguments[0] == "gacq-deploy" and any(a.startswith(OWN_RUN) for a in arguments):
-            small = [word for value in SMALL for word in ("--set", value)]
             chosen = ["builtin:digits8" if a == OWN_MODEL else a for a in arguments[1:]]
-            commands.append(chosen + (small if chosen[0] == "calibrate" else []))
+            commands.append(chosen + SMALLER.get(chosen[0], []))
     return commands
 
 

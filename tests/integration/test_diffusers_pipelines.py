@@ -27,11 +27,11 @@ from diffusers import (
 from gacq_deploy.backends import open_engine
 from gacq_deploy.diffusers import EngineDenoiser, load_denoiser
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, UsageError
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.graph import trace_model
 from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.architectures import small_dit
+from tests.support.float_graphs import float_graph
 from tests.support.judged_run import make_run
 from tests.support.nearest import Exported, exported
 from tests.support.tiny import SCHEDULER

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from gacq_deploy.storage import LOCK_NAME, TEMP_PREFIX
-from tests.support.commands import child_environment, invoke, run_child
+from tests.support.commands import child_environment, command_code, invoke, run_child
+from tests.support.warm_process import WarmProcess
 
 HOLDER = """
 import sys
@@ -73,16 +74,18 @@ def test_the_lock_of_a_dead_process_is_taken_over(run_copy: Path) -> None:
     assert not list(run_copy.rglob(f"{TEMP_PREFIX}*"))
 
 
-def test_a_file_size_limit_ends_calibrate_cleanly(recipe_file: Path, tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-    done = run_child(
-        ["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "run"), "--json"], before=limit
-    )
-    assert done.returncode == 6, done.stderr
-    error = json.loads(done.stdout)["error"]
+def test_a_file_size_limit_ends_calibrate_cleanly(
+    warm_server: str, recipe_file: Path, tmp_path: Path
+) -> None:
+    code = command_code("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
+    arguments = ["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "run"), "--json"]
+    with WarmProcess(warm_server, code, *arguments) as child:
+        stdout, stderr = child.communicate(timeout=300)
+    assert child.returncode == 6, stderr
+    error = json.loads(stdout)["error"]
     assert "No space left" in error["message"]
     assert "Free disk space" in error["hint"]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in stderr
     assert not list((tmp_path / "run").rglob(f"{TEMP_PREFIX}*"))
     assert not (tmp_path / "run" / "artifact").exists()
 
@@ -135,17 +138,12 @@ def test_a_full_disk_leaves_earlier_files_alone(
 
 @pytest.mark.slow
 def test_an_interrupt_saves_state_and_the_run_resumes(
-    recipe_file: Path, tmp_path: Path, finished_run: Path
+    warm_server: str, recipe_file: Path, tmp_path: Path, finished_run: Path
 ) -> None:
     run = tmp_path / "run"
     slow = ["--set", "calibration.reconstruction.iterations=60"]
     arguments = ["calibrate", "-r", str(recipe_file), "-o", str(run), *slow]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "gacq_deploy_cli.main", *arguments, "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment(),
-    )  # fmt: skip
-    with child:
-        assert child.stderr is not None
+    with WarmProcess(warm_server, command_code(), *arguments, "--json") as child:
         assert any("reconstruct blocks" in line for line in child.stderr)
         child.send_signal(signal.SIGINT)
         stdout, stderr = child.communicate(timeout=120)
@@ -160,23 +158,25 @@ def test_an_interrupt_saves_state_and_the_run_resumes(
 
 
 @pytest.mark.slow
-def test_too_little_memory_is_said_and_not_a_traceback(recipe_file: Path, tmp_path: Path) -> None:
-    # enough to import everything, not enough to hold a batch of a thousand images of 512 x 512
+def test_too_little_memory_is_said_and_not_a_traceback(
+    warm_server: str, recipe_file: Path, tmp_path: Path
+) -> None:
+    # everything is imported; what is left holds a thousand images of 64 x 64, not the first layer's output of them
     before = (
-        "import resource, torch, diffusers, onnx\n"
-        "torch.set_num_threads(1)\n"
+        "import resource\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, resource.RLIM_INFINITY))"
     )
-    wide = ["--set", "model.sample_size=512", "--set", "samples.trajectories=64", "--set", "samples.batch=64"]
-    done = run_child(
-        ["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "run"), *wide, "--json"], before=before
-    )
-    assert done.returncode == 6, done.stdout + done.stderr
-    error = json.loads(done.stdout)["error"]
+    settings = ("model.sample_size=64", "samples.trajectories=1000", "samples.batch=1000")
+    wide = [part for setting in settings for part in ("--set", setting)]
+    arguments = ["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "run"), *wide, "--json"]
+    with WarmProcess(warm_server, command_code(before), *arguments) as child:
+        stdout, stderr = child.communicate(timeout=300)
+    assert child.returncode == 6, stdout + stderr
+    error = json.loads(stdout)["error"]
     assert "memory" in error["message"]
     assert "--batch" in error["hint"] or "batch" in error["hint"]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
 from tests.support.commands import invoke
+from tests.support.left_float import leave_float
 
+FEW = ("down_blocks.*", "mid_block.resnets.*", "up_blocks.0.*")
+"""Left float: a study of every layer is not what is tested."""
 QUICK = ("--threads", "1", "--states", "4", "--graph", "int8.onnx")
 
 
@@ -24,31 +30,46 @@ def _json(*arguments: str, code: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def few_layers(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A calibrated and exported run with few quantized layers."""
+    run = RunDirectory(tmp_path_factory.mktemp("few") / "run")
+    calibrate(leave_float(load_recipe(str(recipe_file)), FEW), run)
+    export_onnx(run)
+    return run
+
+
+@pytest.fixture
+def few_copy(few_layers: RunDirectory, tmp_path: Path) -> Path:
+    """A copy of it for one test to write to."""
+    return Path(shutil.copytree(few_layers.root, tmp_path / "few"))
+
+
 @pytest.mark.slow
-def test_the_document_is_the_file(run_copy: Path) -> None:
-    document = _json(str(run_copy), *QUICK, "--min-sqnr", "-50", "--bucket-count", "4")
-    written = json.loads((run_copy / "sensitivity.json").read_text())
+def test_the_document_is_the_file(few_copy: Path) -> None:
+    document = _json(str(few_copy), *QUICK, "--min-sqnr", "-50", "--bucket-count", "4")
+    written = json.loads((few_copy / "sensitivity.json").read_text())
     assert {k: v for k, v in written.items() if k != "digest"} == document
-    assert load_sensitivity(RunDirectory(run_copy)).document() == document
+    assert load_sensitivity(RunDirectory(few_copy)).document() == document
     assert len(document["buckets"]) == 4
     assert document["proposal"]["reached"]
 
 
 @pytest.mark.slow
-def test_a_target_out_of_reach_exits_3_with_the_best_found(run_copy: Path) -> None:
-    done = invoke(["sensitivity", str(run_copy), *QUICK, "--min-sqnr", "150", "--max-float", "1"])
+def test_a_target_out_of_reach_exits_3_with_the_best_found(few_copy: Path) -> None:
+    done = invoke(["sensitivity", str(few_copy), *QUICK, "--min-sqnr", "150", "--max-float", "1"])
     assert done.exit_code == 3, done.output
     assert "NOT REACHED: target 150.00 dB (asked for). The best found: with" in done.stdout
     assert "engine runs" in done.stderr
-    assert (run_copy / "sensitivity.json").is_file()
+    assert (few_copy / "sensitivity.json").is_file()
 
 
 @pytest.mark.slow
-def test_the_lines_can_be_pasted_into_the_recipe(run_copy: Path) -> None:
-    done = invoke(["sensitivity", str(run_copy), *QUICK, "--max-drop", "0", "--max-float", "2", "--top", "3"])
+def test_the_lines_can_be_pasted_into_the_recipe(few_copy: Path) -> None:
+    done = invoke(["sensitivity", str(few_copy), *QUICK, "--max-drop", "0", "--max-float", "2", "--top", "3"])
     assert done.exit_code == 0
     assert "3 of " in done.stdout
-    reached = load_sensitivity(RunDirectory(run_copy)).proposal
+    reached = load_sensitivity(RunDirectory(few_copy)).proposal
     lines = [line for line in done.stdout.splitlines() if line.strip().startswith("- {match")]
     assert [rule["match"] for rule in yaml.safe_load("\n".join(lines)) or []] == list(reached.modules)
 

@@ -26,13 +26,17 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(extra or {})}
 
 
+def command_code(before: str = "") -> str:
+    """Return the code of a process that runs the command in ``sys.argv``, after the Python statements ``before``."""
+    return f"{before}\nfrom gacq_deploy_cli.main import main\nmain()"
+
+
 def run_child(
     arguments: Sequence[str], *, before: str = "", extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a child process, after the Python statements ``before``."""
-    code = f"{before}\nfrom gacq_deploy_cli.main import main\nmain()"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", command_code(before), *arguments],
         env=child_environment(extra),
         capture_output=True,
         text=True,

@@ -13,11 +13,11 @@ from gacq_deploy.artifact import CalibrationArtifact
 from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.export.graph_file import write_graph
 from gacq_deploy.export.qdq import Placement, insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.graph import ModelGraph, trace_model
 from gacq_deploy.recipe import Recipe
 from tests.support.architectures import small_dit, small_sd_unet, small_sdxl_unet
+from tests.support.float_graphs import float_graph
 
 ARCHITECTURES = {"sd15-w8a8": small_sd_unet, "sdxl-w8a8": small_sdxl_unet, "dit-w8a8": small_dit}
 """Built-in recipe -> a small model of the architecture that it is for."""

@@ -14,8 +14,8 @@ from gacq_deploy.building.options import CompileOptions, ShapeRange
 from gacq_deploy.export.half import to_half
 from gacq_deploy.export.lint import predict_layers
 from gacq_deploy.export.qdq import insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
+from tests.support.float_graphs import float_graph
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow]

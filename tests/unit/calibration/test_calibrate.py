@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from gacq_deploy.recipe import Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import load_samples, save_samples
 from gacq_deploy.storage import TEMP_PREFIX, digest_file, lock_directory, read_json, write_json
+from tests.support.warm_process import WarmProcess
 
 SETTINGS = (
     "model.source=builtin:digits8",
@@ -183,22 +181,8 @@ def test_more_steps_than_the_model_was_trained_with_are_refused_before_any_work(
 CHILD = (
     "import sys; from pathlib import Path; from gacq_deploy.calibration.calibrate import calibrate\n"
     "from gacq_deploy.recipe import load_recipe; from gacq_deploy.run_directory import RunDirectory\n"
-    "sys.stdin.readline(); calibrate(load_recipe('fashion-w4a8', sys.argv[2:]), RunDirectory(Path(sys.argv[1])))"
+    "calibrate(load_recipe('fashion-w4a8', sys.argv[2:]), RunDirectory(Path(sys.argv[1])))"
 )
-
-
-def start_child(root: Path) -> subprocess.Popen[str]:
-    """Start a calibration in its own process, its imports done when this returns is not guaranteed."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(root), *SETTINGS],
-        stdin=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert child.stdin is not None
-    child.stdin.write("\n")
-    child.stdin.flush()
-    return child
 
 
 def count_done(root: Path) -> int:
@@ -210,26 +194,27 @@ def count_done(root: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_five_times_and_resumed_gives_the_same_bytes(
-    finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
+    finished: tuple[RunDirectory, CalibrationArtifact], warm_server: str, tmp_path: Path
 ) -> None:
     """SIGKILL during collection, between and inside blocks; each kill waits for progress first."""
     rng = np.random.default_rng(0)
     for strike in range(5):
-        child = start_child(tmp_path)
         before = count_done(tmp_path)
-        deadline = time.monotonic() + 120
-        # the first strike hits sample collection: as soon as the lock shows that work has begun
-        while child.poll() is None and time.monotonic() < deadline:
-            begun = (
-                (tmp_path / ".gacq-lock").exists() if strike == 0 else count_done(tmp_path) > before + strike
-            )
-            if begun:
-                break
-            time.sleep(0.002)
-        time.sleep(float(rng.uniform(0, 0.15)))
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, "the child ended before it could be killed"
-        child.stdin.close()  # type: ignore[union-attr]
+        with WarmProcess(warm_server, CHILD, str(tmp_path), *SETTINGS) as child:
+            deadline = time.monotonic() + 120
+            # the first strike hits sample collection: as soon as the lock shows that work has begun
+            while child.poll() is None and time.monotonic() < deadline:
+                begun = (
+                    (tmp_path / ".gacq-lock").exists()
+                    if strike == 0
+                    else count_done(tmp_path) > before + strike
+                )
+                if begun:
+                    break
+                time.sleep(0.002)
+            time.sleep(float(rng.uniform(0, 0.15)))
+            child.send_signal(signal.SIGKILL)
+            assert child.wait() == -signal.SIGKILL, "the child ended before it could be killed"
         assert not (tmp_path / "artifact" / "manifest.json").exists()
     report = Recording()
     calibrate(recipe(), RunDirectory(tmp_path), report=report)

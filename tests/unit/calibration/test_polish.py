@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,31 @@ def polish(bench: Bench, folder: Path) -> PolishOutcome:
     outcome = ensure_polish(bench.session, Journal(folder, KEY), bench.layers)
     assert outcome is not None
     return outcome
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A polish that ran to its end, and its folder. Nobody changes them."""
+
+    bench: Bench
+    outcome: PolishOutcome
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def finished(samples: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
+    """Return by mode of the weights what others must end on; each is run once."""
+
+    @cache
+    def run(mode: str) -> Finished:
+        bench, folder = tiny_bench(samples, weights(mode)), tmp_path_factory.mktemp(mode) / "work"
+        return Finished(bench, polish(bench, folder), folder)
+
+    return run
+
+
+def weights(mode: str) -> str:
+    return f"calibration.weighting.mode={mode}"
 
 
 def numbers(bench: Bench) -> dict[str, np.ndarray]:
@@ -142,28 +170,26 @@ def test_nothing_to_train_is_refused(samples: CalibrationSet, tmp_path: Path) ->
     ],
 )
 def test_interrupted_at_any_step_it_ends_on_the_same_bits(
-    samples: CalibrationSet, tmp_path: Path, steps: int, mode: str
+    samples: CalibrationSet, finished: Callable[[str], Finished], tmp_path: Path, steps: int, mode: str
 ) -> None:
-    chosen = f"calibration.weighting.mode={mode}"
-    whole = tiny_bench(samples, chosen)
-    expected = polish(whole, tmp_path / "whole")
+    whole = finished(mode)
     with pytest.raises(KeyboardInterrupt):
-        polish(tiny_bench(samples, chosen, report=Recording(stop_at=steps)), tmp_path / "work")
+        polish(tiny_bench(samples, weights(mode), report=Recording(stop_at=steps)), tmp_path / "work")
     report = Recording()
-    resumed = tiny_bench(samples, chosen, report=report)
+    resumed = tiny_bench(samples, weights(mode), report=report)
     found = polish(resumed, tmp_path / "work")
     # the interrupt comes before the step's own state is saved
     assert report.steps == 6 - (steps - 1) // 2 * 2
-    assert_equal(resumed, whole)
-    assert found.record == expected.record
+    assert_equal(resumed, whole.bench)
+    assert found.record == whole.outcome.record
 
 
 @pytest.mark.parametrize("lost", ["polished", "polish-00004", "polish-00002", "polish-weights"])
 def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
-    samples: CalibrationSet, tmp_path: Path, lost: str
+    samples: CalibrationSet, finished: Callable[[str], Finished], tmp_path: Path, lost: str
 ) -> None:
-    whole = tiny_bench(samples)
-    expected = polish(whole, tmp_path / "work")
+    whole = finished("uniform")
+    shutil.copytree(whole.folder, tmp_path / "work")
     path = tmp_path / "work" / "journal.json"
     journal = read_json(path, what="", hint="")
     order = sorted(journal["steps"], key=lambda step: str(journal["steps"][step]["file"]))
@@ -172,18 +198,19 @@ def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
     write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
     resumed = tiny_bench(samples)
     found = polish(resumed, tmp_path / "work")
-    assert_equal(resumed, whole)
-    assert found.record == expected.record
+    assert_equal(resumed, whole.bench)
+    assert found.record == whole.outcome.record
 
 
-def test_a_finished_polish_is_loaded_and_not_repeated(samples: CalibrationSet, tmp_path: Path) -> None:
-    first, second = tiny_bench(samples), tiny_bench(samples)
-    before = polish(first, tmp_path / "work")
-    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").iterdir()}
-    after = polish(second, tmp_path / "work")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "work").iterdir()} == files
-    assert_equal(first, second)
-    assert after.record == before.record
+def test_a_finished_polish_is_loaded_and_not_repeated(
+    samples: CalibrationSet, finished: Callable[[str], Finished]
+) -> None:
+    first, second = finished("uniform"), tiny_bench(samples)
+    files = {p: p.stat().st_mtime_ns for p in first.folder.iterdir()}
+    after = polish(second, first.folder)
+    assert {p: p.stat().st_mtime_ns for p in first.folder.iterdir()} == files
+    assert_equal(first.bench, second)
+    assert after.record == first.outcome.record
 
 
 def test_a_loss_that_explodes_names_the_step_and_keeps_the_last_state(
@@ -212,16 +239,18 @@ def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: P
     assert report.notes[0].startswith("the polish was undone: its loss rose from")
 
 
-def test_small_passes_give_the_same_polish(samples: CalibrationSet, tmp_path: Path) -> None:
-    whole, parts = tiny_bench(samples), tiny_bench(samples)
+def test_small_passes_give_the_same_polish(
+    samples: CalibrationSet, finished: Callable[[str], Finished], tmp_path: Path
+) -> None:
+    whole, parts = finished("uniform").bench, tiny_bench(samples)
     narrow = Bench(Narrow(**vars(parts.session)), parts.layers)
     assert (
         narrow.session.graph_chunk
         < narrow.session.recipe.calibration.polish.batch
         <= whole.session.graph_chunk
     )
-    a, b = polish(whole, tmp_path / "a"), polish(narrow, tmp_path / "b")
-    assert b.record.loss_end == pytest.approx(a.record.loss_end, rel=0.02)
+    narrowed = polish(narrow, tmp_path / "work")
+    assert narrowed.record.loss_end == pytest.approx(finished("uniform").outcome.record.loss_end, rel=0.02)
     second = numbers(narrow)
     close = [np.isclose(v, second[k], atol=1e-4, rtol=1e-3).ravel() for k, v in numbers(whole).items()]
     # Adam's first steps follow a gradient's sign: where it is all but 0, as of a key's bias, rounding decides

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gacq_deploy.artifact import CalibrationArtifact
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
+from tests.support.float_graphs import float_graph
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 
 

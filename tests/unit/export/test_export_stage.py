@@ -19,10 +19,12 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import TensorParams
 from gacq_deploy.storage import TEMP_PREFIX, digest_file, lock_directory
+from tests.support.float_graphs import float_graph
 from tests.support.tiny import save_model, tiny_run, tiny_unet, with_params
 
 
@@ -279,6 +281,9 @@ def test_failures_leave_the_last_good_export(run: RunDirectory) -> None:
     document = yaml.safe_load(run.recipe_path.read_text())
     document["export"]["opset"] = 21
     run.recipe_path.write_text(yaml.safe_dump(document))
+    float_graph(
+        load_denoiser(run.load_recipe().model), opset=21
+    )  # kept, for a file of its own has no room below
     before = _state(run)
     with _largest_file(200_000), pytest.raises(ResourceError, match="No space left"):
         export_onnx(run)

@@ -20,9 +20,9 @@ from gacq_deploy.export.half import HalfGraph, to_half
 from gacq_deploy.export.half_ranges import measure_ranges, with_extremes
 from gacq_deploy.export.lint import lint_graph, predict_layers
 from gacq_deploy.export.qdq import insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.parity.metrics import sqnr_db
 from tests.support import architectures
+from tests.support.float_graphs import float_graph
 from tests.support.graph_sketch import CODES, Sketch
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64

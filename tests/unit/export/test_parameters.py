@@ -18,10 +18,10 @@ from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.graph import GraphIndex, module_of
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
 from gacq_deploy.export.qdq import Placement, insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import output_mode
 from gacq_deploy.storage import Array, digest_array
+from tests.support.float_graphs import float_graph
 from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
 from tests.support.retrained import (
     CONV_BIAS,

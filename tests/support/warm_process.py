@@ -1,0 +1,134 @@
+"""How does a test run Python code in a process of its own, and save the imports? From a server that has done them.
+
+A process starts in milliseconds where the imports of torch and diffusers take seconds. What tests the start itself, or
+must not have a library, starts an interpreter of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tests.support import warm_server
+from tests.support.commands import child_environment
+
+CALIBRATION = """
+import numpy, torch, diffusers, onnx
+import gacq_deploy.calibration.calibrate, gacq_deploy.export.stage, gacq_deploy.export.torch_onnx
+import gacq_deploy_cli.main
+"""
+"""What a command imports that calibrates and exports."""
+_TENSORRT = """
+import gacq_deploy.building.worker
+from gacq_deploy.backends.trt_library import load_trt
+load_trt("tensorrt-rtx")
+"""
+_BUILD = """
+import os, sys
+from pathlib import Path
+from gacq_deploy.building.worker import run
+code = run(Path(sys.argv[1]))
+sys.stdout.flush()
+os._exit(code)
+"""
+"""Without the interpreter's orderly end, which takes as long as a build of one layer."""
+
+
+@contextmanager
+def serving(folder: Path, imports: str) -> Iterator[str]:
+    """Serve inside the block from a process that runs ``imports``; yield its address, a socket in ``folder``."""
+    address = str(folder / "server")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(address)
+        listener.listen()  # from now on whoever asks waits for the imports
+        number = listener.fileno()
+        server = subprocess.Popen(
+            [sys.executable, "-P", warm_server.__file__, "serve", str(number), imports],
+            stdin=subprocess.DEVNULL, env=child_environment(), pass_fds=[number],
+            start_new_session=True,  # Ctrl-C reaches the tests only, whose end is its end
+        )  # fmt: skip
+    with server:
+        try:
+            yield address
+        finally:
+            server.kill()
+
+
+@contextmanager
+def build_workers(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Serve inside the block; yield the command to put in place of the TensorRT worker's own."""
+    with serving(folder, _TENSORRT) as address:
+        # without site packages: the client starts in 20 ms
+        yield (sys.executable, "-I", "-S", warm_server.__file__, "ask", address, _BUILD)
+
+
+class WarmProcess:
+    """Python code in a process of its own, used as a :class:`subprocess.Popen` whose streams are text pipes.
+
+    It does not outlive the block that it is used in.
+    """
+
+    stdin: IO[str]
+    stdout: IO[str]
+    stderr: IO[str]
+
+    def __init__(self, address: str, code: str, *arguments: str) -> None:
+        (stdin, writer), *outputs = (os.pipe() for _ in range(3))
+        theirs = (stdin, *(w for _, w in outputs))
+        self._connection, self.pid = warm_server.request(
+            address, code, arguments, child_environment(), theirs
+        )
+        for stream in theirs:
+            os.close(stream)
+        self.stdin = os.fdopen(writer, "w")
+        self.stdout, self.stderr = (os.fdopen(reader) for reader, _ in outputs)
+        self.returncode: int | None = None
+
+    def __enter__(self) -> WarmProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in (self.stdin, self.stdout, self.stderr, self._connection):
+            part.close()
+
+    def _look(self, seconds: float | None) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], seconds)[0]:
+            self.returncode = warm_server.read_number(self._connection)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the process runs."""
+        return self._look(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code."""
+        code = self._look(timeout)
+        if code is None:
+            raise TimeoutError
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Close stdin, return the rest of both outputs and wait for the end; a process out of time is killed."""
+        self.stdin.close()
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                stdout, stderr = pool.map(lambda s: s.read(), (self.stdout, self.stderr), timeout=timeout)
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+                raise
+        self.wait()
+        return stdout, stderr
