@@ -3,6 +3,7 @@
 #   make quickstart   install, then the whole chain on the shipped demo model (no GPU needed)
 #   make test         everything that needs no GPU: ruff, mypy, import contracts, hadolint, pytest
 #   make check        the same without the slow tests: the gate before a commit
+#   make soak         what a test tries a few times, many times over: minutes, and not part of make test
 #   make format       let ruff format the tree
 #   make clean        remove the environment, caches and builds; runs/ stays
 #
@@ -13,8 +14,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 RUN_DIR ?= runs/quickstart
-# two processes, a file of tests in one of them: its fixtures are made once
-PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile
+# two processes, a file of tests in one of them: its fixtures are made once; the files of many small tests come last,
+# so that both processes end at about the same time
+PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -27,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint format clean
+.PHONY: help quickstart test check soak lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,10 +75,13 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/shellcheck .ci/run docker/*.sh
 
 test: lint $(VENV)/.stamp-rtx
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not gpu and not soak" $(PYTEST_FLAGS)
 
 check: lint $(VENV)/.stamp-rtx
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow and not soak" $(PYTEST_FLAGS)
+
+soak: $(VENV)/.stamp-rtx
+	$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS)
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .

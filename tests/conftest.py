@@ -38,6 +38,23 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def build_worker_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """A command that does what the TensorRT worker's own does, with the library imported once for all builds."""
+    from tests.support.warm_process import build_workers
+
+    with build_workers(tmp_path_factory.mktemp("builds")) as command:
+        yield command
+
+
+@pytest.fixture
+def warm_builds(build_worker_command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test compile in workers that have the library imported; what tests the process itself goes without."""
+    from gacq_deploy.building import compiler
+
+    monkeypatch.setattr(compiler, "WORKER", build_worker_command)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(shared_folder: Path) -> Iterator[None]:
     """Let the stages find a float graph that was exported before, by this test process or by another."""

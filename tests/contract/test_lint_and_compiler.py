@@ -6,33 +6,19 @@ TensorRT-RTX makes of it, and what the lint predicts from the graph alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 
-from gacq_deploy.building import compiler
 from gacq_deploy.building.compiler import compile_graph
 from gacq_deploy.building.layers import CompiledLayer, int8_nodes
 from gacq_deploy.building.options import CompileOptions
 from gacq_deploy.errors import EngineError
 from gacq_deploy.export.lint import RULES, Outcome, lint_graph, predict, why_not_int8
 from tests.support.qdq_patterns import PATTERNS, Pattern
-from tests.support.warm_process import build_workers
 
-pytestmark = pytest.mark.rtx
-
-
-@pytest.fixture(scope="module", autouse=True)
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Import the library once for all builds."""
-    with (
-        build_workers(tmp_path_factory.mktemp("server")) as command,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(compiler, "WORKER", command)
-        yield
+pytestmark = [pytest.mark.rtx, pytest.mark.usefixtures("warm_builds")]
 
 
 def compiled(model: onnx.ModelProto, folder: Path) -> tuple[Outcome, tuple[CompiledLayer, ...]]:

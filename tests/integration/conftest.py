@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.recipe import load_recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage import write_json
 from tests.support.commands import invoke
+from tests.support.left_float import leave_float
+from tests.support.made_once import made_once
 from tests.support.tiny import SCHEDULER, tiny_unet
 
 RECIPE = """\
@@ -44,36 +50,54 @@ runtime: {{steps: 4, batch: 4}}
 """
 
 
+FEW = ("down_blocks.*", "mid_block.resnets.*", "up_blocks.0.*")
+"""Left float where every quantized layer takes its time."""
+
+
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(shared_folder: Path) -> Path:
     """A random class-conditional UNet2DModel as a pipeline folder."""
-    folder = tmp_path_factory.mktemp("model") / "pipeline"
-    tiny_unet().save_pretrained(folder / "unet")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    return folder
+
+    def make(folder: Path) -> None:
+        tiny_unet().save_pretrained(folder / "unet")
+        write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+
+    return made_once(shared_folder / "pipeline", make)
 
 
 @pytest.fixture(scope="session")
-def recipe_file(model_folder: Path) -> Path:
+def recipe_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that calibrates the tiny model in about a second."""
-    path = model_folder.parent / "tiny.yaml"
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE.format(model=model_folder))
     return path
 
 
 @pytest.fixture(scope="session")
-def finished_run(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(recipe_file: Path, shared_folder: Path) -> Path:
     """A calibrated, exported and judged run directory. Never written to: copy it."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    for arguments in (
-        ["calibrate", "-r", str(recipe_file), "-o", str(run)],
-        ["export", "--onnx", str(run)],
-        ["parity", str(run), "--engine", "ort-cpu", "--threads", "1"],
-    ):
-        done = invoke([*arguments, "--json"])
-        assert done.exit_code == 0, done.output
-    return run
+
+    def make(run: Path) -> None:
+        for arguments in (
+            ["calibrate", "-r", str(recipe_file), "-o", str(run)],
+            ["export", "--onnx", str(run)],
+            ["parity", str(run), "--engine", "ort-cpu", "--threads", "1"],
+        ):
+            done = invoke([*arguments, "--json"])
+            assert done.exit_code == 0, done.output
+
+    return made_once(shared_folder / "finished", make)
+
+
+@pytest.fixture(scope="session")
+def few_layers(recipe_file: Path, shared_folder: Path) -> Path:
+    """A calibrated and exported run directory with few quantized layers. Never written to: copy it."""
+
+    def make(run: Path) -> None:
+        calibrate(leave_float(load_recipe(str(recipe_file)), FEW), RunDirectory(run))
+        export_onnx(RunDirectory(run))
+
+    return made_once(shared_folder / "few", make)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,28 @@ def build(run: Path, *more: str, code: int = 0) -> Any:
     return document if code else document.get("engines", document.get("plan"))
 
 
+@pytest.fixture(scope="module")
+def first_build(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run with an engine, built by the worker's own command, and what was said of it. Never written to."""
+    run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("built") / "run"))
+    (built,) = build(run, *FAST)
+    return run, built
+
+
+@pytest.fixture
+def built_copy(first_build: tuple[Path, Any], tmp_path: Path) -> tuple[Path, Any]:
+    """A copy of it that a test may damage."""
+    run, built = first_build
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    return copy, {**built, "folder": str(copy / Path(built["folder"]).relative_to(run))}
+
+
 def engines(run: Path) -> dict[str, int]:
     return {str(p.relative_to(run)): p.stat().st_mtime_ns for p in (run / "engines").rglob("*")}
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_an_engine_whose_every_planned_layer_is_int8(run_copy: Path) -> None:
     (built,) = build(run_copy, *RTX)
     assert built["coverage"]["share"] >= 0.95
@@ -63,6 +81,7 @@ def test_an_engine_whose_every_planned_layer_is_int8(run_copy: Path) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 @pytest.mark.slow
 def test_one_engine_for_several_resolutions(run_copy: Path, recipe_file: Path) -> None:
     again = ["calibrate", "-r", str(recipe_file), "-o", str(run_copy)]
@@ -78,21 +97,22 @@ def test_one_engine_for_several_resolutions(run_copy: Path, recipe_file: Path) -
 
 
 @pytest.mark.rtx
-def test_built_from_the_same_inputs_nothing_is_built(run_copy: Path) -> None:
-    (first,) = build(run_copy, *FAST)
-    before = engines(run_copy)
-    (second,) = build(run_copy, *FAST)
+@pytest.mark.usefixtures("warm_builds")
+def test_built_from_the_same_inputs_nothing_is_built(built_copy: tuple[Path, Any]) -> None:
+    run, first = built_copy
+    before = engines(run)
+    (second,) = build(run, *FAST)
     assert (first["reused"], second["reused"]) == (False, True)
-    assert engines(run_copy) == before
-    (rebuilt,) = build(run_copy, *FAST, "--rebuild")
+    assert engines(run) == before
+    (rebuilt,) = build(run, *FAST, "--rebuild")
     assert rebuilt["reused"] is False
     assert rebuilt["files"]["engine.plan"] == first["files"]["engine.plan"], "the same bytes"
-    (other,) = build(run_copy, *FAST[:-1], "1:2")
+    (other,) = build(run, *FAST[:-1], "1:2")
     assert other["folder"] != first["folder"]
-    assert _used(run_copy) == Path(other["folder"])
-    build(run_copy, *FAST)
-    assert _used(run_copy) == Path(first["folder"]), "the one asked for last"
-    shown = invoke(["build-trt", str(run_copy), *FAST]).stdout
+    assert _used(run) == Path(other["folder"])
+    build(run, *FAST)
+    assert _used(run) == Path(first["folder"]), "the one asked for last"
+    shown = invoke(["build-trt", str(run), *FAST]).stdout
     assert "as it was" in shown
     assert "2x1x8x8" in shown
 
@@ -102,12 +122,13 @@ def _used(run: Path) -> Path:
 
 
 @pytest.mark.rtx
-def test_the_manifest_says_which_steps_run_in_float(run_copy: Path) -> None:
-    (built,) = build(run_copy, *FAST)
+@pytest.mark.usefixtures("warm_builds")
+def test_the_manifest_says_which_steps_run_in_float(built_copy: tuple[Path, Any]) -> None:
+    run, built = built_copy
     assert built["step_policy"] is None
-    recipe = run_copy / "recipe.yaml"
+    recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("float_steps: 0", "float_steps: 1"))
-    (again,) = build(run_copy, *FAST)
+    (again,) = build(run, *FAST)
     assert again["reused"] is True
     assert again["step_policy"]["float_share"] == 0.25
     assert (
@@ -117,6 +138,7 @@ def test_the_manifest_says_which_steps_run_in_float(run_copy: Path) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_a_dry_run_prints_the_profiles_and_writes_nothing(run_copy: Path) -> None:
     (planned,) = build(run_copy, *FAST, "--dry-run")
     assert not (run_copy / "engines").exists()
@@ -129,6 +151,7 @@ def test_a_dry_run_prints_the_profiles_and_writes_nothing(run_copy: Path) -> Non
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_the_float_twin_is_an_engine_of_its_own(run_copy: Path) -> None:
     int8, twin = build(run_copy, *FAST, "--fp16-twin")
     assert (int8["inputs"]["graph"], twin["inputs"]["graph"]) == ("int8.onnx", "float.onnx")
@@ -137,35 +160,38 @@ def test_the_float_twin_is_an_engine_of_its_own(run_copy: Path) -> None:
 
 
 @pytest.mark.rtx
-def test_an_altered_plan_is_found_and_built_again(run_copy: Path) -> None:
-    (built,) = build(run_copy, *FAST)
+@pytest.mark.usefixtures("warm_builds")
+def test_an_altered_plan_is_found_and_built_again(built_copy: tuple[Path, Any]) -> None:
+    run, built = built_copy
     plan = Path(built["folder"]) / "engine.plan"
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
     plan.write_bytes(data)
-    done = invoke(["verify", str(run_copy)])
+    done = invoke(["verify", str(run)])
     assert done.exit_code == 5
     assert "engine.plan" in done.output
-    (mended,) = build(run_copy, *FAST)
+    (mended,) = build(run, *FAST)
     assert mended["reused"] is False
     assert mended["files"] == built["files"]
 
 
 @pytest.mark.rtx
-def test_an_engine_of_another_graph_is_stale(run_copy: Path) -> None:
-    build(run_copy, *FAST)
-    recipe = run_copy / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("opset: 20", "opset: 21"))
-    assert invoke(["export", "--onnx", str(run_copy)]).exit_code == 0
-    done = invoke(["verify", str(run_copy), "--json"])
+@pytest.mark.usefixtures("warm_builds")
+def test_an_engine_of_another_graph_is_stale(built_copy: tuple[Path, Any], recipe_file: Path) -> None:
+    run, _ = built_copy
+    other = ["calibrate", "-r", str(recipe_file), "-o", str(run), "--fresh", "--seed", "5"]
+    assert invoke(other).exit_code == 0
+    assert invoke(["export", "--onnx", str(run)]).exit_code == 0
+    done = invoke(["verify", str(run), "--json"])
     link = next(x for x in json.loads(done.stdout)["links"] if x["name"] == "engines")
     assert link["status"] == "fail"
     assert "stale: int8.onnx changed" in link["detail"]
-    (again,) = build(run_copy, *FAST)
-    assert again["reused"] is False
+    (rebuilt,) = build(run, *FAST)
+    assert rebuilt["reused"] is False
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_the_coverage_gate_names_what_fell_back(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_the_first_int8_kernel(*arguments: Any, **named: Any) -> Compiled:
         compiled = compile_graph(*arguments, **named)

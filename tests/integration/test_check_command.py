@@ -28,6 +28,7 @@ def test_the_options_are_the_librarys() -> None:
     assert tuple(check.MEANING) == Verdict.__args__
 
 
+@pytest.mark.usefixtures("warm_builds")
 @pytest.mark.parametrize(
     ("target", "graph"),
     [("tensorrt-11", "int8.onnx"), ("tensorrt-10", "int8.onnx"), ("ort-cpu", "int8.cpu.onnx")],
@@ -54,6 +55,7 @@ def test_compiling_verifies_the_engine_graph(finished_run: Path) -> None:
     assert layers["measured"] == layers["predicted"] == layers["quantized"] > 0
 
 
+@pytest.mark.usefixtures("warm_builds")
 def test_a_blocked_graph_exits_3_and_says_why(finished_run: Path) -> None:
     path = str(finished_run / "onnx" / "int8.cpu.onnx")
     document = _check(path, code=3)
@@ -66,6 +68,7 @@ def test_a_blocked_graph_exits_3_and_says_why(finished_run: Path) -> None:
         assert word in done.stdout
 
 
+@pytest.mark.usefixtures("warm_builds")
 def test_a_clean_graph_has_no_table(tmp_path: Path) -> None:
     onnx.save(graphs.conv(), tmp_path / "conv.onnx")
     done = invoke(["check", str(tmp_path / "conv.onnx")])

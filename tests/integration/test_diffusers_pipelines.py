@@ -32,7 +32,7 @@ from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.architectures import small_dit
 from tests.support.float_graphs import float_graph
-from tests.support.judged_run import make_run
+from tests.support.judged_run import OTHER_MODEL, make_run
 from tests.support.nearest import Exported, exported
 from tests.support.tiny import SCHEDULER
 
@@ -54,7 +54,7 @@ def scheduler_of(name: str) -> Any:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A calibrated and exported UNet2DModel without classes. Never written to: copy it."""
-    return make_run(tmp_path_factory.mktemp("pipelines"), classes=None)
+    return make_run(tmp_path_factory.mktemp("pipelines"), **OTHER_MODEL)
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def report_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report_page(few_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a judged run whose artifact has learned weights."""
-    run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("report") / "run"))
+    run = Path(shutil.copytree(few_layers, tmp_path_factory.mktemp("report") / "run"))
     artifact = load_artifact(run / "artifact")
     blocks = [block.name for block in artifact.history]
     replace(artifact, diagnostics=example_diagnostics(blocks=blocks)).save(run / "artifact")

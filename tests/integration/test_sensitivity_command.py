@@ -11,16 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
 from tests.support.commands import invoke
-from tests.support.left_float import leave_float
 
-FEW = ("down_blocks.*", "mid_block.resnets.*", "up_blocks.0.*")
-"""Left float: a study of every layer is not what is tested."""
 QUICK = ("--threads", "1", "--states", "4", "--graph", "int8.onnx")
 
 
@@ -30,19 +24,10 @@ def _json(*arguments: str, code: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def few_layers(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A calibrated and exported run with few quantized layers."""
-    run = RunDirectory(tmp_path_factory.mktemp("few") / "run")
-    calibrate(leave_float(load_recipe(str(recipe_file)), FEW), run)
-    export_onnx(run)
-    return run
-
-
 @pytest.fixture
-def few_copy(few_layers: RunDirectory, tmp_path: Path) -> Path:
-    """A copy of it for one test to write to."""
-    return Path(shutil.copytree(few_layers.root, tmp_path / "few"))
+def few_copy(few_layers: Path, tmp_path: Path) -> Path:
+    """A run with few quantized layers, for one test to write to."""
+    return Path(shutil.copytree(few_layers, tmp_path / "few"))
 
 
 @pytest.mark.slow

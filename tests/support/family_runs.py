@@ -42,10 +42,16 @@ class FamilyCase:
     recipe: str
     settings: tuple[str, ...] = ()
     component: str = "transformer"
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Of the denoiser's configuration."""
 
     def make_recipe(self, root: Path) -> Recipe:
         """Write the pipeline and return the recipe for it."""
-        made = PIPELINES[self.pipeline](root / "model") if self.pipeline in PIPELINES else None
+        made = (
+            PIPELINES[self.pipeline](root / "model", **dict(self.changes))
+            if self.pipeline in PIPELINES
+            else None
+        )
         source = () if made is None else (f"model.source={made}",)
         return load_recipe(
             self.recipe, [*SMALL, *source, f"model.component={self.component}", *self.settings]
@@ -63,7 +69,8 @@ FLOAT32 = ("build.float_type=float32",)
 """For random weights that INT8 serves at 69 dB: float16 itself ends at 66, which its gate calls a difference."""
 UNETS = {
     "sd": FamilyCase("sd", "sd15-w8a8", component="unet"),
-    "sdxl": FamilyCase("sdxl", "sdxl-w8a8", component="unet"),
+    # two transformer blocks in a row are tried with the architectures
+    "sdxl": FamilyCase("sdxl", "sdxl-w8a8", component="unet", changes=(("transformer_layers_per_block", 1),)),
     "ldm": FamilyCase("ldm", "sd15-w8a8", component="unet"),
 }
 ODD = FamilyCase(
@@ -81,7 +88,12 @@ TRANSFORMERS = {
     "pixart-alpha": FamilyCase("pixart-alpha", "pixart-w8a8", FLOAT32),
     "pixart-sigma": FamilyCase("pixart-sigma", "pixart-w8a8", FLOAT32),
     "sd3": FamilyCase("sd3", "sd3-w8a8"),
-    "flux-dev": FamilyCase("flux-dev", "flux-w8a8", ("model.sample_size=16",)),
+    "flux-dev": FamilyCase(
+        "flux-dev",
+        "flux-w8a8",
+        ("model.sample_size=16",),
+        changes=(("num_layers", 1), ("num_single_layers", 1)),
+    ),
 }
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import onnx
 import torch
-from filelock import FileLock
 from torch import nn
 
 from gacq_deploy.export import torch_onnx
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.storage import write_bytes
+from tests.support.made_once import made_once
 
 FOLDER = "GACQ_TEST_FLOAT_GRAPHS"
 """Environment variable: where the graphs are kept. Children of a test process find them there, too."""
@@ -31,11 +30,13 @@ def float_graph(
 ) -> onnx.ModelProto:
     """Return the float graph, as the exporter would."""
     torch_onnx.check_untouched(denoiser.module)
-    file = Path(os.environ[FOLDER]) / f"{_key(denoiser, opset, dynamic_resolution)}.onnx"
-    with FileLock(f"{file}.lock"):
-        if not file.exists():
-            model = _export(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
-            write_bytes(file, model.SerializeToString())
+
+    def export(file: Path) -> None:
+        model = _export(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
+        file.write_bytes(model.SerializeToString())
+
+    key = _key(denoiser, opset, dynamic_resolution)
+    file = made_once(Path(os.environ[FOLDER]) / f"{key}.onnx", export)
     return onnx.load_model_from_string(file.read_bytes())
 
 

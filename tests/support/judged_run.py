@@ -16,6 +16,8 @@ from gacq_deploy.recipe import Recipe, parse_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.tiny import SCHEDULER, WEIGHT_BITS, tiny_unet
 
+OTHER_MODEL: dict[str, Any] = {"seed": 2, "classes": None, "downsample_padding": 0}
+"""Beside the one that most tests take: other weights, no classes, padding of its own."""
 RECIPE = """
 schema: gacq-deploy/recipe/1
 name: tiny

@@ -33,6 +33,12 @@ UNET_CONFIG: dict[str, Any] = {
     "norm_num_groups": 4,
     "attention_head_dim": 8,
 }
+WITHOUT_ATTENTION: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "add_attention": False,
+}
+"""Exported in two thirds of the time."""
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,

@@ -28,9 +28,12 @@ import gacq_deploy_cli.main
 """
 """What a command imports that calibrates and exports."""
 _TENSORRT = """
+from contextlib import suppress
 import gacq_deploy.building.worker
 from gacq_deploy.backends.trt_library import load_trt
-load_trt("tensorrt-rtx")
+from gacq_deploy.errors import BackendUnavailable
+with suppress(BackendUnavailable):
+    load_trt("tensorrt-rtx")
 """
 _BUILD = """
 import os, sys
@@ -63,12 +66,17 @@ def serving(folder: Path, imports: str) -> Iterator[str]:
             server.kill()
 
 
+def warm_command(address: str, code: str) -> tuple[str, ...]:
+    """Return the command to put in place of ``python -c CODE``; arguments may follow."""
+    # without site packages: the client starts in 20 ms
+    return (sys.executable, "-I", "-S", warm_server.__file__, "ask", address, code)
+
+
 @contextmanager
 def build_workers(folder: Path) -> Iterator[tuple[str, ...]]:
     """Serve inside the block; yield the command to put in place of the TensorRT worker's own."""
     with serving(folder, _TENSORRT) as address:
-        # without site packages: the client starts in 20 ms
-        yield (sys.executable, "-I", "-S", warm_server.__file__, "ask", address, _BUILD)
+        yield warm_command(address, _BUILD)
 
 
 class WarmProcess:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from gacq_deploy.recipe import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sampling import ImageRequest
 from gacq_deploy.sampling_together import share_request
-from tests.support.commands import child_environment, invoke
+from tests.support.commands import child_environment, command_code, invoke
 from tests.support.judged_run import make_run
 from tests.support.parallel_worker import collect
+from tests.support.warm_process import warm_command
 
 LAUNCHED = {
     "RANK": "1",
@@ -90,27 +92,26 @@ def test_processes_on_several_machines_are_refused(monkeypatch: pytest.MonkeyPat
         pass
 
 
-def torchrun(
-    arguments: list[str], folder: Path, processes: int = 2, *, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Start processes as a user does, a port of their own."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-    ]
+def torchrun(worker: Sequence[str], arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start two processes as a user does, with a port of their own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {k: v for k, v in child_environment().items() if k not in LAUNCHED}
     return subprocess.run(
-        [*launcher, *arguments],
+        [*launcher, "--no-python", *worker, *arguments],
         env=environment,
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
         check=False,
     )
+
+
+@pytest.fixture
+def collecting(warm_server: str) -> tuple[str, ...]:
+    """What torchrun starts in place of ``python -m tests.support.parallel_worker``."""
+    code = "import runpy; runpy.run_module('tests.support.parallel_worker', run_name='__main__')"
+    return warm_command(warm_server, code)
 
 
 DRAWN = """
@@ -128,13 +129,14 @@ PROMPTED = (
 
 
 @pytest.mark.slow
-def test_samples_are_the_same_bytes_however_many_processes_collect_them(tmp_path: Path) -> None:
+def test_samples_are_the_same_bytes_however_many_processes_collect_them(
+    collecting: tuple[str, ...], tmp_path: Path
+) -> None:
     files = {}
     for name, text in (("drawn", DRAWN), ("prompted", PROMPTED)):
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(text, encoding="utf-8")
-    worker = ["-m", "tests.support.parallel_worker", str(tmp_path / "two")]
-    done = torchrun([*worker, *map(str, files.values())], tmp_path)
+    done = torchrun(collecting, [str(tmp_path / "two"), *map(str, files.values())], tmp_path)
     assert done.returncode == 0, done.stderr
     for number, file in enumerate(files.values()):
         alone, together = (RunDirectory(tmp_path / f / str(number)) for f in ("one", "two"))
@@ -147,27 +149,26 @@ def test_samples_are_the_same_bytes_however_many_processes_collect_them(tmp_path
 
 
 @pytest.mark.slow
-def test_images_are_the_same_bytes_and_an_error_is_said_once(tmp_path: Path) -> None:
+def test_images_are_the_same_bytes_and_an_error_is_said_once(warm_server: str, tmp_path: Path) -> None:
     directory = make_run(tmp_path)
-    main = ["--no-python", sys.executable, "-c", "from gacq_deploy_cli.main import main; main()"]
+    command = warm_command(warm_server, command_code())
     ask = ["run", str(directory.root), "-n", "5", "--batch", "2", "--seed", "3", "-o"]
-    done = torchrun([*main, *ask, "two.png", "--json"], tmp_path)
+    done = torchrun(command, [*ask, "two.png", "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["seeds"] == [3, 4, 5, 6, 7]
     assert told["class_labels"] == [0, 1, 2, 3, 0]
     assert invoke([*ask, str(tmp_path / "one.png"), "-q"]).exit_code == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    failed = torchrun([*main, *ask, "no.png", "--class", "77"], tmp_path)
+    failed = torchrun(command, [*ask, "no.png", "--class", "77"], tmp_path)
     assert failed.returncode != 0
     assert failed.stderr.count("Class label 77 is out of range") == 1
     assert not (tmp_path / "no.png").exists()
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_others(collecting: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(DRAWN, encoding="utf-8")
-    worker = ["-m", "tests.support.parallel_worker", str(tmp_path / "run"), str(tmp_path / "recipe.yaml")]
-    done = torchrun([*worker, "--die"], tmp_path)
+    done = torchrun(collecting, [str(tmp_path / "run"), str(tmp_path / "recipe.yaml"), "--die"], tmp_path)
     assert done.returncode != 0
     assert not RunDirectory(tmp_path / "run" / "0").samples_path.exists()

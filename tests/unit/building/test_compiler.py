@@ -50,6 +50,7 @@ def test_a_plan_and_its_layers(graph: Path, folder: Path) -> None:
 
 @pytest.mark.rtx
 def test_two_builds_write_the_same_bytes(graph: Path, tmp_path: Path) -> None:
+    # the worker's own command: two forks of one server would have the same addresses
     plans = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -58,6 +59,7 @@ def test_two_builds_write_the_same_bytes(graph: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 @pytest.mark.parametrize("capability", ["7.5", "8.6", "8.9", "12.0"])
 def test_targets_that_exist(graph: Path, folder: Path, capability: str) -> None:
     options = RTX.model_copy(update={"compute_capabilities": (capability,)})
@@ -65,6 +67,7 @@ def test_targets_that_exist(graph: Path, folder: Path, capability: str) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_turing_has_no_int8_convolution_but_matrix_products(folder: Path, tmp_path: Path) -> None:
     def int8(model: onnx.ModelProto, capability: str) -> bool:
         path = tmp_path / "half.onnx"
@@ -79,6 +82,7 @@ def test_turing_has_no_int8_convolution_but_matrix_products(folder: Path, tmp_pa
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_a_target_that_does_not_exist(graph: Path, folder: Path) -> None:
     with pytest.raises(EngineError, match=r"no target 9\.0; there are 7\.5, 8\.0"):
         compile_graph(graph, RTX.model_copy(update={"compute_capabilities": ("9.0",)}), folder=folder)
@@ -86,6 +90,7 @@ def test_a_target_that_does_not_exist(graph: Path, folder: Path) -> None:
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_a_refused_node_is_named_with_its_module_and_a_remedy(folder: Path, tmp_path: Path) -> None:
     model = patterns.conv_weight(scale=np.zeros(patterns.CHANNELS, np.float32))
     node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and "w" in n.name)
@@ -113,6 +118,7 @@ def test_a_crash_of_the_builder_is_an_error(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_a_dynamic_graph_without_profile_is_refused(folder: Path, tmp_path: Path) -> None:
     model = patterns.conv()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -123,6 +129,7 @@ def test_a_dynamic_graph_without_profile_is_refused(folder: Path, tmp_path: Path
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_parsing_alone_builds_nothing(graph: Path, folder: Path) -> None:
     assert parse_graph(graph, "tensorrt-rtx", folder=folder).startswith("1.")
     assert not (folder / "engine.plan").exists()
@@ -210,6 +217,7 @@ def test_files_in_the_working_directory_are_not_run(
 
 
 @pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
 def test_turing_has_no_float32_matrix_product(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "matrix.onnx"
     onnx.save_model(patterns.matrix(), str(path))

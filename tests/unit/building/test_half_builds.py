@@ -18,7 +18,7 @@ from gacq_deploy.models.base import Denoiser
 from tests.support.float_graphs import float_graph
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 
-pytestmark = [pytest.mark.rtx, pytest.mark.slow]
+pytestmark = [pytest.mark.rtx, pytest.mark.slow, pytest.mark.usefixtures("warm_builds")]
 
 
 @pytest.fixture(scope="module")

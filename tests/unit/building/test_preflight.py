@@ -24,6 +24,8 @@ from tests.support import qdq_graphs as graphs
 from tests.support.graph_sketch import Sketch
 from tests.support.onnx_graphs import save_external
 
+pytestmark = pytest.mark.usefixtures("warm_builds")
+
 COMPILE = CheckRequest(compile=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,15 @@ from tests.support.warm_process import WarmProcess
 
 SETTINGS = (
     "model.source=builtin:digits8",
+    # four blocks, the last one behind a concatenation: most of the time goes by the block
+    "quantization.rules=[{match: '*', bits: 8}, "
+    "{match: '*', role: output, bits: 8, range: {method: mse, p: 2}}, {match: '*', role: weight, bits: 4}, "
+    "{match: 'conv_*', ignore: true}, {match: '*time_emb*', ignore: true}, "
+    "{match: 'down_blocks.*', ignore: true}, {match: 'up_blocks.[!0]*', ignore: true}, "
+    "{match: 'up_blocks.0.[!r]*', ignore: true}, {match: 'up_blocks.0.resnets.[!0]*', ignore: true}]",
     "samples.trajectories=6",
     "samples.steps=5",
-    "calibration.reconstruction.iterations=12",
+    "calibration.reconstruction.iterations=6",
     "calibration.weighting.mode=uniform",
     "calibration.polish.steps=4",
     "calibration.polish.save_every=2",
@@ -125,7 +130,8 @@ def test_fresh_starts_over_and_arrives_at_the_same_artifact(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
 ) -> None:
     directory = RunDirectory(tmp_path)
-    calibrate(recipe("calibration.seed=3"), directory)
+    other = ("calibration.seed=3", "calibration.reconstruction.iterations=1", "calibration.polish.steps=1")
+    calibrate(recipe(*other), directory)
     report = Recording()
     calibrate(recipe(), directory, fresh=True, report=report)
     assert "collect samples" in report.stages
@@ -178,48 +184,64 @@ def test_more_steps_than_the_model_was_trained_with_are_refused_before_any_work(
     assert not (tmp_path / "samples.safetensors").exists()
 
 
-CHILD = (
-    "import sys; from pathlib import Path; from gacq_deploy.calibration.calibrate import calibrate\n"
-    "from gacq_deploy.recipe import load_recipe; from gacq_deploy.run_directory import RunDirectory\n"
-    "calibrate(load_recipe('fashion-w4a8', sys.argv[2:]), RunDirectory(Path(sys.argv[1])))"
-)
+CHILD = """
+import os, signal, sys, threading
+from pathlib import Path
+from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.recipe import load_recipe
+from gacq_deploy.run_directory import RunDirectory
+
+root, place, steps, delay, *settings = sys.argv[1:]
+
+class Alarm:
+    def stage(self, name, total):
+        self.name, self.done = name, 0
+
+    def advance(self, n=1, **values):
+        self.done += 1
+        if (self.name, self.done) == (place, int(steps)):
+            threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    def note(self, text): ...
+
+calibrate(load_recipe('fashion-w4a8', settings), RunDirectory(Path(root)), report=Alarm())
+"""
+"""It sends the signal itself, from a thread, wherever it is then. One from outside may come late on a busy machine,
+when all is done."""
+PLACES = (("collect samples", 2), ("reconstruct blocks", 9), ("polish", 2))
+"""Stage, and how many steps of it are done when the alarm is set: two of four blocks are learned (seven stay float),
+and a state of the polish is about to be saved."""
 
 
-def count_done(root: Path) -> int:
-    path = root / "work" / "journal.json"
-    samples = (root / "samples.json").exists()
-    steps = len(read_json(path, what="journal", hint="")["steps"]) if path.exists() else 0
-    return int(samples) + steps
+def steps_in(folder: Path) -> set[str]:
+    path = folder / "journal.json"
+    return set(read_json(path, what="journal", hint="")["steps"]) if path.exists() else set()
 
 
 @pytest.mark.slow
-def test_killed_five_times_and_resumed_gives_the_same_bytes(
-    finished: tuple[RunDirectory, CalibrationArtifact], warm_server: str, tmp_path: Path
+@pytest.mark.parametrize("kills", [3, pytest.param(27, marks=pytest.mark.soak)])
+def test_killed_and_resumed_it_gives_the_same_bytes(
+    finished: tuple[RunDirectory, CalibrationArtifact], warm_server: str, tmp_path: Path, kills: int
 ) -> None:
-    """SIGKILL during collection, between and inside blocks; each kill waits for progress first."""
+    """Each run is killed in its samples, between or inside blocks, and in the polish."""
     rng = np.random.default_rng(0)
-    for strike in range(5):
-        before = count_done(tmp_path)
-        with WarmProcess(warm_server, CHILD, str(tmp_path), *SETTINGS) as child:
-            deadline = time.monotonic() + 120
-            # the first strike hits sample collection: as soon as the lock shows that work has begun
-            while child.poll() is None and time.monotonic() < deadline:
-                begun = (
-                    (tmp_path / ".gacq-lock").exists()
-                    if strike == 0
-                    else count_done(tmp_path) > before + strike
-                )
-                if begun:
-                    break
-                time.sleep(0.002)
-            time.sleep(float(rng.uniform(0, 0.15)))
-            child.send_signal(signal.SIGKILL)
-            assert child.wait() == -signal.SIGKILL, "the child ended before it could be killed"
-        assert not (tmp_path / "artifact" / "manifest.json").exists()
-    report = Recording()
-    calibrate(recipe(), RunDirectory(tmp_path), report=report)
-    assert files_of(tmp_path) == files_of(finished[0].root)
-    assert not list(tmp_path.rglob(f"{TEMP_PREFIX}*"))
+    whole = steps_in(finished[0].work)
+    for strike in range(kills):
+        root = tmp_path / str(strike // len(PLACES))
+        stage, steps = PLACES[strike % len(PLACES)]
+        told = (str(root), stage, str(steps), str(rng.uniform(0.0005, 0.01)))
+        with WarmProcess(warm_server, CHILD, *told, *SETTINGS) as child:
+            assert child.wait(120) == -signal.SIGKILL, "the child ended before it could be killed"
+        assert not (root / "artifact" / "manifest.json").exists()
+        if stage == "reconstruct blocks":
+            assert {"ranges"} < steps_in(root / "work") < whole
+        if stage == "polish":
+            assert steps_in(root / "work") == whole
+            assert "polish-start" in steps_in(root / "work" / "polish")
+            assert "polished" not in steps_in(root / "work" / "polish")
+            calibrate(recipe(), RunDirectory(root))
+            assert files_of(root) == files_of(finished[0].root)
+            assert not list(root.rglob(f"{TEMP_PREFIX}*"))
 
 
 def test_a_lost_artifact_is_rebuilt_from_finished_blocks(
@@ -231,11 +253,11 @@ def test_a_lost_artifact_is_rebuilt_from_finished_blocks(
     assert files_of(tmp_path / "run") == files_of(finished[0].root)
 
 
-@pytest.mark.parametrize("half", [3, 12])
+@pytest.mark.parametrize("half", [2, 4])
 def test_resuming_in_the_middle_gives_the_same_bytes(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path, half: int
 ) -> None:
-    """As if killed right after the ``half``-th step: later journal entries and files never existed."""
+    """As if killed right after the ``half``-th step, the first or the last but one block: nothing later was written."""
     shutil.copytree(finished[0].root, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "artifact")
     shutil.rmtree(tmp_path / "run" / "work" / "polish")
@@ -290,11 +312,11 @@ def test_hand_made_weights_enter_per_block_and_change_only_from_there_on(
     directory, uniform = finished
     samples = load_samples(directory.samples_path).training
     tilt = np.where(samples.step >= 3, 4.0, 0.1)
-    name = uniform.history[4].name
+    name = uniform.history[2].name
     weighted = calibrate(recipe(), RunDirectory(tmp_path), weights=FixedWeights({name: tilt}, "hand"))
-    earlier = [(a, b) for a, b in zip(uniform.history, weighted.history, strict=True)][:4]
+    earlier = [(a, b) for a, b in zip(uniform.history, weighted.history, strict=True)][:2]
     assert all(a == b for a, b in earlier)
-    assert weighted.history[4].effective_samples < 0.6 * len(samples)
+    assert weighted.history[2].effective_samples < 0.6 * len(samples)
     assert weighted.polish is not None
     assert weighted.polish.effective_samples == pytest.approx(len(samples))
     assert weighted.manifest_digest != uniform.manifest_digest
@@ -373,7 +395,8 @@ def test_a_loss_that_explodes_keeps_the_finished_blocks(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"Block '.*': the loss is nan"):
         calibrate(recipe("calibration.reconstruction.lr_scale=1e30"), directory)
     assert not (directory.artifact / "manifest.json").exists()
-    assert count_done(tmp_path) >= 2
+    assert directory.samples_record_path.exists()
+    assert "ranges" in steps_in(directory.work)
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from gacq_deploy.run_directory import RunDirectory
 SETTINGS = (
     "model.source=builtin:digits8",
     "samples.trajectories=8",
-    "samples.steps=10",
-    "calibration.reconstruction.iterations=10",
+    "samples.steps=5",
+    "calibration.reconstruction.iterations=5",
     "calibration.weighting.iterations=1",
     "calibration.weighting.polish_iterations=2",
-    "calibration.polish.steps=10",
+    "calibration.polish.steps=5",
     "calibration.threads=1",
     "parity.probe={trajectories: 2, local_samples: 2}",
 )
@@ -39,8 +39,8 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
 
     artifact = calibrate(recipe, RunDirectory(tmp_path), report=Watch())
     seconds = time.perf_counter() - started
-    assert estimate.samples == 70
-    assert estimate.validation_samples == 10
+    assert estimate.samples == 35
+    assert estimate.validation_samples == 5
     assert len(estimate.sites) == len(artifact.plan)
     assert estimate.quantized_modules == len(artifact.plan.modules)
     assert list(estimate.blocks) == [h.name for h in artifact.history]

@@ -22,6 +22,7 @@ from gacq_deploy.errors import CalibrationError
 
 MODES: tuple[Mode, ...] = ("mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine")
 TRAIN, VALIDATION = 192, 96
+SEEDS = (0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 8)))
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -116,7 +117,7 @@ def short(mode: Mode = "gac", **changes: Any) -> MetaSettings:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("hierarchical", [False, True], ids=["samples", "hierarchical"])
 def test_opposed_and_corrupted_samples_lose_weight(seed: int, hierarchical: bool) -> None:
     conflict = make_conflict(seed)
@@ -131,7 +132,7 @@ def test_opposed_and_corrupted_samples_lose_weight(seed: int, hierarchical: bool
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_raw_products_favour_the_conflict_and_say_so(seed: int) -> None:
     conflict = make_conflict(seed)
     chosen = MetaSettings(mode="gac_faithful", iterations=150, validation_batch=32, hierarchical=False)

@@ -17,8 +17,10 @@ from gacq_deploy.calibration.output_error import output_losses
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.samples import CalibrationSet
 from gacq_deploy.storage import read_json, write_json
+from tests.support.one_level import MIDDLE, ONE_LEVEL
 from tests.support.quantized import Bench, answer, tiny_bench, tiny_samples
 from tests.support.tiny import tiny_denoiser
 
@@ -67,6 +69,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
     return tiny_samples(tmp_path_factory.mktemp("samples"))
 
 
+def small_bench(samples: CalibrationSet, *more: str, report: Reporter = SILENT) -> Bench:
+    """Return a bench of few layers."""
+    return tiny_bench(samples, MIDDLE, *more, report=report, denoiser=tiny_denoiser(**ONE_LEVEL))
+
+
 def polish(bench: Bench, folder: Path) -> PolishOutcome:
     folder.mkdir(exist_ok=True)
     outcome = ensure_polish(bench.session, Journal(folder, KEY), bench.layers)
@@ -89,7 +96,7 @@ def finished(samples: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) 
 
     @cache
     def run(mode: str) -> Finished:
-        bench, folder = tiny_bench(samples, weights(mode)), tmp_path_factory.mktemp(mode) / "work"
+        bench, folder = small_bench(samples, weights(mode)), tmp_path_factory.mktemp(mode) / "work"
         return Finished(bench, polish(bench, folder), folder)
 
     return run
@@ -144,7 +151,7 @@ def test_it_lowers_the_output_error_and_records_what_it_did(samples: Calibration
 
 
 def test_no_steps_are_no_polish(samples: CalibrationSet, tmp_path: Path) -> None:
-    bench = tiny_bench(samples, "calibration.polish.steps=0")
+    bench = small_bench(samples, "calibration.polish.steps=0")
     before = answer(bench.session.denoiser)
     assert ensure_polish(bench.session, Journal(tmp_path, KEY), bench.layers) is None
     assert torch.equal(answer(bench.session.denoiser), before)
@@ -152,7 +159,7 @@ def test_no_steps_are_no_polish(samples: CalibrationSet, tmp_path: Path) -> None
 
 
 def test_nothing_to_train_is_refused(samples: CalibrationSet, tmp_path: Path) -> None:
-    bench = tiny_bench(samples, "calibration.polish.parameters=[]")
+    bench = small_bench(samples, "calibration.polish.parameters=[]")
     with pytest.raises(CalibrationError, match="nothing to train"):
         polish(bench, tmp_path / "work")
 
@@ -174,9 +181,9 @@ def test_interrupted_at_any_step_it_ends_on_the_same_bits(
 ) -> None:
     whole = finished(mode)
     with pytest.raises(KeyboardInterrupt):
-        polish(tiny_bench(samples, weights(mode), report=Recording(stop_at=steps)), tmp_path / "work")
+        polish(small_bench(samples, weights(mode), report=Recording(stop_at=steps)), tmp_path / "work")
     report = Recording()
-    resumed = tiny_bench(samples, weights(mode), report=report)
+    resumed = small_bench(samples, weights(mode), report=report)
     found = polish(resumed, tmp_path / "work")
     # the interrupt comes before the step's own state is saved
     assert report.steps == 6 - (steps - 1) // 2 * 2
@@ -196,7 +203,7 @@ def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
     assert order == ["polish-start", "polish-weights", "polish-00002", "polish-00004", "polished"]
     kept = order[: order.index(lost)]
     write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
-    resumed = tiny_bench(samples)
+    resumed = small_bench(samples)
     found = polish(resumed, tmp_path / "work")
     assert_equal(resumed, whole.bench)
     assert found.record == whole.outcome.record
@@ -205,7 +212,7 @@ def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
 def test_a_finished_polish_is_loaded_and_not_repeated(
     samples: CalibrationSet, finished: Callable[[str], Finished]
 ) -> None:
-    first, second = finished("uniform"), tiny_bench(samples)
+    first, second = finished("uniform"), small_bench(samples)
     files = {p: p.stat().st_mtime_ns for p in first.folder.iterdir()}
     after = polish(second, first.folder)
     assert {p: p.stat().st_mtime_ns for p in first.folder.iterdir()} == files
@@ -216,7 +223,7 @@ def test_a_finished_polish_is_loaded_and_not_repeated(
 def test_a_loss_that_explodes_names_the_step_and_keeps_the_last_state(
     samples: CalibrationSet, tmp_path: Path
 ) -> None:
-    bench = tiny_bench(samples, "calibration.polish.lr=1e30", "calibration.polish.save_every=1")
+    bench = small_bench(samples, "calibration.polish.lr=1e30", "calibration.polish.save_every=1")
     with pytest.raises(
         CalibrationError, match=r"the loss is (nan|inf) at step 2 of 6. The blocks are kept"
     ) as e:
@@ -242,7 +249,7 @@ def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: P
 def test_small_passes_give_the_same_polish(
     samples: CalibrationSet, finished: Callable[[str], Finished], tmp_path: Path
 ) -> None:
-    whole, parts = finished("uniform").bench, tiny_bench(samples)
+    whole, parts = finished("uniform").bench, small_bench(samples)
     narrow = Bench(Narrow(**vars(parts.session)), parts.layers)
     assert (
         narrow.session.graph_chunk
@@ -259,7 +266,7 @@ def test_small_passes_give_the_same_polish(
 
 def test_checkpoints_change_no_bit(samples: CalibrationSet, tmp_path: Path) -> None:
     mode = "calibration.weighting.mode=relative"
-    whole, parts = tiny_bench(samples, mode), tiny_bench(samples, mode)
+    whole, parts = small_bench(samples, mode), small_bench(samples, mode)
     again = Bench(Checkpointed(**vars(parts.session)), parts.layers)
     outcomes, runs = [], []
     for bench in (whole, again):
@@ -280,9 +287,9 @@ def test_parameters_the_output_does_not_depend_on_stay_as_they_are(
     samples: CalibrationSet, tmp_path: Path
 ) -> None:
     def with_spare_norm() -> Bench:
-        denoiser = tiny_denoiser()
+        denoiser = tiny_denoiser(**ONE_LEVEL)
         denoiser.module.add_module("spare", torch.nn.GroupNorm(2, 4))
-        return tiny_bench(samples, denoiser=denoiser)
+        return tiny_bench(samples, MIDDLE, denoiser=denoiser)
 
     bench = with_spare_norm()
     outcome = polish(bench, tmp_path / "work")

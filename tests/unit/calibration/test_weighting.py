@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +22,41 @@ from gacq_deploy.recipe import CalibrationSection, Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples import CalibrationSet
 from gacq_deploy.storage import digest_file, read_json, write_json
+from tests.support.one_level import MIDDLE, ONE_LEVEL
 from tests.support.quantized import Bench, tiny_bench, tiny_samples, tiny_settings
 from tests.support.tiny import save_model, tiny_unet
 
 KeyOf = Callable[..., str]
 BOTH = "calibration.weighting.stages=[reconstruction, polish]"
-# most layers stay float: a block less is a second less
-FEW = (
-    "quantization.rules=[{match: '*', ignore: true}, {match: 'mid_block.*', bits: 8}, "
-    "{match: 'mid_block.*', role: weight, bits: 4}, {match: '*time_emb*', ignore: true}]"
-)
+GAC = ("calibration.weighting.mode=gac", BOTH)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tiny_unet(), tmp_path_factory.mktemp("model") / "model")
+    return save_model(tiny_unet(**ONE_LEVEL), tmp_path_factory.mktemp("model") / "model")
 
 
 def recipe(model: Path, *more: str) -> Recipe:
-    small = ("samples.trajectories=4", "samples.steps=3", "calibration.polish.steps=2", FEW)
+    small = ("samples.trajectories=4", "samples.steps=3", "calibration.polish.steps=2", MIDDLE)
     return tiny_settings(f"model.source={json.dumps(str(model))}", "model.classes=4", *small, *more)
 
 
 def learned(model: Path, root: Path, *more: str) -> CalibrationArtifact:
     return calibrate(recipe(model, *more), RunDirectory(root))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A calibration that ran to its end, and its folder. Nobody changes it."""
+
+    artifact: CalibrationArtifact
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def gac(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("gac") / "run"
+    return Finished(learned(model, root, *GAC), root)
 
 
 def tensors(root: Path) -> str:
@@ -55,8 +67,9 @@ def tensors(root: Path) -> str:
 
 
 @pytest.mark.parametrize("mode", ["relative", "mse", "gac", "gac_faithful", "sequential"])
-def test_every_mode_records_what_it_did(model: Path, tmp_path: Path, mode: str) -> None:
-    artifact = learned(model, tmp_path, f"calibration.weighting.mode={mode}", BOTH)
+def test_every_mode_records_what_it_did(model: Path, gac: Finished, tmp_path: Path, mode: str) -> None:
+    asked = (f"calibration.weighting.mode={mode}", BOTH)
+    artifact = gac.artifact if asked == GAC else learned(model, tmp_path, *asked)
     found = artifact.diagnostics
     assert found is not None
     names = [*(h.name for h in artifact.history), "polish"]
@@ -90,13 +103,12 @@ def test_uniform_is_what_uniform_weights_give(model: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_learned_weights_are_the_same_twice_and_after_a_kill_between_blocks(
-    model: Path, tmp_path: Path
+    model: Path, gac: Finished, tmp_path: Path
 ) -> None:
-    gac = ("calibration.weighting.mode=gac", BOTH)
-    first = learned(model, tmp_path / "a", *gac)
-    second = learned(model, tmp_path / "b", *gac)
+    first = gac.artifact
+    second = learned(model, tmp_path / "b", *GAC)
     assert second.manifest_digest == first.manifest_digest
-    directory = RunDirectory(Path(shutil.copytree(tmp_path / "a", tmp_path / "c")))
+    directory = RunDirectory(Path(shutil.copytree(gac.root, tmp_path / "c")))
     shutil.rmtree(directory.artifact)
     shutil.rmtree(directory.work / "polish")
     path = directory.work / "journal.json"
@@ -105,19 +117,13 @@ def test_learned_weights_are_the_same_twice_and_after_a_kill_between_blocks(
     assert len(order) >= 3, "ranges and at least two blocks"
     kept = order[:2]
     write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
-    assert calibrate(recipe(model, *gac), directory).manifest_digest == first.manifest_digest
+    assert calibrate(recipe(model, *GAC), directory).manifest_digest == first.manifest_digest
 
 
 @pytest.mark.slow
-def test_warm_starts_travel_from_block_to_block(model: Path, tmp_path: Path) -> None:
-    cold = learned(
-        model,
-        tmp_path / "cold",
-        "calibration.weighting.mode=gac",
-        BOTH,
-        "calibration.weighting.warm_start=false",
-    )
-    warm = learned(model, tmp_path / "warm", "calibration.weighting.mode=gac", BOTH)
+def test_warm_starts_travel_from_block_to_block(model: Path, gac: Finished, tmp_path: Path) -> None:
+    cold = learned(model, tmp_path, *GAC, "calibration.weighting.warm_start=false")
+    warm = gac.artifact
     assert cold.diagnostics is not None
     assert warm.diagnostics is not None
     pairs = list(zip(cold.diagnostics.stages, warm.diagnostics.stages, strict=True))
@@ -143,7 +149,7 @@ def test_without_validation_rows_the_fallback_is_told(
         def note(self, text: str) -> None:
             notes.append(text)
 
-    asked = recipe(model, "calibration.weighting.mode=gac", BOTH, *more)
+    asked = recipe(model, *GAC, *more)
     artifact = calibrate(asked, RunDirectory(tmp_path), report=Notes())
     found = artifact.diagnostics
     assert found is not None

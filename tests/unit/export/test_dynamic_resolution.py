@@ -24,14 +24,20 @@ from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import export_onnx, relative_error
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.architectures import small_dit, small_sdxl_unet
+from tests.support.architectures import small_dit, small_sd_unet
 from tests.support.float_graphs import float_graph
-from tests.support.tiny import tiny_artifact, tiny_denoiser, tiny_run
+from tests.support.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser, tiny_run
 
 THREE_LEVELS: dict[str, Any] = {
     "block_out_channels": (8, 16, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "add_attention": False,
+}
+ONE_LEVEL: dict[str, Any] = {
+    "block_out_channels": (32,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
 }
 
 
@@ -79,11 +85,11 @@ def test_every_size_gives_what_torch_gives(denoiser: Denoiser, open_graph: onnx.
 @pytest.mark.parametrize(
     ("make", "multiple"),
     [
-        (lambda: small_sdxl_unet(transformer_layers_per_block=1), 2),
+        (lambda: small_sd_unet(**ONE_LEVEL), 1),
         (lambda: tiny_denoiser(downsample_type="resnet", upsample_type="resnet", **THREE_LEVELS), 4),
-        (lambda: tiny_denoiser(classes=None, downsample_padding=0), 2),
+        (lambda: tiny_denoiser(classes=None, downsample_padding=0, **WITHOUT_ATTENTION), 2),
     ],
-    ids=["sdxl", "three levels of resnets", "padding"],
+    ids=["text", "three levels of resnets", "padding"],
 )
 def test_every_unet_at_every_size(make: Any, multiple: int) -> None:
     denoiser = make()

@@ -177,7 +177,7 @@ def test_a_missing_artifact_names_the_remedy(run: RunDirectory) -> None:
 def test_another_recipe_than_the_calibrated_one_is_refused(run: RunDirectory) -> None:
     document = yaml.safe_load(run.recipe_path.read_text())
     document["samples"]["steps"] += 1
-    document["export"]["opset"] = 19
+    document["export"]["opset"] = 21
     run.recipe_path.write_text(yaml.safe_dump(document))
     before = _state(run)
     with pytest.raises(ArtifactError, match="in section samples"):
@@ -210,10 +210,10 @@ def test_targets_and_settings_decide_what_is_written(run: RunDirectory) -> None:
     (run.root / "onnx.partial").mkdir()
     (run.root / "onnx.partial" / "float.onnx").write_bytes(b"of a killed export")
     document = yaml.safe_load(run.recipe_path.read_text())
-    document["export"]["opset"] = 19
+    document["export"]["opset"] = 21
     run.recipe_path.write_text(yaml.safe_dump(document))
     record = export_onnx(run, targets="trt")
-    assert record.opset == 19
+    assert record.opset == 21
     assert record.graphs == ("float.onnx", "int8.onnx")
     assert {p.name for p in run.onnx.iterdir()} == {"float.onnx", "int8.onnx", "manifest.json"}
     assert not (run.root / "onnx.partial").exists()

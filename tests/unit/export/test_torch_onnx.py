@@ -18,7 +18,7 @@ from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.stage import relative_error
 from gacq_deploy.export.torch_onnx import check_untouched, check_weights, float_graph
 from gacq_deploy.models.base import Denoiser
-from tests.support.tiny import tiny_artifact, tiny_denoiser
+from tests.support.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser
 
 
 def _answers(denoiser: Denoiser, inputs: dict[str, torch.Tensor]) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_export_is_silent_and_gives_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_model_without_classes_and_with_padding_folded_into_convolutions() -> None:
-    denoiser = tiny_denoiser(classes=None, downsample_padding=0)
+    denoiser = tiny_denoiser(classes=None, downsample_padding=0, **WITHOUT_ATTENTION)
     graph = float_graph(denoiser, opset=19)
     assert [i.name for i in graph.graph.input] == ["sample", "timestep"]
     assert opset_of(graph) == 19

@@ -13,6 +13,7 @@ from gacq_deploy.learning import PolishParameter
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm, float_mode
 from gacq_deploy.quant.trainable import Trainables, free_weights, make_trainable
+from tests.support.one_level import ONE_LEVEL
 from tests.support.quantized import answer, quantized_tiny
 from tests.support.tiny import tiny_denoiser
 
@@ -36,13 +37,13 @@ class Prepared:
 
 
 def prepare(*kinds: PolishParameter) -> Prepared:
-    denoiser, layers = quantized_tiny()
+    denoiser, layers = quantized_tiny(**ONE_LEVEL)
     return Prepared(denoiser, layers, make_trainable(denoiser.module, layers, kinds))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_brings_its_parameters_and_nothing_moves_by_itself(kind: PolishParameter) -> None:
-    denoiser, layers = quantized_tiny()
+    denoiser, layers = quantized_tiny(**ONE_LEVEL)
     before = answer(denoiser)
     trainables = make_trainable(denoiser.module, layers, [kind])
     # a norm on contiguous input sums in another order, and some codes of the next layer fall the other way
@@ -62,7 +63,7 @@ def test_each_kind_brings_its_parameters_and_nothing_moves_by_itself(kind: Polis
 
 
 def test_sources_are_names_of_the_float_model_with_its_values() -> None:
-    float_model = tiny_denoiser().module
+    float_model = tiny_denoiser(**ONE_LEVEL).module
     trainables = prepare(*KINDS).trainables
     assert {n.rpartition(".")[2] for n in trainables.sources} == {"weight", "bias"}
     for source, name in trainables.sources.items():
@@ -88,7 +89,7 @@ def test_a_shared_scale_stands_once_and_names_are_those_of_the_module() -> None:
 
 
 def test_float_mode_is_the_float_model_bit_for_bit_while_biases_and_norms_have_moved() -> None:
-    reference = answer(tiny_denoiser())
+    reference = answer(tiny_denoiser(**ONE_LEVEL))
     prepared = prepare(*KINDS)
     quantized = answer(prepared.denoiser)
     prepared.move()
@@ -146,12 +147,12 @@ def test_norms_are_wrapped_once_and_only_on_request() -> None:
         return sum(isinstance(m, RetrainedNorm) for m in module.modules())
 
     assert norms(prepare("biases").denoiser.module) == 0
-    float_norms = sum(isinstance(m, nn.GroupNorm) for m in tiny_denoiser().module.modules())
+    float_norms = sum(isinstance(m, nn.GroupNorm) for m in tiny_denoiser(**ONE_LEVEL).module.modules())
     assert norms(prepare("norm_affines").denoiser.module) == float_norms
 
 
 def test_weights_are_free_inside_the_context_only() -> None:
-    denoiser, layers = quantized_tiny()
+    denoiser, layers = quantized_tiny(**ONE_LEVEL)
     before = answer(denoiser)
     with free_weights(layers) as weights:
         assert set(weights) == set(layers)

@@ -115,10 +115,18 @@ def test_the_same_again_gives_the_same(study: SensitivityReport, run: RunDirecto
     assert again == study
 
 
-def test_what_is_announced_is_done(run: RunDirectory, tmp_path: Path) -> None:
-    report = _Recorder()
-    request = Request(max_drop=0, max_float=1)
-    study = measure_sensitivity(_copy(run, tmp_path / "run"), request=request, settings=QUICK, report=report)
+@pytest.fixture(scope="module")
+def beyond_reach(
+    run: RunDirectory, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SensitivityReport, _Recorder]:
+    """A study that tries all it may, and what it said."""
+    report, copy = _Recorder(), _copy(run, tmp_path_factory.mktemp("beyond") / "run")
+    request = Request(min_sqnr=200, max_float=2)
+    return measure_sensitivity(copy, request=request, settings=QUICK, report=report), report
+
+
+def test_what_is_announced_is_done(beyond_reach: tuple[SensitivityReport, _Recorder]) -> None:
+    study, report = beyond_reach
     assert [report.done[name] for name, _ in report.stages] == [total for _, total in report.stages]
     assert study.engine_runs == sum(total for _, total in report.stages)
     assert f"{report.stages[0][1]} engine runs over 10 of 20 probe states" in report.notes[0]
@@ -173,9 +181,10 @@ def test_the_proposal_is_what_a_recipe_with_these_lines_gives(
     assert proposal.lint_errors == ()
 
 
-def test_a_target_out_of_reach_gives_the_best_found(run: RunDirectory, tmp_path: Path) -> None:
-    request = Request(min_sqnr=200, max_float=2)
-    found = measure_sensitivity(_copy(run, tmp_path / "run"), request=request, settings=QUICK)
+def test_a_target_out_of_reach_gives_the_best_found(
+    beyond_reach: tuple[SensitivityReport, _Recorder],
+) -> None:
+    found, _ = beyond_reach
     proposal = found.proposal
     assert not found
     assert not proposal.reached
@@ -185,8 +194,15 @@ def test_a_target_out_of_reach_gives_the_best_found(run: RunDirectory, tmp_path:
     assert len(proposal.rules) == len(proposal.modules)
 
 
-def test_a_graph_that_is_good_enough_needs_nothing(run: RunDirectory, tmp_path: Path) -> None:
-    found = measure_sensitivity(_copy(run, tmp_path / "run"), request=NO_SEARCH, settings=QUICK)
+@pytest.fixture(scope="module")
+def many_buckets(run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> SensitivityReport:
+    """A study that asks for more buckets than there are timesteps, of a graph that is good enough."""
+    copy = _copy(run, tmp_path_factory.mktemp("buckets") / "run")
+    return measure_sensitivity(copy, request=NO_SEARCH, settings=replace(QUICK, buckets=99))
+
+
+def test_a_graph_that_is_good_enough_needs_nothing(many_buckets: SensitivityReport) -> None:
+    found = many_buckets
     assert found
     assert found.proposal.modules == found.proposal.steps == ()
     assert found.proposal.before_db == found.proposal.after_db
@@ -230,9 +246,8 @@ def test_wrong_settings_are_refused(run: RunDirectory, settings: Settings, says:
         measure_sensitivity(run, settings=settings)
 
 
-def test_more_buckets_than_timesteps_become_one_a_timestep(run: RunDirectory, tmp_path: Path) -> None:
-    settings = replace(QUICK, buckets=99)
-    found = measure_sensitivity(_copy(run, tmp_path / "run"), request=NO_SEARCH, settings=settings)
+def test_more_buckets_than_timesteps_become_one_a_timestep(many_buckets: SensitivityReport) -> None:
+    found = many_buckets
     assert [b.timestep_max for b in found.buckets] == [b.timestep_min for b in found.buckets]
     assert len(found.buckets) == len(found.modules[0].alone_db) == 5
 
