@@ -90,7 +90,7 @@ def run_chain(
     directory: RunDirectory,
     *,
     fresh: bool = False,
-    settings: Settings = BENCH,
+    settings: Settings | None = None,
     report: Reporter = SILENT,
 ) -> ChainResult:
     """Calibrate, export, judge, measure and draw; what is up to date is left alone.
@@ -100,6 +100,7 @@ def run_chain(
     Raises:
         GacqError: what the stages raise.
     """
+    settings = settings or BENCH
     records = {
         "calibrate": directory.artifact / "manifest.json",
         "export": directory.onnx_manifest,

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from gacq_deploy.storage import write_json
 WORKER = module_command("gacq_deploy.building.worker")
 """-P: a file in the working directory must not shadow a library."""
 _POLL_S = 0.05
+_SILENCE = ""
+"""Behind the last line of a child that has closed its stdout."""
 _TAIL = 3
 _LOADING_S = 120.0
 _NO_MEMORY = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate memory")
@@ -247,12 +249,17 @@ def _watch(child: _Child, limits: Limits, estimate: Estimate, report: Reporter) 
 def _drain(stream: Any, said: queue.Queue[str]) -> None:
     for line in stream:
         said.put(line)
+    said.put(_SILENCE)
 
 
 def _listen(child: _Child, said: queue.Queue[str]) -> None:
     try:
         line = said.get(timeout=_POLL_S)
         while True:
+            if line == _SILENCE:
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(_POLL_S)  # it ends now
+                return
             try:
                 child.phase = str(json.loads(line)["phase"])
                 _LOGGER.debug("builder: %s", line.strip())

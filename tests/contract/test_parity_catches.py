@@ -57,7 +57,7 @@ def subject(run: RunDirectory) -> Subject:
 @pytest.fixture(scope="module")
 def setting(run: RunDirectory) -> Setting:
     whole = setting_of(run)
-    return replace(whole, section=whole.section.model_copy(update={"images": 4, "steps": 3}))
+    return replace(whole, section=whole.section.model_copy(update={"images": 2, "steps": 3}))
 
 
 def judge(subject: Subject, setting: Setting, *candidates: Candidate) -> ParityReport:

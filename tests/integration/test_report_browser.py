@@ -67,9 +67,9 @@ def browser(chromium: str) -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(params=SIZES, ids=str)
+@pytest.fixture(scope="module", params=SIZES, ids=str)
 def page(request: pytest.FixtureRequest, browser: Browser, report_page: Path) -> Iterator[Page]:
-    """The page, open at one size; anything it logs or asks for fails the test."""
+    """The page, open at one size for all tests; anything that it logs or asks for is a failure."""
     width, height = SIZES[request.param]
     context = browser.new_context(viewport={"width": width, "height": height})
     opened = context.new_page()

@@ -17,7 +17,7 @@ from tests.support.commands import invoke
 
 POLICY = "runtime.step_policy={float_steps: 2, where: both}"
 STEPS = 4
-SHORT = Settings(batches=(2,), repeats=1)
+SHORT = Settings(batches=(2,), repeats=1, turn_seconds=0.001)
 
 
 def _json(*arguments: str, code: int = 0) -> Any:

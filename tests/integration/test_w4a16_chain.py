@@ -80,7 +80,7 @@ def test_the_graphs_hold_int4_at_an_opset_that_has_it(run: RunDirectory) -> None
 
 
 def test_every_engine_computes_what_torch_does(run: RunDirectory) -> None:
-    report = check_parity(run)
+    report = check_parity(run, threads=1)
     assert report.passed, report.to_text()
     local = {e.candidate: e for e in report.edges if e.evidence == "local"}
     assert set(local) == {f"{CANONICAL}@ort-cpu", f"{CANONICAL}@openvino", f"{CPU}@ort-cpu"}

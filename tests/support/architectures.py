@@ -54,8 +54,9 @@ def small_sd_unet(*, seed: int = 0, **changes: Any) -> Denoiser:
 
 
 def small_sdxl_unet(*, seed: int = 0, **changes: Any) -> Denoiser:
-    """Return a UNet with SDXL's conditioning and random weights."""
-    return _denoiser(UNet2DConditionModel, SDXL_UNET | changes, seed)
+    """Return a UNet with SDXL's conditioning and random weights, on its way up without attention: what is there too."""
+    plain = {"up_block_types": ("UpBlock2D", "UpBlock2D")}
+    return _denoiser(UNet2DConditionModel, SDXL_UNET | plain | changes, seed)
 
 
 def small_dit(*, seed: int = 0, **changes: Any) -> Denoiser:

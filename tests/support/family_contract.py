@@ -58,7 +58,7 @@ class FamilyContract:
 
     def test_every_edge_of_parity_holds(self, made: tuple[FamilyCase, RunDirectory]) -> None:
         _, directory = made
-        report = check_parity(directory)
+        report = check_parity(directory, threads=1)
         wrong_here = why_inexact("openvino", directory.int8_onnx)
         assert report.not_judged == ({"int8.onnx@openvino": wrong_here} if wrong_here else {})
         assert report.candidates | report.not_judged.keys() == {
@@ -88,7 +88,7 @@ class FamilyContract:
         graph = graph_for(directory, "ort-cpu", allow_failed=True)
         with replaced_forward(module, GraphAnswers(module, call, graph)):
             own = make_images(pipeline)
-        with load_denoiser(directory.root, like=module, allow_failed=True) as engine:
+        with load_denoiser(directory.root, like=module, threads=1, allow_failed=True) as engine:
             setattr(pipeline, source.component, engine)
             dropped = make_images(pipeline)
         assert np.abs(own - dropped).max() <= 1e-4 * np.abs(own).max()

@@ -104,7 +104,9 @@ class GraphAnswers:
         self._call = call
         self._made = dict(getattr(denoiser, "config", {})).get("out_channels")
         self._signature = inspect.signature(denoiser.forward)
-        self._session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``forward``."""

@@ -147,7 +147,7 @@ def test_what_is_no_bias_or_norm_of_the_graph_is_refused(
 @pytest.mark.slow
 def test_biases_of_zero_and_norms_of_one_are_told_apart() -> None:
     """A fresh model: constants are shared by many modules, or left out, and norms have a group a channel."""
-    module = tiny_unet(norm_num_groups=8, **WITHOUT_ATTENTION)
+    module = tiny_unet(norm_num_groups=8, **WITHOUT_ATTENTION | {"add_attention": True})
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1:
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
