@@ -254,9 +254,8 @@ def _settle(old: Path, path: Path) -> None:
 
 
 def _clean_up(root: Path) -> None:
-    """Remove what dead processes left in ``root`` and its folders; other runs below it are not touched."""
-    folders = [root, *(p for p in root.iterdir() if p.is_dir() and not (p / LOCK_NAME).exists())]
-    for folder in folders:
+    """Remove what dead processes left in ``root`` and below; other runs and linked folders are not touched."""
+    for folder in _own_folders(root):
         for stale in list(folder.glob(f"{TEMP_PREFIX}*")):
             if stale.name.startswith(_OLD_PREFIX):
                 _settle(stale, folder / stale.name.removeprefix(_OLD_PREFIX))
@@ -266,6 +265,15 @@ def _clean_up(root: Path) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
             else:
                 stale.unlink(missing_ok=True)
+
+
+def _own_folders(root: Path) -> Iterator[Path]:
+    yield root
+    for folder in list(root.iterdir()):
+        if folder.is_symlink() or not folder.is_dir() or folder.name.startswith(TEMP_PREFIX):
+            continue
+        if not (folder / LOCK_NAME).exists():
+            yield from _own_folders(folder)
 
 
 def _is_alive(pid: str) -> bool:

@@ -192,10 +192,15 @@ def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: P
         with pytest.raises(ResourceError, match=f"in use by process {other.pid}"), lock_directory(tmp_path):
             pass
         other.kill()
-    (tmp_path / f"{TEMP_PREFIX}9-x").write_text("left by the dead")
-    (tmp_path / f"{TEMP_PREFIX}9-dir").mkdir()
+    left = f"{TEMP_PREFIX}{other.pid}"  # a number of our choice may be somebody's
+    (tmp_path / "work" / "polish").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "work" / "polish"):
+        (folder / f"{left}-x").write_text("left by the dead")
+        (folder / f"{left}-dir").mkdir()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "work")
     with lock_directory(tmp_path):
-        assert [p.name for p in tmp_path.iterdir()] == [LOCK_NAME]
+        found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+        assert found == [LOCK_NAME, "elsewhere", "work", "work/polish"]
 
 
 def test_other_runs_below_and_living_processes_keep_their_temporary_files(tmp_path: Path) -> None:
