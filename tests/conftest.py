@@ -61,6 +61,23 @@ def warm_builds(build_worker_command: tuple[str, ...], monkeypatch: pytest.Monke
     monkeypatch.setattr(compiler, "WORKER", build_worker_command)
 
 
+@pytest.fixture(scope="session")
+def bench_worker_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """A command that does what the one that measures an engine does, with its imports done once for all."""
+    from tests.support.warm_process import bench_workers
+
+    with bench_workers(tmp_path_factory.mktemp("benches")) as command:
+        yield command
+
+
+@pytest.fixture
+def warm_benches(bench_worker_command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test measure in processes that have the libraries imported; figures of memory then mean nothing."""
+    from gacq_deploy.bench import measure
+
+    monkeypatch.setattr(measure, "module_command", lambda _: bench_worker_command)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(shared_folder: Path) -> Iterator[None]:
     """Let the stages find a float graph that was exported before, by this test process or by another."""

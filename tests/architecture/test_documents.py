@@ -107,6 +107,7 @@ def _own_model_commands() -> list[list[str]]:
     return commands
 
 
+@pytest.mark.usefixtures("warm_benches")
 @pytest.mark.rtx
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,7 @@ def test_lint_judges_a_run_for_every_engine(run_copy: Path) -> None:
     assert "uint8-codes" in {f["rule"] for f in wrong[0]["findings"]}
 
 
+@pytest.mark.usefixtures("warm_benches")
 @pytest.mark.slow
 def test_bench_writes_its_report(run_copy: Path) -> None:
     report = _json("bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1")
@@ -237,6 +238,7 @@ def test_quickstart_takes_the_quick_preset_unless_told(run_copy: Path, recipe_fi
     assert "calibration.polish.steps" in refused["error"]["message"]
 
 
+@pytest.mark.usefixtures("warm_benches")
 @pytest.mark.slow
 def test_quickstart_runs_once_and_says_so(
     run_copy: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch

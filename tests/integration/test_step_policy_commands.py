@@ -155,6 +155,7 @@ def test_the_page_says_which_steps_run_in_float(run_copy: Path, recipe_file: Pat
     assert "Parity passed" in page
 
 
+@pytest.mark.usefixtures("warm_benches")
 @pytest.mark.slow
 def test_bench_says_what_a_mixed_trajectory_takes(run_copy: Path, recipe_file: Path) -> None:
     command = ["bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1"]
@@ -163,6 +164,7 @@ def test_bench_says_what_a_mixed_trajectory_takes(run_copy: Path, recipe_file: P
     assert "ort-cpu/int8.cpu.onnx, batch 2, with 2 of 4 steps in float" in invoke(command).stdout
 
 
+@pytest.mark.usefixtures("warm_benches")
 @pytest.mark.slow
 def test_another_policy_is_judged_and_drawn_again_by_the_chain(run_copy: Path, recipe_file: Path) -> None:
     plain = _chain(run_copy, recipe_file)

@@ -66,6 +66,7 @@ def _thresholds(run: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("warm_benches")
 def test_run_and_bench_refuse_it_and_say_what_works_instead(wide_copy: Path, tmp_path: Path) -> None:
     for arguments in (
         ("run", wide_copy, "-n", "1", "--engine", "openvino", "-o", tmp_path / "a.png"),
@@ -117,6 +118,7 @@ def failed_copy(run_copy: Path) -> Path:
     return run_copy
 
 
+@pytest.mark.usefixtures("warm_benches")
 def test_an_engine_that_failed_parity_is_refused_unless_told_otherwise(
     failed_copy: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +141,7 @@ def test_an_engine_that_failed_parity_is_refused_unless_told_otherwise(
     assert {c["file"] for c in report["candidates"]} == {"float.onnx", "int8.cpu.onnx"}
 
 
+@pytest.mark.usefixtures("warm_benches")
 def test_only_engines_that_failed_are_left_out_of_bench(failed_copy: Path) -> None:
     report = command("bench", failed_copy, *QUICK)
     assert "failed parity" in report["skipped"]["ort-cpu/int8.cpu.onnx"]

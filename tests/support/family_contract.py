@@ -96,6 +96,7 @@ class FamilyContract:
         assert float((own * exact).sum() / np.linalg.norm(own) / np.linalg.norm(exact)) > 0.95
 
     @pytest.mark.rtx
+    @pytest.mark.usefixtures("warm_builds")
     def test_every_planned_layer_compiles_to_int8(self, made: tuple[FamilyCase, RunDirectory]) -> None:
         _, directory = made
         section = directory.load_recipe().build.model_copy(update={"backend": "tensorrt-rtx"})

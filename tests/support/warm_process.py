@@ -35,6 +35,11 @@ from gacq_deploy.errors import BackendUnavailable
 with suppress(BackendUnavailable):
     load_trt("tensorrt-rtx")
 """
+_BENCH = """
+import gacq_deploy.bench.worker
+import gacq_deploy.backends.ort
+"""
+"""OpenVINO starts a thread where it is imported."""
 _BUILD = """
 import os, sys
 from pathlib import Path
@@ -77,6 +82,13 @@ def build_workers(folder: Path) -> Iterator[tuple[str, ...]]:
     """Serve inside the block; yield the command to put in place of the TensorRT worker's own."""
     with serving(folder, _TENSORRT) as address:
         yield warm_command(address, _BUILD)
+
+
+@contextmanager
+def bench_workers(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Serve inside the block; yield the command to put in place of the one that measures an engine."""
+    with serving(folder, _BENCH) as address:
+        yield warm_command(address, "from gacq_deploy.bench.worker import main; main()")
 
 
 class WarmProcess:

@@ -17,6 +17,7 @@ from tests.support.judged_run import make_run
 QUICK = Settings(batches=(1,), repeats=1, turn_seconds=0.001)
 
 
+@pytest.mark.usefixtures("warm_benches")
 @pytest.mark.slow
 def test_reports_on_other_engines_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_engines() == ("ort-cpu", "openvino")
