@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Flags of x86 instructions that add four products of 8-bit numbers straight into 32 bits."""
@@ -92,14 +91,10 @@ def adds_pairs_in_16_bits(
     return not processor.flags & _vnni_left(os.environ if environment is None else environment)
 
 
-def describe_processor() -> dict[str, Any]:
-    """Return what a verdict about an engine holds for: this processor, and how OpenVINO's kernels add on it."""
+def describe_processor() -> dict[str, str]:
+    """Return what a verdict about an engine holds for."""
     processor = this_processor()
-    return {
-        "machine": processor.machine,
-        "name": processor.name,
-        "openvino_adds_pairs_in_16_bits": adds_pairs_in_16_bits("openvino"),
-    }
+    return {"machine": processor.machine, "name": processor.name}
 
 
 def instruction_cap(environment: Mapping[str, str] | None = None) -> str:

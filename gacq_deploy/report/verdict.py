@@ -124,10 +124,12 @@ def _sentences(
 ) -> tuple[str, ...]:
     root = found.run.root
     failing = sum(not gate.holds for gate in gates)
+    not_judged = () if report is None else tuple(report.not_judged.items())
+    left_out = (f"{name} was not judged. {why}" for name, why in not_judged)
     if state == "passed":
-        return (f"All {len(gates)} gates hold, and every file is the one that was judged.",)
+        return (f"All {len(gates)} gates hold, and every file is the one that was judged.", *left_out)
     if state == "failed":
-        return (f"{failing} of {len(gates)} gates do not hold. Do not ship these graphs.",)
+        return (f"{failing} of {len(gates)} gates do not hold. Do not ship these graphs.", *left_out)
     if state == "unjudged":
         return ("Nothing says yet whether the INT8 graphs still are the model.", _next_command(found))
     said = "passed" if report else "did not pass"

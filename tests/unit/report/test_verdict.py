@@ -45,6 +45,14 @@ def test_a_failed_report_says_how_many_gates_do_not_hold(tmp_path: Path) -> None
     assert [(gate.holds, gate.where) for gate in verdict.gates] == [(False, "bucket: 1")]
 
 
+@pytest.mark.parametrize("gap", [0.1, 0.9], ids=["passed", "failed"])
+def test_what_was_not_judged_is_said(tmp_path: Path, gap: float) -> None:
+    report = _parity(gap)
+    report.subject["not_judged"] = {"int8.onnx@openvino": "It would be wrong here."}
+    sentences = judge_run(_found(tmp_path, report)).sentences
+    assert "int8.onnx@openvino was not judged. It would be wrong here." in sentences
+
+
 def test_every_gate_is_explained() -> None:
     assert set(EVIDENCE) == set(GATES)
     assert set(METRICS) == {name for gates in GATES.values() for name in gates}
