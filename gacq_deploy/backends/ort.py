@@ -187,10 +187,13 @@ def _create_session(model: Path | bytes, options: SessionOptions, provider: str)
         text = _clean(error)
         if isinstance(error, _CORRUPT):
             raise ArtifactError(f"ONNX Runtime cannot read the model: {text}", "Export it again.") from error
-        raise EngineError(
-            f"ONNX Runtime {__version__} refuses the model: {text}",
-            "Run `gacq-deploy lint` on the run directory; export again if the file was edited.",
-        ) from error
+        hint = "Run `gacq-deploy lint` on the run directory; export again if the file was edited."
+        if isinstance(error, _native.NotImplemented) and needs_exact_kernels(this_processor()):
+            hint = (
+                "This processor has no VNNI, so exact kernels are asked for, and ONNX Runtime has none for this form. "
+                "Write the graph in Q/DQ form, with uint8 activations."
+            )
+        raise EngineError(f"ONNX Runtime {__version__} refuses the model: {text}", hint) from error
     session.disable_fallback()
     return session
 

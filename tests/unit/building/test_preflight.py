@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from gacq_deploy.backends import ort
 from gacq_deploy.building.evidence import surprising_layers
 from gacq_deploy.building.layers import CompiledLayer
 from gacq_deploy.building.preflight import CheckRequest, Layers, Preflight, check_file
@@ -96,9 +97,17 @@ def test_the_real_parser_and_compiler_agree(tool: Tool, tmp_path: Path) -> None:
     assert compiled.layers == Layers(tool.layers, tool.int8, None if refused else tool.int8)
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["fast kernels", "exact kernels"])
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t.name)
-def test_onnxruntime_loads_and_runs_them(tool: Tool, tmp_path: Path) -> None:
+def test_onnxruntime_loads_and_runs_them(
+    tool: Tool, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "needs_exact_kernels", lambda _: exact)
     path = tool.write(tmp_path / "int8.onnx")
+    if exact and tool.name == "onnxruntime-operators":  # int8 activations in QLinearConv
+        (refused,) = (r for r in check_file(path, "ort-cpu").reasons if r.weight == "blocked")
+        assert "has no VNNI" in refused.remedy
+        return
     assert check_file(path, "ort-cpu").verdict == "likely"
     found = check_file(path, "ort-cpu", COMPILE)
     assert found.verdict == "verified"
