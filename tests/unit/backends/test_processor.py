@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from gacq_deploy.backends import processor
 from gacq_deploy.backends.processor import (
     Processor,
     adds_pairs_in_16_bits,
@@ -89,6 +92,16 @@ def test_a_processor_is_read_as_linux_names_it() -> None:
     assert arm == Processor("aarch64", "Neoverse", frozenset({"fp", "asimddp"}))
     assert not arm.is_x86
     assert parse_processor("", "AMD64") == Processor("AMD64", "AMD64", frozenset())
+
+
+def test_a_system_that_does_not_tell_counts_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "none")
+    found = this_processor.__wrapped__()
+    assert found.name
+    assert not found.flags
+    assert not found.has_vnni
 
 
 def test_this_machine_has_a_name() -> None:

@@ -28,6 +28,7 @@ from gacq_deploy.backends.saturation import (
 from gacq_deploy.errors import BackendUnavailable
 from tests.support.commands import child_environment
 from tests.support.onnx_graphs import denoiser_graph, feeds
+from tests.support.qdq_graphs import int4_blocks
 from tests.support.saturating import (
     CASES,
     SAFE,
@@ -88,6 +89,15 @@ def test_zero_points_are_taken_off_first() -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.array([128, 127, 128, 100], np.uint8), "weight_zero"))
     (found,) = overflowing_layers(model.SerializeToString())
     assert (found.pairs, found.of) == (4, 8)
+
+
+def test_codes_without_a_zero_point_and_codes_of_four_bits() -> None:
+    model = of_channels(CASES[0], UNSAFE[0]).graph()
+    for node in model.graph.node:
+        if node.output[0] == "w":
+            del node.input[2]
+    assert overflowing_layers(model.SerializeToString())
+    assert overflowing_layers(int4_blocks(32).SerializeToString()) == ()
 
 
 def test_codes_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
