@@ -72,7 +72,7 @@ def pairs_of(order: NDArray[np.int16]) -> NDArray[np.int16]:
 
 def overflow(pairs: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Tell of [pairs, 2] weights which can exceed 16 bits for some activations."""
-    above, below = np.maximum(pairs, 0).sum(1), np.minimum(pairs, 0).sum(1)
+    above, below = (half(pairs, 0).sum(1, dtype=np.int16) for half in (np.maximum, np.minimum))
     found: NDArray[np.bool_] = np.maximum(above, -below) > PAIR_LIMIT
     return found
 
@@ -133,7 +133,7 @@ def require_exact(engine: str, model: Path | bytes) -> None:
 
 def remedy() -> str:
     """Return what works instead."""
-    if cap := instruction_cap():
+    if (cap := instruction_cap()) and this_processor().has_vnni:
         return f"Take the engine ort-cpu, which is exact here, or unset {cap.partition('=')[0]}."
     return "Take the engine ort-cpu, which is exact here, or a processor with VNNI (avx512_vnni, avx_vnni)."
 
