@@ -23,6 +23,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt $(PIP_FLAGS)
 SOURCES := gacq_deploy cli tests examples benchmarks
 
+# some containers set it: every process of the tests would then compile each module anew
+unexport PYTHONDONTWRITEBYTECODE
 # tiny operators: more threads than this make the tests slower; recipes state their own
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
