@@ -40,6 +40,8 @@ from tests.support.saturating import (
     of_channels,
 )
 
+VNNI = processor.Processor("x86_64", "New Xeon", frozenset({"avx2", "avx512_vnni"}))
+PLAIN = processor.Processor("x86_64", "Old Xeon", frozenset({"avx2"}))
 WEIGHTS = arrays(np.int16, (2, 6), elements=st.integers(-127, 127))
 ACTIVATIONS = arrays(np.uint8, (3, 6), elements=st.integers(0, 255))
 
@@ -110,6 +112,8 @@ def test_codes_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
 
 def test_an_engine_is_refused_with_reason_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     cap_openvino(monkeypatch)
+    for module in (processor, saturation):
+        monkeypatch.setattr(module, "this_processor", lambda: VNNI)
     data = denoiser_graph(quantized=True, bits=8).SerializeToString()
     assert why_inexact("ort-cpu", data) is None
     with pytest.raises(BackendUnavailable) as caught:
@@ -128,9 +132,8 @@ def test_an_engine_is_refused_with_reason_and_remedy(monkeypatch: pytest.MonkeyP
 def test_without_a_cap_it_is_the_processor_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
-    plain = processor.Processor("x86_64", "Old Xeon", frozenset({"avx2"}))
     for module in (processor, saturation):
-        monkeypatch.setattr(module, "this_processor", lambda: plain)
+        monkeypatch.setattr(module, "this_processor", lambda: PLAIN)
     with pytest.raises(BackendUnavailable, match="kernels on Old Xeon add") as caught:
         require_exact("openvino", denoiser_graph(quantized=True, bits=8).SerializeToString())
     assert "a processor with VNNI" in caught.value.hint
