@@ -114,6 +114,8 @@ def rebuild(denoiser: Denoiser, artifact: CalibrationArtifact) -> dict[str, Quan
         assert weight.codes is not None
         layer.codes = torch.from_numpy(weight.codes.copy())
         layer.weight_scale = torch.from_numpy(weight.scale.copy())
+    # retrained norms read their input as calibration's do: another layout may round sums otherwise
+    make_trainable(denoiser.module, layers, ("norm_affines",)).freeze()
     return layers
 
 

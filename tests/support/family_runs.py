@@ -12,6 +12,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from gacq_deploy.backends.ort import session_options
 from gacq_deploy.calibration.calibrate import calibrate
 from gacq_deploy.call import CallRecord
 from gacq_deploy.export.stage import export_onnx
@@ -104,8 +105,7 @@ class GraphAnswers:
         self._call = call
         self._made = dict(getattr(denoiser, "config", {})).get("out_channels")
         self._signature = inspect.signature(denoiser.forward)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options = session_options(threads=1, optimize=True)  # exact on every processor
         self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
