@@ -19,12 +19,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from gacq_deploy.bench import BenchReport, run_bench
 from gacq_deploy.bench.measure import Settings
-from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import write_bytes, write_json
+from gacq_deploy.storage.files import write_bytes, write_json
 
 RESULTS = Path(__file__).parent / "results"
 CIFAR: dict[str, Any] = {

@@ -28,11 +28,11 @@ from onnx import NodeProto, numpy_helper
 from torch import nn
 
 from gacq_deploy.backends import open_engine
-from gacq_deploy.export.graph import GraphIndex, module_of
 from gacq_deploy.export.torch_onnx import float_graph
+from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 
 OPSET = 20
 BATCHES = (1, 2, 5)

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.calibration.output_error import output_loss, output_losses
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.learning import PolishSection
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.affine import fake_quantize
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
@@ -28,7 +27,8 @@ from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.quant.ranges import ActivationRange, RangeMethod
 from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.quant.trainable import make_trainable
-from gacq_deploy.samples import CalibrationSet, timestep_buckets
+from gacq_deploy.recipe.calibration import PolishSection
+from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
 from gacq_deploy.spec import Site, TensorSpec
 
 Layers = Mapping[str, QuantizedLayer]

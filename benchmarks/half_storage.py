@@ -26,8 +26,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from gacq_deploy.models.source import find_source, load_module
-from gacq_deploy.recipe import ModelSection
-from gacq_deploy.storage import digest_array, write_json
+from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.storage.files import digest_array, write_json
 
 RESULTS = Path(__file__).parent / "results" / "half_storage.json"
 UNET: dict[str, Any] = {

@@ -27,23 +27,23 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from benchmarks.nearest import nearest_artifact
-from gacq_deploy.building.compiler import compile_graph
-from gacq_deploy.building.coverage import measure_coverage
-from gacq_deploy.building.options import CompileOptions
-from gacq_deploy.building.profiles import ShapeRequest, derive_profiles, input_dims
-from gacq_deploy.calibration.calibrate import calibrate, make_plan
-from gacq_deploy.export.graph_file import write_graph
-from gacq_deploy.export.half import to_half
+from gacq_deploy.build_trt.compiler import compile_graph
+from gacq_deploy.build_trt.coverage import measure_coverage
+from gacq_deploy.build_trt.float16.convert import to_half
+from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
+from gacq_deploy.calibration.stage import calibrate, make_plan
 from gacq_deploy.export.qdq import BLOCK_OPSET, insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
-from gacq_deploy.inspection import inspect_artifact
+from gacq_deploy.graph.files import write_graph
+from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import describe_module
-from gacq_deploy.recipe import PRESETS, load_recipe
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import PRESETS, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import QuantPlan
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "int4_weights.json"
 DIT_S: dict[str, Any] = {

@@ -34,8 +34,8 @@ import yaml
 
 from benchmarks.large_pipelines import make_sd15, make_sdxl
 from gacq_deploy.bench.stage import describe_host
-from gacq_deploy.recipe import load_recipe
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.storage.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "large_calibration.json"
 MAKERS = {"sd15": make_sd15, "sdxl": make_sdxl}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 from tests.support.pipelines import SD_BETAS
 from tests.support.tiny import random_model
 from tests.support.tiny_text import clip_encoder, clip_tokenizer

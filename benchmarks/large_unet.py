@@ -34,23 +34,23 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.nearest import nearest_artifact
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.bench.stage import describe_host
-from gacq_deploy.building.compiler import compile_graph
-from gacq_deploy.building.coverage import measure_coverage
-from gacq_deploy.building.options import CompileOptions
-from gacq_deploy.building.profiles import ShapeRequest, derive_profiles, input_dims
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.export.graph_file import read_graph, write_graph
-from gacq_deploy.export.lint import count_findings, lint_graph
+from gacq_deploy.build_trt.compiler import compile_graph
+from gacq_deploy.build_trt.coverage import measure_coverage
+from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.export.qdq import expected_sites, insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
+from gacq_deploy.graph.files import read_graph, write_graph
+from gacq_deploy.lint.lint import count_findings, lint_graph
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import describe_module
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import QuantPlan
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "large_unet.json"
 CONFIG: dict[str, Any] = {

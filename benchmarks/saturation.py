@@ -26,15 +26,15 @@ from benchmarks.cpu_speed import ATTENTION, CIFAR, FLOAT_LAYERS
 from benchmarks.nearest import nearest_artifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.saturation import overflowing_layers
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.export.graph_file import write_graph
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
+from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import describe_module, load_denoiser
-from gacq_deploy.recipe import ModelSection, Recipe
-from gacq_deploy.storage import write_json
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import ModelSection, Recipe
+from gacq_deploy.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "saturation.json"
 CAPS = ("", "AVX2", "AVX512_CORE")

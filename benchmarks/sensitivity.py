@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.models.graph import trace_model
+from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.models.trajectory import collect_samples
-from gacq_deploy.parity.metrics import by_bucket, sqnr_db
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.quant.layers import float_mode, quantized_layers
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import SamplesSection, load_recipe
-from gacq_deploy.samples import CalibrationSet, load_samples, timestep_buckets
-from gacq_deploy.storage import write_json
+from gacq_deploy.recipe.load import SamplesSection, load_recipe
+from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
+from gacq_deploy.storage.files import write_json
 
 RULES = (
     "quantization.rules=[{match: '*', bits: 8}, {match: conv_in, ignore: true}, {match: conv_out, ignore: true}, "

@@ -24,12 +24,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
 from sklearn.datasets import load_digits
 
 from benchmarks.quality.pairing import spread
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.parity.metrics import by_bucket, sqnr_db
-from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
+from gacq_deploy.recipe.load import Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples import timestep_buckets
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.samples.calibration_set import timestep_buckets
+from gacq_deploy.storage.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "smoothing.json"
 TRAINED, PLANTED = "digits DiT", "digits DiT, planted outliers"

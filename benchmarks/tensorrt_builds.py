@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.build_trt import BuildRequest, build_engines
-from gacq_deploy.deployment import BuildSection
+from gacq_deploy.build_trt.stage import BuildRequest, build_engines
+from gacq_deploy.recipe.build import BuildSection
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import write_bytes, write_json
+from gacq_deploy.storage.files import write_bytes, write_json
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS: tuple[tuple[str, ...], ...] = ((), ("7.5",), ("8.0",), ("8.6",), ("8.9",), ("12.0",))

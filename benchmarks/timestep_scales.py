@@ -36,25 +36,25 @@ from benchmarks.grouped_scales import (
 )
 from benchmarks.quality.pairing import spread
 from benchmarks.quality.rows import RECIPES
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends.base import Feeds, TensorInfo
+from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.function import FunctionEngine
-from gacq_deploy.calibration.calibrate import calibrate, make_plan
-from gacq_deploy.calibration.workspace import ALGORITHM
-from gacq_deploy.images import psnr
+from gacq_deploy.calibration.resume import ALGORITHM
+from gacq_deploy.calibration.stage import calibrate, make_plan
+from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
+from gacq_deploy.metrics.images import psnr
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.parity.budget import Held, Trajectories, run_freely
-from gacq_deploy.parity.difference import run_in_batches
-from gacq_deploy.parity.metrics import by_bucket, sqnr_db
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.quant.prepare import insert_quantizers
-from gacq_deploy.recipe import PRESETS, Recipe, load_recipe
+from gacq_deploy.recipe.load import PRESETS, Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.runtime import Conditions, DdimSampler, build_conditioning, generate
-from gacq_deploy.samples import CalibrationSet, load_samples, timestep_buckets
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
+from gacq_deploy.sampling.loop import Conditions, DdimSampler, build_conditioning, generate
+from gacq_deploy.storage.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "timestep_scales.json"
 MODELS, SETTINGS = ("digits8", "fashion16"), ("w8a8", "w4a8")

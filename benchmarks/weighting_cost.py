@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "weighting_cost.json"
 
@@ -47,8 +47,8 @@ class Stopwatch:
 
 def calibrate_once(recipe: str, preset: str, mode: str, directory: Path) -> dict[str, float]:
     """Calibrate and return CPU seconds by stage."""
-    from gacq_deploy.calibration.calibrate import calibrate
-    from gacq_deploy.recipe import PRESETS, load_recipe
+    from gacq_deploy.calibration.stage import calibrate
+    from gacq_deploy.recipe.load import PRESETS, load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
     chosen = [*PRESETS[preset], "calibration.threads=1", f"calibration.weighting.mode={mode}"]

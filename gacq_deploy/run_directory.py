@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.recipe import Recipe, parse_recipe
+from gacq_deploy.recipe.load import Recipe, parse_recipe
 
 
 @dataclass(frozen=True)

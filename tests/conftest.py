@@ -56,7 +56,7 @@ def build_worker_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 @pytest.fixture
 def warm_builds(build_worker_command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test compile in workers that have the library imported; what tests the process itself goes without."""
-    from gacq_deploy.building import compiler
+    from gacq_deploy.build_trt import compiler
 
     monkeypatch.setattr(compiler, "WORKER", build_worker_command)
 

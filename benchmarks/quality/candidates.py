@@ -15,19 +15,19 @@ import onnx
 
 from benchmarks.quality.rows import NEAREST, NOTHING, PTQ4DM, Row
 from benchmarks.quality.weights import SkewedWeights
-from gacq_deploy.artifact import CalibrationArtifact, load_artifact
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.calibration.collecting import DrawnTrajectories
-from gacq_deploy.calibration.weights import SampleWeights
-from gacq_deploy.calibration.workspace import ALGORITHM
+from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.calibration.resume import ALGORITHM
+from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.errors import ResourceError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.trajectories.collect import DrawnTrajectories
 from gacq_deploy.progress import SILENT
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import digest_json, lock_directory, read_json, write_json
+from gacq_deploy.storage.files import digest_json, lock_directory, read_json, write_json
 
 CANONICAL, CPU = "int8.onnx", "int8.cpu.onnx"
 

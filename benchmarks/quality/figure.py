@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gacq_deploy.artifact import load_artifact
-from gacq_deploy.diagnostics import Diagnostics
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.errors import UsageError
-from gacq_deploy.storage import write_bytes
+from gacq_deploy.storage.files import write_bytes
 
 _CELL, _MARGIN, _TOP = 56, 28, 44
 Matrix = NDArray[np.float64]

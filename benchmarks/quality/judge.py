@@ -11,13 +11,13 @@ from benchmarks.quality import classes, features
 from benchmarks.quality import metrics as m
 from benchmarks.quality.exam import Exam, draw
 from benchmarks.quality.features import Taps
-from gacq_deploy.artifact import ModelRecord
+from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.backends import open_engine
-from gacq_deploy.export.lint import lint_graph
-from gacq_deploy.images import psnr, ssim
-from gacq_deploy.parity.difference import run_in_batches
-from gacq_deploy.parity.metrics import by_bucket, sqnr_db
-from gacq_deploy.samples import timestep_buckets
+from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.lint.lint import lint_graph
+from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
+from gacq_deploy.metrics.images import psnr, ssim
+from gacq_deploy.samples.calibration_set import timestep_buckets
 
 BUCKETS = 5
 

@@ -13,15 +13,15 @@ from benchmarks.quality.candidates import CANONICAL, CPU, Candidate, Workshop, c
 from benchmarks.quality.exam import Exam, Measure, cached_float_graph, prepare
 from benchmarks.quality.judge import judge, judge_floor
 from benchmarks.quality.rows import FOREIGN, Row
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.calibration.workspace import ALGORITHM
+from gacq_deploy.calibration.resume import ALGORITHM
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.folders import builtin_directory
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.plan import resolve_plan
-from gacq_deploy.samples import load_samples
-from gacq_deploy.storage import digest_file, digest_json
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.plan import resolve_plan
+from gacq_deploy.samples.calibration_set import load_samples
+from gacq_deploy.storage.files import digest_file, digest_json
 
 MEASURING = 1
 """Raised when a metric changes: every row is then measured again."""

@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks.quality.candidates import CANONICAL, Candidate
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends import open_engine
-from gacq_deploy.export.graph import module_of, replace_nodes, set_module
+from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.export.qdq import insert_qdq
+from gacq_deploy.graph.index import module_of, replace_nodes, set_module
+from gacq_deploy.metrics.arrays import sqnr_db
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.folders import builtin_directory
-from gacq_deploy.parity.difference import run_in_batches
-from gacq_deploy.parity.metrics import sqnr_db
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams
-from gacq_deploy.storage import digest_array, load_arrays
+from gacq_deploy.storage.files import digest_array, load_arrays
 
 WORKER = Path(__file__).with_name("modelopt_worker.py")
 _BATCH = 16

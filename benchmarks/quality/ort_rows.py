@@ -21,8 +21,8 @@ from onnxruntime.quantization import (
 )
 
 from benchmarks.quality.candidates import CANONICAL, CPU, Candidate, peak_mb
-from gacq_deploy.export.graph import module_of
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.graph.index import module_of
+from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import QuantPlan
 
 OPERATORS = ("Conv", "Gemm", "MatMul")

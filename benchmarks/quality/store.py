@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.storage.files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality.json"
 _HINT = "Restore it from version control, or write to another file with --out."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.samples.calibration_set import CalibrationSet
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from gacq_deploy_cli.console import Output, Table, duration, size
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.build_trt import BuildRequest, BuiltEngine, PlannedBuild, Proof
-    from gacq_deploy.building.options import CompileOptions, Shape
-    from gacq_deploy.deployment import BuildSection
+    from gacq_deploy.build_trt.options import CompileOptions, Shape
+    from gacq_deploy.build_trt.stage import BuildRequest, BuiltEngine, PlannedBuild
+    from gacq_deploy.recipe.build import BuildSection
+    from gacq_deploy.workflow.prove import Proof
 
 
 @click.command("build-trt", short_help="Compile TensorRT engine plans, and prove what is INT8 in them.")
@@ -87,8 +88,9 @@ def build_trt(
     lint finds what TensorRT would refuse, or when too few planned layers compiled to INT8; each is named with
     the rule that explains it. TensorRT-RTX compiles without a GPU; TensorRT needs the one it builds for.
     """
-    from gacq_deploy.build_trt import BuildRequest, build_engines, plan_builds, prove_engines
+    from gacq_deploy.build_trt.stage import BuildRequest, build_engines, plan_builds
     from gacq_deploy.run_directory import RunDirectory
+    from gacq_deploy.workflow.prove import prove_engines
 
     run = RunDirectory(directory)
     section = _override(run.load_recipe().build, chosen)
@@ -149,7 +151,7 @@ def _override(section: BuildSection, chosen: Mapping[str, Any]) -> BuildSection:
 
 def _fixed(options: Mapping[str, str | None]) -> dict[str, dict[str, Shape]]:
     """Return trtexec's shapes by min, opt and max; ``--shapes`` says all three."""
-    from gacq_deploy.building.profiles import parse_shapes
+    from gacq_deploy.build_trt.profiles import parse_shapes
     from gacq_deploy.errors import UsageError
 
     parsed = {

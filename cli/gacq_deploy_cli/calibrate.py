@@ -14,9 +14,9 @@ from gacq_deploy_cli.console import Output, Table, duration, size
 from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_option, set_option, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.artifact import CalibrationArtifact
-    from gacq_deploy.calibration.estimate import CalibrationEstimate
-    from gacq_deploy.recipe import Recipe
+    from gacq_deploy.artifact.artifact import CalibrationArtifact
+    from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
+    from gacq_deploy.recipe.load import Recipe
     from gacq_deploy.run_directory import RunDirectory
 
 
@@ -63,8 +63,8 @@ def calibrate(
     Writes recipe.yaml, samples.safetensors, work/ and artifact/ into the run directory. Interrupted or
     killed, the same command resumes; finished, it does nothing.
     """
-    from gacq_deploy.parallel import joined_group
-    from gacq_deploy.recipe import PRESETS, load_recipe
+    from gacq_deploy.processes.group import joined_group
+    from gacq_deploy.recipe.load import PRESETS, load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(output_dir)
@@ -75,8 +75,8 @@ def calibrate(
         _show_plan(output, resolved, directory, fresh=fresh)
         return
     with needs_extra("calibrate", "calibrate"):
-        from gacq_deploy.calibration.calibrate import calibrate as run_calibration
-        from gacq_deploy.calibration.helping import help_calibrate
+        from gacq_deploy.calibration.stage import calibrate as run_calibration
+        from gacq_deploy.models.trajectories.worker import help_calibrate
     with joined_group() as group, output.progress() as report:
         if not group.leads:
             help_calibrate(resolved, group)
@@ -105,7 +105,7 @@ def option_overrides(model: str | None, seed: int | None, prompts: Path | None =
     if seed is not None:
         chosen += [f"samples.seed={seed}", f"calibration.seed={seed}"]
     if prompts is not None:
-        from gacq_deploy.prompts import read_prompts
+        from gacq_deploy.samples.prompts import read_prompts
 
         # as it is: YAML does not join the two halves of an escaped emoji
         chosen.append(f"samples.prompts={json.dumps(read_prompts(prompts), ensure_ascii=False)}")
@@ -148,7 +148,7 @@ def _stage_row(
     stage = None if artifact.diagnostics is None else artifact.diagnostics.stage(name)
     if stage is None:
         return (name, count, f"{before:.4g}", f"{after:.4g}", "", "", "")
-    from gacq_deploy.diagnostics import mean_between_groups
+    from gacq_deploy.artifact.diagnostics import mean_between_groups
 
     cosines = [
         f"{mean_between_groups(m):.2f}" for m in (stage.cosine_before, stage.cosine_after) if m is not None
@@ -183,8 +183,8 @@ def _next_step(directory: Path) -> str:
 
 def _show_plan(output: Output, recipe: Recipe, directory: RunDirectory, *, fresh: bool) -> None:
     with needs_extra("calibrate", "calibrate --dry-run"):
-        from gacq_deploy.calibration.estimate import estimate_calibration
-        from gacq_deploy.calibration.workspace import check_same_recipe
+        from gacq_deploy.calibration.cost.estimate import estimate_calibration
+        from gacq_deploy.calibration.resume import check_same_recipe
     if not fresh:
         check_same_recipe(recipe, directory)
     estimate = estimate_calibration(recipe)

@@ -15,7 +15,7 @@ from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.building.preflight import Preflight, Reason
+    from gacq_deploy.check.check import Preflight, Reason
 
 TARGETS = ("tensorrt-11", "tensorrt-10", "tensorrt-rtx", "ort-cpu")
 MEANING = {
@@ -54,10 +54,10 @@ def check(
     nothing speaks against it. Verified: compiled here. Of a run directory the graph made for the target is
     checked. Needs no GPU; an installed TensorRT or ONNX Runtime is asked to read the graph.
     """
-    from gacq_deploy.building.compiler import Limits
-    from gacq_deploy.building.preflight import CheckRequest, check_file
-    from gacq_deploy.building.profiles import parse_shapes
-    from gacq_deploy.building.target_facts import TARGETS as KNOWN
+    from gacq_deploy.build_trt.compiler import Limits
+    from gacq_deploy.build_trt.profiles import parse_shapes
+    from gacq_deploy.check.check import CheckRequest, check_file
+    from gacq_deploy.check.targets import TARGETS as KNOWN
 
     fixed = parse_shapes(shapes, what="--shapes") if shapes else {}
     limits = Limits() if timeout is None else Limits(timeout_s=timeout)

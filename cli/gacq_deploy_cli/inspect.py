@@ -13,7 +13,7 @@ from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.inspection import Inspection, StageView
+    from gacq_deploy.inspection.artifact import Inspection, StageView
 
 
 @click.command(short_help="Show scales, winning rules and losses of an artifact.")
@@ -28,7 +28,7 @@ def inspect(output: Output, directory: Path, pattern: str) -> None:
 
     DIR is a run directory or an artifact folder. Files are verified before they are read.
     """
-    from gacq_deploy.inspection import inspect_artifact
+    from gacq_deploy.inspection.artifact import inspect_artifact
 
     result = inspect_artifact(directory)
     head = (

@@ -15,7 +15,7 @@ from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.export.lint import Finding
+    from gacq_deploy.lint.lint import Finding
 
 ALIASES = {"trt": "tensorrt", "cpu": "ort-cpu"}
 TARGETS = ("tensorrt", "ort-cpu", "openvino", *ALIASES)
@@ -34,7 +34,7 @@ def lint(output: Output, path: Path, target: str | None) -> int:
     A run directory has each of its INT8 graphs judged for the engine it was made for. Needs no engine
     installed.
     """
-    from gacq_deploy.export.lint import count_findings, errors_in, lint_file
+    from gacq_deploy.lint.lint import count_findings, errors_in, lint_file
 
     found = {(str(file), engine): lint_file(file, target=engine) for file, engine in _subjects(path, target)}
     document = [

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from gacq_deploy import __version__
-from gacq_deploy.parallel import speaks_first
+from gacq_deploy.processes.group import speaks_first
 from gacq_deploy_cli import (
     bench,
     build_trt,

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 
 from gacq_deploy.errors import BackendUnavailable
-from gacq_deploy.parallel import own_rank
+from gacq_deploy.processes.group import own_rank
 from gacq_deploy_cli.console import Output
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -13,8 +13,8 @@ from gacq_deploy_cli.console import Output, Table, size
 from gacq_deploy_cli.options import choose_preset, common, needs_extra, set_option, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.chain import ChainResult, Row
     from gacq_deploy.parity.report import JudgedPolicy
+    from gacq_deploy.workflow.quickstart import ChainResult, Row
 
 
 @click.command(short_help="The whole chain on the shipped model.")
@@ -42,14 +42,14 @@ def quickstart(
     At the end stands report.html in the run directory: everything about the run on one page. Interrupted, the
     same command resumes; finished, it says so and shows the result again.
     """
-    from gacq_deploy.recipe import PRESETS, load_recipe
+    from gacq_deploy.recipe.load import PRESETS, load_recipe
     from gacq_deploy.report import ensure_report
     from gacq_deploy.run_directory import RunDirectory
 
     resolved = load_recipe(recipe, (*PRESETS[preset], *overrides))
     run = RunDirectory(output_dir)
     with needs_extra("cpu,calibrate", "quickstart"):
-        from gacq_deploy.chain import run_chain
+        from gacq_deploy.workflow.quickstart import run_chain
     with output.progress() as report:
         result = run_chain(resolved, run, fresh=fresh, report=report)
         page = ensure_report(run, report=report)

@@ -24,7 +24,7 @@ def recipes() -> None:
 @with_output
 def list_recipes(output: Output) -> None:
     """List the built-in recipes."""
-    from gacq_deploy.recipe import builtin_recipes, load_recipe
+    from gacq_deploy.recipe.load import builtin_recipes, load_recipe
 
     found = {name: load_recipe(name) for name in builtin_recipes()}
     document = [
@@ -47,7 +47,7 @@ def list_recipes(output: Output) -> None:
 @with_output
 def show_recipe(output: Output, recipe: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with every default filled in and every key explained; the output is a valid recipe."""
-    from gacq_deploy.recipe import load_recipe
+    from gacq_deploy.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     output.emit(loaded.document(), "\n".join(_explained(loaded, "")))
@@ -60,7 +60,7 @@ def show_recipe(output: Output, recipe: str, overrides: tuple[str, ...]) -> None
 @with_output
 def validate_recipe(output: Output, recipe: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe file or built-in; exit 2 with file and line when it is wrong."""
-    from gacq_deploy.recipe import load_recipe
+    from gacq_deploy.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     document = {"valid": True, "name": loaded.name, "digest": loaded.digest}
@@ -74,7 +74,7 @@ def print_schema(output: Output) -> None:
     """Print the JSON schema of recipes, with the meaning of every key."""
     import json
 
-    from gacq_deploy.recipe import Recipe
+    from gacq_deploy.recipe.load import Recipe
 
     schema = Recipe.model_json_schema(by_alias=True)
     output.emit(schema, json.dumps(schema, indent=2))

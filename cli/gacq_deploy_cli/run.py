@@ -21,10 +21,10 @@ from gacq_deploy_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from gacq_deploy.generate.stage import GeneratedImages, ImageRequest
     from gacq_deploy.progress import Reporter
-    from gacq_deploy.recipe import Where
+    from gacq_deploy.recipe.load import Where
     from gacq_deploy.run_directory import RunDirectory
-    from gacq_deploy.sampling import GeneratedImages, ImageRequest
 
 
 def _require_png(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -141,10 +141,10 @@ def run(
     A text-to-image model runs inside its own pipeline, as calibration found it: its text encoders, scheduler and
     decoder, without its safety checker. Latents of other models are decoded by the pipeline's decoder.
     """
-    from gacq_deploy.images import write_grid
+    from gacq_deploy.generate.stage import ImageRequest
+    from gacq_deploy.metrics.images import write_grid
     from gacq_deploy.run_directory import RunDirectory
-    from gacq_deploy.sampling import ImageRequest
-    from gacq_deploy.step_policy import policy_document
+    from gacq_deploy.sampling.step_policy import policy_document
 
     run_directory = RunDirectory(directory)
     request = ImageRequest(
@@ -221,15 +221,15 @@ def _make(
     Raises:
         UsageError: what steers prompts, for a model that takes none; and as the makers.
     """
-    from gacq_deploy.artifact import load_model_record
-    from gacq_deploy.sampling_together import make_images_together, turned
+    from gacq_deploy.artifact.artifact import load_model_record
+    from gacq_deploy.generate.distributed import make_images_together, turned
 
     section = directory.load_recipe().model
     record = load_model_record(directory.artifact)
     if record.call is not None:
         with needs_extra("calibrate,text", "run with prompts"):
-            from gacq_deploy.diffusers.images import make_prompted_images
-            from gacq_deploy.diffusers.running import PromptedRequest
+            from gacq_deploy.generate.pipeline.call import PromptedRequest
+            from gacq_deploy.generate.pipeline.prompted import make_prompted_images
 
         def make(where: RunDirectory, share: ImageRequest, report: Reporter) -> GeneratedImages:
             own = replace(steering, prompts=turned(steering.prompts, share.seed - request.seed))
@@ -245,7 +245,7 @@ def _make(
     if decoder is None:
         return make_images_together(directory, request, report)
     with needs_extra("calibrate", "decoding latents"):
-        from gacq_deploy.diffusers.decoding import decode_latents
+        from gacq_deploy.generate.pipeline.decode import decode_latents
     made = make_images_together(directory, request, report)
     return None if made is None else replace(made, images=decode_latents(decoder, made.images))
 

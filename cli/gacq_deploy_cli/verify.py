@@ -20,8 +20,8 @@ def verify(output: Output, directory: Path) -> int:
 
     What was not made yet is absent, not wrong.
     """
+    from gacq_deploy.inspection.verify import verify_run
     from gacq_deploy.run_directory import RunDirectory
-    from gacq_deploy.verify import verify_run
 
     report = verify_run(RunDirectory(directory))
     rows = [(link.name, link.status, link.path, link.detail, link.hint) for link in report.links]

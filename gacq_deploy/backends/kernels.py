@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gacq_deploy.backends import import_attribute, pip_line
-from gacq_deploy.backends.quantized_layers import QuantizedLayer
 from gacq_deploy.errors import UsageError
+from gacq_deploy.graph.quantized_layers import QuantizedLayer
 
 REPORTS: dict[str, str] = {
     "ort-cpu": "gacq_deploy.backends.ort:integer_kernels",

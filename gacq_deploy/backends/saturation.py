@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from gacq_deploy.backends.onnx_file import read_graph
 from gacq_deploy.backends.processor import adds_pairs_in_16_bits, instruction_cap, this_processor
-from gacq_deploy.backends.quantized_layers import CODES, weighted_nodes
 from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.graph.header import read_graph
+from gacq_deploy.graph.quantized_layers import CODES, weighted_nodes
 
 PAIR_LIMIT = 128
 """Largest sum of two weights of one sign whose products with 255 fit into 16 bits."""

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from gacq_deploy import errors
-from gacq_deploy.backends.quantized_layers import CODES
 from gacq_deploy.bench.report import Candidate, IntegerShare, Ratio, Spread, Timing
-from gacq_deploy.child import child_environment, module_command
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError, UsageError
+from gacq_deploy.graph.quantized_layers import CODES
+from gacq_deploy.processes.spawn import child_environment, module_command
 from gacq_deploy.progress import SILENT, Reporter
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.seal import read_sealed, write_sealed
+from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 FLOAT_GRAPH = "float.onnx"
 BASELINE = f"ort-cpu/{FLOAT_GRAPH}"

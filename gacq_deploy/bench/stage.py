@@ -7,19 +7,19 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from gacq_deploy.artifact import ModelRecord, load_artifact
+from gacq_deploy.artifact.artifact import ModelRecord, load_artifact
 from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.backends.saturation import require_exact, why_inexact
-from gacq_deploy.backends.trt_library import TRT_NAMES, require_device
+from gacq_deploy.backends.trt.library import TRT_NAMES, require_device
 from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
-from gacq_deploy.building.opening import Plan, is_compiled, locate_plan, locate_twin
+from gacq_deploy.build_trt.open import Plan, is_compiled, locate_plan, locate_twin
 from gacq_deploy.errors import GateError, UsageError
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, ExportRecord, load_export
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import lock_directory
+from gacq_deploy.storage.files import lock_directory
 
 INT8: dict[str, str] = {"ort-cpu": CPU, "openvino": CANONICAL, "ort-cuda": CANONICAL}
 """Engine -> the INT8 graph it runs best; each is measured beside ``float.onnx`` in the same engine."""

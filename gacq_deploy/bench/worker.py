@@ -19,7 +19,7 @@ import numpy as np
 
 from gacq_deploy.backends import load_backend
 from gacq_deploy.backends.base import Array, Engine
-from gacq_deploy.building.opening import is_compiled, open_model
+from gacq_deploy.build_trt.open import is_compiled, open_model
 from gacq_deploy.errors import GacqError
 
 

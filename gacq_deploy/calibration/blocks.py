@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gacq_deploy.artifact import BlockRecord
-from gacq_deploy.calibration.journal import Journal, scalar
-from gacq_deploy.calibration.meta import LearnedWeights
+from gacq_deploy.artifact.artifact import BlockRecord
+from gacq_deploy.artifact.diagnostics import StageWeights, mean_between_groups
+from gacq_deploy.calibration.checkpoint import Journal, scalar
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     ReconstructionResult,
@@ -26,17 +26,17 @@ from gacq_deploy.calibration.reconstruction import (
 )
 from gacq_deploy.calibration.replay import BlockData, Replay
 from gacq_deploy.calibration.session import Session
-from gacq_deploy.calibration.weighting import (
+from gacq_deploy.calibration.weighting.meta_learning import LearnedWeights
+from gacq_deploy.calibration.weighting.sample_weights import effective_samples
+from gacq_deploy.calibration.weighting.weighting import (
     StageLoss,
     group_cosines,
     stage_weights,
 )
-from gacq_deploy.calibration.weights import effective_samples
-from gacq_deploy.diagnostics import StageWeights, mean_between_groups
-from gacq_deploy.models.graph import Block
+from gacq_deploy.models.structure.graph import Block
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, input_quantizers
 from gacq_deploy.quant.trainable import free_weights
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 _SCALE_METRIC = 0.1
 """How far a log scale may move beside a rounding logit, in a look-ahead step."""

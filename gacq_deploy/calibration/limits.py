@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gacq_deploy.calibration.replay import first_order_bytes, second_order_bytes
-from gacq_deploy.learning import WeightedStage
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import ModelGraph
-from gacq_deploy.recipe import CalibrationSection
+from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.recipe.calibration import WeightedStage
+from gacq_deploy.recipe.load import CalibrationSection
 from gacq_deploy.spec import QuantPlan
 
 

@@ -15,26 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gacq_deploy.artifact import PolishRecord
+from gacq_deploy.artifact.artifact import PolishRecord
+from gacq_deploy.artifact.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
-from gacq_deploy.calibration.journal import Journal, scalar
-from gacq_deploy.calibration.objective import nearest_gains, trajectory_gains
+from gacq_deploy.calibration.checkpoint import Journal, scalar
 from gacq_deploy.calibration.output_error import output_loss, output_losses
 from gacq_deploy.calibration.session import Session
-from gacq_deploy.calibration.weighting import (
+from gacq_deploy.calibration.weighting.objective import nearest_gains, trajectory_gains
+from gacq_deploy.calibration.weighting.sample_weights import effective_samples
+from gacq_deploy.calibration.weighting.weighting import (
     POLISH,
     StageLoss,
     group_cosines,
     sample_alignments,
     stage_weights,
 )
-from gacq_deploy.calibration.weights import effective_samples
-from gacq_deploy.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.errors import CalibrationError
-from gacq_deploy.learning import PolishSection
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.trainable import Trainables, make_trainable
-from gacq_deploy.storage import Array
+from gacq_deploy.recipe.calibration import PolishSection
+from gacq_deploy.storage.files import Array
 
 _FINAL = "polished"
 _START = "polish-start"

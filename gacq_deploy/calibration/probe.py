@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.collecting import Trajectories
+from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
+from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.call import SAMPLE, TIMESTEP
-from gacq_deploy.models.graph import ModelGraph
-from gacq_deploy.probe import Probe
+from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.models.trajectories.collect import Trajectories
 from gacq_deploy.progress import Reporter
 from gacq_deploy.quant.layers import (
     QuantizedLayer,
@@ -21,10 +21,10 @@ from gacq_deploy.quant.layers import (
     output_mode,
     quantized_layers,
 )
-from gacq_deploy.recipe import ProbeSection
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.recipe.load import ProbeSection
+from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import Site
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 
 def record_probe(

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from gacq_deploy.calibration.replay import BlockData
 from gacq_deploy.errors import CalibrationError
-from gacq_deploy.learning import ReconstructionSection
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.rounding import AdaRound
+from gacq_deploy.recipe.calibration import ReconstructionSection
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from torch.func import functional_call
 
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import Block, ModelGraph, TensorShape
-from gacq_deploy.models.nesting import Path as Place
-from gacq_deploy.models.nesting import call_leaves, call_with, leaves, replaced, same, spoken
-from gacq_deploy.models.observe import replaced_forward
+from gacq_deploy.models.pytree import Path as Place
+from gacq_deploy.models.pytree import call_leaves, call_with, leaves, replaced, same, spoken
+from gacq_deploy.models.structure.graph import Block, ModelGraph, TensorShape
+from gacq_deploy.models.structure.trace import replaced_forward
 from gacq_deploy.quant.layers import float_mode, quantized_layers
-from gacq_deploy.samples import CalibrationSet
-from gacq_deploy.storage import TEMP_PREFIX, map_scratch
+from gacq_deploy.samples.calibration_set import CalibrationSet
+from gacq_deploy.storage.files import TEMP_PREFIX, map_scratch
 
 _OVERHEAD = 8
 """Activations inside a block and its backward pass, in multiples of its inputs and output; measured on UNets."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gacq_deploy.calibration.collecting import Trajectories
 from gacq_deploy.calibration.limits import needs_checkpoints
 from gacq_deploy.calibration.replay import chunk_size, graph_chunk_size
-from gacq_deploy.calibration.weighting import Split, Weighting
+from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import ModelGraph
+from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.models.trajectories.collect import Trajectories
 from gacq_deploy.progress import Reporter
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.spec import QuantPlan
 
 

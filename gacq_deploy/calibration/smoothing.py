@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.journal import Journal, scalar
+from gacq_deploy.calibration.checkpoint import Journal, scalar
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError, RecipeError
-from gacq_deploy.models.graph import ModelGraph
-from gacq_deploy.models.norms import norms_of_linears
+from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.models.structure.norms import norms_of_linears
 from gacq_deploy.quant.smoothing import (
     Reader,
     Rows,
@@ -27,9 +27,9 @@ from gacq_deploy.quant.smoothing import (
     channel_range,
     smoothing_factor,
 )
-from gacq_deploy.rules import SmoothingSection
+from gacq_deploy.recipe.quantization import SmoothingSection
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 SEARCHED_STATES = 128
 """Calibration states that the search looks at, at most."""

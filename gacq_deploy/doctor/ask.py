@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
-from gacq_deploy.child import module_command
+from gacq_deploy.processes.spawn import module_command
 
 _PROBE = module_command("gacq_deploy.doctor.probe")
 _TIMEOUT_S = 120

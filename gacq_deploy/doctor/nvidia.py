@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from gacq_deploy.backends.trt_library import INSTALLS, TRT_NAMES, TrtName
+from gacq_deploy.backends.trt.library import INSTALLS, TRT_NAMES, TrtName
 from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
 from gacq_deploy.doctor.fit import (

@@ -12,7 +12,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.graph import (
+from gacq_deploy.export.qdq import check_legal
+from gacq_deploy.graph.index import (
     DEQUANTIZE,
     QUANTIZE,
     GraphIndex,
@@ -22,8 +23,7 @@ from gacq_deploy.export.graph import (
     replace_nodes,
     set_module,
 )
-from gacq_deploy.export.qdq import check_legal
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 ZERO_POINT = 128
 _UNBIASED = ".unbiased"

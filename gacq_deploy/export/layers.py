@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.graph import GraphIndex, attribute, module_of
+from gacq_deploy.graph.index import GraphIndex, module_of, weight_axis
 from gacq_deploy.spec import Site
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.storage.files import Array, digest_array
 
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
@@ -38,16 +38,6 @@ class LayerNode:
     def result(self) -> str:
         """Name of the tensor the node writes."""
         return str(self.node.output[0])
-
-
-def weight_axis(node: NodeProto, rank: int) -> int:
-    """Return the output-channel axis of a weight of ``rank`` dimensions, as engines want it.
-
-    Conv 0; ConvTranspose 1; Gemm 0 with ``transB``, else 1; MatMul the last.
-    """
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
 
 
 def find_layers(index: GraphIndex, artifact: CalibrationArtifact) -> tuple[LayerNode, ...]:

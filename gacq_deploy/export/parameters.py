@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.graph import GraphIndex, Use, drop_unused_initializers, module_of
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.graph.index import GraphIndex, Use, drop_unused_initializers, module_of
+from gacq_deploy.storage.files import Array, digest_array
 
 _NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization")
 _ELEMENTWISE = ("Mul", "Add")

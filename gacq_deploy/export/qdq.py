@@ -11,9 +11,11 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import gacq_deploy
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.graph import (
+from gacq_deploy.export.layers import LayerNode, find_layers
+from gacq_deploy.export.parameters import put_parameters
+from gacq_deploy.graph.index import (
     DEQUANTIZE,
     QUANTIZE,
     GraphIndex,
@@ -25,10 +27,8 @@ from gacq_deploy.export.graph import (
     set_module,
     without_initializers,
 )
-from gacq_deploy.export.layers import LayerNode, find_layers
-from gacq_deploy.export.parameters import put_parameters
 from gacq_deploy.spec import QuantPlan, Role, Site
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 Placement = Literal["input", "output"]
 SMOOTH = "Smooth"

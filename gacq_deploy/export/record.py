@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.seal import unseal, write_sealed
-from gacq_deploy.storage import read_json, verify_file
+from gacq_deploy.storage.files import read_json, verify_file
+from gacq_deploy.storage.sealed import unseal, write_sealed
 
 SCHEMA = "gacq-deploy/export/1"
 FLOAT, CANONICAL, CPU = "float.onnx", "int8.onnx", "int8.cpu.onnx"

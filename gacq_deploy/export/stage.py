@@ -12,13 +12,11 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from gacq_deploy.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import opset_of
-from gacq_deploy.export.graph_file import write_graph
-from gacq_deploy.export.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
     CANONICAL,
@@ -33,11 +31,13 @@ from gacq_deploy.export.record import (
     load_export,
     read_record,
 )
-from gacq_deploy.probe import Probe
+from gacq_deploy.graph.files import write_graph
+from gacq_deploy.graph.index import opset_of
+from gacq_deploy.lint.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import (
+from gacq_deploy.storage.files import (
     TEMP_PREFIX,
     Array,
     atomic_directory,

@@ -28,12 +28,12 @@ import torch
 from onnx import NodeProto
 from torch import nn
 
-from gacq_deploy.backends.onnx_file import SIZE_MULTIPLE_KEY
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.dimensions import BATCH, HEIGHT, WIDTH, name_dimensions
-from gacq_deploy.export.graph import GraphIndex, module_of, set_module
+from gacq_deploy.graph.dimensions import BATCH, HEIGHT, WIDTH, name_dimensions
+from gacq_deploy.graph.header import SIZE_MULTIPLE_KEY
+from gacq_deploy.graph.index import GraphIndex, module_of, set_module
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 DEFAULT_OPSET = 20
 OUTPUT_NAME = "output"
@@ -62,7 +62,7 @@ def float_graph(
     output ``output`` [batch, C, H, W] float32; the batch is dynamic.
 
     With ``dynamic_resolution`` dimensions 2 and 3 of sample and output are ``height`` and ``width``, and the graph
-    says what they must be multiples of (:func:`~gacq_deploy.backends.onnx_file.size_multiple`).
+    says what they must be multiples of (:func:`~gacq_deploy.graph.header.size_multiple`).
 
     Raises:
         ExportError: a hook or replaced ``forward`` is left on the model, the exporter fails, the model has one

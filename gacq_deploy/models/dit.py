@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gacq_deploy.call import CallRecord, StateRecord
+from gacq_deploy.artifact.call import CallRecord, StateRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Family
 from gacq_deploy.models.unet2d import class_labels

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gacq_deploy.errors import ArtifactError, ModelError, UsageError
-from gacq_deploy.recipe import ModelSection
-from gacq_deploy.storage import read_json
+from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.storage.files import read_json
 
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""

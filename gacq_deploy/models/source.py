@@ -14,20 +14,20 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from gacq_deploy.artifact import ModelRecord
-from gacq_deploy.call import CallRecord
+from gacq_deploy.artifact.artifact import ModelRecord
+from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.errors import ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import COMPONENTS, check_weights, component_folder, locate_root
-from gacq_deploy.models.half import keep_half, load_half
+from gacq_deploy.models.half_storage import keep_half, load_half
 from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
-from gacq_deploy.models.noising import check_process
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
-from gacq_deploy.recipe import ModelSection
-from gacq_deploy.storage import digest_array, digest_json, read_json
+from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.sampling.noise_schedule import check_process
+from gacq_deploy.storage.files import digest_array, digest_json, read_json
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
 """Those of which more is known than the name; any other class of diffusers is recorded from its pipeline."""
@@ -145,7 +145,7 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
     Args:
         source: where it lies.
         keep_stored: leave weights that are stored in half precision so, and compute in float32 all the same
-            (:mod:`gacq_deploy.models.half`); not where adapters are fused into them.
+            (:mod:`gacq_deploy.models.half_storage`); not where adapters are fused into them.
 
     Raises:
         ModelError: pickled, missing or surplus weights, values that are not finite, an adapter that does not fit.

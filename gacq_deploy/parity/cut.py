@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from gacq_deploy.export.graph import GraphIndex, module_of
 from gacq_deploy.export.layers import QUANTIZABLE
-from gacq_deploy.parity.graph import Quantizer, activation_quantizers
-from gacq_deploy.storage import Array
+from gacq_deploy.graph.index import GraphIndex, module_of
+from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
+from gacq_deploy.storage.files import Array
 
 _BATCH = "batch"
 

@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gacq_deploy.backends.base import Engine, Feeds
-from gacq_deploy.parity.metrics import by_bucket, sqnr_db
-from gacq_deploy.parity.report import Number, finite
-from gacq_deploy.storage import Array
+from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.metrics.arrays import sqnr_db
+from gacq_deploy.metrics.error_difference import Number, finite
+from gacq_deploy.storage.files import Array
 
 INPUT_NOISE = 1e-5
 """Input noise relative to the RMS of the sample, for the noise floor."""
 ErrorMeasure = Callable[[Array, Array], float]
-
-
-@dataclass(frozen=True)
-class ErrorDifference:
-    """SQNR against float per timestep bucket, of reference and candidate [buckets], and their gap."""
-
-    by_timestep: tuple[dict[str, int | Number], ...]
-    difference_db: float
-    worst_bucket: int
-
-
-def run_in_batches(engine: Engine, inputs: Feeds, batch: int) -> Array:
-    """Return the engine's only output for all rows of ``inputs``, run at most ``batch`` rows at once."""
-    name = engine.outputs[0].name
-    rows, size = len(next(iter(inputs.values()))), min(batch, engine.max_rows or batch)
-    parts = [
-        engine.run({k: v[start : start + size] for k, v in inputs.items()})[name]
-        for start in range(0, rows, size)
-    ]
-    return np.concatenate(parts)
-
-
-def compare_errors(
-    exact: Array, reference: Array, candidate: Array, buckets: NDArray[np.int64]
-) -> ErrorDifference:
-    """Compare the errors of two executions against the float output ``exact``, all ``[M, C, H, W]``."""
-    theirs = by_bucket(sqnr_db, exact, reference, buckets)
-    ours = by_bucket(sqnr_db, exact, candidate, buckets)
-    gaps = np.abs(np.subtract(theirs, ours))
-    rows = tuple(
-        {
-            "bucket": b,
-            "reference_sqnr_db": finite(r),
-            "candidate_sqnr_db": finite(c),
-            "difference_db": finite(g),
-        }
-        for b, (r, c, g) in enumerate(zip(theirs, ours, gaps, strict=True))
-    )
-    worst = int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps)))
-    return ErrorDifference(rows, float(gaps[worst]), worst)
 
 
 def measure_noise_floor(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import join_split_bias
-from gacq_deploy.export.graph import DEQUANTIZE, QUANTIZE, GraphIndex, attribute, module_of
-from gacq_deploy.export.layers import QUANTIZABLE, weight_axis
+from gacq_deploy.export.layers import QUANTIZABLE
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
-from gacq_deploy.parity.graph import (
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, attribute, module_of, weight_axis
+from gacq_deploy.graph.quantizers import (
     Quantizer,
     activation_quantizers,
     constant_input,
@@ -22,9 +22,9 @@ from gacq_deploy.parity.graph import (
     is_quantization,
     stored_dequantizers,
 )
-from gacq_deploy.parity.wiring import wiring_differences
+from gacq_deploy.parity.structure import wiring_differences
 from gacq_deploy.spec import Role, Site
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.storage.files import Array, digest_array
 
 
 @dataclass(frozen=True)

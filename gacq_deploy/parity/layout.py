@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
-from gacq_deploy.export.graph import GraphIndex, attribute
-from gacq_deploy.parity.graph import Quantizer, activation_quantizers
-from gacq_deploy.storage import Array
+from gacq_deploy.graph.index import GraphIndex, attribute
+from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
+from gacq_deploy.storage.files import Array
 
 Dims = tuple[int | None, ...]
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gacq_deploy.backends.base import Engine, Feeds
+from gacq_deploy.metrics.arrays import equal_share, relative_error
+from gacq_deploy.metrics.error_difference import finite
 from gacq_deploy.parity.cut import CutGraph, Segment
-from gacq_deploy.parity.metrics import equal_share, relative_error
-from gacq_deploy.parity.report import SegmentRecord, finite
-from gacq_deploy.storage import Array
+from gacq_deploy.parity.report import SegmentRecord
+from gacq_deploy.storage.files import Array
 
 _OFF_GRID = 1e-3
 

@@ -19,12 +19,11 @@ from pydantic import (
 )
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.recipe import ParitySection, StepPolicySection
-from gacq_deploy.seal import read_sealed, write_sealed
+from gacq_deploy.metrics.error_difference import Number, finite
+from gacq_deploy.recipe.load import ParitySection, StepPolicySection
+from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget", "single", "mixed"]
-Number = float | None
-"""A measured number; None when it was not finite or not measured, and then no gate holds."""
 
 
 @dataclass(frozen=True)
@@ -204,11 +203,6 @@ def measured(
         thresholds={},
         **details,
     )
-
-
-def finite(value: Number) -> Number:
-    """Return the value as JSON can hold it: None for NaN and infinities."""
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 class JudgedPolicy(_Record):

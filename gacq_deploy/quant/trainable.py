@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.learning import PolishParameter
 from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm, input_quantizers
+from gacq_deploy.recipe.calibration import PolishParameter
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

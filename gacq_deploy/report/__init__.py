@@ -4,6 +4,6 @@
 numbers into pictures and tables, ``page`` puts them together.
 """
 
-from gacq_deploy.report.page import ReportPage, ensure_report, write_report
+from gacq_deploy.report.stage import ReportPage, ensure_report, write_report
 
 __all__ = ["ReportPage", "ensure_report", "write_report"]

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from gacq_deploy import __version__
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.bench import BenchReport, load_bench
-from gacq_deploy.building.manifest import EngineRecord, engines_of
-from gacq_deploy.diagnostics import Diagnostics
+from gacq_deploy.build_trt.manifest import EngineRecord, engines_of
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import ExportRecord, read_record
-from gacq_deploy.inspection import Inspection, inspect_artifact
+from gacq_deploy.inspection.artifact import Inspection, inspect_artifact
+from gacq_deploy.inspection.verify import VerifyReport, verify_run
 from gacq_deploy.parity.report import ParityReport, load_report
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.report.pictures import Pictures, make_pictures, read_sheet
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import SensitivityReport, load_sensitivity
-from gacq_deploy.storage import digest_file, digest_json
-from gacq_deploy.verify import VerifyReport, verify_run
+from gacq_deploy.storage.files import digest_file, digest_json
 
 Record = TypeVar("Record")
 _NAMES = {"artifact": "artifact", "onnx": "exported graph", "engines": "TensorRT engine"}
@@ -39,7 +39,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Collected:
-    """A run directory as plain data. Records may be stale: ``chain`` says which."""
+    """A run directory as plain data. Records may be stale: ``workflow.quickstart`` says which."""
 
     run: RunDirectory
     chain: VerifyReport

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from gacq_deploy.diagnostics import ERROR_STAGES, Diagnostics, StageWeights, mean_between_groups
+from gacq_deploy.artifact.diagnostics import ERROR_STAGES, Diagnostics, StageWeights, mean_between_groups
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.charts import (
     Axes,

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.errors import ArtifactError, UsageError
-from gacq_deploy.images import Floats, psnr, to_uint8, write_grid
+from gacq_deploy.generate.stage import ImageRequest, make_images
+from gacq_deploy.metrics.images import Floats, psnr, to_uint8, write_grid
+from gacq_deploy.parity.deployable import FLOAT_ENGINE
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.sampling import FLOAT_ENGINE, ImageRequest, make_images
 
 MOST_IMAGES, COLUMNS = 12, 4
 SIDE = 192

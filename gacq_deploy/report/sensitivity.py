@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gacq_deploy.parity.metrics import CEILING_DB
+from gacq_deploy.metrics.arrays import CEILING_DB
 from gacq_deploy.report.tables import Cell, Table, name, number, text
 from gacq_deploy.sensitivity import SensitivityReport
 from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity, Proposal

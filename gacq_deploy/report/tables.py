@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gacq_deploy.artifact import BlockRecord
+from gacq_deploy.artifact.artifact import BlockRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Spread
-from gacq_deploy.building.manifest import EngineRecord
+from gacq_deploy.build_trt.manifest import EngineRecord
 from gacq_deploy.export.record import FLOAT, ExportRecord
-from gacq_deploy.inspection import Inspection
+from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.collect import Collected
 from gacq_deploy.report.verdict import GateRow

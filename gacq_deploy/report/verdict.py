@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gacq_deploy.inspection.verify import Link
 from gacq_deploy.parity.report import GATES, Edge, ParityReport
 from gacq_deploy.report.collect import Collected
-from gacq_deploy.verify import Link
 
 State = Literal["passed", "failed", "void", "unjudged"]
 HEADLINES: dict[State, str] = {

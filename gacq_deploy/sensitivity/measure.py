@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends import open_engine
+from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.errors import EngineError, UsageError
-from gacq_deploy.parity.difference import run_in_batches
-from gacq_deploy.parity.edges import REFERENCE_ENGINE
-from gacq_deploy.parity.graph import openable
-from gacq_deploy.parity.metrics import by_bucket, sqnr_db
-from gacq_deploy.probe import Probe
+from gacq_deploy.graph.quantizers import openable
+from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
+from gacq_deploy.parity.comparisons import REFERENCE_ENGINE
 from gacq_deploy.progress import Reporter
-from gacq_deploy.samples import timestep_buckets
+from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity
 from gacq_deploy.sensitivity.variants import Variants
 from gacq_deploy.spec import Site
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 
 @dataclass(frozen=True)

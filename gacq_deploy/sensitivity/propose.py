@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.export.lint import errors_in, lint_graph
 from gacq_deploy.export.record import LINT_TARGETS
+from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.sensitivity.measure import Meter, Ranking, States
 from gacq_deploy.sensitivity.report import Asked, Levels, Proposal, Step
 from gacq_deploy.sensitivity.variants import Variants

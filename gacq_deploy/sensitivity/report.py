@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.seal import read_sealed, write_sealed
 from gacq_deploy.spec import Role
+from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 Levels = tuple[float, ...]
 """SQNR of the model output in dB, one value a timestep bucket, noisiest bucket first; 300 is no error."""

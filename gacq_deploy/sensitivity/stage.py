@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gacq_deploy.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends import load_backend
 from gacq_deploy.errors import ArtifactError, UsageError
-from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.record import ExportRecord, load_export
-from gacq_deploy.parity.edges import REFERENCE_ENGINE
+from gacq_deploy.graph.files import read_graph
+from gacq_deploy.parity.comparisons import REFERENCE_ENGINE
 from gacq_deploy.parity.exact import CANONICAL, CPU
-from gacq_deploy.probe import Probe
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.measure import Meter, States, count_runs, rank_modules, states_of
 from gacq_deploy.sensitivity.propose import Request, Search
 from gacq_deploy.sensitivity.report import SensitivityReport, save_sensitivity
 from gacq_deploy.sensitivity.variants import Variants
-from gacq_deploy.storage import lock_directory
+from gacq_deploy.storage.files import lock_directory
 
 RANKED_STATES = 64
 _FLAVOURS = (CANONICAL, CPU)

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import GraphIndex, drop_unused_initializers, module_of
-from gacq_deploy.export.layers import QUANTIZABLE, weight_axis
+from gacq_deploy.export.layers import QUANTIZABLE
 from gacq_deploy.export.qdq import insert_qdq
+from gacq_deploy.graph.index import GraphIndex, drop_unused_initializers, module_of, weight_axis
 from gacq_deploy.parity.exact import CPU, Flavour
 from gacq_deploy.spec import QuantPlan, Role, Site
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 
 _POSITION: dict[Role, int] = {"input": 0, "weight": 1}
 """Where a layer's node reads the tensor of a role."""

@@ -180,3 +180,16 @@ def test_python_files_stay_small() -> None:
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > 450
     }
     assert not long
+
+
+PLACE = re.compile(r"`([\w./-]+(?:\.py|/))`")
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/development.md"])
+def test_every_place_that_a_document_names_exists(document: str) -> None:
+    named = PLACE.findall((ROOT / document).read_text(encoding="utf-8"))
+    where = (ROOT, ROOT / "gacq_deploy", ROOT / "tests/support")
+    assert not [place for place in named if not any((base / place).exists() for base in where)]
+    if document.startswith("docs"):
+        folders = {f"{p.parent.name}/" for p in (ROOT / "gacq_deploy").glob("*/__init__.py")}
+        assert folders <= set(named), "the table of folders lists every one"

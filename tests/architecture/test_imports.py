@@ -15,8 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TORCH = ("torch", "diffusers", "transformers", "onnxscript", "huggingface_hub")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy")
 TERMINAL = ("click", "rich")
-TORCH_ROOMS = ("gacq_deploy.models", "gacq_deploy.quant", "gacq_deploy.calibration", "gacq_deploy.diffusers")
-TORCH_FILES = ("gacq_deploy.export.torch_onnx", "gacq_deploy.chain")
+TORCH_ROOMS = (
+    "gacq_deploy.models",
+    "gacq_deploy.quant",
+    "gacq_deploy.calibration",
+    "gacq_deploy.diffusers",
+    "gacq_deploy.generate.pipeline",
+)
+TORCH_FILES = ("gacq_deploy.export.torch_onnx", "gacq_deploy.workflow.quickstart")
 
 BLOCKER = """
 import json, sys

@@ -72,7 +72,7 @@ def test_the_unpacked_wheel_finds_its_recipes_and_its_model(wheel: Path, tmp_pat
         archive.extractall(tmp_path)
     code = (
         "import json\n"
-        "from gacq_deploy.recipe import builtin_recipes\n"
+        "from gacq_deploy.recipe.load import builtin_recipes\n"
         "from gacq_deploy.models.folders import builtin_directory\n"
         "print(json.dumps([*map(str, builtin_recipes().values()), str(builtin_directory('fashion16'))]))\n"
     )

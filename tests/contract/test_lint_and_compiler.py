@@ -11,11 +11,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from gacq_deploy.building.compiler import compile_graph
-from gacq_deploy.building.layers import CompiledLayer, int8_nodes
-from gacq_deploy.building.options import CompileOptions
+from gacq_deploy.build_trt.compiler import compile_graph
+from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
+from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.errors import EngineError
-from gacq_deploy.export.lint import RULES, Outcome, lint_graph, predict, why_not_int8
+from gacq_deploy.lint.lint import RULES, Outcome, lint_graph, predict, why_not_int8
 from tests.support.qdq_patterns import PATTERNS, Pattern
 
 pytestmark = [pytest.mark.rtx, pytest.mark.usefixtures("warm_builds")]

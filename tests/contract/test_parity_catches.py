@@ -17,11 +17,11 @@ from gacq_deploy.backends.base import Array, Engine
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.kernels import executed_kernels
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import GraphIndex
 from gacq_deploy.export.parameters import apply_parameters
 from gacq_deploy.export.qdq import insert_qdq
+from gacq_deploy.graph.index import GraphIndex
+from gacq_deploy.parity.comparisons import Candidate, EngineFactory, Setting, Subject, measure
 from gacq_deploy.parity.cut import cut_at_quantizers
-from gacq_deploy.parity.edges import Candidate, EngineFactory, Setting, Subject, measure
 from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour, compare_quantized_file
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.report import ParityReport

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.backends.trt_library import load_trt
-from gacq_deploy.backends.trt_plan import _DTYPES
+from gacq_deploy.backends.trt.library import load_trt
+from gacq_deploy.backends.trt.plan import _DTYPES
 from tests.support import fake_trt
 from tests.support.fake_cuda import FakeDriver
 from tests.support.trt_usage import MODULE, probed, unnamed, uses
@@ -50,10 +50,10 @@ BUILDER = {
     "attention": "IAttention",
 }
 FILES: dict[str, dict[str, str]] = {
-    "gacq_deploy/backends/trt_library.py": {"module": MODULE},
-    "gacq_deploy/backends/trt_plan.py": RUNTIME,
-    "gacq_deploy/backends/trt_bucket.py": RUNTIME,
-    "gacq_deploy/building/worker.py": BUILDER,
+    "gacq_deploy/backends/trt/library.py": {"module": MODULE},
+    "gacq_deploy/backends/trt/plan.py": RUNTIME,
+    "gacq_deploy/backends/trt/bucket.py": RUNTIME,
+    "gacq_deploy/build_trt/worker.py": BUILDER,
     "gacq_deploy/doctor/probe.py": {"trt": MODULE},
 }
 RETURNS = {"get_timing_cache": "ITimingCache"}
@@ -121,7 +121,7 @@ def test_what_only_some_libraries_have_is_asked_for_first() -> None:
 
 @pytest.mark.parametrize("library", RECORDED)
 def test_names_in_tables_exist(library: str) -> None:
-    from gacq_deploy.building.worker import _FLAGS
+    from gacq_deploy.build_trt.worker import _FLAGS
 
     assert set(_DTYPES) <= set(RECORDED[library]["classes"]["DataType"])
     # TensorRT-RTX lists the flag that it refuses
@@ -185,7 +185,7 @@ def test_the_fake_has_no_names_of_its_own(fake: type) -> None:
 @pytest.mark.rtx
 def test_every_driver_call_exists() -> None:
     driver = importlib.import_module("cuda.bindings.driver")
-    source = _source("gacq_deploy/backends/cuda.py")
+    source = _source("gacq_deploy/backends/trt/cuda.py")
     found = {u.name for u in uses(source, {"driver": MODULE, "_driver": MODULE}, {}) if u.owner == MODULE}
     assert len(found) > 20
     assert {n for n in found if not hasattr(driver, n)} == set()

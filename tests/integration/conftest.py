@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 from tests.support.commands import invoke
 from tests.support.left_float import leave_float
 from tests.support.made_once import made_once

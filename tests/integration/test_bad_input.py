@@ -21,7 +21,7 @@ from click.testing import Result
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from gacq_deploy.storage import LOCK_NAME, digest_file, digest_json
+from gacq_deploy.storage.files import LOCK_NAME, digest_file, digest_json
 from tests.support.commands import invoke
 from tests.support.tiny import tiny_unet
 

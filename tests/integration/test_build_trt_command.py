@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy import build_trt as stage
-from gacq_deploy.building import compiler
-from gacq_deploy.building.compiler import Compiled, LibraryFacts, compile_graph
-from gacq_deploy.building.opening import locate_plan
+from gacq_deploy.build_trt import compiler, stage
+from gacq_deploy.build_trt.compiler import Compiled, LibraryFacts, compile_graph
+from gacq_deploy.build_trt.open import locate_plan
 from gacq_deploy.errors import GateError
-from gacq_deploy.export.lint import Finding
+from gacq_deploy.lint.lint import Finding
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import lock_directory
+from gacq_deploy.storage.files import lock_directory
 from tests.support.commands import invoke
 
 RTX = ("--backend", "tensorrt-rtx")

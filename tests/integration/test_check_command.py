@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from gacq_deploy.building.preflight import Verdict
-from gacq_deploy.building.target_facts import TARGETS
+from gacq_deploy.check.check import Verdict
+from gacq_deploy.check.targets import TARGETS
 from gacq_deploy_cli import check
 from tests.support import qdq_graphs as graphs
 from tests.support.commands import invoke

@@ -27,8 +27,8 @@ from diffusers import (
 from gacq_deploy.backends import open_engine
 from gacq_deploy.diffusers import EngineDenoiser, load_denoiser
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, UsageError
-from gacq_deploy.models.graph import trace_model
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.architectures import small_dit
 from tests.support.float_graphs import float_graph

@@ -15,12 +15,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from gacq_deploy.diffusers import load_denoiser
-from gacq_deploy.images import write_grid
-from gacq_deploy.parallel import Group
+from gacq_deploy.generate.distributed import share_request, turned
+from gacq_deploy.generate.stage import ImageRequest
+from gacq_deploy.metrics.images import write_grid
+from gacq_deploy.processes.group import Group
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.sampling import ImageRequest
-from gacq_deploy.sampling_together import share_request, turned
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.storage.files import read_json, write_json
 from tests.support.commands import invoke
 from tests.support.family_runs import UNETS
 

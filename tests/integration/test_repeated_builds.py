@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy.building.compiler import Compiled, compile_graph
-from gacq_deploy.building.options import CompileOptions
-from gacq_deploy.building.profiles import ShapeRequest, derive_profiles, input_dims
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.build_trt.compiler import Compiled, compile_graph
+from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
+from gacq_deploy.recipe.load import load_recipe
 from tests.support.nearest import Quantized, exported
 
 pytestmark = [pytest.mark.slow, pytest.mark.rtx]

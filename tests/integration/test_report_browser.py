@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
 from tests.support.commands import invoke
 from tests.support.diagnostics import example_diagnostics
 

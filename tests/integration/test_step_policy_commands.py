@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from gacq_deploy.bench.measure import Settings
-from gacq_deploy.chain import ChainResult, run_chain
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.workflow.quickstart import ChainResult, run_chain
 from tests.support.commands import invoke
 
 POLICY = "runtime.step_policy={float_steps: 2, where: both}"

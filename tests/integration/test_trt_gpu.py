@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from gacq_deploy.backends import open_engine
-from gacq_deploy.backends.trt import TrtEngine
-from gacq_deploy.backends.trt_library import TRT_NAMES, TrtName, load_trt
-from gacq_deploy.backends.trt_plan import Expected
-from gacq_deploy.building.compiler import compile_graph
-from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.backends.trt.engine import TrtEngine
+from gacq_deploy.backends.trt.library import TRT_NAMES, TrtName, load_trt
+from gacq_deploy.backends.trt.plan import Expected
+from gacq_deploy.build_trt.compiler import compile_graph
+from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
 from tests.support.qdq_blocks import group_norm

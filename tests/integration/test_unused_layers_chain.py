@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.calibration.estimate import estimate_calibration
-from gacq_deploy.export.graph import module_of
+from gacq_deploy.calibration.cost.estimate import estimate_calibration
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.graph.index import module_of
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
 SETTINGS = (

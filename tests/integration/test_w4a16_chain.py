@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from gacq_deploy.build_trt import BuildRequest, build_engines
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.deployment import BuildSection
+from gacq_deploy.build_trt.stage import BuildRequest, build_engines
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.record import CANONICAL, CPU, FLOAT
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.inspection import inspect_artifact
+from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.parity import check_parity
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.recipe.build import BuildSection
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.stage import Settings, measure_sensitivity
 from tests.support.architectures import save_pipeline, small_dit

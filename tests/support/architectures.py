@@ -9,7 +9,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 from tests.support.tiny import denoiser_of, random_model
 
 SD_UNET: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.diagnostics import Diagnostics, StageWeights
+from gacq_deploy.artifact.diagnostics import Diagnostics, StageWeights
 
 BLOCKS = ("down_blocks.0.resnets.0", "mid_block.attentions.0", "up_blocks.1.resnets.0")
 _GAIN_DB = {"nearest": 0.0, "reconstruction": 3.5, "polish": 4.8}

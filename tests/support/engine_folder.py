@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.building.manifest import EngineInputs, EngineRecord
-from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.build_trt.manifest import EngineInputs, EngineRecord
+from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.export.record import ExportedFile
-from gacq_deploy.storage import describe_file
+from gacq_deploy.storage.files import describe_file
 
 
 def made_from(graph_sha256: str, **changes: Any) -> EngineInputs:

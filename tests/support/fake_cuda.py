@@ -16,7 +16,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from gacq_deploy.backends.cuda import CudaDevice
+from gacq_deploy.backends.trt.cuda import CudaDevice
 
 ALIGNMENT = 256
 

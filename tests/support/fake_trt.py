@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gacq_deploy.backends.dlpack import numpy_dtype
-from gacq_deploy.backends.trt_library import TrtLibrary, TrtName
+from gacq_deploy.backends.trt.dlpack import numpy_dtype
+from gacq_deploy.backends.trt.library import TrtLibrary, TrtName
 from tests.support.fake_cuda import FakeDriver, FakeFault
 from tests.support.onnx_graphs import SAMPLE_SHAPE, reference
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.backends.saturation import why_inexact
-from gacq_deploy.build_trt import BuildRequest, build_engines
+from gacq_deploy.build_trt.stage import BuildRequest, build_engines
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.export.record import load_export
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.observe import replaced_forward
 from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.models.source import find_source, load_module
+from gacq_deploy.models.structure.trace import replaced_forward
 from gacq_deploy.parity import check_parity
+from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.sampling import graph_for
-from gacq_deploy.storage import Array
+from gacq_deploy.storage.files import Array
 from tests.support.family_runs import FamilyCase, GraphAnswers
 from tests.support.pipelines import call_arguments
 

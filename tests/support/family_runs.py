@@ -12,12 +12,12 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.backends.ort import session_options
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.call import CallRecord
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.models.watching import flatten
-from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.models.call_capture import flatten
+from gacq_deploy.recipe.load import Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.pipelines import PIPELINES
 

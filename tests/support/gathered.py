@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gacq_deploy.models.call_recorder import RecordedCall
 from gacq_deploy.models.pipelines import OpenPipeline
-from gacq_deploy.models.prompted import Wanted, check_lengths, walk_share
-from gacq_deploy.models.recording import RecordedCall
+from gacq_deploy.models.trajectories.prompted import Wanted, check_lengths, walk_share
 from gacq_deploy.progress import Reporter
-from gacq_deploy.samples import CalibrationSet, TableRows
+from gacq_deploy.samples.calibration_set import CalibrationSet, TableRows
 
 
 def collect_prompted(

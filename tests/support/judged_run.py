@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.backends import open_engine
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.export.graph_file import read_graph
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.parity.edges import Setting, Subject
-from gacq_deploy.recipe import Recipe, parse_recipe
+from gacq_deploy.graph.files import read_graph
+from gacq_deploy.parity.comparisons import Setting, Subject
+from gacq_deploy.recipe.load import Recipe, parse_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.tiny import SCHEDULER, WEIGHT_BITS, tiny_unet
 

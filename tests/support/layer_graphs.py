@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from gacq_deploy.artifact import CalibrationArtifact, ModelRecord
-from gacq_deploy.export.graph import MODULE_KEY
+from gacq_deploy.artifact.artifact import CalibrationArtifact, ModelRecord
+from gacq_deploy.graph.index import MODULE_KEY
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.storage.files import Array, digest_array
 
 Shape = Sequence[int | str]
 

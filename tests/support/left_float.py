@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gacq_deploy.recipe import Recipe
-from gacq_deploy.rules import Rule
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.quantization import Rule
 
 
 def leave_float(recipe: Recipe, patterns: Iterable[str]) -> Recipe:

@@ -9,13 +9,13 @@ from pathlib import Path
 import onnx
 
 from benchmarks.nearest import nearest_artifact
-from gacq_deploy.artifact import CalibrationArtifact
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.export.graph_file import write_graph
+from gacq_deploy.artifact.artifact import CalibrationArtifact
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.export.qdq import Placement, insert_qdq
+from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.models.structure.graph import ModelGraph, trace_model
+from gacq_deploy.recipe.load import Recipe
 from tests.support.architectures import small_dit, small_sd_unet, small_sdxl_unet
 from tests.support.float_graphs import float_graph
 

@@ -6,13 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from gacq_deploy.calibration.collecting import find_model, open_trajectories
-from gacq_deploy.calibration.helping import help_calibrate
-from gacq_deploy.calibration.threads import limited_threads
-from gacq_deploy.models import prompted, trajectory
-from gacq_deploy.parallel import Group, joined_group
+from gacq_deploy.models.trajectories import drawn as trajectory
+from gacq_deploy.models.trajectories import prompted
+from gacq_deploy.models.trajectories.collect import find_model, open_trajectories
+from gacq_deploy.models.trajectories.worker import help_calibrate
+from gacq_deploy.processes.group import Group, joined_group
+from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.progress import SILENT
-from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.recipe.load import Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
 

@@ -57,7 +57,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 from tests.support.architectures import DIT, SD_UNET, SDXL_UNET
 from tests.support.tiny import random_model
 from tests.support.tiny_text import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gacq_deploy.probe import Probe
+from gacq_deploy.artifact.probe import Probe
 
 
 def curve_probe(rms: Mapping[int, float], rows: int = 2) -> Probe:

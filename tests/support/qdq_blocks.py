@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 
-from gacq_deploy.export.lint_rules import Outcome
+from gacq_deploy.lint.rules import Outcome
 from tests.support.graph_sketch import Sketch
 
 CHANNELS, LENGTH, HEADS = 32, 16, 2

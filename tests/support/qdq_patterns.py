@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from gacq_deploy.export.lint_rules import Outcome
+from gacq_deploy.lint.rules import Outcome
 from tests.support import qdq_blocks as blocks
 from tests.support import qdq_graphs as graphs
 

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.calibration.collecting import DrawnTrajectories
 from gacq_deploy.calibration.session import Session
-from gacq_deploy.calibration.weighting import Split, Weighting
+from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
-from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.models.trajectories.collect import DrawnTrajectories
+from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import Recipe, load_recipe
+from gacq_deploy.recipe.load import Recipe, load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from tests.support.tiny import FLOAT_LAYERS, tiny_denoiser
 
 W4A8 = (

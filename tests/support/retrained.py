@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
-from gacq_deploy.calibration.collecting import DrawnTrajectories
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.models.trajectories.collect import DrawnTrajectories
 from gacq_deploy.progress import SILENT
 from gacq_deploy.quant.layers import output_mode
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.storage.files import Array, digest_array
 
 CONV_BIAS = "mid_block.resnets.0.conv1.bias"
 LINEAR_BIAS = "mid_block.attentions.0.to_q.bias"

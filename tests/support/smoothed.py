@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.nearest import nearest_artifact
-from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter
-from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter
+from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.calibration.smoothing import smoothing_groups
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
-from gacq_deploy.models.norms import norms_of_linears
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.models.structure.norms import norms_of_linears
 from gacq_deploy.quant.layers import QuantizedLayer, output_mode, quantized_layers
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.quant.smoothing import Smoothing, channel_range, smoothing_factor
 from gacq_deploy.quant.trainable import retrained_norms
-from gacq_deploy.recipe import load_recipe
-from gacq_deploy.smoothing import InputSmoothing
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import Site, TensorParams
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.storage.files import Array, digest_array
 from tests.support.nearest import ARCHITECTURES, exported
 
 

@@ -13,14 +13,14 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
+from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_denoiser
-from gacq_deploy.probe import Probe
-from gacq_deploy.recipe import Recipe
+from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
-from gacq_deploy.storage import Array, digest_array, write_json
+from gacq_deploy.storage.files import Array, digest_array, write_json
 
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 8,

@@ -21,7 +21,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from gacq_deploy.storage import write_json
+from gacq_deploy.storage.files import write_json
 from tests.support.tiny import random_model
 
 MERGES = ("a n", "t h", "th e</w>", "an d</w>", "o n</w>", "i n", "in g</w>")

@@ -23,14 +23,14 @@ from tests.support.commands import child_environment
 
 CALIBRATION = """
 import numpy, torch, diffusers, onnx
-import gacq_deploy.calibration.calibrate, gacq_deploy.export.stage, gacq_deploy.export.torch_onnx
+import gacq_deploy.calibration.stage, gacq_deploy.export.stage, gacq_deploy.export.torch_onnx
 import gacq_deploy_cli.main
 """
 """What a command imports that calibrates and exports."""
 _TENSORRT = """
 from contextlib import suppress
-import gacq_deploy.building.worker
-from gacq_deploy.backends.trt_library import load_trt
+import gacq_deploy.build_trt.worker
+from gacq_deploy.backends.trt.library import load_trt
 from gacq_deploy.errors import BackendUnavailable
 with suppress(BackendUnavailable):
     load_trt("tensorrt-rtx")
@@ -43,7 +43,7 @@ import gacq_deploy.backends.ort
 _BUILD = """
 import os, sys
 from pathlib import Path
-from gacq_deploy.building.worker import run
+from gacq_deploy.build_trt.worker import run
 code = run(Path(sys.argv[1]))
 sys.stdout.flush()
 os._exit(code)

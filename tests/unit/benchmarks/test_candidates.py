@@ -3,7 +3,7 @@ from pathlib import Path
 from benchmarks.quality.candidates import Workshop
 from benchmarks.quality.rows import Row
 from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.samples import load_samples
+from gacq_deploy.samples.calibration_set import load_samples
 
 
 def test_rows_of_a_model_and_seed_start_from_the_same_samples(tmp_path: Path) -> None:

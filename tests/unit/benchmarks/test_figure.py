@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.figure import colour, mean_cosines
-from gacq_deploy.diagnostics import Diagnostics, StageWeights
+from gacq_deploy.artifact.diagnostics import Diagnostics, StageWeights
 from gacq_deploy.errors import UsageError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import large_pipelines
-from gacq_deploy.calibration.collecting import find_model, record_denoiser
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
+from gacq_deploy.recipe.load import load_recipe
 from tests.support.architectures import SD_UNET, SDXL_UNET
 
 SMALL = {

@@ -8,10 +8,10 @@ from benchmarks.quality import classes
 from benchmarks.quality.rows import PARTS, Row, planned
 from benchmarks.quality.store import finished, keep_row, load_rows
 from benchmarks.quality.weights import SkewedWeights
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.models.graph import trace_model
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.samples.calibration_set import CalibrationSet
 
 TOTAL = 1000
 

@@ -15,16 +15,16 @@ from benchmarks.grouped_scales import (
     shared_quantizers,
 )
 from benchmarks.timestep_scales import Case, pairs, planned, render
-from gacq_deploy.artifact import CalibrationArtifact
-from gacq_deploy.calibration.calibrate import calibrate
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.calibration.replay import full_pass
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 
 SETTINGS = (
     "model.source=builtin:digits8",

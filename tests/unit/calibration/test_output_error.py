@@ -11,11 +11,11 @@ from torch import nn
 
 from gacq_deploy.calibration.output_error import output_loss, output_losses, sqnr_by_step
 from gacq_deploy.calibration.replay import Replay
-from gacq_deploy.calibration.weighting import Split
+from gacq_deploy.calibration.weighting.weighting import Split
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
+from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import QuantizedLayer
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.samples.calibration_set import CalibrationSet
 from tests.support.quantized import quantized_tiny, tiny_samples
 from tests.support.tiny import tiny_denoiser
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from gacq_deploy.calibration.journal import Journal
+from gacq_deploy.calibration.checkpoint import Journal
 from gacq_deploy.calibration.output_error import output_losses
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.samples import CalibrationSet
-from gacq_deploy.storage import read_json, write_json
+from gacq_deploy.samples.calibration_set import CalibrationSet
+from gacq_deploy.storage.files import read_json, write_json
 from tests.support.one_level import MIDDLE, ONE_LEVEL
 from tests.support.quantized import Bench, answer, tiny_bench, tiny_samples
 from tests.support.tiny import tiny_denoiser

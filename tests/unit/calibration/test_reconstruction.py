@@ -19,10 +19,10 @@ from gacq_deploy.calibration.reconstruction import (
 )
 from gacq_deploy.calibration.replay import BlockData
 from gacq_deploy.errors import CalibrationError
-from gacq_deploy.learning import ReconstructionSection
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.ranges import RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
+from gacq_deploy.recipe.calibration import ReconstructionSection
 from gacq_deploy.spec import TensorSpec
 
 SPEC = TensorSpec(bits=3, axis=0, narrow=True)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
-from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.replay import Replay, cache_bytes, chunk_size, full_pass
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import ModelGraph, trace_model
-from gacq_deploy.models.trajectory import collect_samples
+from gacq_deploy.models.structure.graph import ModelGraph, trace_model
+from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import SamplesSection, load_recipe
-from gacq_deploy.samples import CalibrationSet, load_samples
+from gacq_deploy.recipe.load import SamplesSection, load_recipe
+from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from tests.support.tiny import tiny_denoiser
 
 

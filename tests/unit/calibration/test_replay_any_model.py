@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     block_loss,
@@ -21,15 +20,16 @@ from gacq_deploy.calibration.reconstruction import (
     sample_losses,
 )
 from gacq_deploy.calibration.replay import Replay, cache_bytes, full_pass
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import CalibrationError
-from gacq_deploy.learning import ReconstructionSection
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import Block, ModelGraph, trace_model
-from gacq_deploy.models.nesting import leaves
+from gacq_deploy.models.pytree import leaves
+from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import load_recipe
-from gacq_deploy.samples import CalibrationSet
+from gacq_deploy.recipe.calibration import ReconstructionSection
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.samples.calibration_set import CalibrationSet
 from tests.support.joint_transformers import JOINT, small_flux, small_sd3, wrapped
 
 BLOCKS = (

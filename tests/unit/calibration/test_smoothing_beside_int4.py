@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from gacq_deploy.calibration.calibrate import make_plan
 from gacq_deploy.calibration.smoothing import smoothing_groups
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.models.graph import trace_model
-from gacq_deploy.recipe import parse_recipe
-from gacq_deploy.rules import SmoothingSection
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import parse_recipe
+from gacq_deploy.recipe.quantization import SmoothingSection
 from tests.support.tiny import tiny_denoiser
 
 RECIPE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gacq_deploy.sampling import ENGINES
+from gacq_deploy.parity.deployable import ENGINES
 from gacq_deploy_cli import options
 
 

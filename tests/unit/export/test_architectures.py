@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from gacq_deploy.backends import open_engine
-from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import DEQUANTIZE, GraphIndex, module_of
-from gacq_deploy.export.lint import lint_graph
 from gacq_deploy.export.qdq import expected_sites, quantized_sites
 from gacq_deploy.export.stage import relative_error
-from gacq_deploy.models.graph import trace_model
-from gacq_deploy.recipe import load_recipe
-from gacq_deploy.rules import LEVELS
+from gacq_deploy.graph.index import DEQUANTIZE, GraphIndex, module_of
+from gacq_deploy.lint.lint import lint_graph
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.quantization import LEVELS
 from tests.support.nearest import ARCHITECTURES, exported
 
 RECIPES = tuple(ARCHITECTURES)

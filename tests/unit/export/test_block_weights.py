@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends import open_engine
+from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import GraphIndex, attribute
-from gacq_deploy.export.graph_file import read_graph, write_graph
-from gacq_deploy.export.half import to_half
-from gacq_deploy.export.lint import count_findings, lint_graph
 from gacq_deploy.export.qdq import insert_qdq, needed_opset, quantized_sites
+from gacq_deploy.graph.files import read_graph, write_graph
+from gacq_deploy.graph.index import GraphIndex, attribute
+from gacq_deploy.lint.lint import count_findings, lint_graph
 from gacq_deploy.parity.exact import CANONICAL, compare_quantized_file
 from gacq_deploy.spec import QuantPlan, Site
 from tests.support.int4_layers import BLOCK, IN, OUT, WEIGHT, int4_artifact, two_linears
@@ -126,7 +126,7 @@ def test_half_graphs_dequantize_to_half_where_half_holds_the_scales(exact: bool)
 
 def test_a_large_graph_keeps_its_packed_weights_beside_it(tmp_path, monkeypatch) -> None:
     model = insert_qdq(two_linears("MatMul"), int4_artifact(), placement="input")
-    monkeypatch.setattr("gacq_deploy.export.graph_file._SMALLEST_EXTERNAL", 64)
+    monkeypatch.setattr("gacq_deploy.graph.files._SMALLEST_EXTERNAL", 64)
     files = write_graph(model, tmp_path / "int8.onnx", external_data_mb=0)
     assert [f.name for f in files] == ["int8.onnx.data", "int8.onnx"]
     again = read_graph(tmp_path / "int8.onnx")

@@ -5,14 +5,14 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.kernels import executed_kernels
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import signed_twin, to_cpu_flavour
-from gacq_deploy.export.graph import GraphIndex, module_of
-from gacq_deploy.export.lint import lint_graph
 from gacq_deploy.export.qdq import expected_sites, insert_qdq, quantized_sites
+from gacq_deploy.graph.index import GraphIndex, module_of
+from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.spec import TensorParams
 from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array

@@ -14,14 +14,14 @@ from onnx import TensorProto, helper
 
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine
-from gacq_deploy.backends.onnx_file import size_multiple
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.dimensions import name_dimensions
-from gacq_deploy.export.lint import errors_in, lint_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import export_onnx, relative_error
+from gacq_deploy.graph.dimensions import name_dimensions
+from gacq_deploy.graph.header import size_multiple
+from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.architectures import small_dit, small_sd_unet

@@ -11,16 +11,16 @@ import onnx
 import pytest
 import torch
 
-from gacq_deploy.artifact import CalibrationArtifact, RetrainedParameter
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import GraphIndex, module_of
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
 from gacq_deploy.export.qdq import Placement, insert_qdq
+from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import output_mode
-from gacq_deploy.storage import Array, digest_array
+from gacq_deploy.storage.files import Array, digest_array
 from tests.support.float_graphs import float_graph
 from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
 from tests.support.retrained import (

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import numpy_helper
 
-from gacq_deploy.artifact import CalibrationArtifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.graph import GraphIndex, attribute, module_of
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, quantized_sites
+from gacq_deploy.graph.index import GraphIndex, attribute, module_of
 from gacq_deploy.spec import QuantPlan, Site, TensorParams, TensorSpec
 from tests.support.layer_graphs import LayerGraph, fake_quantize, layer_artifact, random_array
 from tests.support.tiny import with_params

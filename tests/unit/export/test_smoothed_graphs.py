@@ -10,25 +10,25 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from gacq_deploy.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.backends import open_engine
-from gacq_deploy.building.compiler import compile_graph
-from gacq_deploy.building.layers import int8_nodes
-from gacq_deploy.building.options import CompileOptions, ShapeRange
+from gacq_deploy.build_trt.compiler import compile_graph
+from gacq_deploy.build_trt.float16.convert import to_half
+from gacq_deploy.build_trt.layers import int8_nodes
+from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.graph import GraphIndex
-from gacq_deploy.export.half import to_half
-from gacq_deploy.export.lint import lint_graph
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, quantized_sites
 from gacq_deploy.export.stage import relative_error
+from gacq_deploy.graph.index import GraphIndex
+from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.parity.cut import cut_at_quantizers
 from gacq_deploy.parity.exact import CANONICAL, CPU, compare_quantized_file
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.sensitivity.variants import Variants
 from gacq_deploy.spec import Site
-from gacq_deploy.storage import Array, read_json, write_json
+from gacq_deploy.storage.files import Array, read_json, write_json
 from tests.support.smoothed import SmoothedModel, smooth
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,10 @@ from torch import nn
 
 from gacq_deploy.backends import open_engine
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.graph import MODULE_KEY, GraphIndex, module_of, opset_of
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.stage import relative_error
 from gacq_deploy.export.torch_onnx import check_untouched, check_weights, float_graph
+from gacq_deploy.graph.index import MODULE_KEY, GraphIndex, module_of, opset_of
 from gacq_deploy.models.base import Denoiser
 from tests.support.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import ModelError, RecipeError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.cut import cut_blocks
-from gacq_deploy.models.graph import Block, ModelGraph, trace_model
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.models.structure.blocks import cut_blocks
+from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import Site
 from tests.support.joint_transformers import JOINT, small_flux, small_sd3, wrapped
 

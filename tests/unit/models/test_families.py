@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.calibration.estimate import estimate_calibration
+from gacq_deploy.calibration.cost.estimate import estimate_calibration
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
 from gacq_deploy.models.source import FAMILIES, load_denoiser
-from gacq_deploy.recipe import ModelSection, load_recipe
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import ModelSection, load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Site
 from tests.support.architectures import (

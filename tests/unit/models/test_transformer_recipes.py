@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from gacq_deploy.calibration.calibrate import make_plan
-from gacq_deploy.models.graph import trace_model
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.recipe.load import load_recipe
 from tests.support.joint_transformers import JOINT
 
 ATTENTION = {"to_q", "to_k", "to_v", "to_out.0"}

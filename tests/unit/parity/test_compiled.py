@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.backends import open_engine, trt_library
+from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Array, Engine, Feeds, HostEngine
-from gacq_deploy.backends.trt_library import Device
+from gacq_deploy.backends.trt import library as trt_library
+from gacq_deploy.backends.trt.library import Device
 from gacq_deploy.bench import run_bench
-from gacq_deploy.building.manifest import graph_digest
-from gacq_deploy.building.opening import locate_plan, locate_twin
+from gacq_deploy.build_trt.manifest import graph_digest
+from gacq_deploy.build_trt.open import locate_plan, locate_twin
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from gacq_deploy.export.record import load_export
-from gacq_deploy.parity import check, check_parity
-from gacq_deploy.parity.check import rejudge, runnable_plans
-from gacq_deploy.parity.edges import CompiledEngine
-from gacq_deploy.recipe import StepPolicySection
+from gacq_deploy.inspection.verify import verify_run
+from gacq_deploy.parity import check_parity
+from gacq_deploy.parity import stage as check
+from gacq_deploy.parity.comparisons import CompiledEngine
+from gacq_deploy.parity.stage import rejudge, runnable_plans
+from gacq_deploy.recipe.load import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.verify import verify_run
 from tests.support.engine_folder import made_from, written
 from tests.support.judged_run import make_run
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from gacq_deploy.calibration.calibrate import make_plan
+from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.graph import trace_model
+from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode, output_mode, quantized_layers
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import QuantPlan
 from tests.support.tiny import tiny_denoiser
 

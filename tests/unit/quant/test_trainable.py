@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.learning import PolishParameter
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm, float_mode
 from gacq_deploy.quant.trainable import Trainables, free_weights, make_trainable
+from gacq_deploy.recipe.calibration import PolishParameter
 from tests.support.one_level import ONE_LEVEL
 from tests.support.quantized import answer, quantized_tiny
 from tests.support.tiny import tiny_denoiser

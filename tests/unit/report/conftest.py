@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gacq_deploy.recipe import load_recipe
+from gacq_deploy.recipe.load import load_recipe
 
 
 def write_recipe(root: Path, *, name: str = "tiny", description: str = "") -> None:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from gacq_deploy.diagnostics import Diagnostics
+from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.parity.report import ParityReport, assemble, measured
-from gacq_deploy.recipe import ParitySection
+from gacq_deploy.recipe.load import ParitySection
 from gacq_deploy.report.figures import (
     BINS,
     MOST_PANELS,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gacq_deploy.artifact import load_artifact
-from gacq_deploy.calibration.calibrate import calibrate
-from gacq_deploy.export.graph_file import read_graph
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.exact import CANONICAL, CPU
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.variants import Variants

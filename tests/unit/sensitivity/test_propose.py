@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.rules import Rule
+from gacq_deploy.recipe.quantization import Rule
 from gacq_deploy.sensitivity.propose import Request, rule_line
 
 

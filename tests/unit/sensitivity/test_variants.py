@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from gacq_deploy.export.graph import DEQUANTIZE, QUANTIZE
-from gacq_deploy.export.graph_file import read_graph
 from gacq_deploy.export.qdq import quantized_sites
+from gacq_deploy.graph.files import read_graph
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE
 from gacq_deploy.progress import SILENT
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.measure import Meter, states_of

@@ -1,0 +1,1 @@
+"""What calibration learned: the one record that every later stage reads. PyTorch ends here."""

@@ -1,0 +1,440 @@
+"""What did calibration learn? The only bridge between PyTorch and deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
+
+from gacq_deploy.artifact.call import CallRecord
+from gacq_deploy.artifact.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
+from gacq_deploy.artifact.probe import Probe, load_probe, save_probe
+from gacq_deploy.artifact.smoothing import InputSmoothing, SmoothingRecord
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
+from gacq_deploy.storage.files import (
+    Array,
+    atomic_directory,
+    describe_file,
+    load_arrays,
+    read_json,
+    save_arrays,
+    verify_file,
+)
+from gacq_deploy.storage.sealed import unseal, write_sealed
+
+SCHEMA = "gacq-deploy/artifact"
+SCHEMA_VERSION = 2
+_TENSORS = "tensors.safetensors"
+_PROBE = "probe.safetensors"
+_DIAGNOSTICS = "diagnostics.safetensors"
+FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
+"""Files that a manifest may vouch for."""
+_HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
+
+
+def _add_parameters(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew neither retrained parameters nor a polish."""
+    return {**manifest, "parameters": [], "polish": None, "schema_version": 2}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _add_parameters}
+"""Version n -> function that turns a version-n manifest, its digest verified, into version n + 1."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraRecord(_Record):
+    """One adapter that was fused into the denoiser."""
+
+    source: str
+    sha256: str
+    """Of its file."""
+    scale: float
+
+
+class ModelRecord(_Record):
+    """Where the float model came from."""
+
+    source: str
+    revision: str | None
+    family: str
+    weights_sha256: str
+    prediction_type: str
+    scheduler: dict[str, Any]
+    """diffusers scheduler configuration, plain JSON."""
+    sample_shape: tuple[int, ...]
+    """[C, H, W]"""
+    conditioning: dict[str, dict[str, Any]]
+    """input name -> {dtype, shape, num_classes}"""
+    call: CallRecord | None = None
+    """How the denoiser is called, as recorded; None where its family's configuration says it."""
+    loras: tuple[LoraRecord, ...] = ()
+    """Low-rank adapters that were fused into the weights before calibration."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what says nothing: artifacts from before it could keep their digests."""
+        plain: dict[str, Any] = serialize(self)
+        return {k: v for k, v in plain.items() if k not in ("call", "loras") or v}
+
+
+class SiteRecord(_Record):
+    """One planned site on disk."""
+
+    site: str
+    bits: int
+    axis: int | None
+    narrow: bool
+    tie: str
+    range: str
+    source_sha256: str | None = None
+    """Digest of the float weight (role weight): the exporter finds the layer by it."""
+    block: int | None = None
+    smoothing: SmoothingRecord | None = None
+    """Of an input site; versions that do not know it refuse the artifact."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not there: artifacts without blocks and smoothing stay the same, byte for byte."""
+        plain: dict[str, Any] = serialize(self)
+        for name in ("block", "smoothing"):
+            if plain[name] is None:
+                del plain[name]
+        return plain
+
+
+class BlockRecord(_Record):
+    """What happened in one reconstructed block."""
+
+    name: str
+    sites: int
+    loss_start: float
+    loss_end: float
+    kept: bool
+    """False when nearest rounding was better and was restored."""
+    effective_samples: float
+    """(sum w)^2 / sum w^2 of the sample weights."""
+    notes: tuple[str, ...] = ()
+    """Warnings and fallbacks, in words."""
+
+
+class PolishRecord(_Record):
+    """What happened when scales and float parameters were trained jointly, after the last block."""
+
+    steps: int
+    loss_start: float
+    loss_end: float
+    kept: bool
+    """False when the model was better before and was restored."""
+    parameters: tuple[str, ...]
+    """Kinds of parameters that were trained, as the recipe names them."""
+    objective: str
+    effective_samples: float
+    """(sum w)^2 / sum w^2 of the sample weights."""
+    notes: tuple[str, ...] = ()
+
+
+class ParameterRecord(_Record):
+    """One retrained parameter on disk."""
+
+    name: str
+    source_sha256: str
+    """Digest of the float model's own value: the exporter finds the constant by it."""
+
+
+@dataclass(frozen=True)
+class RetrainedParameter:
+    """A float parameter that calibration changed: a bias, or the weight or bias of a norm.
+
+    ``value`` is float32 in the shape of the model's own parameter, finite; ``source_sha256`` is
+    ``digest_array`` of the float model's own value.
+    """
+
+    value: NDArray[np.float32]
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class CalibrationArtifact:
+    """Plan, parameters per site, provenance. Loading needs neither torch nor data.
+
+    ``params`` are codes and scales by site; ``parameters`` are float parameters of the model that calibration
+    changed, by dotted name (``mid_block.attentions.0.to_q.bias``).
+    """
+
+    model: ModelRecord
+    plan: QuantPlan
+    params: Mapping[Site, TensorParams]
+    weight_digests: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    samples_sha256: str
+    history: tuple[BlockRecord, ...]
+    probe: Probe | None
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """Times, versions, host facts; covered by no digest."""
+    manifest_digest: str = ""
+    parameters: Mapping[str, RetrainedParameter] = field(default_factory=dict)
+    polish: PolishRecord | None = None
+    diagnostics: Diagnostics | None = None
+    smoothing: Mapping[Site, InputSmoothing] = field(default_factory=dict)
+    """Of input sites; those that share a quantizer have equal ones."""
+
+    def __post_init__(self) -> None:
+        for entry in self.plan:
+            params = self.params.get(entry.site)
+            if params is None:
+                raise ArtifactError(f"Site '{entry.site}' has no scale in the artifact.", _HINT)
+            if entry.site.role == "weight":
+                _check_codes(entry, params)
+        for name, parameter in self.parameters.items():
+            self._check_parameter(name, parameter)
+        for site, smoothing in self.smoothing.items():
+            self._check_smoothing(site, smoothing)
+
+    def multiplier(self, site: Site) -> NDArray[np.float32] | None:
+        """Return what multiplies the input ``site`` [in] before its quantizer, if anything does."""
+        smoothing = self.smoothing.get(site)
+        return None if smoothing is None else smoothing.multiplier
+
+    def save(self, directory: Path) -> str:
+        """Write the folder whole or not at all (``manifest.json`` last in it); return the artifact's digest."""
+        with atomic_directory(directory) as folder:
+            save_arrays(folder / _TENSORS, self._tensors(), schema=f"{SCHEMA}/{SCHEMA_VERSION}")
+            files = {_TENSORS: describe_file(folder / _TENSORS)}
+            if self.probe is not None:
+                save_probe(folder / _PROBE, self.probe, schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}")
+                files[_PROBE] = describe_file(folder / _PROBE)
+            if self.diagnostics is not None:
+                save_diagnostics(folder / _DIAGNOSTICS, self.diagnostics)
+                files[_DIAGNOSTICS] = describe_file(folder / _DIAGNOSTICS)
+            return write_sealed(
+                folder / "manifest.json", self._document(files), beside={"build": dict(self.build)}
+            )
+
+    def _tensors(self) -> dict[str, Array]:
+        tensors: dict[str, Array] = {}
+        for entry in self.plan:
+            params = self.params[entry.site]
+            tensors[f"{entry.site}.scale"] = params.scale
+            if params.codes is not None:
+                tensors[f"{entry.site}.codes"] = params.codes
+            if entry.site in self.smoothing:
+                tensors[_factor_key(str(entry.site))] = self.smoothing[entry.site].factor
+        return tensors | {_parameter_key(name): p.value for name, p in self.parameters.items()}
+
+    def _check_parameter(self, name: str, parameter: RetrainedParameter) -> None:
+        value = parameter.value
+        if value.dtype != np.float32 or value.size == 0:
+            raise ArtifactError(
+                f"Retrained parameter '{name}' is {value.dtype} of shape {value.shape}, not float32 values.",
+                _HINT,
+            )
+        if not bool(np.isfinite(value).all()):
+            count = int(np.count_nonzero(~np.isfinite(value)))
+            raise ArtifactError(
+                f"Retrained parameter '{name}' holds {count} values that are not finite.", _HINT
+            )
+        module, _, kind = name.rpartition(".")
+        weight = self.params.get(Site(module, "weight"))
+        if weight is None or weight.codes is None or self.plan.get(Site(module, "weight")) is None:
+            return
+        if kind != "bias" or value.shape != weight.codes.shape[:1]:
+            raise ArtifactError(
+                f"Retrained parameter '{name}' of shape {value.shape} belongs to a quantized layer; only a bias "
+                f"of shape {weight.codes.shape[:1]} can.",
+                _HINT,
+            )
+
+    def _check_smoothing(self, site: Site, smoothing: InputSmoothing) -> None:
+        weight = self.params.get(Site(site.module, "weight"))
+        shape = None if weight is None or weight.codes is None else weight.codes.shape[1:]
+        if site.role != "input" or smoothing.factor.shape != shape:
+            raise ArtifactError(
+                f"Site '{site}' is smoothed by a factor of shape {smoothing.factor.shape}, its layer takes {shape}.",
+                _HINT,
+            )
+
+    def _document(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model.model_dump(mode="json"),
+            "recipe": dict(self.recipe),
+            "samples_sha256": self.samples_sha256,
+            "plan": [
+                _site_record(e, self.weight_digests, self.smoothing.get(e.site)).model_dump(mode="json")
+                for e in self.plan
+            ],
+            "parameters": [
+                ParameterRecord(name=name, source_sha256=p.source_sha256).model_dump(mode="json")
+                for name, p in sorted(self.parameters.items())
+            ],
+            "history": [record.model_dump(mode="json") for record in self.history],
+            "polish": None if self.polish is None else self.polish.model_dump(mode="json"),
+            "files": dict(files),
+        }
+
+
+def load_artifact(directory: Path) -> CalibrationArtifact:
+    """Load and verify an artifact folder; older schema versions are migrated, newer ones refused.
+
+    Raises:
+        ArtifactError: missing, altered, truncated, of a newer version, or inconsistent.
+    """
+    manifest = _load_manifest(directory)
+    try:
+        return _read(manifest, directory)
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+
+
+def load_model_record(directory: Path) -> ModelRecord:
+    """Return what an artifact's manifest, verified, says of its model; the files beside it are not read.
+
+    Raises:
+        ArtifactError: as :func:`load_artifact`, but for those files.
+    """
+    manifest = _load_manifest(directory)
+    try:
+        return ModelRecord.model_validate(manifest["model"])
+    except (KeyError, ValidationError) as error:
+        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+
+
+def _load_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest, verified, in the current version."""
+    path = directory / "manifest.json"
+    manifest: dict[str, Any] = read_json(path, what="Artifact manifest", hint=_HINT)
+    _check_version(manifest, directory)
+    unseal(manifest, path, what="Artifact manifest", hint=_HINT, beside=("build",))
+    try:
+        for version in range(manifest["schema_version"], SCHEMA_VERSION):
+            manifest = MIGRATIONS[version](manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+    return manifest
+
+
+def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
+    if manifest.get("schema") != SCHEMA:
+        raise ArtifactError(f"{directory / 'manifest.json'} is not an artifact manifest.", _HINT)
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or version < 1:
+        raise ArtifactError(f"Artifact {directory} has schema version {version!r}.", _HINT)
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"Artifact {directory} has schema version {version}, this gacq-deploy reads up to {SCHEMA_VERSION}.",
+            "Upgrade gacq-deploy: pip install -U gacq-deploy",
+        )
+
+
+def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
+    """Read the files that a manifest of the current version vouches for, once they proved to be those."""
+    for name, entry in manifest["files"].items():
+        if name not in FILES:
+            raise ArtifactError(f"Artifact manifest names a foreign file '{name}'.", _HINT)
+        verify_file(directory / name, entry, what="Artifact file", hint=_HINT)
+    records = [SiteRecord.model_validate(r) for r in manifest["plan"]]
+    tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
+    polish, named = manifest["polish"], manifest["files"]
+    return CalibrationArtifact(
+        model=ModelRecord.model_validate(manifest["model"]),
+        plan=QuantPlan(tuple(_planned(r) for r in records)),
+        params={Site.parse(r.site): _params(r, tensors) for r in records},
+        weight_digests={r.site: r.source_sha256 for r in records if r.source_sha256},
+        recipe=manifest["recipe"],
+        samples_sha256=manifest["samples_sha256"],
+        history=tuple(BlockRecord.model_validate(h) for h in manifest["history"]),
+        probe=load_probe(directory / _PROBE, hint=_HINT) if _PROBE in named else None,
+        build=manifest.get("build", {}),
+        manifest_digest=manifest["digest"],
+        parameters=_parameters([ParameterRecord.model_validate(p) for p in manifest["parameters"]], tensors),
+        polish=None if polish is None else PolishRecord.model_validate(polish),
+        diagnostics=load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None,
+        smoothing={
+            Site.parse(r.site): InputSmoothing.of(r.smoothing, tensors[_factor_key(r.site)])
+            for r in records
+            if r.smoothing is not None
+        },
+    )
+
+
+def _check_codes(entry: PlannedSite, params: TensorParams) -> None:
+    codes = params.codes
+    if codes is None or codes.ndim < 2:
+        raise ArtifactError(f"Site '{entry.site}' has no weight codes in the artifact.", _HINT)
+    try:
+        expected = entry.spec.scale_shape(codes.shape)
+    except ValueError as error:
+        raise ArtifactError(f"Site '{entry.site}': {error}.", _HINT) from None
+    if params.scale.shape != expected:
+        raise ArtifactError(
+            f"Site '{entry.site}': {params.scale.shape} scales for codes of shape {codes.shape}, "
+            f"axis {entry.spec.axis}{'' if entry.spec.block is None else f', block {entry.spec.block}'}.",
+            _HINT,
+        )
+    low, high = int(codes.min()), int(codes.max())
+    if low < entry.spec.qmin or high > entry.spec.qmax:
+        raise ArtifactError(
+            f"Site '{entry.site}': codes span [{low}, {high}], {entry.spec.bits} bits allow "
+            f"[{entry.spec.qmin}, {entry.spec.qmax}].",
+            _HINT,
+        )
+
+
+def _site_record(
+    entry: PlannedSite, digests: Mapping[str, str], smoothing: InputSmoothing | None
+) -> SiteRecord:
+    return SiteRecord(
+        site=str(entry.site),
+        bits=entry.spec.bits,
+        axis=entry.spec.axis,
+        narrow=entry.spec.narrow,
+        tie=entry.tie,
+        range=entry.range_method,
+        source_sha256=digests.get(str(entry.site)),
+        block=entry.spec.block,
+        smoothing=None if smoothing is None else smoothing.record(),
+    )
+
+
+def _planned(record: SiteRecord) -> PlannedSite:
+    spec = TensorSpec(bits=record.bits, axis=record.axis, narrow=record.narrow, block=record.block)
+    return PlannedSite(Site.parse(record.site), spec, record.tie, record.range)
+
+
+def _params(record: SiteRecord, tensors: Mapping[str, Array]) -> TensorParams:
+    codes = tensors.get(f"{record.site}.codes")
+    return TensorParams(np.asarray(tensors[f"{record.site}.scale"]), codes)
+
+
+def _parameters(
+    records: Sequence[ParameterRecord], tensors: Mapping[str, Array]
+) -> dict[str, RetrainedParameter]:
+    found = {r.name: RetrainedParameter(tensors[_parameter_key(r.name)], r.source_sha256) for r in records}
+    if len(found) != len(records):
+        raise ValueError("a retrained parameter is listed twice")
+    return found
+
+
+def _parameter_key(name: str) -> str:
+    # sites end in a role and a suffix, so no site can be spelt like this
+    return f"parameter:{name}"
+
+
+def _factor_key(site: str) -> str:
+    return f"{site}.smoothing"

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX at run time: compiled engines on the device."""

@@ -1,0 +1,63 @@
+"""Which graph does the compiler get? The exported one, or its float16 form with what half cannot hold in float32."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from gacq_deploy.backends.base import Engine, Feeds
+from gacq_deploy.build_trt.float16.convert import to_half
+from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
+from gacq_deploy.graph.files import read_graph
+from gacq_deploy.graph.header import read_graph as read_header
+from gacq_deploy.storage.files import TEMP_PREFIX, Array, write_bytes
+
+OpenGraph = Callable[[Path], AbstractContextManager[Engine]]
+_ROWS = 16
+_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """A graph in float16 around the quantizers, and what that does to its numbers."""
+
+    model: ModelProto
+    report: RangeReport
+
+
+def spread_rows(inputs: Mapping[str, Array], rows: int = _ROWS) -> dict[str, Array]:
+    """Return at most ``rows`` rows, spread evenly over the timesteps."""
+    order = np.argsort(inputs["timestep"], kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(rows, len(order))).round().astype(int))]
+    return {name: value[chosen] for name, value in inputs.items()}
+
+
+def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph) -> Network:
+    """Return the float16 form of a graph.
+
+    Args:
+        source: a float32 graph with or without Q/DQ; its ranges are measured by a graph written beside it, which
+            shares its weights and is removed again.
+        inputs: name -> ``[M, ...]``, states of real trajectories; a few of them measure the ranges.
+        open_graph: opens an ONNX file in a float32 engine.
+
+    Raises:
+        ArtifactError: the graph is missing or damaged.
+        ExportError: it cannot be half.
+        EngineError, ResourceError: measuring its ranges failed.
+    """
+    path = source.with_name(f"{TEMP_PREFIX}{os.getpid()}-ranges.onnx")
+    try:
+        write_bytes(path, with_extremes(read_header(source)).SerializeToString())
+        with open_graph(path) as engine:
+            ranges = measure_ranges(engine, spread_rows(inputs), batch=_BATCH)
+    finally:
+        path.unlink(missing_ok=True)
+    half = to_half(read_graph(source), ranges=ranges)
+    return Network(half.model, range_report(half, ranges))

@@ -1,0 +1,209 @@
+"""Which engine plans does a run directory hold, and is each still what was built, from the graph that is there?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gacq_deploy.backends.trt.library import Device, TrtName
+from gacq_deploy.backends.trt.plan import Expected
+from gacq_deploy.build_trt.coverage import holds
+from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportRecord
+from gacq_deploy.recipe.build import FloatType
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.files import digest_json, verify_file
+from gacq_deploy.storage.sealed import read_sealed, write_sealed
+
+SCHEMA = "gacq-deploy/engine/1"
+MANIFEST, PLAN, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
+FILES = (PLAN, LAYERS, NETWORK, f"{NETWORK}.data")
+LICENCE = (
+    "The plan was made by NVIDIA's library under its own licence; it holds weights of the model and kernels of the "
+    "library. Read both licences before giving it to others."
+)
+_KEY_LENGTH = 16
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DeviceRecord(_Record):
+    """The GPU a plan was tuned on."""
+
+    name: str
+    compute_capability: str
+    driver: int
+
+
+class EngineInputs(_Record):
+    """Everything a plan is made from; its digest is the engine's key."""
+
+    graph: Literal["int8.onnx", "float.onnx"]
+    graph_sha256: str
+    float_type: FloatType
+    library: TrtName
+    version: str
+    options: CompileOptions
+    device: DeviceRecord | None
+
+    @property
+    def key(self) -> str:
+        """Name of the engine's folder."""
+        document = self.model_dump(mode="json")
+        del document["options"]["timing_cache"]  # where timings are kept changes nothing
+        return digest_json(document)[:_KEY_LENGTH]
+
+
+class EngineRecord(_Record):
+    """What ``engines/<key>/manifest.json`` says."""
+
+    schema_: Literal["gacq-deploy/engine/1"] = Field(default="gacq-deploy/engine/1", alias="schema")
+    inputs: EngineInputs
+    files: dict[str, ExportedFile]
+    coverage: dict[str, Any] | None
+    """Of a quantized graph; see ``Coverage.document``."""
+    least_coverage: float = Field(default=0.95, ge=0, le=1)
+    """The gate it was last judged by: share of the planned layers that must be INT8."""
+    half: dict[str, Any] | None = None
+    """Range report of the conversion to float16."""
+    step_policy: dict[str, Any] | None = None
+    """Which sampler steps run in the float engine, if any do."""
+    seconds: float
+    peak_mb: int
+    licence: str = LICENCE
+
+    @property
+    def is_int8(self) -> bool:
+        """Tell whether this is the engine, and not its float twin."""
+        return self.inputs.graph == CANONICAL
+
+    @property
+    def label(self) -> str:
+        """``tensorrt-rtx-1.7.1.116``."""
+        return f"{self.inputs.library}-{self.inputs.version}"
+
+    @property
+    def expected(self) -> Expected:
+        """What the runtime holds library and GPU against, before it deserializes the plan."""
+        options, device = self.inputs.options, self.inputs.device
+        targets = options.compute_capabilities or None
+        if targets is None and device is not None and not options.hw_compat:
+            targets = (device.compute_capability,)
+        return Expected(self.inputs.library, self.inputs.version, targets, options.version_compat)
+
+    def runs_on(self, device: Device | None) -> bool:
+        """Tell whether the plan may run as it is: on a GPU it was built for, with its weights in it."""
+        if device is None or self.inputs.options.strip:
+            return False
+        targets = self.expected.compute_capabilities
+        return targets is None or device.compute_capability in targets
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest with its own digest."""
+        write_sealed(folder / MANIFEST, self.model_dump(mode="json", by_alias=True))
+
+
+def read_engine(folder: Path, hint: str) -> EngineRecord:
+    """Return what an engine's manifest says, every file checked against it.
+
+    Raises:
+        ArtifactError: missing, altered, of another version, or a file is.
+    """
+    body = read_sealed(folder / MANIFEST, what="Engine manifest", hint=hint)
+    if body.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{folder / MANIFEST} is not an engine manifest of this version ({SCHEMA}).", hint
+        )
+    try:
+        record = EngineRecord.model_validate(body)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ArtifactError(
+            f"{folder / MANIFEST} is inconsistent: {place}: {error.errors()[0]['msg']}.", hint
+        ) from None
+    if record.inputs.key != folder.name:
+        raise ArtifactError(f"{folder} holds the engine {record.inputs.key}: it was moved or copied.", hint)
+    for name, entry in record.files.items():
+        if name not in FILES:
+            raise ArtifactError(f"{folder / MANIFEST} names a foreign file '{name}'.", hint)
+        verify_file(folder / name, entry.model_dump(), what="Engine file", hint=hint)
+    return record
+
+
+def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineRecord]]:
+    """Yield folder and record of every engine of a run, the newest first; each is checked as it is reached.
+
+    Raises:
+        ArtifactError: as for :func:`read_engine`.
+    """
+    folders = [path.parent for path in directory.engines.glob(f"*/{MANIFEST}")]
+    for folder in sorted(folders, key=lambda f: ((f / MANIFEST).stat().st_mtime_ns, f.name), reverse=True):
+        yield (
+            folder,
+            read_engine(folder, f"Delete {folder}, then run `gacq-deploy build-trt {directory.root}`."),
+        )
+
+
+def make_newest(directory: RunDirectory, folder: Path) -> None:
+    """Let ``folder`` be the engine that :func:`find_engine` returns: the one that was asked for last."""
+    manifests = directory.engines.glob(f"*/{MANIFEST}")
+    if max(manifests, key=lambda path: path.stat().st_mtime_ns).parent != folder:
+        (folder / MANIFEST).touch()
+
+
+def find_engine(
+    directory: RunDirectory,
+    export: ExportRecord,
+    library: TrtName,
+    *,
+    graph: str = CANONICAL,
+) -> tuple[Path, EngineRecord]:
+    """Return the newest engine of ``library`` that was built from the graphs that are there now.
+
+    One that failed its own coverage gate is returned only if there is no other: the gate then speaks.
+
+    Args:
+        directory: the run.
+        export: its checked export record.
+        library: `tensorrt` or `tensorrt-rtx`.
+        graph: ``int8.onnx``, or ``float.onnx`` for the twin.
+
+    Raises:
+        ArtifactError: none was built, all are stale, or the newest is damaged.
+    """
+    twin = " --fp16-twin" if graph == FLOAT else ""
+    hint = f"Run `gacq-deploy build-trt {directory.root} --backend {library}{twin}`."
+    stale, below = 0, None
+    for folder, record in engines_of(directory):
+        if record.inputs.library != library or record.inputs.graph != graph:
+            continue
+        if is_stale(record, export):
+            stale += 1
+        elif record.coverage is not None and not holds(record.coverage, record.least_coverage):
+            below = below or (folder, record)
+        else:
+            return folder, record
+    if below is not None:
+        return below
+    if stale:
+        raise ArtifactError(
+            f"The {stale} {library} engines in {directory.engines} are stale: {graph} changed since.", hint
+        )
+    raise ArtifactError(f"{directory.root} holds no {library} engine of {graph}.", hint)
+
+
+def is_stale(record: EngineRecord, export: ExportRecord) -> bool:
+    """Tell whether an engine was built from another graph than the exported one."""
+    return record.inputs.graph_sha256 != graph_digest(export, record.inputs.graph)
+
+
+def graph_digest(export: ExportRecord, graph: str) -> str:
+    """Return one digest of a graph and its weight file."""
+    names = sorted(n for n in (graph, f"{graph}.data") if n in export.files)
+    return digest_json({name: export.files[name].sha256 for name in names})

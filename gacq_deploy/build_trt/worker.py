@@ -1,0 +1,248 @@
+"""The builder, in a process of its own: it may crash, hang or run out of memory without taking anyone along.
+
+``python -m gacq_deploy.build_trt.worker JOB.json``: the job names graph, folder and options. Progress goes to stdout
+as JSON lines; the builder's log, the plan and ``result.json`` go to the folder. The first logger a process
+registers is the only one TensorRT ever uses, so one process builds one plan.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from gacq_deploy.backends.trt.library import TrtLibrary, has_device, load_trt
+from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.errors import BackendUnavailable
+
+PLAN, LOG, RESULT, INSPECTION = "engine.plan", "builder.log", "result.json", "inspection.json"
+DISK_FULL = 73
+"""Exit code of a worker that could not write: on a full disk a file cannot say so."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PR_SET_PDEATHSIG = 1
+_FLAGS = {"refit": "REFIT", "strip": "STRIP_PLAN", "version_compat": "VERSION_COMPATIBLE"}
+_SECONDS_BETWEEN_REPORTS = 0.2
+
+
+class BuildFailure(Exception):
+    """The library refused; ``kind`` is `parse`, `option` or `build`."""
+
+    def __init__(self, kind: str, message: str, problems: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.problems = problems or []
+
+
+def main(job: Path) -> int:
+    """Build what the job says; 0 when ``result.json`` tells the outcome, whatever it is."""
+    # a builder nobody waits for must not go on
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    document = json.loads(job.read_text(encoding="utf-8"))
+    folder = Path(document["folder"])
+    options = CompileOptions.model_validate(document["options"])
+    try:
+        library = load_trt(options.backend)
+    except BackendUnavailable as error:
+        outcome: dict[str, Any] = {"status": "unavailable", "message": error.message, "hint": error.hint}
+    else:
+        outcome = {"library": library.name, "version": library.version, "targets": list(_targets(library))}
+        outcome |= {"status": "built"} if document["graph"] is None else _outcome(library, options, document)
+    (folder / RESULT).write_text(json.dumps(outcome), encoding="utf-8")
+    return 0
+
+
+def _outcome(library: TrtLibrary, options: CompileOptions, job: dict[str, Any]) -> dict[str, Any]:
+    with (Path(job["folder"]) / LOG).open("w", encoding="utf-8") as log:
+        try:
+            return {"status": "built", **_build(library, options, job, log)}
+        except BuildFailure as failure:
+            return {"status": failure.kind, "message": str(failure), "problems": failure.problems}
+
+
+def run(job: Path) -> int:
+    """Do the job and return the exit code."""
+    try:
+        return main(job)
+    except OSError as error:
+        if error.errno in _FULL:
+            os._exit(DISK_FULL)  # an orderly end would flush files once more, and fail
+        raise
+
+
+def _build(library: TrtLibrary, options: CompileOptions, job: dict[str, Any], log: TextIO) -> dict[str, Any]:
+    trt = library.module
+    logger = _logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(library.network_flags)
+    parser = trt.OnnxParser(network, logger)
+    began = time.monotonic()
+    # by path: bytes would look for external data in the working directory
+    if not parser.parse_from_file(job["graph"]):
+        raise BuildFailure("parse", "The parser refused the graph.", _problems(parser))
+    _decompose_attention(trt, network)
+    parsed = time.monotonic()
+    if job.get("parse_only"):
+        return {"parse_s": parsed - began, "layers": network.num_layers}
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _configure(library, config, options)
+    for profile in options.profiles:
+        config.add_optimization_profile(_profile(builder, profile))
+    cache = _timing_cache(config, options)
+    monitor = _monitor(trt)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildFailure("build", "The builder gave no plan.")
+    folder = Path(job["folder"])
+    with (folder / PLAN).open("wb") as file:
+        file.write(memoryview(plan))
+    if cache is not None:
+        whole = folder / "timing.cache"
+        whole.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        whole.replace(str(options.timing_cache))  # never half a file, which would spoil every later build
+    result = {"parse_s": parsed - began, "build_s": time.monotonic() - parsed, "layers": network.num_layers}
+    if has_device():
+        result |= _inspect(trt, logger, plan, folder)
+    return result
+
+
+def _logger(trt: Any, log: TextIO) -> Any:
+    class FileLogger(trt.ILogger):  # type: ignore[misc] # a class of an untyped library
+        """Writes every message as it comes: after a crash the last line is all there is."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            log.write(f"{str(severity).rpartition('.')[2]}\t{text}\n")
+            log.flush()
+
+    return FileLogger()
+
+
+def _monitor(trt: Any) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # as above
+        """Tells the parent which phase runs; steps come by the thousand and are thinned out."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._last = 0.0
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self._steps[name] = steps
+            self._say(name, 0, force=parent is None)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            self._say(name, step + 1)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            self._say(name, self._steps.get(name, 0))
+
+        def _say(self, name: str, step: int, *, force: bool = False) -> None:
+            now = time.monotonic()
+            if force or now - self._last > _SECONDS_BETWEEN_REPORTS:
+                self._last = now
+                _report({"phase": name, "step": step, "of": self._steps.get(name, 0)})
+
+    return Monitor()
+
+
+def _report(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def _problems(parser: Any) -> list[dict[str, str]]:
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    return [{"text": e.desc(), "node": e.node_name(), "operator": e.node_operator()} for e in errors]
+
+
+def _decompose_attention(trt: Any, network: Any) -> None:
+    """Let the builder take ONNX's Attention apart where it has no fused kernel for it."""
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    for i in range(network.num_layers if kind is not None else 0):
+        layer = network.get_layer(i)
+        if layer.type == kind:
+            # the bindings hand out the base class; its attributes are the subclass's
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+
+
+def _configure(library: TrtLibrary, config: Any, options: CompileOptions) -> None:
+    trt = library.module
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.opt_level is not None:
+        config.builder_optimization_level = options.opt_level
+    for field, flag in _FLAGS.items():
+        if getattr(options, field):
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    if options.hw_compat:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.compute_capabilities:
+        _target(library, config, options.compute_capabilities)
+
+
+def _targets(library: TrtLibrary) -> tuple[str, ...]:
+    """Return the compute capabilities it can be told to build for; none where it builds for the GPU it runs on."""
+    known = getattr(library.module, "ComputeCapability", None)
+    numbers = sorted(int(name[2:]) for name in dir(known) if name.startswith("SM"))
+    return tuple(f"{number // 10}.{number % 10}" for number in numbers)
+
+
+def _target(library: TrtLibrary, config: Any, capabilities: tuple[str, ...]) -> None:
+    trt, known = library.module, _targets(library)
+    if not hasattr(config, "num_compute_capabilities") or not hasattr(config, "set_compute_capability"):
+        raise BuildFailure("option", "It builds for the GPU it runs on and takes no compute capability.")
+    config.num_compute_capabilities = len(capabilities)
+    for index, text in enumerate(capabilities):
+        name = "SM" + text.replace(".", "")
+        if text not in known or not config.set_compute_capability(
+            getattr(trt.ComputeCapability, name), index
+        ):
+            raise BuildFailure(
+                "option", f"There is no target {text}; there are {', '.join(known) or 'none'}."
+            )
+
+
+def _profile(builder: Any, ranges: dict[str, Any]) -> Any:
+    profile = builder.create_optimization_profile()
+    for name, shapes in ranges.items():
+        try:
+            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        except (RuntimeError, ValueError) as error:
+            raise BuildFailure("option", f"Input '{name}' takes no shapes {shapes}: {error}.") from error
+    return profile
+
+
+def _timing_cache(config: Any, options: CompileOptions) -> Any:
+    if options.timing_cache is None:
+        return None
+    path = Path(options.timing_cache)
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def _inspect(trt: Any, logger: Any, plan: Any, folder: Path) -> dict[str, Any]:
+    """With a device the engine itself tells its layers; without one only the builder's log does."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return {"inspected": False}
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    (folder / INSPECTION).write_text(text, encoding="utf-8")
+    return {"inspected": True, "device_memory": int(getattr(engine, "device_memory_size_v2", 0))}
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""What a calibration costs: memory, disk and time, before it starts."""

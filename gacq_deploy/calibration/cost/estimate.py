@@ -1,0 +1,112 @@
+"""What would calibration do, and what would it cost? Answered before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gacq_deploy.calibration.cost.duration import estimate_seconds
+from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, memory_bytes
+from gacq_deploy.calibration.limits import too_large_to_learn
+from gacq_deploy.calibration.stage import check_blocks, check_steps, make_plan
+from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
+from gacq_deploy.models.trajectories.drawn import validation_trajectories
+from gacq_deploy.processes.threads import limited_threads
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.spec import PlannedSite
+
+
+@dataclass(frozen=True)
+class CalibrationEstimate:
+    """The plan with its costs: seconds on this machine, megabytes of memory and disk."""
+
+    family: str
+    parameters: int
+    sites: tuple[dict[str, object], ...]
+    quantized_modules: int
+    float_modules: int
+    unused_modules: tuple[str, ...]
+    """Layers that run although nothing uses their result: they stay float."""
+    blocks: tuple[str, ...]
+    samples: int
+    validation_samples: int
+    weights: str
+    """Mode of the sample weights, and the stages that learn or take them."""
+    polish: str
+    """Steps of the polish, and what it trains."""
+    seconds: float
+    memory_mb: float
+    """Largest resident memory."""
+    mapped_mb: float
+    """What of it are weights mapped from their files, which the kernel may drop and read again."""
+    disk_mb: float
+    export_mb: float
+    """Largest resident memory of the export that follows."""
+
+
+def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
+    """Load and trace the model, resolve the rules, time one forward pass; write nothing.
+
+    Raises:
+        GacqError: whatever :func:`gacq_deploy.calibration.stage.calibrate` would raise before its first sample.
+    """
+    with limited_threads(recipe.calibration.threads):
+        return _estimate(recipe)
+
+
+def _estimate(recipe: Recipe) -> CalibrationEstimate:
+    denoiser, branches = record_denoiser(find_model(recipe), recipe)
+    graph = trace_model(denoiser)
+    plan = make_plan(recipe, graph)
+    check_blocks(plan, denoiser.module)
+    check_steps(recipe, denoiser)
+    kept = len(range(0, recipe.samples.steps, recipe.samples.keep_every))
+    held = int(validation_trajectories(recipe.samples).sum()) * kept * branches
+    total = recipe.samples.trajectories * kept * branches
+    layers = {s.module for s in graph.sites}
+    too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
+    counts = Counts(recipe, denoiser, graph, plan, branches, total - held, held, frozenset(too_large))
+    return CalibrationEstimate(
+        family=denoiser.family.name,
+        parameters=sum(p.numel() for p in denoiser.module.parameters()),
+        sites=tuple(_describe(e) for e in plan),
+        quantized_modules=len(plan.modules),
+        float_modules=len(layers) - len(plan.modules),
+        unused_modules=tuple(sorted(graph.unused)),
+        blocks=tuple(b.name for b in graph.blocks if any(plan.get(s) for s in b.sites)),
+        samples=total - held,
+        validation_samples=held,
+        weights=_weights(counts),
+        polish=_polish(recipe),
+        seconds=estimate_seconds(counts),
+        memory_mb=memory_bytes(counts) / 2**20,
+        mapped_mb=counts.stored_bytes / 2**20,
+        disk_mb=disk_bytes(counts) / 2**20,
+        export_mb=export_bytes(counts) / 2**20,
+    )
+
+
+def _weights(counts: Counts) -> str:
+    section = counts.recipe.calibration.weighting
+    if section.mode == "uniform" or not section.stages:
+        return "uniform"
+    said = f"{section.mode}, in {' and '.join(section.stages)}"
+    lost = [stage for stage in section.stages if stage in counts.too_large and counts.is_learning(stage)]
+    return f"{said}; too large to be learned in the {lost[0]}: relative" if lost else said
+
+
+def _polish(recipe: Recipe) -> str:
+    section = recipe.calibration.polish
+    if section.steps == 0:
+        return "none"
+    return f"{section.steps} steps, {', '.join(section.parameters)}".replace("_", " ")
+
+
+def _describe(entry: PlannedSite) -> dict[str, object]:
+    return {
+        "site": str(entry.site),
+        "bits": entry.spec.bits,
+        **({} if entry.spec.block is None else {"block": entry.spec.block}),
+        "range": entry.range_method,
+        "tie": entry.tie,
+    }

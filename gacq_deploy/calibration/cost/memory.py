@@ -1,0 +1,167 @@
+"""How much memory and disk does one calibration take, and the export after it? Counted from recipe and graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from gacq_deploy.calibration.limits import needs_checkpoints, quantized_weights, weight_graph_bytes
+from gacq_deploy.calibration.replay import (
+    block_bytes,
+    cache_bytes,
+    checkpointed_bytes,
+    chunk_size,
+    first_order_bytes,
+    graph_chunk_size,
+    second_order_bytes,
+)
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.structure.graph import Block, ModelGraph
+from gacq_deploy.recipe.calibration import WeightedStage
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.spec import QuantPlan
+
+_BASE = 600 * 2**20
+"""torch, diffusers and transformers once imported."""
+_ROUNDING = 100
+"""Bytes that a weight of the block being learned takes: rounding, its graph, Adam; measured on SD 1.5."""
+_SEARCH = 40
+"""Bytes that a weight takes while its layer's scale is found."""
+_EXPORT_COPIES = 3.75
+"""Largest memory of an export in copies of the float32 model, of which one is mapped; measured on SD 1.5."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One calibration in numbers: ``branches`` rows an image, ``training`` rows learned from, ``held`` rows held out.
+
+    ``too_large`` are the stages whose weights are not learned after all.
+    """
+
+    recipe: Recipe
+    denoiser: Denoiser
+    graph: ModelGraph
+    plan: QuantPlan
+    branches: int
+    training: int
+    held: int
+    too_large: frozenset[WeightedStage] = frozenset()
+
+    @property
+    def rows(self) -> int:
+        """All samples."""
+        return self.training + self.held
+
+    @property
+    def chunk(self) -> int:
+        """Rows that run together in a pass over the samples."""
+        return min(self.rows, chunk_size(self.graph, self.recipe.calibration.memory_mb))
+
+    @property
+    def probe_rows(self) -> int:
+        """States that the probe answers."""
+        return self.recipe.parity.probe.trajectories * self.recipe.samples.steps * self.branches
+
+    @property
+    def is_polished(self) -> bool:
+        """Whether there is a polish."""
+        return self.recipe.calibration.polish.steps > 0
+
+    @cached_property
+    def is_checkpointed(self) -> bool:
+        """Whether the polish runs block by block."""
+        return needs_checkpoints(self.denoiser, self.graph, self.plan, self.recipe.calibration.memory_mb)
+
+    def is_learning(self, stage: WeightedStage) -> bool:
+        """Whether the recipe asks for learned weights in a stage."""
+        section = self.recipe.calibration.weighting
+        return section.mode not in ("uniform", "relative") and stage in section.stages
+
+    def learns(self, stage: WeightedStage) -> bool:
+        """Whether a stage learns its weights."""
+        return self.is_learning(stage) and stage not in self.too_large
+
+    @cached_property
+    def weights(self) -> int:
+        """All parameters."""
+        return sum(p.numel() for p in self.denoiser.module.parameters())
+
+    @cached_property
+    def quantized(self) -> int:
+        """Weights of the planned layers."""
+        return quantized_weights(self.denoiser, self.plan)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The float model as calibration holds it: half-precision weights as they are stored."""
+        return sum(p.numel() * p.element_size() for p in self.denoiser.module.parameters())
+
+    @property
+    def row_bytes(self) -> int:
+        """One sample: state and answer, and what steers it."""
+        steering = sum(int(torch.Size(a.shape).numel()) for a in self.denoiser.call.arguments)
+        return 4 * (2 * int(torch.Size(self.denoiser.record.sample_shape).numel()) + steering)
+
+
+def memory_bytes(counts: Counts) -> float:
+    """Return the largest resident memory of a calibration, mapped weights included."""
+    settings, graph = counts.recipe.calibration, counts.graph
+    blocks = [_block_weights(counts, block) for block in graph.blocks]
+    learned = max(
+        _ROUNDING * max(blocks), max(counts.chunk, settings.reconstruction.batch) * block_bytes(graph)
+    ) + min(_ROUNDING * max(blocks), settings.reconstruction.batch * block_bytes(graph))
+    stages = [learned, _SEARCH * _largest_layer(counts), _saving_bytes(counts)]
+    if counts.is_polished:
+        stages.append(_polish_bytes(counts, max(blocks)))
+    return _BASE + counts.stored_bytes + counts.quantized + max(stages) + 2 * counts.rows * counts.row_bytes
+
+
+def disk_bytes(counts: Counts) -> float:
+    """Return the largest size of the run directory: samples, cache and journal, or journal and artifact."""
+    samples = (counts.rows + counts.probe_rows) * counts.row_bytes
+    made = counts.quantized + _recorded_bytes(counts) + 3 * counts.probe_rows * counts.row_bytes
+    return samples + counts.quantized + max(cache_bytes(counts.graph, counts.rows), made)
+
+
+def export_bytes(counts: Counts) -> float:
+    """Return the largest resident memory of the export, mapped weights included."""
+    return _BASE + _EXPORT_COPIES * 4 * counts.weights
+
+
+def _polish_bytes(counts: Counts, largest_block: int) -> float:
+    settings, graph = counts.recipe.calibration, counts.graph
+    batch = min(settings.polish.batch, counts.training)
+    fitting = graph_chunk_size(graph, settings.memory_mb, by_block=counts.is_checkpointed)
+    if counts.is_checkpointed:
+        return min(batch, fitting) * checkpointed_bytes(graph) + 2 * 4 * largest_block
+    held = weight_graph_bytes(counts.denoiser, counts.plan)
+    rows = max(min(batch, fitting) * first_order_bytes(graph), 0)
+    if counts.learns("polish"):
+        # a meta iteration's batch, and how the gradients of one chunk lie
+        rows = max(rows, max(settings.weighting.batch, min(fitting, counts.rows)) * second_order_bytes(graph))
+    return held + rows
+
+
+def _saving_bytes(counts: Counts) -> float:
+    """Return what writing and reading back the artifact holds beside the model: codes and probe, twice."""
+    return 2 * (counts.quantized + _recorded_bytes(counts))
+
+
+def _recorded_bytes(counts: Counts) -> float:
+    """Return the size of the tensors that the probe records: all blocks' inputs and outputs in two modes."""
+    return counts.recipe.parity.probe.local_samples * 2 * counts.graph.bytes_of_all_blocks
+
+
+def _block_weights(counts: Counts, block: Block) -> int:
+    names = {s.module for s in block.sites if s.role == "weight" and counts.plan.get(s)}
+    return sum(_layer_weights(counts, name) for name in names)
+
+
+def _largest_layer(counts: Counts) -> int:
+    return max(_layer_weights(counts, name) for name in counts.plan.modules)
+
+
+def _layer_weights(counts: Counts, name: str) -> int:
+    return counts.denoiser.module.get_submodule(name).get_parameter("weight").numel()

@@ -1,0 +1,122 @@
+"""Is what lies in the run directory still good? Whose run it is, which samples and which finished work count."""
+
+from __future__ import annotations
+
+import shutil
+
+import diffusers
+import torch
+
+from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
+from gacq_deploy.errors import ArtifactError, RecipeError
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.progress import Reporter
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.files import digest_json
+
+ALGORITHM = 2
+"""Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
+_RELEARNED = ("calibration.weighting", "calibration.polish", "calibration.objective")
+"""Parts of the recipe that finished work takes note of by itself, step by step."""
+
+
+def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:
+    """Return the digest of everything that calibration's numbers depend on; a finished artifact counts under it."""
+    return digest_json(
+        {
+            **_made_with(denoiser, samples_sha256, weights),
+            "recipe": recipe.calibration_digest,
+            "probe": recipe.parity.probe.model_dump(mode="json"),
+        }
+    )
+
+
+def blocks_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:
+    """Return the digest of what ranges and blocks depend on; finished blocks count under it, whatever the polish."""
+    document = recipe.document()
+    calibration = {k: v for k, v in document["calibration"].items() if k not in ("polish", "weighting")}
+    weighting = document["calibration"]["weighting"]
+    stages = weighting.pop("stages")
+    del weighting["polish_iterations"]
+    used: dict[str, object] = {"groups": weighting["groups"]}
+    if "ranges" in stages:
+        used["ranges"] = weighting["tilt"]
+    if "reconstruction" in stages:
+        fixed = weighting["mode"] == "uniform"
+        used |= {"mode": "uniform", "tilt": weighting["tilt"]} if fixed else weighting
+    if used.get("mode", "uniform") == "uniform":
+        del calibration["objective"]
+    return digest_json(
+        {
+            **_made_with(denoiser, samples_sha256, weights),
+            **{k: document[k] for k in ("model", "samples", "quantization")},
+            "calibration": calibration,
+            "weighting": used,
+        }
+    )
+
+
+def _made_with(denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> dict[str, object]:
+    return {
+        "weights_sha256": denoiser.record.weights_sha256,
+        "samples_sha256": samples_sha256,
+        "given_weights": None if weights is None else weights.name,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "algorithm": ALGORITHM,
+        **({"loras": [lora.sha256 for lora in loras]} if (loras := denoiser.record.loras) else {}),
+    }
+
+
+def finished_artifact(directory: RunDirectory, key: str, report: Reporter) -> CalibrationArtifact | None:
+    """Return the artifact if it is whole and of this key; a damaged one is made again from the finished blocks."""
+    if not directory.artifact.is_dir():
+        return None
+    try:
+        artifact = load_artifact(directory.artifact)
+    except ArtifactError as error:
+        report.note(f"the artifact is not usable and is made again: {error.message}")
+        return None
+    return artifact if artifact.build.get("work_key") == key else None
+
+
+def forget_run(directory: RunDirectory) -> None:
+    """Start over: finished steps, the samples' record and the recipe go; the artifact stays until it is replaced."""
+    shutil.rmtree(directory.work, ignore_errors=True)
+    directory.samples_record_path.unlink(missing_ok=True)
+    directory.recipe_path.unlink(missing_ok=True)
+
+
+def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
+    """Refuse a directory that holds a run of another recipe.
+
+    Weighting, polish and objective may change: what does not depend on them is kept, the rest is learned again.
+
+    Raises:
+        RecipeError: naming the keys of the calibration sections that differ.
+    """
+    if not directory.recipe_path.is_file():
+        return
+    old = directory.load_recipe()
+    if old.calibration_digest != recipe.calibration_digest:
+        changed = _differences(old.document(), recipe.document())
+        relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
+        if all(c.startswith(_RELEARNED) for c in relevant):
+            return
+        raise RecipeError(
+            f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
+            "Choose another directory with -o, or start over with --fresh.",
+        )
+
+
+def _differences(old: object, new: object, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [
+            d
+            for k in keys
+            for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))
+        ]
+    return [] if old == new else [prefix]

@@ -1,0 +1,350 @@
+"""The calibration stage: samples, smoothing, ranges, blocks, polish, probe, artifact. A finished step is kept."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from gacq_deploy import __version__
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
+from gacq_deploy.artifact.diagnostics import Diagnostics
+from gacq_deploy.artifact.smoothing import InputSmoothing
+from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
+from gacq_deploy.calibration.checkpoint import Journal, scalar
+from gacq_deploy.calibration.limits import too_large_to_learn
+from gacq_deploy.calibration.output_error import sqnr_by_step
+from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
+from gacq_deploy.calibration.probe import record_probe
+from gacq_deploy.calibration.replay import full_pass
+from gacq_deploy.calibration.resume import (
+    blocks_key,
+    check_same_recipe,
+    finished_artifact,
+    forget_run,
+    work_key,
+)
+from gacq_deploy.calibration.session import Session
+from gacq_deploy.calibration.smoothing import ensure_smoothing, smoothing_groups
+from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
+from gacq_deploy.calibration.weighting.weighting import Split, Weighting
+from gacq_deploy.errors import CalibrationError, RecipeError
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.lora import text_parts
+from gacq_deploy.models.structure.graph import ModelGraph, trace_model
+from gacq_deploy.models.trajectories.collect import find_model, open_trajectories
+from gacq_deploy.processes.group import ALONE, Group
+from gacq_deploy.processes.threads import limited_threads
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.quant.layers import QuantizedLayer
+from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
+from gacq_deploy.quant.smoothing import Smoothing
+from gacq_deploy.quant.trainable import retrained_norms
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.plan import resolve_plan
+from gacq_deploy.recipe.quantization import BLOCKS
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples.calibration_set import load_samples
+from gacq_deploy.sampling.loop import model_sampler
+from gacq_deploy.spec import QuantPlan, Site, TensorParams
+from gacq_deploy.storage.files import digest_array, lock_directory
+
+
+def calibrate(
+    recipe: Recipe,
+    directory: RunDirectory,
+    *,
+    fresh: bool = False,
+    weights: SampleWeights | None = None,
+    report: Reporter = SILENT,
+    group: Group = ALONE,
+) -> CalibrationArtifact:
+    """Learn sample weights, rounding, scales and biases; resume what is unfinished, return at once what is finished.
+
+    Args:
+        recipe: sections model, samples, quantization and calibration decide the result, bit for bit.
+        directory: receives ``recipe.yaml``, ``samples.safetensors``, ``work/`` and ``artifact/``.
+        fresh: forget finished steps and the samples first.
+        weights: one weight per training sample and stage, instead of those the recipe's mode learns.
+        report: progress.
+        group: processes that collect samples together; this is the first of them, and the others are to call
+            :func:`gacq_deploy.models.trajectories.worker.help_calibrate`.
+
+    Raises:
+        RecipeError: the directory holds another recipe's run, or a rule does not fit the model.
+        ModelError: the model is not whole or not supported (before anything is loaded or written).
+        CalibrationError: a value is not finite; finished blocks are kept.
+        ArtifactError: a finished step was altered.
+        ResourceError: the disk is full, or another process uses the directory.
+    """
+    source = find_model(recipe)
+    for name in text_parts(recipe.model.loras, source.pipeline_class):
+        report.note(
+            f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
+        )
+    with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
+        if fresh:
+            forget_run(directory)
+        check_same_recipe(recipe, directory)
+        trajectories = open_trajectories(source, recipe, directory, group)
+        denoiser = trajectories.denoiser
+        graph = trace_model(denoiser)
+        plan = make_plan(recipe, graph, report)
+        check_blocks(plan, denoiser.module)
+        check_steps(recipe, denoiser)
+        recipe.save(directory.recipe_path)
+        samples_sha256 = trajectories.ensure_samples(report)
+        group.tell(None)
+        group.close()
+        key = work_key(recipe, denoiser, samples_sha256, weights)
+        finished = None if fresh else finished_artifact(directory, key, report)
+        if finished is not None:
+            report.note("calibration is already done")
+            return finished
+        samples = load_samples(directory.samples_path, sha256=samples_sha256)
+        split = Split(samples, recipe.calibration.weighting.groups)
+        if len(split.training) == 0:
+            raise CalibrationError(
+                "All trajectories are held out for validation.", "Raise samples.trajectories."
+            )
+        too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
+        weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps, weights, too_large)
+        session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)
+        blocks = Journal(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
+        artifact = _learn(session, blocks, Journal(directory.work / "polish", key), samples_sha256)
+        artifact.save(directory.artifact)
+        return load_artifact(directory.artifact)
+
+
+def make_plan(recipe: Recipe, graph: ModelGraph, report: Reporter = SILENT) -> QuantPlan:
+    """Resolve the recipe's rules against the model; sites that read one tensor always share a scale.
+
+    Layers whose result nothing uses stay float, with a note: exported graphs do not hold them.
+
+    Raises:
+        RecipeError: see :func:`~gacq_deploy.recipe.plan.resolve_plan`; every layer is left float, or one that runs
+            twice in a step or lies in no block is not; smoothing chooses no layers, or not all that share a quantizer.
+    """
+    ties = (
+        dict(graph.ties)
+        if recipe.quantization.tie_concat
+        else {s: str(f) for s, f in graph.shared_tensor.items()}
+    )
+    plan = resolve_plan(recipe, graph.sites, ties)
+    if unused := [name for name in plan.modules if name in graph.unused]:
+        plan = QuantPlan(tuple(e for e in plan if e.site.module not in graph.unused))
+        said = (
+            "1 layer runs, but nothing uses its"
+            if len(unused) == 1
+            else f"{len(unused)} layers run, but nothing uses their"
+        )
+        report.note(f"{said} result: left float: {_some(unused)}")
+    if not plan.modules:
+        if unused:
+            raise RecipeError(
+                f"The rules quantize only layers whose result nothing uses: {_some(unused)}.",
+                "Give at least one other rule `bits`.",
+            )
+        raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
+    if twice := sorted(graph.repeated.intersection(plan.modules)):
+        raise RecipeError(
+            f"Layer '{twice[0]}' is called twice in one step, on different tensors: one scale cannot suit both.",
+            f"Leave it float: add {{match: '{twice[0]}', ignore: true}} to quantization.rules.",
+        )
+    if loose := [name for name in graph.uncut if name in plan.modules]:
+        raise RecipeError(
+            f"Layer '{loose[0]}' cannot be quantized: it lies in no block, for {graph.uncut[loose[0]]}.",
+            f"Leave it float: add {{match: '{loose[0]}', ignore: true}} to quantization.rules.",
+        )
+    if recipe.quantization.smoothing is not None:
+        smoothing_groups(recipe.quantization.smoothing, plan, graph)
+    return plan
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
+    """Refuse weights that cannot be stored in the blocks planned, before anything runs.
+
+    Raises:
+        RecipeError: naming the layers whose input features are no multiple of the block, or are one block.
+    """
+    blocks = {e.site.module: e.spec.block for e in plan.of_role("weight") if e.spec.block is not None}
+    widths = {name: module.get_submodule(name).get_parameter("weight").shape[1] for name in blocks}
+    wrong = [name for name, block in blocks.items() if widths[name] % block or widths[name] < 2 * block]
+    if not wrong:
+        return
+    name = wrong[0]
+    fitting = [b for b in BLOCKS if not any(widths[n] % b or widths[n] < 2 * b for n in wrong)]
+    raise RecipeError(
+        f"{len(wrong)} of {len(blocks)} layers with INT4 weights do not fit their block: layer '{name}' has "
+        f"{widths[name]} input features, and {blocks[name]} must divide that in two or more. The layers: "
+        f"{_some(wrong)}.",
+        f"Give them block: {fitting[-1]} in a later rule, or leave them float (ignore: true)."
+        if fitting
+        else "Leave them float (ignore: true), or give those that it divides a smaller block, in a later rule.",
+    )
+
+
+def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
+    """Refuse sampler steps that the model's schedule does not have, before anything runs.
+
+    Raises:
+        UsageError: more steps than the model was trained with.
+        ModelError: no sampler can follow the model's schedule.
+    """
+    for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
+        model_sampler(denoiser.record, steps)
+
+
+def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: str) -> CalibrationArtifact:
+    started, cpu = time.time(), time.process_time()
+    blocks.folder.mkdir(exist_ok=True)
+    polish.folder.mkdir(exist_ok=True)
+    module = session.denoiser.module
+    sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
+    smoothing = ensure_smoothing(session, blocks)
+    scales = _ensure_ranges(session, blocks, smoothing)
+    layers = insert_quantizers(module, session.plan, scales, smoothing)
+    errors = _Errors(session)
+    errors.measure("nearest")
+    learned = ensure_blocks(session, blocks, layers, blocks.folder)
+    errors.measure("reconstruction")
+    polished = ensure_polish(session, polish, layers)
+    if polished is not None:
+        errors.measure("polish")
+    probe = record_probe(
+        session.trajectories,
+        session.graph,
+        session.recipe.parity.probe,
+        session.chunk,
+        session.report,
+    )
+    document = session.recipe.document()
+    return CalibrationArtifact(
+        model=session.denoiser.record,
+        plan=session.plan,
+        params=_collect_params(session.plan, layers),
+        weight_digests={
+            str(e.site): sources[f"{e.site.module}.weight"] for e in session.plan.of_role("weight")
+        },
+        recipe={k: document[k] for k in ("model", "samples", "quantization", "calibration")},
+        samples_sha256=samples_sha256,
+        history=learned.history,
+        probe=probe,
+        build={
+            "work_key": polish.key,
+            "started_unix": round(started),
+            "wall_s": round(time.time() - started, 1),
+            "cpu_s": round(time.process_time() - cpu, 1),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "gacq_deploy": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        parameters=_retrained(module, polished, sources),
+        smoothing={Site(name, "input"): _recorded(how) for name, how in smoothing.items()},
+        polish=None if polished is None else polished.record,
+        diagnostics=_diagnostics(session, learned, polished, errors),
+    )
+
+
+class _Errors:
+    """The output error of the model as it stands, measured after each stage on the same rows."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.timesteps = np.zeros(0, np.int64)
+        self.sqnr_db: dict[str, NDArray[np.float32]] = {}
+
+    def measure(self, stage: str) -> None:
+        """Measure under the name of what was done last."""
+        session = self._session
+        self.timesteps, self.sqnr_db[stage] = sqnr_by_step(
+            session.denoiser, session.split.samples, session.split.measured, session.chunk
+        )
+
+
+def _recorded(smoothing: Smoothing) -> InputSmoothing:
+    return InputSmoothing(smoothing.factor.numpy(), smoothing.alpha, smoothing.norm)
+
+
+def _retrained(
+    module: nn.Module, polished: PolishOutcome | None, sources: Mapping[str, str]
+) -> dict[str, RetrainedParameter]:
+    """Return what differs from the float model: a layer that never runs has no constant to replace in the graph."""
+    learned = {
+        f"{name}.{kind}": value.detach().numpy()
+        for name, norm in retrained_norms(module).items()
+        for kind, value in norm.affine.items()
+    }
+    learned |= {} if polished is None else {k: v.numpy() for k, v in polished.parameters.items()}
+    changed = {name: value for name, value in learned.items() if digest_array(value) != sources[name]}
+    return {name: RetrainedParameter(value, sources[name]) for name, value in changed.items()}
+
+
+def _diagnostics(
+    session: Session, blocks: BlocksOutcome, polished: PolishOutcome | None, errors: _Errors
+) -> Diagnostics:
+    split = session.split
+    return Diagnostics(
+        timesteps=split.training_timesteps,
+        trajectory=split.samples.trajectory[split.training],
+        groups=split.buckets[split.training],
+        stages=(*blocks.stages, *(() if polished is None else (polished.stage,))),
+        error_timesteps=errors.timesteps,
+        error_sqnr_db=errors.sqnr_db,
+    )
+
+
+def _ensure_ranges(
+    session: Session, journal: Journal, smoothing: Mapping[str, Smoothing]
+) -> dict[str, float]:
+    done = journal.get("ranges")
+    if done is None:
+        samples = session.split.samples.rows(session.split.training)
+        weights = torch.from_numpy(session.weighting.prior("ranges"))
+        if any(e.site.role != "weight" for e in session.plan):
+            session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
+        running = weights
+
+        def run() -> Iterator[None]:
+            nonlocal running
+            for rows in samples.chunks(session.chunk):
+                running = weights[rows]
+                for _ in full_pass(session.denoiser, samples.rows(rows), session.chunk):
+                    session.report.advance()
+                    yield
+
+        module, plan = session.denoiser.module, session.plan
+        scales = estimate_activation_scales(module, plan, run, lambda: running, smoothing)
+        journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
+        done = journal.get("ranges")
+        assert done is not None
+    return {tie: float(value) for tie, value in done.items()}
+
+
+def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[Site, TensorParams]:
+    params: dict[Site, TensorParams] = {}
+    for entry in plan:
+        layer = layers.get(entry.site.module)
+        if layer is None:
+            raise RecipeError(
+                f"Site '{entry.site}' is planned but its module's weight is float.",
+                "Quantize both or neither.",
+            )
+        if entry.site.role == "weight":
+            params[entry.site] = TensorParams(layer.weight_scale.numpy(), layer.codes.numpy())
+        else:
+            quantizer = layer.input_quantizer if entry.site.role == "input" else layer.output_quantizer
+            assert quantizer is not None, f"{entry.site} is planned without a quantizer"
+            params[entry.site] = TensorParams(np.array(float(quantizer.scale), np.float32))
+    return params

@@ -1,0 +1,450 @@
+"""How much should each training sample of one stage count? GAC's outer loop (arXiv 2602.01289), reconstructed.
+
+One meta iteration draws a mini-batch and some validation rows of every timestep group, takes one look-ahead step with
+the batch's weights, and moves the weights' logits against the gradient of the validation objective there. The
+mathematics is in ``alignment``; here are the loop and what keeps it safe: every way of not learning is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gacq_deploy.calibration.weighting.alignment import (
+    Differentiation,
+    LookAhead,
+    Losses,
+    MetaGradient,
+    automatic_eta,
+    exact_meta_gradient,
+    look_ahead,
+    mean_pairwise_cosine,
+    mse_meta_gradient,
+    reparametrised,
+    softmax_chain,
+    softmax_weights,
+    surrogate_meta_gradient,
+    validation_gradient,
+    weighted_gradient,
+)
+from gacq_deploy.calibration.weighting.bounds import bounded_weights
+from gacq_deploy.calibration.weighting.differentiation import (
+    AskedMethod,
+    choose_differentiation,
+    differentiable_attention,
+)
+from gacq_deploy.calibration.weighting.minibatches import Deck, stratify
+from gacq_deploy.calibration.weighting.sample_weights import effective_samples
+from gacq_deploy.calibration.weighting.sparse_adam import SparseAdam
+from gacq_deploy.calibration.weighting.vectors import Vector
+from gacq_deploy.errors import CalibrationError
+
+Mode = Literal["mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine"]
+Rows = NDArray[np.int64]
+
+_RAW: tuple[Mode, ...] = ("gac_faithful", "exact_raw")
+_DOMINANT = 0.1
+"""Ratio of raw gradient matching to validation error beyond which the weights no longer follow the error."""
+_DIVERGED = 10.0
+_HALVINGS = 8
+
+
+@dataclass(frozen=True)
+class MetaProblem:
+    """What one stage asks: which weights of its N training rows lower the validation rows' loss?
+
+    ``theta`` are detached current values. ``train_losses(theta, rows)`` gives [B], ``validation_loss(theta, rows)`` a
+    scalar, the mean over rows; both must be deterministic. ``groups_train`` [N] is any index of the training rows'
+    timesteps: batches are stratified by it, and ``hierarchical`` learns one logit for each. ``validation_groups``
+    holds the rows of the groups whose gradients are aligned. ``metric``, one factor > 0 a tensor of ``theta``, makes
+    parameters of unlike scale comparable: about how far each may sensibly move.
+    """
+
+    name: str
+    theta: Vector
+    train_losses: Callable[[Vector, Rows], Tensor]
+    validation_loss: Callable[[Vector, Rows], Tensor]
+    groups_train: Rows
+    validation_groups: Sequence[Rows]
+    metric: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """How the weights are learned; the recipe's ``calibration.weighting`` explains the fields.
+
+    Gradients are taken of the loss relative to its value before the first step, for weights of mean 1: ``lr`` and
+    ``clip`` need not follow the loss's scale or the batch. ``sequential`` uses ``lambda_gm`` as its inner step.
+    """
+
+    mode: Mode = "gac"
+    iterations: int = 30
+    batch: int = 32
+    validation_batch: int = 8
+    lr: float = 5e-2
+    clip: float = 0.1
+    temperature: float = 1.0
+    lambda_gm: float = 1.0
+    matching_limit: float = math.inf
+    look_ahead_rms: float = 0.1
+    look_ahead: Literal["plain", "unit"] = "plain"
+    weight_range: tuple[float, float] = (0.1, 10.0)
+    min_effective: float = 0.5
+    hierarchical: bool = True
+    dominance: Literal["warn", "refuse"] = "warn"
+    differentiation: AskedMethod = "auto"
+
+
+@dataclass(frozen=True)
+class LearnedWeights:
+    """The weights of one stage.
+
+    ``weights`` [N] float64 within the range, mean 1; ``logits`` [N] to start the next stage from; ``mode`` what was
+    done in the end; ``fallback``: uniform because learning failed, ``notes`` say why. ``trace`` per iteration [K]:
+    loss, cosine, ratio, effective (as a share of N); ``visits`` [N] how often a sample was drawn.
+    """
+
+    weights: NDArray[np.float64]
+    logits: NDArray[np.float64]
+    mode: str
+    fallback: bool
+    notes: tuple[str, ...]
+    trace: Mapping[str, NDArray[np.float64]]
+    visits: Rows
+
+
+class _Failed(Exception):
+    """Learning cannot go on; the text says why."""
+
+
+def learn_weights(
+    problem: MetaProblem,
+    settings: MetaSettings,
+    seed: int,
+    initial_logits: NDArray[np.float64] | None = None,
+) -> LearnedWeights:
+    """Learn one weight a training sample; equal arguments give equal bits. Failures end in uniform weights, noted.
+
+    Raises:
+        CalibrationError: there are no samples, the asked differentiation does not work here, or raw gradient matching
+            dominates and ``settings.dominance`` is "refuse".
+    """
+    count = len(problem.groups_train)
+    if count == 0:
+        raise CalibrationError(f"Stage '{problem.name}' has no training samples.", "Collect samples first.")
+    loop = _Loop(problem, settings, seed, initial_logits)
+    if count == 1:
+        loop.notes.append("There is one training sample: its weight is 1.")
+        return loop.result()
+    try:
+        with differentiable_attention():
+            loop.run()
+    except _Failed as error:
+        loop.notes.append(f"Weights are uniform: {error}")
+        return loop.result(fallback=True)
+    return loop.result()
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """What one meta iteration found: the logits' gradient [B] in relative units, and what is logged."""
+
+    ds: NDArray[np.float64]
+    loss: float
+    cosine: float
+    ratio: float
+
+
+class _Loop:
+    """The state of learning one stage's weights."""
+
+    def __init__(
+        self, problem: MetaProblem, settings: MetaSettings, seed: int, initial: NDArray[np.float64] | None
+    ) -> None:
+        self.problem = problem
+        self.settings = settings
+        self.notes: list[str] = []
+        self.mode: str = settings.mode
+        self._count = len(problem.groups_train)
+        self._generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 43]))
+        _, self._group = np.unique(problem.groups_train, return_inverse=True)
+        self._own = np.zeros(self._count) if initial is None else np.array(initial, dtype=np.float64)
+        assert self._own.shape == (self._count,)
+        assert bool(np.isfinite(self._own).all())
+        self._shared = np.zeros(int(self._group.max()) + 1 if self._count else 0)
+        self._adam = (SparseAdam(self._count), SparseAdam(len(self._shared)))
+        self._train_decks = [Deck(np.flatnonzero(self._group == k)) for k in range(len(self._shared))]
+        self._validation_decks = [Deck(np.asarray(rows)) for rows in problem.validation_groups if len(rows)]
+        metric = problem.metric or [1.0] * len(problem.theta)
+        self._wrap = partial(reparametrised, metric=metric)
+        self._phi: Vector = tuple(p.detach() / m for p, m in zip(problem.theta, metric, strict=True))
+        self._rms = settings.look_ahead_rms
+        self._scale = 1.0
+        self._how = Differentiation()
+        self._moved = False
+        self._trace: dict[str, list[float]] = {"loss": [], "cosine": [], "ratio": [], "effective": []}
+        self._visits = np.zeros(self._count, dtype=np.int64)
+
+    @property
+    def _logits(self) -> NDArray[np.float64]:
+        return self._own + self._shared[self._group]
+
+    def run(self) -> None:
+        """Run all meta iterations."""
+        self._check_groups()
+        if not self._prepare():
+            self.notes.append("The validation loss is 0 before any step: there is nothing to learn from.")
+            return
+        for iteration in range(1, self.settings.iterations + 1):
+            index = self._draw()
+            self._visits[index] += 1
+            self._apply(index, self._signal(index, iteration))
+        if not self._moved:
+            self.notes.append(
+                "No sample changes the validation loss more than another: the weights did not move."
+            )
+        self._check_dominance()
+
+    def result(self, *, fallback: bool = False) -> LearnedWeights:
+        """Return the weights as they stand, or uniform ones."""
+        logits = np.zeros(self._count) if fallback else self._logits
+        weights, temperature = np.ones(self._count), self.settings.temperature
+        if np.ptp(logits) > 0:
+            weights, temperature = self._bounded(logits)
+        if temperature > self.settings.temperature:
+            self.notes.append(
+                f"The softmax's temperature was raised from {self.settings.temperature:g} to {temperature:.3g} to keep "
+                f"{self.settings.min_effective:.0%} of the samples effective."
+            )
+        return LearnedWeights(
+            weights=weights,
+            logits=(logits - logits.mean()) * (self.settings.temperature / temperature),
+            mode="uniform" if fallback else self.mode,
+            fallback=fallback,
+            notes=tuple(self.notes),
+            trace={name: np.array(values) for name, values in self._trace.items()},
+            visits=self._visits,
+        )
+
+    def _bounded(self, logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        chosen = self.settings
+        return bounded_weights(logits, chosen.temperature, chosen.weight_range, chosen.min_effective)
+
+    def _check_groups(self) -> None:
+        asked, usable = len(self.problem.validation_groups), len(self._validation_decks)
+        if usable == 0:
+            raise _Failed("there are no validation samples.")
+        if usable < asked:
+            self.notes.append(
+                f"{asked - usable} of {asked} groups have no validation samples and were left out."
+            )
+        if usable < 2 and self.mode != "mse":
+            self.notes.append(
+                f"Mode '{self.mode}' needs two groups with validation samples: mode 'mse' took its place."
+            )
+            self.mode = "mse"
+
+    def _draw(self) -> Rows:
+        """Return a mini-batch, ascending: all samples if they fit, else stratified over the groups."""
+        if self.settings.batch >= self._count:
+            return np.arange(self._count)
+        sizes = np.bincount(self._group)
+        quotas = stratify(sizes, self.settings.batch, self._generator)
+        drawn = [d.draw(q, self._generator) for d, q in zip(self._train_decks, quotas, strict=True)]
+        return np.sort(np.concatenate(drawn))
+
+    def _validation(self) -> list[Losses]:
+        """Return one loss per group, on rows drawn for one iteration."""
+        size = self.settings.validation_batch
+        rows = [np.sort(deck.draw(size, self._generator)) for deck in self._validation_decks]
+        return [self._wrap(partial(self._validation_on, rows=r)) for r in rows]
+
+    def _validation_on(self, theta: Vector, rows: Rows) -> Tensor:
+        return self.problem.validation_loss(theta, rows)
+
+    def _train(self, index: Rows) -> Losses:
+        return self._wrap(lambda theta: self.problem.train_losses(theta, index))
+
+    def _softmax(self, s: Tensor) -> Tensor:
+        return softmax_weights(s, self.settings.temperature).to(self._phi[0])
+
+    def _prepare(self) -> bool:
+        """Measure the loss before any step, choose the differentiation and the step's length; False if it is 0."""
+        index, validation = self._draw(), self._validation()
+        train = self._train(index)
+        self._scale = _mean_loss(validation, self._phi)
+        if not math.isfinite(self._scale):
+            raise _Failed(f"the validation loss is {self._scale} before the first meta iteration.")
+        if self._scale == 0:
+            return False
+        w = self._softmax(torch.from_numpy(self._logits[index]))
+        g = weighted_gradient(train, self._phi, w)
+        if not all(bool(torch.isfinite(x).all()) for x in g):
+            raise _Failed("the training gradient is not finite before the first meta iteration.")
+        self._choose(LookAhead(train, self._phi, g, 0.0), w, validation[0])
+        self._shorten(g, validation)
+        return True
+
+    def _choose(self, step: LookAhead, w: Tensor, validation: Losses) -> None:
+        asked = self.settings.differentiation
+        choice = choose_differentiation(step, w, validation, asked)
+        self.notes.extend(choice.notes)
+        if choice.how is not None:
+            self._how = choice.how
+        elif asked == "auto":
+            raise _Failed(
+                "no way of differentiating the losses along a direction agrees with their gradient."
+            )
+        else:
+            raise CalibrationError(
+                f"Stage '{self.problem.name}': differentiation '{asked}' lacks a rule for one of its operators, or "
+                "disagrees with the gradient.",
+                "Use differentiation 'auto'.",
+            )
+
+    def _shorten(self, g: Vector, validation: Sequence[Losses]) -> None:
+        """Halve the look-ahead while it overshoots: beyond the minimum, samples that oppose a step look helpful.
+
+        If no length lowers the loss, the direction is at fault, and only a step that doubles it is too long.
+        """
+        lengths = [self._rms / 2**k for k in range(_HALVINGS + 1)]
+        found = []
+        for length in lengths:
+            ahead = look_ahead(self._phi, g, automatic_eta(g, length))
+            found.append(_mean_loss(validation, ahead) / self._scale)
+            if found[-1] <= 1:
+                break
+        bound = 1.0 if found[-1] <= 1 else 2.0
+        self._rms = next((r for r, x in zip(lengths, found, strict=False) if x <= bound), lengths[-1])
+        if self._rms < self.settings.look_ahead_rms:
+            self.notes.append(
+                f"The look-ahead was shortened from rms {self.settings.look_ahead_rms:g} to {self._rms:.3g}: a longer "
+                "step raises the validation loss."
+            )
+
+    def _signal(self, index: Rows, iteration: int) -> _Signal:
+        """Return the gradient of the objective in the batch's logits.
+
+        Raises:
+            _Failed: it is not finite, or the loss has grown beyond bounds.
+        """
+        s = torch.from_numpy(self._logits[index])
+        train, validation = self._train(index), self._validation()
+        step = self._step(train, self._softmax(s))
+        find = self._sequential if self.mode == "sequential" else self._at_once
+        signal = find(step, validation, s)
+        if not (math.isfinite(signal.loss) and bool(np.isfinite(signal.ds).all())):
+            raise _Failed(
+                f"loss or gradient is not finite at meta iteration {iteration} (loss {signal.loss:g})."
+            )
+        if signal.loss > _DIVERGED * self._scale:
+            raise _Failed(
+                f"the validation loss grew from {self._scale:.3g} to {signal.loss:.3g} at meta iteration {iteration}."
+            )
+        return signal
+
+    def _step(self, train: Losses, w: Tensor) -> LookAhead:
+        g = weighted_gradient(train, self._phi, w)
+        unit = self.settings.look_ahead == "unit"
+        return LookAhead(train, self._phi, g, automatic_eta(g, self._rms), self._how, unit)
+
+    def _at_once(self, step: LookAhead, validation: Sequence[Losses], s: Tensor) -> _Signal:
+        found = self._meta_gradient(step, validation)
+        mse, gm = (self._relative(dw, s) for dw in (found.dw_mse, found.dw_gm))
+        ratio = _ratio(gm, mse)
+        limit = math.inf if self.mode in _RAW else self.settings.matching_limit
+        ds = self._relative(found.dw, s) if ratio <= limit else mse + (limit / ratio) * gm
+        return _Signal(ds, float(found.losses.mean()), found.mean_cosine, ratio)
+
+    def _meta_gradient(self, step: LookAhead, validation: Sequence[Losses]) -> MetaGradient:
+        lam = self.settings.lambda_gm
+        if self.mode == "mse":
+            return mse_meta_gradient(step, validation)
+        form = exact_meta_gradient if self.mode in ("gac", "exact_raw") else surrogate_meta_gradient
+        return form(step, validation, normalised=self.mode not in _RAW, lam=lam)
+
+    def _sequential(self, step: LookAhead, validation: Sequence[Losses], s: Tensor) -> _Signal:
+        """Step through the groups in random order (as Reptile and Fish do) and return the mean direction.
+
+        In expectation it is the gradient of the mean loss minus lambda_gm / 2 times the mean pairwise product.
+        """
+        total = np.zeros(len(s))
+        losses, gradients = [], []
+        for group in self._generator.permutation(len(validation)):
+            moved = s - self.settings.lambda_gm * torch.from_numpy(total)
+            here = self._step(step.train, self._softmax(moved))
+            loss, G = validation_gradient(validation[group], here.theta_star)  # noqa: N806
+            (dw,) = here.chain([G])
+            total = total + self._clipped(self._relative(dw, moved))
+            losses.append(loss)
+            gradients.append(G)
+        return _Signal(total / len(validation), float(np.mean(losses)), mean_pairwise_cosine(gradients), 0.0)
+
+    def _relative(self, dw: Tensor, s: Tensor) -> NDArray[np.float64]:
+        """Return the logits' gradient of the relative loss, for weights of mean 1; 0 where rounding is all there is."""
+        w = softmax_weights(s, self.settings.temperature)
+        exact = dw.double()
+        spread = float((exact - (w * exact).sum()).abs().max())
+        if spread <= 64 * torch.finfo(dw.dtype).eps * float(exact.abs().max()):
+            return np.zeros(len(s))
+        ds: NDArray[np.float64] = softmax_chain(exact, w, self.settings.temperature).numpy()
+        return ds * (len(s) / self._scale)
+
+    def _clipped(self, ds: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ds * min(1.0, self.settings.clip / max(float(np.linalg.norm(ds)), 1e-30))
+
+    def _apply(self, index: Rows, signal: _Signal) -> None:
+        """Log the iteration and move the logits of the visited samples."""
+        ds = self._clipped(signal.ds)
+        if ds.any():
+            self._moved = True
+            self._adam[0].step(self._own, index, ds, self.settings.lr)
+            if self.settings.hierarchical:
+                visited = np.unique(self._group[index])
+                sums: NDArray[np.float64] = np.bincount(self._group[index], weights=ds)[visited].astype(
+                    np.float64
+                )
+                self._adam[1].step(self._shared, visited, sums, self.settings.lr)
+        scaled = self._logits / self.settings.temperature
+        effective = effective_samples(np.exp(scaled - scaled.max())) / self._count
+        for name, value in (("loss", signal.loss), ("cosine", signal.cosine), ("ratio", signal.ratio)):
+            self._trace[name].append(value)
+        self._trace["effective"].append(effective)
+        if self.settings.dominance == "refuse":
+            self._check_dominance()
+
+    def _check_dominance(self) -> None:
+        """Note, or refuse, raw gradient matching that drowns the validation error."""
+        ratios = self._trace["ratio"]
+        if self.mode not in _RAW or not ratios or max(ratios) <= _DOMINANT:
+            return
+        worst = int(np.argmax(ratios))
+        text = (
+            f"Raw gradient matching dominates: at meta iteration {worst + 1} its gradient is {ratios[worst]:.3g} times "
+            f"that of the validation error (bound {_DOMINANT:g}). The weights may favour conflicting samples."
+        )
+        if self.settings.dominance == "refuse":
+            raise CalibrationError(
+                f"Stage '{self.problem.name}': {text}",
+                "Lower calibration.weighting.lambda_gm, use mode 'gac', or set dominance to 'warn'.",
+            )
+        self.notes.append(text)
+
+
+def _mean_loss(validation: Sequence[Losses], theta: Vector) -> float:
+    with torch.no_grad():
+        return float(np.mean([float(loss(theta)) for loss in validation]))
+
+
+def _ratio(gm: NDArray[np.float64], mse: NDArray[np.float64]) -> float:
+    """Return ||gm|| / ||mse||, at most 1e9."""
+    matching, error = float(np.linalg.norm(gm)), float(np.linalg.norm(mse))
+    return matching / max(error, 1e-9 * matching) if matching > 0 else 0.0

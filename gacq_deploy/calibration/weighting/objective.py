@@ -1,0 +1,139 @@
+"""What should a timestep's error cost? The user's objective as one coefficient a timestep.
+
+Errors of noisy and of clean steps differ by orders of magnitude and do different damage. ``eps`` takes them as they
+are, so the worst steps rule. ``sqnr`` divides each timestep's error by what it was: a decibel counts the same
+everywhere. ``images`` multiplies by what an error of that step does to the final image, measured: the quantized model
+answers in one step of a trajectory, the float model in all others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gacq_deploy.calibration.weighting.bounds import project_weights
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.trajectories.drawn import draw_conditioning, initial_noise
+from gacq_deploy.quant.layers import float_mode
+from gacq_deploy.samples.conditioning import Conditions
+from gacq_deploy.sampling.loop import Floats, SamplerRun, model_sampler
+from gacq_deploy.storage.files import Array
+
+Objective = Literal["eps", "sqnr", "images"]
+
+_RANGE = (0.01, 100.0)
+"""Coefficients beyond it, at mean 1, would make all but a few timesteps noise."""
+TRAJECTORIES = 16
+"""On which an error's effect on the image is measured."""
+_FLOOR = 1e-12
+
+
+def step_means(losses: NDArray[np.float64], timesteps: NDArray[np.int64]) -> dict[int, float]:
+    """Return timestep -> mean of ``losses`` [N] over its rows."""
+    return {int(t): float(losses[timesteps == t].mean()) for t in np.unique(timesteps)}
+
+
+def coefficients(
+    objective: Objective, errors: Mapping[int, float], gains: Mapping[int, float] | None = None
+) -> dict[int, float]:
+    """Return timestep -> coefficient of its loss, of mean 1 over the timesteps.
+
+    Args:
+        objective: what counts.
+        errors: timestep -> mean loss now.
+        gains: timestep -> image error for one unit of output error; without them ``images`` means ``sqnr``, since the
+            damage a block's error does to the image is not known.
+    """
+    steps = list(errors)
+    if objective == "images" and gains is not None:
+        raw = np.array([gains.get(t, 0.0) for t in steps])
+    elif objective == "eps":
+        raw = np.ones(len(steps))
+    else:
+        values = np.array([errors[t] for t in steps])
+        # a step without error asks for nothing; it must not outweigh all others
+        raw = np.where(values > _FLOOR * values.max(initial=0.0), 1 / np.maximum(values, 1e-300), 0.0)
+    if not raw.any():
+        return dict.fromkeys(steps, 1.0)
+    bounded = project_weights(np.maximum(raw, _FLOOR * raw.max()), _RANGE)
+    return dict(zip(steps, bounded.tolist(), strict=True))
+
+
+def nearest_gains(gains: Mapping[int, float], timesteps: Iterable[int]) -> dict[int, float]:
+    """Return timestep -> the gain of the nearest one measured: a pipeline's scheduler may walk other timesteps."""
+    return {t: gains[min(gains, key=lambda other: abs(other - t))] for t in timesteps}
+
+
+@torch.no_grad()
+def trajectory_gains(
+    denoiser: Denoiser, steps: int, seed: int, conditions: Conditions | None = None
+) -> dict[int, float]:
+    """Return timestep -> squared error of the final state for one unit of squared output error at that step.
+
+    Trajectories are the float model's, by its own sampler with ``steps`` steps, and guided where the conditions have a
+    negative; the quantized model answers once in each, for all branches.
+
+    Args:
+        denoiser: with quantizers.
+        steps: sampler steps.
+        seed: of the trajectories' noise and class labels.
+        conditions: of prompts, taken in turn; None draws class labels.
+
+    Raises:
+        ModelError: no sampler can follow the model's schedule.
+        CalibrationError: the denoiser needs an input that cannot be drawn.
+    """
+    sampler = model_sampler(denoiser.record, steps)
+    if conditions is None:
+        conditions = Conditions(draw_conditioning(denoiser, seed, TRAJECTORIES))
+    answer = _Answer(denoiser, conditions.cycle(TRAJECTORIES))
+    noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
+    run = sampler.begin(range(TRAJECTORIES))
+    state = run.start(np.stack(noise))
+    told = sampler.model_timesteps
+    exact: list[tuple[SamplerRun, Floats, Floats]] = []
+    with float_mode(denoiser.module):
+        for index in range(len(told)):
+            output = answer(run.model_input(state, index), told[index])
+            # a sampler may remember earlier answers: every departure needs a run of its own
+            exact.append((copy.deepcopy(run), state, output))
+            state = run.step(answer.guide(output), index, state)
+    gains: dict[int, float] = {}
+    for index, (departing, before, output) in enumerate(exact):
+        quantized = answer(departing.model_input(before, index), told[index])
+        error = float(np.mean((quantized - output) ** 2, dtype=np.float64))
+        final = departing.step(answer.guide(quantized), index, before)
+        with float_mode(denoiser.module):
+            for later in range(index + 1, len(told)):
+                following = answer(departing.model_input(final, later), told[later])
+                final = departing.step(answer.guide(following), later, final)
+        damage = float(np.mean((final - state) ** 2, dtype=np.float64))
+        gains[int(sampler.timesteps[index])] = damage / error if error > 0 else 0.0
+    return gains
+
+
+class _Answer:
+    """The denoiser in its present mode as a function of numpy states, all branches of guidance in one call."""
+
+    def __init__(self, denoiser: Denoiser, conditions: Conditions) -> None:
+        self._denoiser = denoiser
+        self.guide = conditions.guide
+        self._branches = conditions.branches
+        self._fed = {name: _tensor(value) for name, value in conditions.feeds().items()}
+
+    def __call__(self, state: Floats, timestep: np.generic) -> Floats:
+        """Return the prediction ``[branches * N, ...]`` of a state ``[N, ...]``."""
+        sample = np.concatenate([state] * self._branches)
+        rows = np.full(len(sample), timestep)
+        return np.asarray(self._denoiser(_tensor(sample), _tensor(rows), self._fed).numpy())
+
+
+def _tensor(value: Array) -> Tensor:
+    # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
+    return torch.from_numpy(value).clone()

@@ -1,0 +1,1 @@
+"""Would this run build on that GPU: the `check` command."""

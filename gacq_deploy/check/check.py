@@ -1,0 +1,157 @@
+"""Would this graph build and run on a target, and how sure is that? Asked without the GPU it is meant for.
+
+Four answers. Blocked: a rule says that the target would refuse the graph or compute it wrongly, or the target's own
+parser or compiler refused it here. Unverified: it holds something that neither a rule nor a measurement covers.
+Likely: no rule speaks against it and every operator was seen to compile, but not this graph. Verified: it was
+compiled (ONNX Runtime: loaded and run) here, with integer layers as predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+
+from gacq_deploy.check.evidence import WEIGHTS, CheckRequest, Reason, Weight, ask_onnxruntime, ask_tensorrt
+from gacq_deploy.check.targets import FACTS, Target, TargetFacts
+from gacq_deploy.graph.files import read_graph
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, opset_of
+from gacq_deploy.lint.lint import Finding, lint_graph, predict
+from gacq_deploy.lint.view import LAYERS, QuantView, name_of
+
+__all__ = ["CheckRequest", "Layers", "Preflight", "Reason", "Verdict", "check_file"]
+
+Verdict = Literal["blocked", "unverified", "likely", "verified"]
+_UNMEASURED = ("Einsum", "LSTM", "GRU", "RNN", "Attention")
+"""Operators that compute on quantized operands in ways nobody measured."""
+_STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Conv, Gemm and MatMul nodes with Q/DQ: how many there are, are predicted to run and do run in integers.
+
+    None: not predicted (ONNX Runtime), or not compiled.
+    """
+
+    quantized: int
+    predicted: int | None = None
+    measured: int | None = None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The answer, why, and what was asked to find it."""
+
+    file: str
+    target: Target
+    verdict: Verdict
+    layers: Layers
+    examined: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+
+
+def check_file(path: Path, target: Target, request: CheckRequest | None = None) -> Preflight:
+    """Check an ONNX file, whoever made it, for one target.
+
+    Raises:
+        ArtifactError: missing, or not a whole ONNX file.
+        UsageError: a shape is missing, or does not fit the input.
+        BackendUnavailable: compiling was asked for, and the target's library is not installed.
+        ResourceError: out of time or memory.
+    """
+    request = request or CheckRequest()
+    facts = FACTS[target]
+    model = read_graph(path)
+    reasons = list(_from_rules(lint_graph(model, target=facts.rules)))
+    reasons += _open_questions(model, facts, {r.node for r in reasons if r.weight == "blocked"})
+    examined = ["rules", f"operators and opset {opset_of(model)}"]
+    if facts.library is None:
+        predicted = None
+        answer = ask_onnxruntime(path, model, request)
+        quantized = len(list(QuantView(model).quantized_layers()))
+    else:
+        layers = predict(model).layers
+        quantized, predicted = len(layers), sum(outcome == "int8" for outcome in layers.values())
+        answer = ask_tensorrt(path, model, layers, facts, request)
+    reasons += answer.reasons
+    return Preflight(
+        file=str(path),
+        target=target,
+        verdict=_verdict(reasons, proven=answer.proven),
+        layers=Layers(quantized, predicted, answer.measured),
+        examined=(*examined, *answer.examined),
+        reasons=tuple(sorted(reasons, key=lambda r: WEIGHTS.index(r.weight))),
+    )
+
+
+def _verdict(reasons: list[Reason], *, proven: bool) -> Verdict:
+    weights = {reason.weight for reason in reasons}
+    if "blocked" in weights:
+        return "blocked"
+    if proven:
+        return "verified"
+    return "unverified" if "unverified" in weights else "likely"
+
+
+def _from_rules(findings: list[Finding]) -> Iterator[Reason]:
+    for f in findings:
+        weight: Weight = "blocked" if f.severity == "error" else "note"
+        yield Reason(weight, f.rule, f.node, f"{f.detail}. {f.effect}", f.remedy)
+
+
+def _open_questions(model: ModelProto, facts: TargetFacts, blocked: Collection[str]) -> Iterator[Reason]:
+    """Yield what no rule sees: other operators and operator sets, hidden graphs, unusual quantized operators.
+
+    Nodes that a rule has ``blocked`` need no second reason.
+    """
+    opset = opset_of(model)
+    if opset not in facts.opsets:
+        known = f"{facts.opsets.start} to {facts.opsets.stop - 1}"
+        yield Reason(
+            "unverified", "opset", "(graph)", f"Opset {opset}; known are {known}.", "Export at opset 20."
+        )
+    view = QuantView(model)
+    for node in view.index.nodes:
+        if name_of(node) not in blocked:
+            yield from _about_operator(node, view, facts)
+        if any(_quantized(graph) for graph in _subgraphs(node.attribute)):
+            detail = "No rule looks at the quantizers or layers inside."
+            yield Reason(
+                "unverified", "subgraph", name_of(node), detail, "Inline it, or compile it (--compile)."
+            )
+    for function in model.functions:
+        detail = "No rule looks inside a function of the file."
+        yield Reason(
+            "unverified", "function", function.name, detail, "Inline it, or compile the graph (--compile)."
+        )
+
+
+def _about_operator(node: NodeProto, view: QuantView, facts: TargetFacts) -> Iterator[Reason]:
+    where, operator = name_of(node), f"{node.domain}.{node.op_type}".lstrip(".")
+    if node.op_type in facts.refused:
+        yield Reason("blocked", "operator", where, f"The parser does not know {operator}.", "Replace it.")
+    elif facts.compiled is not None and (node.domain not in _STANDARD or node.op_type not in facts.compiled):
+        detail = f"{operator} was not seen to compile."
+        yield Reason("unverified", "operator", where, detail, "Compile the graph (--compile).")
+    elif node.op_type in _UNMEASURED and any(view.is_quantized(name) for name in node.input if name):
+        detail = f"Quantized operands of {operator} were not measured."
+        yield Reason("unverified", "quantized-operator", where, detail, "Compile the graph (--compile).")
+
+
+def _subgraphs(attributes: Iterable[AttributeProto]) -> Iterator[GraphProto]:
+    for attribute in attributes:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _quantized(graph: GraphProto) -> bool:
+    return any(
+        node.op_type in (QUANTIZE, DEQUANTIZE, *LAYERS)
+        or any(_quantized(g) for g in _subgraphs(node.attribute))
+        for node in graph.node
+    )

@@ -1,0 +1,1 @@
+"""How a run's engine makes images: the `run` command."""

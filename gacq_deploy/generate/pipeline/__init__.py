@@ -1,0 +1,1 @@
+"""Images from prompts: a pipeline of the diffusers library around a run's engine."""

@@ -1,0 +1,65 @@
+"""How do latents become images, where no pipeline ran? Through the decoder that lies beside the denoiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from gacq_deploy.errors import ModelError
+from gacq_deploy.storage.files import read_json
+
+Floats = NDArray[np.float32]
+
+
+@torch.no_grad()
+def decode_latents(folder: Path, latents: Floats) -> Floats:
+    """Decode latents ``[N, C, H, W]`` one by one, so that an image does not depend on its batch.
+
+    Args:
+        folder: of the decoder: its configuration and safetensors.
+        latents: as the model makes them, on its own scale.
+
+    Returns:
+        Images ``[N, 3, H', W']`` in [-1, 1].
+
+    Raises:
+        ModelError: it is no decoder of diffusers, cannot be loaded, or takes other latents.
+    """
+    decoder = _load(folder)
+    config = decoder.config
+    scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+    own = torch.from_numpy(np.ascontiguousarray(latents)) / scale + shift
+    try:
+        images = [decoder.decode(own[row : row + 1]).sample for row in range(len(own))]
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{type(decoder).__name__} in {folder} does not decode latents {list(latents.shape[1:])}: "
+            f"{str(error).partition(chr(10))[0]}",
+            "Pass the pipeline that the model belongs to.",
+        ) from error
+    return np.asarray(torch.cat(images).clamp(-1, 1).numpy(), np.float32)
+
+
+def _load(folder: Path) -> Any:
+    config = read_json(folder / "config.json", what="Decoder configuration", hint="Download it again.")
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if kind is None or not hasattr(kind, "decode"):
+        raise ModelError(
+            f"{folder}: {config.get('_class_name')!r} is no decoder of diffusers {diffusers.__version__}.",
+            "Upgrade diffusers if it is newer than yours.",
+        )
+    try:
+        decoder: Any = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded: {str(error).partition(chr(10))[0]}", "Download it again."
+        ) from error
+    return decoder.float().eval()

@@ -1,0 +1,185 @@
+"""How does a run directory make images of prompts? The real pipeline, with the engine in its denoiser's place."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
+from gacq_deploy.backends.trt.library import TRT_NAMES
+from gacq_deploy.diffusers.denoiser import EngineDenoiser
+from gacq_deploy.diffusers.load import looks_of
+from gacq_deploy.errors import BackendUnavailable, ModelError, UsageError
+from gacq_deploy.generate.pipeline.call import PromptedRequest, call_arguments, open_around, run_pipeline
+from gacq_deploy.generate.stage import GeneratedImages, ImageRequest, open_engines
+from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
+from gacq_deploy.models.pipelines import OpenPipeline
+from gacq_deploy.models.source import Source, find_source
+from gacq_deploy.parity.deployable import graph_for
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe.load import ModelSection, Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
+from gacq_deploy.sampling.ddim import check_seeds
+from gacq_deploy.sampling.loop import Sampler, open_sampler
+from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
+
+_SHORT = {"ddim": "DDIMScheduler", "flow": "FlowMatchEulerDiscreteScheduler"}
+"""Samplers of `run` in numpy, and the scheduler that a pipeline takes for them."""
+_ON_GPU = (*TRT_NAMES, "ort-cuda")
+_DECODERS = ("vae", "vqvae", "movq", "vqgan")
+
+
+def make_prompted_images(
+    directory: RunDirectory, request: PromptedRequest, report: Reporter = SILENT
+) -> GeneratedImages:
+    """Run a model's own pipeline with the engine as its denoiser; the float denoiser is not loaded.
+
+    Image i starts from ``torch.Generator().manual_seed(seed + i)``, as a user of the pipeline would. A safety checker
+    is not run.
+
+    Returns:
+        Images in [-1, 1].
+
+    Raises:
+        UsageError: something was asked for that the pipeline or the engine does not take, or the pipeline has moved.
+        ModelError: the pipeline is not whole, cannot be opened, or fails.
+        ArtifactError: recipe, artifact or graphs are missing, stale or altered.
+        BackendUnavailable: the engine's package or device is missing, or that of the text encoders.
+        EngineError: the engine failed, or images are not finite.
+        ResourceError: out of memory.
+    """
+    asked = request.images
+    _check_request(asked)
+    recipe = directory.load_recipe()
+    source = _find_pipeline(recipe.model, request.pipeline)
+    artifact = load_artifact(directory.artifact)
+    sampler, scheduler = _sampler(artifact, recipe, asked)
+    policy = _policy(artifact, recipe, asked, sampler)
+    graph = graph_for(directory, asked.engine, allow_failed=asked.allow_failed)
+    config, kind = looks_of(source)
+    with (
+        open_engines(directory, asked, graph, policy) as engine,
+        EngineDenoiser(engine, artifact.model, config, kind=kind) as denoiser,
+    ):
+        opened = open_around(source, denoiser, scheduler if asked.scheduler else None, _device(request))
+        prompts = _prompts(opened, request, recipe)
+        given = call_arguments(opened, request, recipe, engine)
+        batch = asked.batch or recipe.runtime.batch
+        seeds = range(asked.seed, asked.seed + asked.count)
+        report.stage("denoise", -(-asked.count // batch) * len(sampler.timesteps))
+        denoiser.register_forward_hook(lambda *_: report.advance())
+        began = time.perf_counter()
+        pieces = [
+            run_pipeline(opened, given, prompts[first : first + batch], seeds[first : first + batch])
+            for first in range(0, asked.count, batch)
+        ]
+        seconds = time.perf_counter() - began
+        label = engine.label
+    return GeneratedImages(
+        images=np.concatenate(pieces),
+        graph=graph.name,
+        engine=label,
+        seeds=tuple(seeds),
+        labels=(),
+        timesteps=tuple(int(t) for t in sampler.timesteps),
+        sampler=scheduler,
+        seconds=seconds,
+        policy=policy,
+        prompts=tuple(prompts),
+        negative_prompt=request.negative_prompt,
+        guidance_scale=given.get("guidance_scale"),
+    )
+
+
+def _check_request(asked: ImageRequest) -> None:
+    if asked.count < 1:
+        raise UsageError(f"{asked.count} images were asked for.", "Ask for at least one.")
+    check_seeds((asked.seed, asked.seed + asked.count - 1))
+    if asked.labels is not None:
+        raise UsageError(
+            "The model is steered by prompts and takes no class labels.", "Pass --prompt TEXT, not --class."
+        )
+
+
+def _find_pipeline(section: ModelSection, elsewhere: str | None) -> Source:
+    """Find the pipeline and refuse what would fail later, before anything is loaded.
+
+    Raises:
+        UsageError: it is not there.
+        ModelError: a component that makes images is missing, pickled or incomplete.
+        BackendUnavailable: the library of its text encoders is not installed.
+    """
+    chosen = section if elsewhere is None else section.model_copy(update={"source": elsewhere})
+    try:
+        source = find_source(chosen, weights=False)
+        if source.pipeline is not None:
+            return source
+        root = locate_root(chosen, (), weights=True)
+    except UsageError as error:
+        raise UsageError(
+            f"Prompts need the model's pipeline, its text encoders and its decoder. {error.message}",
+            f"If it has moved since calibration, pass --pipeline FOLDER. {error.hint}",
+        ) from error
+    index = read_pipeline(root)
+    others = {name: entry for name, entry in index.items() if name != source.component}
+    uses = {entry[0] for entry in others.values() if isinstance(entry, list) and len(entry) == 2 and entry[1]}
+    if "transformers" in uses and find_spec("transformers") is None:
+        raise BackendUnavailable(
+            "The pipeline's text encoders need transformers, which is not installed.",
+            "pip install 'gacq-deploy[text]'",
+        )
+    check_pipeline(root, others)
+    lost = [name for name in _DECODERS if isinstance(others.get(name), list) and not others[name][1]]
+    if lost:
+        raise ModelError(
+            f"{root} has no decoder ({lost[0]} is null): latents cannot become images.",
+            "Restore it in the folder and in model_index.json, or pass --pipeline FOLDER.",
+        )
+    return source
+
+
+def _sampler(artifact: CalibrationArtifact, recipe: Recipe, asked: ImageRequest) -> tuple[Sampler, str]:
+    """Return the steps that the pipeline will take, and its scheduler's class: refused here what would fail there."""
+    model = artifact.model
+    own = str(model.scheduler.get("_class_name", "DDIMScheduler"))
+    name = _SHORT.get(asked.scheduler or own, asked.scheduler or own)
+    assert model.call is not None
+    told = model.call.timestep
+    steps = recipe.runtime.steps if asked.steps is None else asked.steps
+    sampler = open_sampler(
+        model.scheduler, steps, name=name, timestep_dtype=told.dtype, timestep_scale=told.scale
+    )
+    return sampler, name
+
+
+def _policy(
+    artifact: CalibrationArtifact, recipe: Recipe, asked: ImageRequest, sampler: Sampler
+) -> StepPolicy | None:
+    section = asked.policy(recipe.runtime.step_policy)
+    if not section:
+        return None
+    return resolve_policy(section, sampler.timesteps, artifact, told=sampler.model_timesteps)
+
+
+def _device(request: PromptedRequest) -> str:
+    if request.device is not None:
+        return request.device
+    return "cuda" if request.images.engine in _ON_GPU and torch.cuda.is_available() else "cpu"
+
+
+def _prompts(opened: OpenPipeline, request: PromptedRequest, recipe: Recipe) -> list[str]:
+    """Return one prompt an image, none of a pipeline that takes none."""
+    asked = request.images
+    if not opened.takes("prompt"):
+        if request.prompts:
+            raise UsageError(f"{opened.name} takes no prompts.", "Leave --prompt out.")
+        return []
+    if not request.prompts:
+        return draw_prompts(recipe.samples.prompts or BUILTIN, recipe.samples.seed, asked.seed, asked.count)
+    if any(not prompt.strip() for prompt in request.prompts):
+        raise UsageError("A prompt is empty.", "Say what the image shows.")
+    return [request.prompts[i % len(request.prompts)] for i in range(asked.count)]

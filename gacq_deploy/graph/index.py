@@ -1,0 +1,189 @@
+"""What feeds what in an ONNX graph?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from gacq_deploy.storage.files import Array
+
+MODULE_KEY = "gacq.module"
+"""Node metadata: dotted name of the module the node came from."""
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_KEPT_BYTES = 2**20
+"""Larger constants are read anew each time: kept, they would hold a second copy of the model's weights."""
+
+
+class Use(NamedTuple):
+    """A place where a tensor is read: the node, and the position among its inputs."""
+
+    node: NodeProto
+    position: int
+
+
+class GraphIndex:
+    """Producers, consumers and constants of a model's main graph, as they were when the index was made.
+
+    ``nodes`` are the graph's own protobuf objects: editing one edits the model, but not the index.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.model = model
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.initializers: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
+        self.inputs: list[str] = [i.name for i in graph.input if i.name not in self.initializers]
+        self.outputs: list[str] = [o.name for o in graph.output]
+        self.producers: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[Use]] = {}
+        for node in self.nodes:
+            for name in node.output:
+                self.producers[name] = node
+            for position, name in enumerate(node.input):
+                self.consumers.setdefault(name, []).append(Use(node, position))
+        self._constants: dict[str, Array | None] = {}
+
+    def of_type(self, *op_types: str) -> Iterator[NodeProto]:
+        """Yield the nodes of these types, in graph order."""
+        return (n for n in self.nodes if n.op_type in op_types)
+
+    def readers(self, tensor: str) -> list[Use]:
+        """Return every place that reads ``tensor``."""
+        return self.consumers.get(tensor, [])
+
+    def producer(self, tensor: str) -> NodeProto | None:
+        """Return the node that computes ``tensor``; None for inputs and initializers."""
+        return self.producers.get(tensor)
+
+    def constant(self, tensor: str) -> Array | None:
+        """Return the value of an initializer or ``Constant`` node, else None."""
+        if tensor in self._constants:
+            return self._constants[tensor]
+        value = self._read_constant(tensor)
+        if value is None or value.nbytes <= _KEPT_BYTES:
+            self._constants[tensor] = value
+        return value
+
+    def tensor(self, name: str) -> TensorProto | None:
+        """Return the stored tensor behind an initializer or ``Constant`` node, else None."""
+        if name in self.initializers:
+            return self.initializers[name]
+        node = self.producers.get(name)
+        if node is not None and node.op_type == "Constant":
+            return next((a.t for a in node.attribute if a.name == "value"), None)
+        return None
+
+    def computed_from(self, tensor: str) -> set[str]:
+        """Return the graph inputs that ``tensor`` depends on; empty for constants and what folds into one."""
+        seen: set[str] = set()
+        pending = [tensor]
+        found: set[str] = set()
+        inputs = set(self.inputs)
+        while pending:
+            name = pending.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if name in inputs:
+                found.add(name)
+            elif name in self.producers:
+                pending += self.producers[name].input
+        return found
+
+    def _read_constant(self, tensor: str) -> Array | None:
+        stored = self.tensor(tensor)
+        return None if stored is None else to_array(stored)
+
+
+def to_array(tensor: TensorProto) -> Array:
+    """Return a stored tensor as a numpy array; its data must be loaded."""
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Return an attribute's value, or ``default``."""
+    for item in node.attribute:
+        if item.name == name:
+            return helper.get_attribute_value(item)
+    return default
+
+
+def module_of(node: NodeProto) -> str | None:
+    """Return the dotted name of the module the node came from."""
+    return next((p.value for p in node.metadata_props if p.key == MODULE_KEY), None)
+
+
+def set_module(node: NodeProto, module: str) -> NodeProto:
+    """Write where ``node`` came from; return it."""
+    helper.set_metadata_props(node, {MODULE_KEY: module})
+    return node
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operator set; 0 if the model imports none."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Give the graph another node list."""
+    kept = list(nodes)
+    # protobuf owns the listed nodes: copy them out before the list is cleared
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def model_bytes(model: ModelProto) -> int:
+    """Return about how many bytes ``model`` takes; protobuf itself refuses to count beyond 2 GB."""
+    weights = sum(
+        math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        for t in model.graph.initializer
+    )
+    return int(weights) + int(without_initializers(model).ByteSize())
+
+
+def without_initializers(model: ModelProto) -> ModelProto:
+    """Return a copy without weights; they are never copied, however large."""
+    result = ModelProto()
+    _copy_fields(model, result, leave_out="graph")
+    _copy_fields(model.graph, result.graph, leave_out="initializer")
+    return result
+
+
+def _copy_fields(source: ModelProto | GraphProto, target: ModelProto | GraphProto, *, leave_out: str) -> None:
+    for descriptor, value in source.ListFields():
+        name = descriptor.name
+        if name == leave_out:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, name).CopyFrom(value)
+        else:
+            setattr(target, name, value)
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node reads and no output names."""
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    kept = [t for t in model.graph.initializer if t.name in used]
+    if len(kept) == len(model.graph.initializer):
+        return
+    for index in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[index].name not in used:
+            del model.graph.initializer[index]
+
+
+def weight_axis(node: NodeProto, rank: int) -> int:
+    """Return the output-channel axis of a weight of ``rank`` dimensions, as engines want it.
+
+    Conv 0; ConvTranspose 1; Gemm 0 with ``transB``, else 1; MatMul the last.
+    """
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)

@@ -1,0 +1,224 @@
+"""Is every file of a run directory what its manifest says, and made from the one before it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gacq_deploy.artifact.artifact import FILES as ARTIFACT_FILES
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.bench import load_bench
+from gacq_deploy.build_trt.manifest import engines_of, is_stale
+from gacq_deploy.build_trt.open import require_judged
+from gacq_deploy.errors import ArtifactError, GacqError
+from gacq_deploy.export.record import load_export
+from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sensitivity import load_sensitivity
+from gacq_deploy.storage.files import digest_file, read_json, verify_file
+
+Status = Literal["ok", "absent", "fail"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain: what was checked, and the digest that the next one builds on."""
+
+    name: str
+    status: Status
+    path: str
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The whole chain; true when nothing in it is stale, corrupt or altered. Absent is not wrong."""
+
+    directory: str
+    links: tuple[Link, ...]
+
+    def __bool__(self) -> bool:
+        return all(link.status != "fail" for link in self.links)
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "directory": self.directory,
+            "passed": bool(self),
+            "links": [asdict(link) for link in self.links],
+        }
+
+
+def verify_run(directory: RunDirectory) -> VerifyReport:
+    """Check recipe, samples, finished steps, artifact, graphs and reports of a run, in that order.
+
+    A fault does not stop the check: every link is reported.
+
+    Raises:
+        ArtifactError: ``directory`` is no run directory at all.
+    """
+    if not directory.recipe_path.is_file() and not directory.artifact.is_dir():
+        directory.load_recipe()
+    return VerifyReport(str(directory.root), tuple(_links(directory)))
+
+
+def _links(run: RunDirectory) -> Iterator[Link]:
+    yield _check("recipe", run.recipe_path, lambda: f"digest {run.load_recipe().digest[:12]}", run.artifact)
+    yield _check("samples", run.samples_record_path, lambda: _samples(run), run.samples_path)
+    yield _check("finished steps", run.work / "journal.json", lambda: _journal(run))
+    manifest = run.artifact / "manifest.json"
+    files = [run.artifact / name for name in ARTIFACT_FILES]
+    yield _check("artifact", manifest, lambda: _artifact(run), *files, run.onnx_manifest)
+    yield _check("graphs", run.onnx_manifest, lambda: _graphs(run), run.int8_onnx, run.cpu_onnx)
+    yield _check("engines", run.engines, lambda: _engines(run))
+    yield _check("parity", run.parity_json, lambda: _parity(run))
+    yield _check("bench", run.bench_json, lambda: _bench(run))
+    yield _check("sensitivity", run.sensitivity_json, lambda: _sensitivity(run))
+    yield _check("comparison", run.comparison_json, lambda: _comparison(run), run.comparison_png)
+
+
+def _check(name: str, path: Path, work: Callable[[], str], *dependents: Path) -> Link:
+    """Run one check; a record that was never made is absent, unless what it vouches for is there."""
+    if not path.exists():
+        orphans = [str(d) for d in dependents if d.exists()]
+        if not orphans:
+            return Link(name, "absent", str(path), "not made yet")
+        return Link(
+            name,
+            "fail",
+            str(path),
+            f"{path} is missing, so nothing vouches for {', '.join(orphans)}.",
+            "Run the command that makes it again.",
+        )
+    try:
+        return Link(name, "ok", str(path), work())
+    except GacqError as error:
+        return Link(name, "fail", str(path), error.message, error.hint)
+
+
+def _samples(run: RunDirectory) -> str:
+    hint = "Run `gacq-deploy calibrate --fresh` to collect the samples again."
+    record = read_json(run.samples_record_path, what="Samples record", hint=hint)
+    recorded = record.get("sha256") if isinstance(record, dict) else None
+    if not run.samples_path.is_file():
+        raise ArtifactError(f"Calibration samples are missing: {run.samples_path}", hint)
+    actual = digest_file(run.samples_path)
+    if actual != recorded:
+        raise ArtifactError(
+            f"Calibration samples {run.samples_path} were altered: sha256 {actual[:12]}, recorded was "
+            f"{str(recorded)[:12]}.",
+            hint,
+        )
+    return f"sha256 {actual[:12]}"
+
+
+def _journal(run: RunDirectory) -> str:
+    hint = "Run `gacq-deploy calibrate --fresh` to start over."
+    journal = read_json(run.work / "journal.json", what="Calibration journal", hint=hint)
+    steps = journal.get("steps") if isinstance(journal, dict) else None
+    if not isinstance(steps, dict):
+        raise ArtifactError(f"{run.work / 'journal.json'} is not a calibration journal.", hint)
+    for name, entry in steps.items():
+        if not isinstance(entry, dict) or Path(str(entry.get("file"))).name != entry.get("file"):
+            raise ArtifactError(f"The journal's entry of step '{name}' is malformed.", hint)
+        verify_file(run.work / entry["file"], entry, what=f"Finished step '{name}'", hint=hint)
+    return f"{len(steps)} steps"
+
+
+def _artifact(run: RunDirectory) -> str:
+    artifact = load_artifact(run.artifact)
+    hint = "Run `gacq-deploy calibrate` again: it goes on where the run stands."
+    document = run.load_recipe().document()
+    changed = [key for key, value in artifact.recipe.items() if document.get(key) != value]
+    if changed:
+        raise ArtifactError(f"The artifact is stale: recipe.yaml differs in {', '.join(changed)}.", hint)
+    if run.samples_path.is_file() and digest_file(run.samples_path) != artifact.samples_sha256:
+        raise ArtifactError(
+            f"The artifact was made from other samples ({artifact.samples_sha256[:12]}) than lie beside it.",
+            hint,
+        )
+    retrained = f", {len(artifact.parameters)} retrained parameters" if artifact.parameters else ""
+    return f"digest {artifact.manifest_digest[:12]}, {len(artifact.plan)} tensors{retrained}"
+
+
+def _graphs(run: RunDirectory) -> str:
+    record = load_export(run)
+    return ", ".join(f"{name} {record.files[name].sha256[:12]}" for name in record.graphs)
+
+
+def _engines(run: RunDirectory) -> str:
+    export = load_export(run)
+    found = list(engines_of(run))
+    for folder, record in found:
+        if is_stale(record, export):
+            raise ArtifactError(
+                f"Engine {folder} is stale: {record.inputs.graph} changed since it was built.",
+                f"Delete it; `gacq-deploy build-trt {run.root}` makes a new one.",
+            )
+    return ", ".join(f"{folder.name} ({r.label}, {r.inputs.graph})" for folder, r in found) or "none"
+
+
+def _parity(run: RunDirectory) -> str:
+    report = load_report(run.parity_json)
+    hint = f"Run `gacq-deploy parity {run.root}` again."
+    _check_subject(run, report.subject.get("files", {}), hint)
+    _check_protocol(run, report, hint)
+    if report.step_policy.asked != run.load_recipe().runtime.step_policy:
+        raise ArtifactError("The report is stale: recipe.yaml asks for another runtime.step_policy.", hint)
+    require_judged(run, report.engines, hint)
+    return "passed" if report else "did not pass"
+
+
+def _bench(run: RunDirectory) -> str:
+    report = load_bench(run.bench_json)
+    _check_subject(run, report.subject.get("files", {}), f"Run `gacq-deploy bench {run.root}` again.")
+    return "measured on these graphs"
+
+
+def _sensitivity(run: RunDirectory) -> str:
+    report = load_sensitivity(run)
+    hint = f"Run `gacq-deploy sensitivity {run.root}` again."
+    present, measured = load_artifact(run.artifact).manifest_digest, report.subject.get("artifact_sha256")
+    if measured != present:
+        raise ArtifactError(
+            f"The report is stale: it measured artifact {str(measured)[:12]}, not {present[:12]}.", hint
+        )
+    _check_subject(run, report.subject.get("files", {}), hint)
+    return "measured on this artifact"
+
+
+def _comparison(run: RunDirectory) -> str:
+    hint = f"Run `gacq-deploy quickstart -o {run.root}` again."
+    record = read_json(run.comparison_json, what="Comparison record", hint=hint)
+    if not isinstance(record, dict) or not isinstance(record.get("picture"), dict):
+        raise ArtifactError(f"{run.comparison_json} is not a comparison record.", hint)
+    verify_file(run.comparison_png, record["picture"], what="Comparison", hint=hint)
+    _check_subject(run, record.get("graphs", {}), hint)
+    return "drawn from these graphs"
+
+
+def _check_protocol(run: RunDirectory, report: ParityReport, hint: str) -> None:
+    """A verdict holds for the parity section of the recipe; it is stale when that asks for something else."""
+    wanted = run.load_recipe().parity
+    changes = protocol_changes(report.protocol, wanted)
+    if not changes:
+        return
+    shown = ", ".join(f"{key} was {old}, now is {new}" for key, (old, new) in changes.items())
+    if any(decides_measurement(key) for key in changes):
+        raise ArtifactError(f"The report is stale: recipe.yaml asks for other measurements: {shown}.", hint)
+    follows = "pass" if report.under(wanted) else "not pass"
+    raise ArtifactError(
+        f"The report is stale: recipe.yaml has other thresholds: {shown}. Its numbers would {follows} under them.",
+        hint,
+    )
+
+
+def _check_subject(run: RunDirectory, files: dict[str, str], hint: str) -> None:
+    """A report is about graphs; it is stale when they are not those in the folder."""
+    for name, sha256 in files.items():
+        path = run.onnx / Path(name).name
+        if not path.is_file() or digest_file(path) != sha256:
+            raise ArtifactError(f"The report is stale: {path} is not the file that was judged.", hint)

@@ -1,0 +1,1 @@
+"""How far apart two results are: arrays, images, and differences of errors with their spread."""

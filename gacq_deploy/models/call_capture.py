@@ -1,0 +1,129 @@
+"""What does a pipeline really pass to its denoiser? Every call is taken apart while it runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gacq_deploy.artifact.call import Path
+from gacq_deploy.models.base import first_tensor
+
+Answer = Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class SeenCall:
+    """One call: tensors and plain values by place, floats in the denoiser's own dtype; ``output`` is the prediction."""
+
+    leaves: Mapping[Path, Any]
+    output: Tensor
+
+    @property
+    def tensors(self) -> dict[Path, Tensor]:
+        """The tensors among the values."""
+        return {path: value for path, value in self.leaves.items() if isinstance(value, Tensor)}
+
+
+@dataclass
+class Watcher:
+    """Stands before a denoiser's ``forward`` and keeps what passes.
+
+    ``answer`` may answer in the denoiser's place, from the arguments by name; by default the denoiser runs.
+    ``keep`` gets every call; by default all are kept in ``calls``.
+    """
+
+    module: nn.Module
+    answer: Answer | None = None
+    keep: Callable[[SeenCall], None] | None = None
+    calls: list[SeenCall] = field(default_factory=list)
+    last_answer: Any = None
+
+    @contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        """Watch until the context ends."""
+        original = self.module.forward
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)  # pipelines look at the signature
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+            given |= given.pop(_rest(signature), {})
+            arguments = _map(given, self._to_own_dtype)
+            answered = (self.answer or (lambda named: original(**named)))(arguments)
+            self.last_answer = answered
+            seen = SeenCall(dict(flatten(arguments)), first_tensor(answered))
+            (self.keep or self.calls.append)(seen)
+            return _map(answered, _to_dtype_of(given))
+
+        self.module.__dict__["forward"] = forward
+        try:
+            yield self
+        finally:
+            del self.module.__dict__["forward"]
+
+    def _to_own_dtype(self, value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(_dtype(self.module)) if is_float else value
+
+
+def flatten(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield every value of nested dicts, lists and tuples with its place; an empty container is a value."""
+    inside: list[tuple[str | int, Any]] = []
+    if isinstance(tree, Mapping):
+        inside = [(str(k), v) for k, v in tree.items()]
+    elif isinstance(tree, list | tuple):
+        inside = list(enumerate(tree))
+    if not inside:
+        yield path, tree
+    for key, value in inside:
+        yield from flatten(value, (*path, key))
+
+
+def blank(answered: Any, before: int, rows: int) -> Any:
+    """Return an answer like the one seen, all zeros, for another number of rows."""
+
+    def zeros(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        shape = (rows, *value.shape[1:]) if value.ndim and value.shape[0] == before else tuple(value.shape)
+        return torch.zeros(shape, dtype=value.dtype)
+
+    return _map(answered, zeros)
+
+
+def _rest(signature: inspect.Signature) -> str:
+    return next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _to_dtype_of(given: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return a cast to the dtype that the caller's first float tensor had: text encoders may compute in half."""
+    dtype = next(
+        (
+            v.dtype
+            for _, v in flatten(given)
+            if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1
+        ),
+        torch.float32,
+    )
+    return lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+
+
+def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply a change to every value of nested containers; diffusers' output classes are dicts, and stay themselves."""
+    if isinstance(tree, Mapping):
+        changed = {k: _map(v, change) for k, v in tree.items()}
+        return type(tree)(**changed) if type(tree) is not dict and isinstance(tree, dict) else changed
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map(v, change) for v in tree)
+    return change(tree)

@@ -1,0 +1,429 @@
+"""How does this pipeline call its denoiser? Told by running it twice, two steps of one image and of two.
+
+Nothing is known beforehand of the denoiser's class. The state is the float argument that the answer is shaped like; the
+timestep is the number that follows the scheduler's; what has a row a state steers it, what has none is shared. Rows
+of one image that start from one state are the branches of classifier-free guidance; the one that does not heed the
+prompt is the negative one. The denoiser itself runs twice only: for its first answer, and to prove that it takes one
+timestep a row, as calibration and every engine give it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Path, StateRecord, TimestepRecord
+from gacq_deploy.errors import ModelError
+from gacq_deploy.models.base import run_call
+from gacq_deploy.models.call_capture import SeenCall, Watcher, blank
+from gacq_deploy.models.pipelines import OpenPipeline
+from gacq_deploy.models.source import Recording, plain_scheduler
+from gacq_deploy.sampling.noise_schedule import check_process
+
+_PROBE_PROMPTS = ("a photograph of a cat", "an oil painting of a mountain lake at dawn")
+_CLOSE = 1e-3
+"""Relative error at which two numbers are one timestep, and two float answers one answer."""
+_LIKE_THESE = (
+    "The nearest supported shape of it: forward(state [N, ...], timestep [N], tensors of N rows or shared ones) that "
+    "returns a tensor like the state, or a tuple or output class that begins with one."
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which row of a call belongs to which image: row ``image + count * branch``, or ``branch + branches * image``.
+
+    ``negative`` is the branch that guidance steers away from, None without guidance.
+    """
+
+    branches: int
+    by_image: bool
+    negative: int | None
+
+    def rows(self, images: int) -> list[list[int]]:
+        """Return ``[image][branch]`` -> row; the negative branch comes first."""
+        order = sorted(range(self.branches), key=lambda b: b != self.negative)
+        stride, step = (self.branches, 1) if self.by_image else (1, images)
+        return [[image * stride + b * step for b in order] for image in range(images)]
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """What two short runs of a pipeline told."""
+
+    recording: Recording
+    layout: Layout
+
+
+def record_call(opened: OpenPipeline, steps: int) -> RecordedCall:
+    """Find out how a pipeline calls its denoiser.
+
+    Args:
+        opened: the pipeline; its denoiser holds the weights that will be calibrated.
+        steps: of the trajectories to come: a schedule may depend on it.
+
+    Raises:
+        ModelError: the pipeline fails, or calls its denoiser in a way that calibration and engines cannot: says which,
+            and what would do.
+    """
+    single, whole_schedule = _short_run(opened, 1, max(2, steps))
+    double, _ = _short_run(opened, 2, max(2, steps), answer_like=single)
+    call = _describe(opened, single, double, whole_schedule.timesteps)
+    layout = _layout(opened, call, double)
+    call = _proven(opened, call, single)
+    return RecordedCall(Recording(call, whole_schedule.config), layout)
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    timesteps: Tensor
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The first two calls, and the denoiser's own answer to the first as it came."""
+
+    first: SeenCall
+    second: SeenCall
+    answered: Any
+
+    @property
+    def rows(self) -> int:
+        """Rows of the answer."""
+        return len(self.first.output)
+
+
+class _Enough(Exception):
+    """Two calls were seen; the rest of the trajectory tells nothing new."""
+
+
+def _short_run(
+    opened: OpenPipeline, images: int, steps: int, answer_like: _Run | None = None
+) -> tuple[_Run, _Schedule]:
+    """Run the beginning of a trajectory of ``images`` images; the denoiser answers the first call of one image."""
+    original = opened.denoiser.forward
+    answered: list[Any] = []
+
+    def answer(named: dict[str, Any]) -> Any:
+        if answer_like is not None:
+            return blank(answer_like.answered, answer_like.rows, images * answer_like.rows)
+        if not answered:
+            answered.append(original(**named))
+            return answered[0]
+        return blank(answered[0], len(watcher.calls[0].output), len(watcher.calls[0].output))
+
+    def keep(seen: SeenCall) -> None:
+        watcher.calls.append(seen)
+        if len(watcher.calls) == 2:
+            raise _Enough
+
+    watcher = Watcher(opened.denoiser, answer, keep)
+    with _remember_schedule(opened.pipeline) as told, watcher.watching(), suppress(_Enough):
+        opened.run(_PROBE_PROMPTS[:images], range(images), steps, None)
+    if len(watcher.calls) < 2:
+        raise ModelError(
+            f"{opened.name} called its {opened.component} {len(watcher.calls)} times in {steps} steps.",
+            "Name the component that denoises with model.component.",
+        )
+    scheduler = opened.pipeline.scheduler
+    config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__, **told}
+    config = plain_scheduler({k: v for k, v in config.items() if not k.startswith("_") or k in _KEPT})
+    if "_use_default_values" in config:
+        config["_use_default_values"] = sorted(
+            config["_use_default_values"]
+        )  # in memory in an order of chance
+    check_process(config, f"{opened.name}'s scheduler")
+    first, second = watcher.calls
+    return _Run(first, second, answered[0] if answered else None), _Schedule(
+        scheduler.timesteps.detach().cpu().double(), config
+    )
+
+
+_KEPT = ("_class_name", "_use_default_values")
+
+
+@contextmanager
+def _remember_schedule(pipeline: Any) -> Iterator[dict[str, Any]]:
+    """Note what a pipeline computes for its resolution and hands to its scheduler: a shift, and sigmas of its own."""
+    scheduler = pipeline.scheduler
+    original = scheduler.set_timesteps
+    told: dict[str, Any] = {}
+
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        has_sigmas = kwargs.get("sigmas") is not None
+        if kwargs.get("mu") is not None:
+            told.update(mu=float(kwargs["mu"]), pipeline_sigmas=has_sigmas)
+        elif has_sigmas:
+            told["pipeline_sigmas"] = True
+        return original(*args, **kwargs)
+
+    set_timesteps.__wrapped__ = original  # type: ignore[attr-defined] # pipelines look at the signature
+    scheduler.set_timesteps = set_timesteps
+    try:
+        yield told
+    finally:
+        del scheduler.set_timesteps
+
+
+def _describe(opened: OpenPipeline, single: _Run, double: _Run, schedule: Tensor) -> CallRecord:
+    seen = {**single.first.leaves}
+    if set(seen) != set(single.second.leaves) or set(seen) != set(double.first.leaves):
+        changing = set(seen) ^ set(single.second.leaves) or set(seen) ^ set(double.first.leaves)
+        raise ModelError(
+            f"{opened.name} passes {_spell(next(iter(changing)))} in some calls and not in others.",
+            _LIKE_THESE,
+        )
+    state = _find_state(opened, single)
+    timestep = _find_timestep(opened, single, schedule)
+    arguments: list[ArgumentRecord] = []
+    constants: dict[str, Any] = {}
+    names: set[str] = set()
+    for path, value in seen.items():
+        if path in (state.path, timestep.path):
+            continue
+        if isinstance(value, Tensor):
+            name = _name(path, names)
+            names.add(name)
+            arguments.append(_argument(opened, name, path, single, double))
+        else:
+            _put_constant(opened, constants, path, value)
+    if "return_dict" in constants:
+        constants["return_dict"] = False
+    return CallRecord(
+        state=state,
+        timestep=timestep,
+        arguments=tuple(arguments),
+        constants=constants,
+        answer=_answer_path(single.answered),
+    )
+
+
+def _answer_path(answered: Any) -> Path | None:
+    if isinstance(answered, Tensor):
+        return ()
+    return (str(next(iter(answered))),) if type(answered) is dict else None
+
+
+def _find_state(opened: OpenPipeline, run: _Run) -> StateRecord:
+    """Return the first float argument that the answer is shaped like, but for a learned variance."""
+    output = run.first.output
+    floats = {p: t for p, t in run.first.tensors.items() if t.is_floating_point() and t.ndim > 1}
+    for path, tensor in floats.items():
+        alike = tensor.ndim == output.ndim and tensor.shape[2:] == output.shape[2:]
+        if alike and len(tensor) == len(output) and output.shape[1] in (tensor.shape[1], 2 * tensor.shape[1]):
+            return StateRecord(path=path, shape=tuple(tensor.shape[1:]))
+    shapes = ", ".join(f"{_spell(p)} {[*t.shape]}" for p, t in floats.items()) or "no float tensor"
+    raise ModelError(
+        f"{type(opened.denoiser).__name__} answers {[*output.shape]}, and no argument is shaped like that: it takes "
+        f"{shapes}. Inpainting and upscaling models, which take more channels than they predict, are not supported.",
+        _LIKE_THESE,
+    )
+
+
+def _find_timestep(opened: OpenPipeline, run: _Run, schedule: Tensor) -> TimestepRecord:
+    """Return the argument that moves from the first call to the second as the scheduler's timesteps do."""
+    rows = run.rows
+    for path, value in run.first.leaves.items():
+        first, second = _number(value, rows), _number(run.second.leaves[path], rows)
+        if first is None or second is None or first == second:
+            continue
+        ratios = [told / float(t) for told, t in ((first, schedule[0]), (second, schedule[1])) if float(t)]
+        if ratios and ratios[0] > 0 and all(abs(r / ratios[0] - 1) < _CLOSE for r in ratios):
+            scale = 1.0 if abs(ratios[0] - 1) < _CLOSE else ratios[0]
+            total = float(opened.pipeline.scheduler.config.get("num_train_timesteps", 1000))
+            scale = 1 / total if abs(scale * total - 1) < _CLOSE else scale
+            whole = scale == 1.0 and bool((schedule == schedule.round()).all())
+            return TimestepRecord(path=path, dtype="int64" if whole else "float32", scale=scale)
+    raise ModelError(
+        f"No argument of {type(opened.denoiser).__name__} follows the timesteps of "
+        f"{type(opened.pipeline.scheduler).__name__} ({float(schedule[0]):g}, {float(schedule[1]):g}, ...).",
+        _LIKE_THESE,
+    )
+
+
+def _number(value: Any, rows: int) -> float | None:
+    """Return the one number that a timestep holds: a scalar, or the same for every row."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    if not isinstance(value, Tensor) or value.dtype == torch.bool or value.numel() not in (1, rows):
+        return None
+    flat = value.detach().double().flatten()
+    return float(flat[0]) if value.ndim <= 1 and bool((flat == flat[0]).all()) else None
+
+
+def _argument(opened: OpenPipeline, name: str, path: Path, single: _Run, double: _Run) -> ArgumentRecord:
+    one, two = single.first.tensors[path], double.first.tensors[path]
+    if not _equal(one, single.second.tensors[path]):
+        raise ModelError(
+            f"{opened.name} changes {_spell(path)} {[*one.shape]} from step to step, and it is not the timestep.",
+            "Supported are arguments that stay as they are during a trajectory.",
+        )
+    rows = single.rows
+    dtype = _dtype(one, path)
+    upper = int(one.max()) + 1 if dtype == "int64" and one.numel() else None
+    if one.ndim and (len(one), len(two)) == (rows, 2 * rows) and one.shape[1:] == two.shape[1:]:
+        return ArgumentRecord(name=name, path=path, dtype=dtype, shape=tuple(one.shape[1:]), upper=upper)
+    if one.shape == two.shape:
+        return ArgumentRecord(
+            name=name, path=path, dtype=dtype, shape=tuple(one.shape), upper=upper, shared=True
+        )
+    raise ModelError(
+        f"{_spell(path)} is {[*one.shape]} for {rows} rows and {[*two.shape]} for {2 * rows}: its length depends on "
+        "the prompt.",
+        "Supported are arguments padded to one length (for instance padding='max_length' in the pipeline).",
+    )
+
+
+def _dtype(value: Tensor, path: Path) -> DType:
+    if value.dtype == torch.bool:
+        return "bool"
+    if value.is_floating_point():
+        return "float32"
+    if value.is_complex():
+        raise ModelError(f"{_spell(path)} is complex.", "No engine takes complex inputs.")
+    return "int64"
+
+
+def _put_constant(opened: OpenPipeline, constants: dict[str, Any], path: Path, value: Any) -> None:
+    plain = value is None or isinstance(value, bool | int | float | str) or value in ({}, [], ())
+    if not plain:
+        raise ModelError(
+            f"{opened.name} passes {_spell(path)}, a {type(value).__name__}, which no engine can take.",
+            "Leave it out of the pipeline.",
+        )
+    here = constants
+    for key in path[:-1]:
+        if isinstance(key, int):
+            raise ModelError(f"{opened.name} passes {_spell(path)} inside a list.", _LIKE_THESE)
+        here = here.setdefault(key, {})
+    here[str(path[-1])] = list(value) if isinstance(value, tuple) else value
+
+
+def _name(path: Path, taken: set[str]) -> str:
+    """Return the shortest ending of a path that is no other argument's name."""
+    parts = [str(p) for p in path]
+    for start in range(len(parts) - 1, -1, -1):
+        name = "_".join(parts[start:])
+        if name not in taken and not name[0].isdigit() and name not in ("sample", "timestep", "output"):
+            return name
+    return next(f"argument_{i}" for i in itertools.count() if f"argument_{i}" not in taken)
+
+
+def _layout(opened: OpenPipeline, call: CallRecord, double: _Run) -> Layout:
+    states = double.first.tensors[call.state.path]
+    rows = len(states)
+    alike = [r for r in range(rows) if torch.equal(states[r], states[0])]
+    branches = len(alike)
+    by_image = alike == list(range(branches))
+    if rows != 2 * branches or alike not in (list(range(branches)), list(range(0, rows, 2))):
+        raise ModelError(
+            f"{opened.name} calls its denoiser with {rows} rows for 2 images, {branches} of the first image's state.",
+            "Supported: as many rows an image, each beginning with its image's state.",
+        )
+    if branches == 1:
+        return Layout(1, by_image, None)
+    plain = Layout(branches, by_image, None).rows(2)
+    heedless = [
+        b for b in range(branches) if _same_steering(call, double.first.tensors, plain[0][b], plain[1][b])
+    ]
+    if branches != 2 or len(heedless) != 1:
+        raise ModelError(
+            f"{opened.name} calls its denoiser with {branches} rows an image, of which {len(heedless)} do not heed the "
+            "prompt.",
+            "Supported: no guidance, or classifier-free guidance with one positive and one negative row.",
+        )
+    return Layout(branches, by_image, heedless[0])
+
+
+def _same_steering(call: CallRecord, tensors: Mapping[Path, Tensor], a: int, b: int) -> bool:
+    return all(x.shared or torch.equal(tensors[x.path][a], tensors[x.path][b]) for x in call.arguments)
+
+
+def _proven(opened: OpenPipeline, call: CallRecord, run: _Run) -> CallRecord:
+    """Return the call as it is proved to work: told whole timesteps, or, where it needs them, the same as floats."""
+    told = run.first.leaves[call.timestep.path]
+    needs_floats = isinstance(told, Tensor) and told.is_floating_point()
+    try:
+        _prove_rows(opened, call, run)
+    except ModelError:
+        if call.timestep.dtype != "int64" or not needs_floats:
+            raise
+        floats = call.timestep.model_copy(update={"dtype": "float32"})
+        call = call.model_copy(update={"timestep": floats})
+        _prove_rows(opened, call, run)
+    return call
+
+
+@torch.no_grad()
+def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
+    """Ask for one state at two timesteps in one call: calibration mixes timesteps, and engines batch images."""
+    told = [_number(c.leaves[call.timestep.path], run.rows) for c in (run.first, run.second)]
+    dtype = torch.int64 if call.timestep.dtype == "int64" else torch.float32
+    both = torch.tensor([told[0], told[1]], dtype=torch.float64).to(dtype)
+    tensors = run.first.tensors
+    state = tensors[call.state.path][:1].repeat_interleave(2, 0)
+    steering = conditioning_rows(call, tensors, [0, 0])
+    kind = type(opened.denoiser).__name__
+    try:
+        answer = run_call(opened.denoiser, call, state, both, steering)
+    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"{kind} does not take one timestep a row: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            _LIKE_THESE,
+        ) from error
+    expected = run.first.output[:1, : state.shape[1]]
+    distance = float((answer[:1] - expected).norm() / expected.norm().clamp(min=1e-30))
+    if answer.shape != state.shape or not distance < _CLOSE:
+        raise ModelError(
+            f"{kind} answers differently when it is given one timestep a row (relative error {distance:.1e}).",
+            _LIKE_THESE,
+        )
+    if torch.equal(answer[0], answer[1]):
+        raise ModelError(f"{kind} gives all rows of a call one timestep, the first's.", _LIKE_THESE)
+
+
+def timestep_told(call: CallRecord, seen: SeenCall, rows: int) -> float:
+    """Return the timestep of a call, as the denoiser is told it.
+
+    Raises:
+        ModelError: it differs from row to row.
+    """
+    told = _number(seen.leaves[call.timestep.path], rows)
+    if told is None:
+        raise ModelError(
+            f"{_spell(call.timestep.path)} differs from row to row within a call.",
+            "Supported are pipelines that take all images of a call through one timestep.",
+        )
+    return told
+
+
+def conditioning_rows(
+    call: CallRecord, tensors: Mapping[Path, Tensor], rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return input name -> the given rows of what steers, ``[len(rows), ...]``; shared tensors once a row."""
+    chosen = {}
+    for argument in call.arguments:
+        value = tensors[argument.path].detach()
+        value = value.to(getattr(torch, argument.dtype))
+        chosen[argument.name] = (
+            value.expand(len(rows), *value.shape) if argument.shared else value[list(rows)]
+        ).clone()
+    return chosen
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _spell(path: Path) -> str:
+    head, *rest = path
+    return f"'{head}{''.join(f'[{key!r}]' for key in rest)}'"

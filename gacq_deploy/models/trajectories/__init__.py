@@ -1,0 +1,1 @@
+"""How the model's own denoising trajectories become calibration samples."""

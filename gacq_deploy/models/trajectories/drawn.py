@@ -1,0 +1,206 @@
+"""Where do calibration samples come from? The float model's own DDIM trajectories, each run once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gacq_deploy.errors import CalibrationError
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.processes.group import ALONE, Group
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe.load import SamplesSection
+from gacq_deploy.samples.calibration_set import CONDITION_PREFIX, RowFile, SampleWriter
+
+Array = NDArray[Any]
+
+
+def initial_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return the start of one trajectory: it depends on ``(seed, trajectory)`` alone, never on a batch."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, trajectory]))
+    return generator.standard_normal(shape, dtype=np.float32)
+
+
+def draw_conditioning(denoiser: Denoiser, seed: int, trajectories: int) -> dict[str, Array]:
+    """Return one condition per trajectory; class labels, which alone can be drawn, are balanced and shuffled."""
+    drawn: dict[str, Array] = {}
+    for name, info in denoiser.record.conditioning.items():
+        generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
+        drawn[name] = generator.permutation(
+            np.arange(trajectories, dtype=np.int64) % int(info["num_classes"])
+        )
+    return drawn
+
+
+def validation_trajectories(section: SamplesSection) -> NDArray[np.uint8]:
+    """Return 1 for each held-out trajectory; the split is by trajectory, so no state leaks."""
+    count = section.trajectories
+    held = (
+        max(1, round(section.validation_share * count)) if section.validation_share > 0 and count > 1 else 0
+    )
+    generator = np.random.Generator(np.random.Philox(key=[section.seed, 1 << 41]))
+    flags = np.zeros(count, np.uint8)
+    flags[generator.permutation(count)[:held]] = 1
+    return flags
+
+
+def collect_samples(
+    denoiser: Denoiser,
+    section: SamplesSection,
+    path: Path,
+    report: Reporter = SILENT,
+    group: Group = ALONE,
+) -> None:
+    """Run float DDIM trajectories and stream their states to ``path``.
+
+    Every ``keep_every``-th step of every trajectory is kept, so all timesteps are equally represented. Seeds,
+    classes, timesteps and noise do not depend on ``section.batch``. Other processes of the group have to call
+    :func:`help_collect_samples` with what they are told; batches are the same whoever runs them, so rows are, too.
+
+    Raises:
+        CalibrationError: the float model's output is not finite.
+        ResourceError: the disk is full, or another process of the group ended.
+    """
+    walk = _Walk(denoiser, section)
+    report.stage("collect samples", walk.work(group))
+    with SampleWriter(path, walk.layout()) as writer:
+        group.tell(DrawnShare(section, writer.rows.path))
+        walk.run(writer.rows, group, report)
+        group.wait()
+
+
+@dataclass(frozen=True)
+class DrawnShare:
+    """What other processes need to know to take their share of drawn trajectories."""
+
+    section: SamplesSection
+    file: Path
+
+
+def help_collect_samples(denoiser: Denoiser, share: DrawnShare, group: Group) -> None:
+    """Run this process's share of the batches into the file that the first process laid out.
+
+    Raises:
+        CalibrationError: the float model's output is not finite.
+        ResourceError: another process of the group ended.
+    """
+    rows = RowFile(share.file)
+    _Walk(denoiser, share.section).run(rows, group, SILENT)
+    rows.close()
+    group.wait()
+
+
+class _Walk:
+    """Trajectories that are drawn, batch by batch."""
+
+    def __init__(self, denoiser: Denoiser, section: SamplesSection) -> None:
+        self._denoiser = denoiser
+        self._section = section
+        self._scheduler: Any = DDIMScheduler.from_config(denoiser.record.scheduler)  # type: ignore[no-untyped-call]
+        self._scheduler.set_timesteps(section.steps)
+        self._kept = list(range(0, section.steps, section.keep_every))
+        self._conditioning = draw_conditioning(denoiser, section.seed, section.trajectories)
+        self._flags = validation_trajectories(section)
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return the tensors of the file."""
+        rows = self._section.trajectories * len(self._kept)
+        return _layout(self._denoiser, self._conditioning, rows)
+
+    def work(self, group: Group) -> int:
+        """Return how many steps of single trajectories are this process's."""
+        return sum(len(members) for members in self._batches(group)) * self._section.steps
+
+    def run(self, rows: RowFile, group: Group, report: Reporter) -> None:
+        """Run this process's batches and write their rows."""
+        for members in self._batches(group):
+            batch = {name: value[members] for name, value in self._conditioning.items()}
+            states = _run(self._denoiser, self._scheduler, self._section, members, batch, report)
+            _write(rows, states, members, batch, self._flags, self._kept)
+
+    def _batches(self, group: Group) -> Iterator[NDArray[np.int64]]:
+        count, size = self._section.trajectories, self._section.batch
+        for number in group.share(-(-count // size)):
+            yield np.arange(number * size, min((number + 1) * size, count))
+
+
+def _layout(
+    denoiser: Denoiser, conditioning: Mapping[str, Array], rows: int
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    shape = (rows, *denoiser.record.sample_shape)
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {
+        "latents": ("float32", shape),
+        "targets": ("float32", shape),
+        "timesteps": ("int64", (rows,)),
+        "trajectory": ("int64", (rows,)),
+        "step": ("int64", (rows,)),
+        "validation": ("uint8", (rows,)),
+    }
+    for name, value in conditioning.items():
+        layout[f"{CONDITION_PREFIX}{name}"] = (value.dtype.name, (rows, *value.shape[1:]))
+    return layout
+
+
+@torch.no_grad()
+def _run(
+    denoiser: Denoiser,
+    scheduler: Any,
+    section: SamplesSection,
+    members: NDArray[np.int64],
+    conditioning: Mapping[str, Array],
+    report: Reporter,
+) -> list[tuple[Tensor, Tensor, int]]:
+    """Return (state, model output, timestep) of every step for one batch of trajectories."""
+    noise = [initial_noise(section.seed, int(i), denoiser.record.sample_shape) for i in members]
+    # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
+    x = torch.from_numpy(np.stack(noise)).clone() * float(scheduler.init_noise_sigma)
+    condition = {name: torch.from_numpy(value) for name, value in conditioning.items()}
+    states = []
+    for t in scheduler.timesteps:
+        output = denoiser(x, t.expand(len(members)), condition)
+        if not bool(torch.isfinite(output).all()):
+            raise CalibrationError(
+                f"The float model's output is not finite at timestep {int(t)} "
+                f"(trajectories {members[0]}..{members[-1]}).",
+                "Check the weights, their dtype and the scheduler's configuration.",
+            )
+        states.append((x, output, int(t)))
+        x = scheduler.step(output, int(t), x).prev_sample
+        report.advance(len(members))
+    return states
+
+
+def _write(
+    writer: RowFile,
+    states: list[tuple[Tensor, Tensor, int]],
+    members: NDArray[np.int64],
+    conditioning: Mapping[str, Array],
+    flags: NDArray[np.uint8],
+    kept: list[int],
+) -> None:
+    for offset, trajectory in enumerate(members):
+        steps = np.array(kept, np.int64)
+        count = len(kept)
+        writer.write(
+            int(trajectory) * count,
+            {
+                "latents": np.stack([states[k][0][offset].numpy() for k in kept]),
+                "targets": np.stack([states[k][1][offset].numpy() for k in kept]),
+                "timesteps": np.array([states[k][2] for k in kept], np.int64),
+                "trajectory": np.full(count, trajectory, np.int64),
+                "step": steps,
+                "validation": np.full(count, flags[trajectory], np.uint8),
+                **{
+                    f"{CONDITION_PREFIX}{n}": np.repeat(v[offset : offset + 1], count, 0)
+                    for n, v in conditioning.items()
+                },
+            },
+        )

@@ -1,0 +1,398 @@
+"""Which comparisons does a run directory need, and what does each of them measure?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from gacq_deploy.artifact.artifact import CalibrationArtifact
+from gacq_deploy.artifact.probe import Probe
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.backends.mixed_steps import SteppedEngine
+from gacq_deploy.errors import EngineError, ExportError
+from gacq_deploy.export.cpu_flavour import signed_twin
+from gacq_deploy.graph.quantizers import openable
+from gacq_deploy.metrics.arrays import relative_error
+from gacq_deploy.metrics.error_difference import compare_errors
+from gacq_deploy.parity.budget import (
+    Held,
+    Trajectories,
+    compare_trajectories,
+    compare_with_float,
+    describe_comparison,
+    hold_out,
+    run_freely,
+)
+from gacq_deploy.parity.cut import cut_at_quantizers, expose_quantized
+from gacq_deploy.parity.difference import ErrorMeasure, measure_noise_floor
+from gacq_deploy.parity.exact import (
+    CANONICAL,
+    CPU,
+    Difference,
+    Flavour,
+    compare_float_file,
+    compare_quantized_file,
+)
+from gacq_deploy.parity.layout import fit_recordings
+from gacq_deploy.parity.local import LocalReference, compare_segments
+from gacq_deploy.parity.report import AT_BATCH, Edge, Evidence, ParityReport, assemble, measured
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.samples.calibration_set import timestep_buckets
+from gacq_deploy.sampling.step_policy import StepPolicy
+from gacq_deploy.storage.files import Array, digest_array
+
+REFERENCE_ENGINE = "ort-cpu"
+_FLOAT = f"float.onnx@{REFERENCE_ENGINE}"
+_SHOWN = 20
+
+
+class EngineFactory(Protocol):
+    """Opens a graph in a named engine, as :func:`gacq_deploy.backends.open_engine` does."""
+
+    def __call__(self, name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Engine:
+        """Return the opened engine."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantized graph in an engine."""
+
+    flavour: Flavour
+    engine: str
+
+    @property
+    def name(self) -> str:
+        """``int8.onnx@ort-cpu``."""
+        return f"{self.flavour.file}@{self.engine}"
+
+    @property
+    def reference(self) -> str:
+        """Torch for ONNX Runtime's CPU engine, which in turn is the reference of every other engine."""
+        if self.engine == REFERENCE_ENGINE:
+            return f"torch/{self.flavour.placement}"
+        return f"{self.flavour.file}@{REFERENCE_ENGINE}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: the artifact, its probe, the float graph and the quantized ones by file name."""
+
+    artifact: CalibrationArtifact
+    probe: Probe
+    float_graph: ModelProto
+    graphs: Mapping[str, ModelProto]
+    """Of the prompts that the trajectories take in turn; None: class labels, or what the probe holds."""
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """An engine that runs nothing but what was compiled for it: it opens a graph by its file's name.
+
+    ``batches`` are the corners of what it was compiled for; the error is measured at each of them. ``key`` names it.
+    """
+
+    open: Callable[[str], Engine]
+    batches: tuple[int, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How it is judged."""
+
+    section: ParitySection
+    open_engine: EngineFactory
+    batch: int = 16
+    threads: int = 0
+    report: Reporter = SILENT
+    policy: StepPolicy | None = None
+    """Which steps run in float: trajectories and images are then judged as the mix makes them."""
+    compiled: Mapping[str, CompiledEngine] = field(default_factory=dict)
+    """Engine name -> its plans. They cannot be cut into blocks, so there is no local evidence of them."""
+
+
+def measure(
+    subject: Subject, candidates: Sequence[Candidate], setting: Setting, about: Mapping[str, Any]
+) -> ParityReport:
+    """Measure every kind of evidence on every edge and judge it.
+
+    Args:
+        subject: artifact and graphs.
+        candidates: which graph in which engine.
+        setting: recipe section and engines.
+        about: what to record about the subject, for instance digests.
+
+    An engine that fails to load or run makes its edges unevaluated, and so failed; a missing backend raises.
+    """
+    stage = _Stage(subject, setting)
+    setting.report.stage("parity", 2 + (4 if setting.policy is None else 6) * len(candidates))
+    edges = list(stage.exact(candidates))
+    setting.report.advance()
+    edges.extend(stage.exporter())
+    setting.report.advance()
+    for candidate in candidates:
+        edges.extend(stage.candidate(candidate))
+    return assemble(
+        tuple(edges),
+        setting.section,
+        trajectory=stage.trajectory,
+        noise_floor=stage.noise_floor,
+        subject=dict(about),
+    )
+
+
+class _Stage:
+    """One measurement: what several edges need is computed once."""
+
+    def __init__(self, subject: Subject, setting: Setting) -> None:
+        self._subject, self._setting = subject, setting
+        self._section = setting.section
+        self._probe = subject.probe
+        self._buckets: NDArray[np.int64] = timestep_buckets(
+            self._probe.inputs["timestep"], self._section.buckets
+        )
+        self._held: Held = hold_out(subject.artifact.model, self._probe, self._section, setting.batch)
+        self._truth: Trajectories | None = None
+        self.noise_floor: dict[str, Any] = {}
+        self.trajectory: dict[str, Any] = {
+            "first_seed": self._section.seed,
+            "images": self._section.images,
+            "steps": self._section.steps,
+            "by_step": {},
+        }
+
+    def exact(self, candidates: Sequence[Candidate]) -> Iterator[Edge]:
+        """Files against the artifact."""
+        artifact, float_graph = self._subject.artifact, self._subject.float_graph
+        yield _exact_edge("float.onnx", compare_float_file(artifact, float_graph))
+        for flavour in dict.fromkeys(c.flavour for c in candidates):
+            graph = self._subject.graphs[flavour.file]
+            yield _exact_edge(flavour.file, compare_quantized_file(artifact, float_graph, graph, flavour))
+            if flavour is CPU:
+                yield from self._guarded("flavour", (f"{CPU.file} signed twin", CPU.file), self._twin)
+
+    def exporter(self) -> Iterator[Edge]:
+        """Torch float against the float graph; the float trajectories start from the same engine."""
+        yield from self._guarded("exporter", ("torch/float", _FLOAT), self._exporter)
+
+    def candidate(self, candidate: Candidate) -> Iterator[Edge]:
+        """Local evidence, error difference and budget of one candidate."""
+        names = (candidate.reference, candidate.name)
+        compiled = self._setting.compiled.get(candidate.engine)
+        if compiled is None:
+            yield from self._guarded("local", names, lambda: self._local(candidate))
+        self._setting.report.advance()
+        for batch in (self._setting.batch,) if compiled is None else compiled.batches:
+            named = names if compiled is None else (names[0], f"{names[1]}{AT_BATCH}{batch}")
+            yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
+        self._setting.report.advance()
+        evidence: Literal["budget", "single"] = "budget" if self._setting.policy is None else "single"
+        names = (_FLOAT, candidate.name)
+        yield from self._guarded(evidence, names, lambda: self._budget(candidate, evidence))
+        self._setting.report.advance(2)
+        if self._setting.policy is not None:
+            policy = self._setting.policy
+            yield from self._guarded("mixed", names, lambda: self._mixed(candidate, policy))
+            self._setting.report.advance(2)
+
+    def _guarded(
+        self, evidence: Evidence, names: tuple[str, str], work: Callable[[], Edge]
+    ) -> Iterator[Edge]:
+        try:
+            yield work()
+        except (EngineError, ExportError) as error:
+            yield measured(evidence, *names, {}, worst={"error": error.message})
+
+    def _open(
+        self, engine: str, graph: ModelProto, work: Callable[[Engine], Any], *, optimize: bool = True
+    ) -> Any:
+        with (
+            openable(graph) as model,
+            self._setting.open_engine(
+                engine, model, threads=self._setting.threads, optimize=optimize
+            ) as opened,
+        ):
+            return work(opened)
+
+    def _open_file(self, engine: str, file: str, work: Callable[[Engine], Any]) -> Any:
+        compiled = self._setting.compiled.get(engine)
+        if compiled is None:
+            whole = {"float.onnx": self._subject.float_graph, **self._subject.graphs}
+            return self._open(engine, whole[file], work)
+        with compiled.open(file) as opened:
+            return work(opened)
+
+    def _answers(self, engine: str, graph: ModelProto, *, optimize: bool = True) -> Array:
+        def work(opened: Engine) -> Array:
+            return run_in_batches(opened, self._probe.inputs, self._setting.batch)
+
+        answers: Array = self._open(engine, graph, work, optimize=optimize)
+        return answers
+
+    def _twin(self) -> Edge:
+        graph = self._subject.graphs[CPU.file]
+        one = self._answers(REFERENCE_ENGINE, graph, optimize=False)
+        other = self._answers(REFERENCE_ENGINE, signed_twin(graph), optimize=False)
+        gap = float(np.abs(one.astype(np.float64) - other).max())
+        return measured("flavour", f"{CPU.file} signed twin", CPU.file, {"max_abs": gap})
+
+    def _exporter(self) -> Edge:
+        def work(engine: Engine) -> Edge:
+            answers = run_in_batches(engine, self._probe.inputs, self._setting.batch)
+            exact = self._probe.outputs["float"]
+            self.noise_floor[_FLOAT] = self._noise(engine, answers)
+            self._truth = run_freely(engine, self._held)
+            self.trajectory["latents_sha256"] = digest_array(self._truth.states[0])
+            if compared := describe_comparison(self._truth):
+                self.trajectory["compared"] = compared
+            metrics = {"relative_error": relative_error(exact, answers)}
+            return measured("exporter", "torch/float", _FLOAT, metrics, engine=engine.label)
+
+        edge: Edge = self._open(REFERENCE_ENGINE, self._subject.float_graph, work)
+        return edge
+
+    def _local(self, candidate: Candidate) -> Edge:
+        graph = self._subject.graphs[candidate.flavour.file]
+        reference = self._local_reference(candidate, graph)
+        cut = cut_at_quantizers(graph, reference.recorded)
+        planned = [str(e.site) for e in self._subject.artifact.plan if e.site.role in candidate.flavour.roles]
+
+        def work(engine: Engine) -> Edge:
+            result = compare_segments(engine, cut, reference, planned=planned, rtol=self._section.local_rtol)
+            return measured(
+                "local",
+                candidate.reference,
+                candidate.name,
+                result.metrics(),
+                engine=engine.label,
+                segments=result.segments,
+                worst={"unchecked": ", ".join(result.unchecked[:_SHOWN]) or None},
+            )
+
+        edge: Edge = self._open(candidate.engine, cut.model, work)
+        return edge
+
+    def _local_reference(self, candidate: Candidate, graph: ModelProto) -> LocalReference:
+        inputs = self._probe.local["inputs"]
+        scales = {
+            str(e.site): float(self._subject.artifact.params[e.site].scale)
+            for e in self._subject.artifact.plan
+            if e.site.role != "weight"
+        }
+        if candidate.engine == REFERENCE_ENGINE:
+            local = self._probe.local[candidate.flavour.placement]
+            return LocalReference(inputs, local["output"], fit_recordings(graph, local), scales)
+        exposed = expose_quantized(graph)
+        results: dict[str, Array] = self._open(
+            REFERENCE_ENGINE, exposed.model, lambda engine: engine.run(inputs), optimize=False
+        )
+        recorded = {s.site: results[s.computed] for s in exposed.segments}
+        return LocalReference(inputs, results[graph.graph.output[0].name], recorded, scales)
+
+    def _error(self, candidate: Candidate, batch: int, names: tuple[str, str]) -> Edge:
+        graph = self._subject.graphs[candidate.flavour.file]
+        exact = self._probe.outputs["float"]
+        if candidate.engine == REFERENCE_ENGINE:
+            reference = self._probe.outputs[candidate.flavour.placement]
+        else:
+            reference = self._answers(REFERENCE_ENGINE, graph, optimize=False)
+
+        def work(engine: Engine) -> Edge:
+            answers = run_in_batches(engine, self._probe.inputs, batch)
+            self.noise_floor[names[1]] = self._noise(
+                engine,
+                answers,
+                lambda one, other: compare_errors(exact, one, other, self._buckets).difference_db,
+                batch,
+            )
+            compared = compare_errors(exact, reference, answers, self._buckets)
+            return measured(
+                "error",
+                *names,
+                {"difference_db": compared.difference_db},
+                engine=engine.label,
+                by_timestep=compared.by_timestep,
+                worst={"bucket": compared.worst_bucket},
+            )
+
+        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, work)
+        return edge
+
+    def _budget(self, candidate: Candidate, evidence: Literal["budget", "single"]) -> Edge:
+        truth = self._trajectories()
+
+        def work(engine: Engine) -> Edge:
+            names = (_FLOAT, candidate.name)
+            edge, by_step = compare_with_float(engine, names, truth, self._held, self._section, evidence)
+            self.trajectory["by_step"][candidate.name] = by_step
+            return edge
+
+        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, work)
+        return edge
+
+    def _mixed(self, candidate: Candidate, policy: StepPolicy) -> Edge:
+        truth = self._trajectories()
+
+        def work(quantized: Engine, exact: Engine) -> Edge:
+            with SteppedEngine(quantized, exact, policy.choose, share=policy.describe()) as engine:
+                free = compare_trajectories(engine, truth, self._held)
+                self.trajectory["by_step"][f"{candidate.name} mixed"] = free.by_step
+                worst = {"image_seed": free.image_seed, "policy": policy.describe()}
+                return measured(
+                    "mixed",
+                    _FLOAT,
+                    candidate.name,
+                    free.metrics,
+                    engine=engine.label,
+                    worst=worst,
+                    exempt=free.exempt,
+                )
+
+        def with_float(quantized: Engine) -> Edge:
+            edge: Edge = self._open_file(candidate.engine, "float.onnx", lambda exact: work(quantized, exact))
+            return edge
+
+        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, with_float)
+        return edge
+
+    def _trajectories(self) -> Trajectories:
+        if self._truth is None:
+            raise EngineError(
+                "There are no float trajectories to compare with: the float graph did not run.",
+                "The exporter edge says why; export again if float.onnx is at fault.",
+            )
+        return self._truth
+
+    def _noise(
+        self, engine: Engine, answers: Array, error: ErrorMeasure | None = None, batch: int | None = None
+    ) -> dict[str, Any]:
+        runs, batch = self._section.noise_floor_runs, batch or self._setting.batch
+        floor = measure_noise_floor(engine, self._probe.inputs, answers, runs=runs, batch=batch, error=error)
+        return dict(floor)
+
+
+def _exact_edge(file: str, found: Sequence[Difference]) -> Edge:
+    worst = {"first": str(found[0]) if found else None, "all": [str(d) for d in found[:_SHOWN]] or None}
+    return measured("exact", "artifact", file, {"differences": float(len(found))}, worst=worst)
+
+
+def candidates_of(files: Sequence[str], engines: Sequence[str]) -> tuple[Candidate, ...]:
+    """Return the candidates for the exported ``files`` and the ``engines`` asked for.
+
+    ONNX Runtime's CPU engine runs every flavour, every other engine the canonical one.
+    """
+    return tuple(
+        Candidate(flavour, engine)
+        for engine in engines
+        for flavour in (CANONICAL, CPU)
+        if flavour.file in files and (flavour is CANONICAL or engine == REFERENCE_ENGINE)
+    )

@@ -1,0 +1,1 @@
+"""Which processes and threads share the work."""

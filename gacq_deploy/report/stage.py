@@ -1,0 +1,235 @@
+"""How does it become one file that opens anywhere? A template, its style and script inside, and no way out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from gacq_deploy import __version__
+from gacq_deploy.artifact.artifact import PolishRecord
+from gacq_deploy.artifact.diagnostics import Diagnostics
+from gacq_deploy.bench import BenchReport
+from gacq_deploy.export.record import ExportRecord
+from gacq_deploy.inspection.artifact import Inspection
+from gacq_deploy.inspection.verify import verify_run
+from gacq_deploy.parity.report import ParityReport
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.report import figures, tables
+from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
+from gacq_deploy.report.sensitivity import sensitivity_part
+from gacq_deploy.report.verdict import State, Verdict, judge_run
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.sensitivity import SensitivityReport
+from gacq_deploy.storage.files import lock_directory, write_bytes
+
+_TEMPLATES = Path(__file__).parent / "template"
+_SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
+_HEAD = 4096
+"""Characters in which a page states what it shows."""
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """What was written."""
+
+    path: Path
+    bytes: int
+    verdict: State
+    sentences: tuple[str, ...]
+    missing: dict[str, str]
+    """Section -> why it has no data."""
+
+
+def write_report(
+    run: RunDirectory, path: Path | None = None, *, images: bool = True, report: Reporter = SILENT
+) -> ReportPage:
+    """Write everything that stands in ``run`` as one HTML page, whole or not at all.
+
+    Args:
+        run: the directory; only ``report.html`` in it is written.
+        path: another place for the page.
+        images: generate the same images with both graphs.
+        report: hears of progress.
+
+    Raises:
+        ArtifactError: ``run`` is no run directory.
+        ResourceError: the disk is full, or another process works in the directory.
+        UsageError: the page cannot be written there.
+    """
+    found = collect(run, images=images, report=report)
+    verdict = judge_run(found)
+    page = render(found, verdict).encode()
+    target = path or run.report_html
+    if target.parent.resolve() == run.root.resolve():
+        with lock_directory(run.root):
+            write_bytes(target, page)
+    else:
+        write_bytes(target, page)
+    parts = (
+        "recipe", "inspection", "diagnostics", "export", "plans", "parity", "bench", "sensitivity",
+        "pictures",
+    )  # fmt: skip
+    values = {part: getattr(found, part) for part in parts}
+    missing = {part: value.reason for part, value in values.items() if isinstance(value, Missing)}
+    return ReportPage(target, len(page), verdict.state, verdict.sentences, missing)
+
+
+def ensure_report(run: RunDirectory, *, report: Reporter = SILENT) -> Path:
+    """Write ``report.html`` unless the page that lies there shows what stands in ``run`` now; return its path.
+
+    Raises:
+        ArtifactError, ResourceError, UsageError: as :func:`write_report`.
+    """
+    shows = digest_records(run, verify_run(run), images=True)
+    if _shown_by(run.report_html) != shows:
+        write_report(run, report=report)
+    return run.report_html
+
+
+def _shown_by(path: Path) -> str:
+    """Return the digest that the head of a page states, "" for none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as page:
+            head = page.read(_HEAD)
+    except OSError:
+        return ""
+    found = _SHOWS.search(head)
+    return found[1] if found else ""
+
+
+def render(found: Collected, verdict: Verdict) -> str:
+    """Return the page. Whatever comes from the run is escaped; the page's own policy forbids every request."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["commands"] = mark_commands
+    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return environment.get_template("page.html.j2").render(
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        version=__version__,
+        found=found,
+        verdict=verdict,
+        stale={link.name: link for link in verdict.broken},
+        **_parts(found, verdict),
+    )
+
+
+def mark_commands(words: str) -> Markup:
+    """Return escaped text in which what stands between backticks is marked as code."""
+    parts = words.split("`")
+    if len(parts) % 2 == 0:
+        return escape(words)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts)
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """Return a content security policy under which only our own script and style run, and nothing is fetched."""
+    hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (script, style)]
+    return (
+        f"default-src 'none'; img-src data:; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
+    """Return the tables and figures of every section; None, empty or :class:`Missing` where there is no data."""
+    inspection = found.inspection if isinstance(found.inspection, Inspection) else None
+    diagnostics = found.diagnostics if isinstance(found.diagnostics, Diagnostics) else None
+    bench = found.bench if isinstance(found.bench, BenchReport) else None
+    # a study is false when its target was not reached, so it must not be asked whether it is there
+    costs = found.sensitivity if isinstance(found.sensitivity, SensitivityReport) else None
+    return {
+        "title": found.recipe.name if isinstance(found.recipe, Recipe) else found.run.root.name,
+        "description": found.recipe.description if isinstance(found.recipe, Recipe) else "",
+        "engines": tables.engine_table(found),
+        "gates": tables.gate_table(verdict.gates) if verdict.gates else None,
+        "pictures": _given(found.pictures),
+        "errors": _error_figures(found, diagnostics),
+        "stages": figures.stage_table(diagnostics) if diagnostics and diagnostics.stages else None,
+        "weightless": diagnostics is not None,
+        "panels": figures.stage_panels(diagnostics) if diagnostics else (),
+        "layers": tables.layer_table(inspection) if inspection else None,
+        "sensitivity": None if costs is None else sensitivity_part(costs),
+        "steps": _steps_sentence(found.parity),
+        "polish": _polish_sentence(inspection.polish) if inspection and inspection.polish else "",
+        "blocks": tables.block_table(inspection) if inspection else None,
+        "parameters": tables.parameter_table(inspection) if inspection else None,
+        "notes": _notes(found, diagnostics),
+        "files": tables.file_table(found.export) if isinstance(found.export, ExportRecord) else None,
+        "plans": None if isinstance(found.plans, Missing) else tables.plan_table(found.plans),
+        "speeds": (tables.ratio_table(bench), tables.speed_table(bench)) if bench else (),
+        "skipped": dict(bench.skipped) if bench else {},
+        "settings": _settings(found.recipe),
+        "chain": tables.chain_table(found),
+        "facts": tables.facts(found),
+    }
+
+
+def _given(part: object) -> object | None:
+    return None if isinstance(part, Missing) else part
+
+
+def _error_figures(found: Collected, diagnostics: Diagnostics | None) -> tuple[figures.Figure, ...]:
+    drawn = [figures.stage_error_figure(diagnostics) if diagnostics else None]
+    if isinstance(found.parity, ParityReport):
+        drawn += [figures.bucket_error_figure(found.parity), figures.trajectory_figure(found.parity)]
+    return tuple(figure for figure in drawn if figure is not None)
+
+
+def _notes(found: Collected, diagnostics: Diagnostics | None) -> tuple[tuple[str, str], ...]:
+    """Return (stage, what was said) once each, in the order of calibration."""
+    said = [(s.stage, note) for s in diagnostics.stages for note in s.notes] if diagnostics else []
+    if isinstance(found.inspection, Inspection):
+        said += [(block.name, note) for block in found.inspection.blocks for note in block.notes]
+        said += _polish_notes(found.inspection.polish)
+    return tuple(dict.fromkeys(said))
+
+
+def _steps_sentence(parity: ParityReport | Missing) -> str:
+    if not isinstance(parity, ParityReport) or not parity.step_policy.float_timesteps:
+        return ""
+    chosen, steps = parity.step_policy.float_timesteps, parity.step_policy.timesteps
+    return (
+        f"{len(chosen)} of {len(steps)} sampler steps run in float (timesteps {', '.join(map(str, chosen))}). "
+        "Trajectories and images are judged as this mix makes them, single steps as the INT8 engine does."
+    )
+
+
+def _polish_sentence(polish: PolishRecord) -> str:
+    trained = ", ".join(kind.replace("_", " ") for kind in polish.parameters)
+    change = f" ({polish.loss_end / polish.loss_start - 1:+.0%})" if polish.loss_start > 0 else ""
+    kept = "Kept." if polish.kept else "Not kept: the model was better before, and was restored."
+    return (
+        f"{polish.steps} steps on {trained}; objective {polish.objective}; loss {polish.loss_start:.4g} before, "
+        f"{polish.loss_end:.4g} after{change}. {kept}"
+    )
+
+
+def _polish_notes(polish: PolishRecord | None) -> list[tuple[str, str]]:
+    if polish is None:
+        return []
+    restored = "The model was better before the polish; its parameters were restored."
+    return [("polish", note) for note in (*polish.notes, *([] if polish.kept else [restored]))]
+
+
+def _settings(recipe: Recipe | Missing) -> str:
+    if isinstance(recipe, Missing):
+        return ""
+    return yaml.safe_dump(recipe.document(), sort_keys=False, allow_unicode=True, width=80)

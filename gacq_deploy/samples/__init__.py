@@ -1,0 +1,1 @@
+"""Which states stand for the denoising path: the calibration set, its prompts and its conditioning."""

@@ -1,0 +1,325 @@
+"""Which inputs represent the denoising path? States of float trajectories, on disk and in numpy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from gacq_deploy.errors import ArtifactError, UsageError
+from gacq_deploy.storage.files import Array, atomic_path, digest_file
+
+SCHEMA = "gacq-deploy/samples/1"
+CONDITION_PREFIX = "cond."
+INDEX_PREFIX = "cond-index."
+_DTYPES = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
+
+
+class Rows(Protocol):
+    """Rows of a tensor ``[N, ...]``, in memory or looked up; any index gives an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, ...)``."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows that repeat: ``table`` [K, ...] holds each once, ``index`` [N] int64 says which.
+
+    A prompt's embedding is the same in all steps of a trajectory, and weighs more than the state.
+    """
+
+    table: Array
+    index: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, ...)``."""
+        return (len(self.index), *self.table.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return self.table.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Any) -> Array:
+        return np.asarray(self.table[self.index[index]])
+
+    def take(self, index: NDArray[Any] | slice) -> TableRows:
+        """Return some rows; the table is shared."""
+        return TableRows(self.table, np.asarray(self.index[index]))
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """``N`` states of float trajectories, rows ordered by trajectory, then from noisy to clean.
+
+    ``latents`` [N, C, H, W] float32, ``timesteps`` [N] int64, ``targets`` [N, C, H, W] float32 (the float model's
+    own output), ``conditioning`` name -> [N, ...], ``trajectory`` [N] int64, ``step`` [N] int64 (0 = noisiest),
+    ``validation`` [N] uint8 (1 = held out; whole trajectories only). States may be of any rank. Under guidance a step
+    has two rows, the negative one first.
+
+    ``told`` [N] float32 is what the network is told of the timestep where that is no whole number; ``timesteps`` then
+    are the nearest whole ones on the training scale. None: they are what it is told.
+    """
+
+    latents: NDArray[np.float32]
+    timesteps: NDArray[np.int64]
+    targets: NDArray[np.float32]
+    conditioning: Mapping[str, Rows]
+    trajectory: NDArray[np.int64]
+    step: NDArray[np.int64]
+    validation: NDArray[np.uint8]
+    told: NDArray[np.float32] | None = None
+
+    @property
+    def model_timesteps(self) -> NDArray[Any]:
+        """What the network is told: ``[N]`` int64, or float32."""
+        return self.timesteps if self.told is None else self.told
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def rows(self, index: NDArray[Any] | slice) -> CalibrationSet:
+        """Return the given rows, copied into memory."""
+        return CalibrationSet(
+            latents=np.array(self.latents[index]),
+            timesteps=np.array(self.timesteps[index]),
+            targets=np.array(self.targets[index]),
+            conditioning={
+                k: v.take(index) if isinstance(v, TableRows) else np.array(v[index])
+                for k, v in self.conditioning.items()
+            },
+            trajectory=np.array(self.trajectory[index]),
+            step=np.array(self.step[index]),
+            validation=np.array(self.validation[index]),
+            told=None if self.told is None else np.array(self.told[index]),
+        )
+
+    @property
+    def training(self) -> CalibrationSet:
+        """The rows that are learned from."""
+        return self.rows(np.flatnonzero(self.validation == 0))
+
+    @property
+    def held_out(self) -> CalibrationSet:
+        """The rows kept for validation."""
+        return self.rows(np.flatnonzero(self.validation == 1))
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Yield consecutive row ranges of at most ``size``; the last partial one included."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def check(self, *, where: str) -> None:
+        """Check ranks, row counts and finiteness.
+
+        Raises:
+            UsageError: naming the tensor and the first bad row.
+        """
+        if len(self) == 0:
+            raise UsageError(
+                f"{where} holds no samples.", "Set samples.trajectories and samples.steps to at least 1."
+            )
+        for name, value in _tensors(self).items():
+            if len(value) != len(self):
+                raise UsageError(
+                    f"{where}: tensor '{name}' has {len(value)} rows, expected {len(self)}.",
+                    "Collect the samples again with --fresh.",
+                )
+            if np.issubdtype(value.dtype, np.floating):
+                bad = _bad_rows(value)
+                if bool(bad.any()):
+                    row = int(np.flatnonzero(bad)[0])
+                    raise UsageError(
+                        f"{where}: '{name}' holds NaN or Inf in {int(bad.sum())} of {len(self)} rows, "
+                        f"first in row {row} "
+                        f"(trajectory {int(self.trajectory[row])}, timestep {int(self.timesteps[row])}).",
+                        "Check the model's weights and dtype; collect the samples again with --fresh.",
+                    )
+
+
+def _bad_rows(value: Rows) -> NDArray[np.bool_]:
+    """Return which rows ``[N]`` hold a value that is not finite."""
+    if isinstance(value, TableRows):
+        return np.asarray(_bad_rows(value.table)[value.index])
+    return np.asarray(~np.isfinite(value).reshape(len(value), -1).all(axis=1))  # type: ignore[call-overload]
+
+
+def timestep_buckets(timesteps: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Return for each row its timestep bucket, 0 = noisiest: contiguous groups of equally many distinct steps.
+
+    ``timesteps`` [N] are int64, or float32 as some networks are fed them; larger is noisier.
+    """
+    distinct, place = np.unique(timesteps, return_inverse=True)
+    rank = len(distinct) - 1 - place
+    return np.asarray(rank * min(count, len(distinct)) // len(distinct), np.int64)
+
+
+class RowFile:
+    """A safetensors file whose tensors are mapped, to be read or written in place; whoever made it made it whole."""
+
+    def __init__(self, path: Path, mode: Literal["r", "r+"] = "r+") -> None:
+        self.path = path
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        numpy_names = {code: name for name, code in _DTYPES.items()}
+        self.tensors: dict[str, Array] = {
+            name: np.memmap(
+                path, numpy_names[e["dtype"]], mode, 8 + length + e["data_offsets"][0], tuple(e["shape"])
+            )
+            for name, e in header.items()
+            if name != "__metadata__"
+        }
+
+    def write(self, start: int, tensors: Mapping[str, Array]) -> None:
+        """Write rows ``start ..`` of every named tensor."""
+        for name, value in tensors.items():
+            self.tensors[name][start : start + len(value)] = value
+
+    def close(self) -> None:
+        """Write what is pending and let go."""
+        for view in self.tensors.values():
+            view.flush()  # type: ignore[attr-defined]
+        self.tensors.clear()
+
+
+class SampleWriter:
+    """Streams rows into a safetensors file whose size is known beforehand; whole or absent.
+
+    Use as a context manager; ``write(row, ...)`` fills consecutive rows of every tensor.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """``layout``: tensor name -> (numpy dtype name, full shape ``[N, ...]``)."""
+        self._path = path
+        self._layout = dict(sorted(layout.items()))
+        self._rows: RowFile | None = None
+
+    def __enter__(self) -> SampleWriter:
+        self._context = atomic_path(self._path)
+        temp = self._context.__enter__()
+        try:
+            self._create(temp)
+            self._rows = RowFile(temp)
+        except BaseException as error:
+            self._context.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._rows is not None:
+            self._rows.close()
+        self._context.__exit__(kind, error, trace)
+
+    @property
+    def rows(self) -> RowFile:
+        """The file as it grows, under a temporary name: other processes may open it, too."""
+        assert self._rows is not None, "not entered"
+        return self._rows
+
+    def write(self, start: int, tensors: Mapping[str, Array]) -> None:
+        """Write rows ``start ..`` of every named tensor."""
+        self.rows.write(start, tensors)
+
+    def _create(self, temp: Path) -> None:
+        header: dict[str, Any] = {"__metadata__": {"schema": SCHEMA}}
+        offset = 0
+        for name, (dtype, shape) in self._layout.items():
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            header[name] = {
+                "dtype": _DTYPES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+        head = json.dumps(header, separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)
+        with temp.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            # written, not seeked over: a full disk must show here and not as a bus error in the mapping
+            remaining = offset
+            while remaining > 0:
+                remaining -= file.write(bytes(min(remaining, 1 << 20)))
+
+
+def _conditioning(tensors: Mapping[str, Array]) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for key, value in tensors.items():
+        if key.startswith(CONDITION_PREFIX):
+            name = key.removeprefix(CONDITION_PREFIX)
+            index = tensors.get(f"{INDEX_PREFIX}{name}")
+            found[name] = value if index is None else TableRows(value, index)
+    return found
+
+
+def save_samples(samples: CalibrationSet, path: Path) -> None:
+    """Write a set that is already in memory."""
+    tensors: dict[str, Array] = {}
+    for name, value in _tensors(samples).items():
+        if isinstance(value, TableRows):
+            tensors[name] = value.table
+            tensors[f"{INDEX_PREFIX}{name.removeprefix(CONDITION_PREFIX)}"] = value.index
+        else:
+            tensors[name] = np.asarray(value)
+    with SampleWriter(path, {k: (v.dtype.name, v.shape) for k, v in tensors.items()}) as writer:
+        writer.write(0, tensors)
+
+
+def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
+    """Read a calibration set, checking its digest when one is given.
+
+    Raises:
+        ArtifactError: missing, truncated, altered, or a tensor is missing.
+        UsageError: the content is empty or not finite.
+    """
+    hint = "Run `gacq-deploy calibrate --fresh` to collect the samples again."
+    if not path.is_file():
+        raise ArtifactError(f"Calibration samples are missing: {path}", hint)
+    if sha256 is not None and digest_file(path) != sha256:
+        raise ArtifactError(
+            f"Calibration samples {path} were altered: sha256 differs from the recorded one.", hint
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        samples = CalibrationSet(
+            conditioning=_conditioning(tensors),
+            **{k: v for k, v in tensors.items() if not k.startswith((CONDITION_PREFIX, INDEX_PREFIX))},
+        )
+    except (OSError, SafetensorError, TypeError) as error:
+        raise ArtifactError(f"Calibration samples {path} are not whole: {error}", hint) from error
+    samples.check(where=str(path))
+    return samples
+
+
+def _tensors(samples: CalibrationSet) -> dict[str, Rows]:
+    return {
+        **({} if samples.told is None else {"told": samples.told}),
+        "latents": samples.latents,
+        "timesteps": samples.timesteps,
+        "targets": samples.targets,
+        "trajectory": samples.trajectory,
+        "step": samples.step,
+        "validation": samples.validation,
+        **{f"{CONDITION_PREFIX}{k}": v for k, v in samples.conditioning.items()},
+    }

@@ -1,0 +1,1 @@
+"""How a file reaches the disk whole, and whether it is still what was written."""

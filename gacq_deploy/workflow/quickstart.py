@@ -1,0 +1,219 @@
+"""How does a recipe become a verified engine in one go? Every stage in order, none of them twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gacq_deploy.bench import BenchReport, load_bench, run_bench
+from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.stage import plan_graphs
+from gacq_deploy.build_trt.open import require_judged
+from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import CPU, FLOAT, ExportRecord
+from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.generate.stage import ImageRequest, make_images
+from gacq_deploy.metrics.images import psnr, write_comparison
+from gacq_deploy.parity import ParityReport, check_parity, load_report
+from gacq_deploy.parity.comparisons import candidates_of
+from gacq_deploy.parity.deployable import FLOAT_ENGINE
+from gacq_deploy.parity.stage import default_engines, judged_here, runnable_plans
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.files import describe_file, lock_directory, read_json, verify_file, write_json
+
+BENCH = Settings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
+"""Short, for a first look; `bench` measures longer."""
+IMAGES, COLUMNS = 20, 5
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One INT8 graph in one engine: what it costs and what it is worth. None was not measured."""
+
+    engine: str
+    file: str
+    float_bytes: int
+    int8_bytes: int
+    speedup: dict[int, float]
+    """Batch size -> CPU time of ``float.onnx`` in ONNX Runtime divided by that of this graph, median; with a step
+    policy that of a trajectory."""
+    eps_sqnr_db: float | None
+    image_psnr_db: float | None
+    image_ssim: float | None
+    passed: bool
+    """Every gate of every edge that leads to this graph holds."""
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """What the chain made, and which stages it found done."""
+
+    artifact_sha256: str
+    export: ExportRecord
+    parity: ParityReport
+    bench: BenchReport
+    comparison: Path
+    already_done: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One row for each INT8 graph and engine that was judged."""
+        return tuple(self._row(*judged) for judged in self.parity.fidelity.items())
+
+    def _row(self, candidate: str, metrics: Mapping[str, float | None]) -> Row:
+        file, _, engine = candidate.partition("@")
+        name, share = f"{engine}/{file}", self.parity.step_policy.float_share
+        speeds = {b: self.bench.speed(name, b, share) for b in self.bench.batches}
+        judged = [e for e in self.parity.edges if e.subject in (file, f"{file}@{engine}")]
+        return Row(
+            engine=engine,
+            file=file,
+            float_bytes=_bytes(self.export, FLOAT),
+            int8_bytes=_bytes(self.export, file),
+            speedup={batch: speed for batch, speed in speeds.items() if speed is not None},
+            eps_sqnr_db=metrics.get("eps_sqnr_db"),
+            image_psnr_db=metrics.get("image_psnr_db"),
+            image_ssim=metrics.get("image_ssim"),
+            passed=bool(judged) and all(e.passed for e in judged),
+        )
+
+
+def run_chain(
+    recipe: Recipe,
+    directory: RunDirectory,
+    *,
+    fresh: bool = False,
+    settings: Settings | None = None,
+    report: Reporter = SILENT,
+) -> ChainResult:
+    """Calibrate, export, judge, measure and draw; what is up to date is left alone.
+
+    A failed parity does not stop it: the pictures and the figures say what the verdict is about.
+
+    Raises:
+        GacqError: what the stages raise.
+    """
+    settings = settings or BENCH
+    records = {
+        "calibrate": directory.artifact / "manifest.json",
+        "export": directory.onnx_manifest,
+        "parity": directory.parity_json,
+        "bench": directory.bench_json,
+        "comparison": directory.comparison_json,
+    }
+    before = {name: _content(path) for name, path in records.items()}
+    artifact = calibrate(recipe, directory, fresh=fresh, report=report)
+    export = export_onnx(directory, targets="both", report=report)
+    engines = default_engines()
+    parity = _current_parity(directory, export, recipe, engines + runnable_plans(directory, export))
+    if parity is None:
+        parity = check_parity(directory, threads=recipe.calibration.threads, report=report)
+    bench = _current_bench(directory, export, settings, engines)
+    if bench is None:
+        bench = run_bench(directory, settings=settings, report=report)
+    _ensure_comparison(directory, _subject(export), recipe, report)
+    return ChainResult(
+        artifact_sha256=artifact.manifest_digest,
+        export=export,
+        parity=parity,
+        bench=bench,
+        comparison=directory.comparison_png,
+        already_done=tuple(n for n, path in records.items() if before[n] and before[n] == _content(path)),
+    )
+
+
+def _bytes(export: ExportRecord, name: str) -> int:
+    weights = export.files.get(f"{name}.data")
+    return export.files[name].bytes + (weights.bytes if weights else 0)
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _unless_damaged(load: Callable[[Path], Record], path: Path) -> Record | None:
+    """Return what ``load`` reads, or None for a record that is absent or damaged: a new one mends that."""
+    try:
+        return load(path)
+    except ArtifactError:
+        return None
+
+
+def _subject(export: ExportRecord) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in export.files.items()}
+
+
+def _current_parity(
+    directory: RunDirectory, export: ExportRecord, recipe: Recipe, engines: Sequence[str]
+) -> ParityReport | None:
+    """Return the saved report if it judged these graphs, all of them in every engine, under this protocol."""
+    found = _unless_damaged(load_report, directory.parity_json)
+    if found is None or found.subject.get("files") != _subject(export) or found.protocol != recipe.parity:
+        return None
+    if found.step_policy.asked != recipe.runtime.step_policy:
+        return None
+    try:
+        require_judged(directory, found.engines, "It is made again.")
+    except ArtifactError:
+        return None
+    wanted, _ = judged_here(directory, candidates_of(export.graphs, engines))
+    return found if found.candidates == {c.name for c in wanted} else None
+
+
+def _current_bench(
+    directory: RunDirectory, export: ExportRecord, settings: Settings, engines: Sequence[str]
+) -> BenchReport | None:
+    """Return the saved report if it measured these graphs in every engine, at least as long as asked."""
+    found = _unless_damaged(load_bench, directory.bench_json)
+    if found is None or found.subject.get("files") != _subject(export):
+        return None
+    graphs, _, _ = plan_graphs(directory.onnx, engines, export.graphs, ())
+    if {c.name for c in found.candidates} != {graph.name for graph in graphs}:
+        return None
+    same = (found.batches, found.threads) == (settings.batches, settings.threads)
+    return found if same and found.repeats >= settings.repeats else None
+
+
+def _ensure_comparison(
+    directory: RunDirectory, subject: dict[str, str], recipe: Recipe, report: Reporter
+) -> None:
+    """Write the same images from the float and the INT8 graph, and their difference, unless they lie there."""
+    asked = recipe.runtime.step_policy
+    wanted = {
+        "schema": "gacq-deploy/comparison/1",
+        "graphs": {n: subject[n] for n in (FLOAT, CPU)},
+        "step_policy": asked.model_dump(mode="json") if asked else None,
+    }
+    if _comparison_is_current(directory, wanted):
+        return
+    exact = make_images(directory, ImageRequest(IMAGES, engine=FLOAT_ENGINE, allow_failed=True), report)
+    quantized = make_images(directory, ImageRequest(IMAGES, allow_failed=True), report)
+    with lock_directory(directory.root):
+        write_comparison(directory.comparison_png, exact.images, quantized.images, columns=COLUMNS)
+        figures = {
+            "seeds": list(quantized.seeds),
+            "engine": quantized.engine,
+            "mean_psnr_db": float(np.mean(psnr(exact.images, quantized.images))),
+        }
+        picture = describe_file(directory.comparison_png)
+        write_json(directory.comparison_json, {**wanted, **figures, "picture": picture})
+
+
+def _comparison_is_current(directory: RunDirectory, wanted: dict[str, Any]) -> bool:
+    hint = "It is made again."
+    try:
+        record = read_json(directory.comparison_json, what="Comparison record", hint=hint)
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in wanted.items()):
+            return False
+        verify_file(directory.comparison_png, record.get("picture", {}), what="Comparison", hint=hint)
+    except ArtifactError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""Recipes are validated with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gacq_deploy.errors import RecipeError
+from gacq_deploy.recipe.load import builtin_recipes, load_recipe, parse_recipe
+
+HEAD = "schema: gacq-deploy/recipe/1\nname: x\nquantization:\n  rules:\n"
+BASE = HEAD + "    - {match: '*', bits: 8}\n"
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_every_builtin_recipe_loads_and_says_what_it_is(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert len(recipe.description) > 40
+
+
+def test_the_builtin_recipes_are_there() -> None:
+    assert {"fashion-w8a8", "fashion-w4a8"} <= set(builtin_recipes())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fragment"),
+    [
+        (BASE + "calibration:\n  reconstruction:\n    iteratons: 3\n", 8, "iteratons: Extra inputs"),
+        (BASE + "samples:\n  steps: 0\n", 7, "greater than or equal to 1"),
+        (BASE + "samples:\n  seed: many\n", 7, "valid integer"),
+        (HEAD + "    - {match: '*', bits: 9}\n", 5, "less than or equal to 8"),
+        (HEAD + "    - {match: '*', bits: 8}\n    - {match: a}\n", 6, "needs 'bits' or 'ignore: true'"),
+        (
+            HEAD + "    - {match: '*', bits: 8, range: {method: magic}}\n",
+            5,
+            "does not match any of the expected",
+        ),
+        (BASE + "nonsense: 1\n", 6, "nonsense: Extra inputs"),
+        (BASE + "samples: [\n", 7, "not valid YAML"),
+        (BASE + "schema: gacq-deploy/recipe/1\n", 6, "duplicate key 'schema'"),
+        (BASE.replace("recipe/1", "recipe/9"), 1, "schema: Input should be 'gacq-deploy/recipe/1'"),
+    ],
+)
+def test_errors_name_file_and_line(text: str, line: int, fragment: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, origin="my.yaml")
+    assert f"my.yaml:{line}" in caught.value.message
+    assert fragment in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "7", "!!python/object/apply:os.system ['true']"])
+def test_what_is_not_a_mapping_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError):
+        parse_recipe(text, origin="my.yaml")
+
+
+def test_a_missing_recipe_lists_the_builtin_ones() -> None:
+    with pytest.raises(RecipeError, match="neither a built-in recipe nor a file") as caught:
+        load_recipe("no-such-recipe")
+    assert "fashion-w8a8" in caught.value.hint
+
+
+def test_overrides_pass_the_same_validation() -> None:
+    recipe = parse_recipe(
+        BASE, origin="x", overrides=["samples.steps=7", "calibration.reconstruction.lr_scale=1e-4"]
+    )
+    assert recipe.samples.steps == 7
+    assert recipe.calibration.reconstruction.lr_scale == 1e-4
+    for bad in ("samples.steps=0", "samples.stepz=1", "samples.steps", "name.x=1", "=3", "samples.steps.x=1"):
+        with pytest.raises(RecipeError, match="--set"):
+            parse_recipe(BASE, origin="x", overrides=[bad])
+
+
+@pytest.mark.parametrize("key", ["samples.seed", "calibration.seed", "parity.seed", "parity.probe.seed"])
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**25])
+def test_seeds_no_generator_takes_are_refused(key: str, seed: int) -> None:
+    with pytest.raises(RecipeError, match=f"--set {key}"):
+        parse_recipe(BASE, origin="x", overrides=[f"{key}={seed}"])
+
+
+def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe("fashion-w4a8", ["samples.seed=5"])
+    recipe.save(tmp_path / "recipe.yaml")
+    assert parse_recipe((tmp_path / "recipe.yaml").read_text(), origin="saved") == recipe
+
+
+def test_a_step_policy_does_not_change_what_calibration_learns() -> None:
+    plain = load_recipe("fashion-w8a8")
+    mixed = load_recipe("fashion-w8a8", ["runtime.step_policy={float_steps: 3, where: both}"])
+    assert not plain.runtime.step_policy
+    assert mixed.runtime.step_policy
+    assert plain.calibration_digest == mixed.calibration_digest
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("{float_steps: -1}", "greater than or equal to 0"),
+        ("{float_steps: 21}", "float_steps 21, a trajectory has 20"),
+        ("{steps: [0, 20]}", "step 20, a trajectory has 20"),
+        ("{steps: [-1]}", "greater than or equal to 0"),
+        ("{steps: [3, 3]}", "stands twice"),
+        ("{float_steps: 1, steps: [3]}", "not both"),
+        ("{float_steps: 1, where: middle}", "'worst', 'first', 'last' or 'both'"),
+        ("{floats: 1}", "Extra inputs"),
+        ("worst", "valid dictionary"),
+    ],
+)
+def test_step_policies_that_make_no_sense_are_refused(policy: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told) as caught:
+        parse_recipe(BASE, origin="x", overrides=[f"runtime.step_policy={policy}"])
+    assert "--set runtime.step_policy" in caught.value.message
+
+
+def test_a_step_policy_is_judged_on_the_steps_it_runs_on() -> None:
+    policy = "runtime.step_policy.float_steps=2"
+    with pytest.raises(RecipeError, match=r"runtime.steps is 10, parity.steps is 20"):
+        parse_recipe(BASE, origin="x", overrides=[policy, "runtime.steps=10"])
+    assert parse_recipe(BASE, origin="x", overrides=[policy, "runtime.steps=10", "parity.steps=10"])
+
+
+def test_gates_do_not_change_what_calibration_learns() -> None:
+    plain, gated = (
+        load_recipe("fashion-w8a8"),
+        load_recipe("fashion-w8a8", ["parity.budget.image_psnr_db=10"]),
+    )
+    other = load_recipe("fashion-w8a8", ["calibration.seed=1"])
+    assert plain.calibration_digest == gated.calibration_digest != other.calibration_digest
+    assert plain.digest != gated.digest

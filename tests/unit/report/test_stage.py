@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gacq_deploy.artifact.artifact import PolishRecord
+from gacq_deploy.errors import ArtifactError, UsageError
+from gacq_deploy.inspection.artifact import Inspection, SiteView
+from gacq_deploy.parity.report import assemble, measured
+from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.report.collect import Collected, collect
+from gacq_deploy.report.pictures import Pictures, image_count, reduced
+from gacq_deploy.report.stage import ensure_report, mark_commands, render, write_report
+from gacq_deploy.report.verdict import judge_run
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.sealed import write_sealed
+from tests.support.commands import invoke
+from tests.support.diagnostics import example_diagnostics
+from tests.support.sensitivity import example_study
+from tests.unit.report.conftest import write_recipe
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "{{ 7 * 7 }}",
+)
+LIMIT = 2_000_000
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def _polish(word: str, *, kept: bool = True) -> PolishRecord:
+    return PolishRecord(
+        steps=20,
+        loss_start=0.5,
+        loss_end=0.25 if kept else 0.5,
+        kept=kept,
+        parameters=("activation_scales", word),
+        objective=word,
+        effective_samples=9.0,
+        notes=(),
+    )
+
+
+def _full(root: Path, word: str = "plain") -> Collected:
+    """Everything a page can show, with ``word`` wherever a run brings text."""
+    write_recipe(root, name=word, description=f"About {word}.")
+    diagnostics = example_diagnostics(blocks=[word, "mid"])
+    stages = tuple(replace(stage, notes=(f"note {word}",)) for stage in diagnostics.stages)
+    rows = [{"bucket": 0, "timestep_max": 990, "timestep_min": 10, "sqnr_db": 30.0, "cosine": 0.999}]
+    edge = measured(
+        "budget", word, f"{word}@ort-cpu", {"eps_sqnr_db": 1.0}, worst={"bucket": word}, by_timestep=rows
+    )
+    parity = assemble(
+        (edge,), ParitySection(), trajectory={}, noise_floor={}, subject={"versions": {word: word}}
+    )
+    site = SiteView(f"{word}:weight", 8, word, 1, word, word, word, 0.1, 0.2, 0.01)
+    inspection = Inspection(
+        word, word, {"source": word}, word, (site,), (), {word: {word: word}}, (), _polish(word), (), (), {}
+    )
+    bare = collect(RunDirectory(root))
+    return replace(
+        bare,
+        diagnostics=replace(diagnostics, stages=stages),
+        parity=parity,
+        inspection=inspection,
+        sensitivity=example_study(word),
+        pictures=Pictures("data:image/png;base64,AA==", "data:,", "data:,", size=(2, 2), caption=word),
+    )
+
+
+@pytest.mark.parametrize("word", HOSTILE, ids=("script", "image", "attribute", "template"))
+def test_names_from_the_run_stay_text(tmp_path: Path, word: str) -> None:
+    found, plain = _full(tmp_path, word), _full(tmp_path)
+    page, usual = Reader(render(found, judge_run(found))), Reader(render(plain, judge_run(plain)))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in usual.elements]
+    assert [sorted(a) for _, a in page.elements] == [sorted(a) for _, a in usual.elements]
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    assert page.text.count(word) >= 12
+
+
+def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    found = _full(tmp_path)
+    page = render(found, judge_run(found))
+    links = [
+        a.get(key) or ""
+        for _, a in Reader(page).elements
+        for key in ("src", "href", "srcset", "action")
+        if key in a
+    ]
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket", page)
+
+
+def test_the_policy_allows_only_the_pages_own_script_and_style(tmp_path: Path) -> None:
+    found = _full(tmp_path)
+    page = render(found, judge_run(found))
+    policy = next(
+        a["content"] or "" for tag, a in Reader(page).elements if tag == "meta" and "http-equiv" in a
+    )
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    for tag in ("script", "style"):
+        bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert len(bodies) == 1
+        digest = base64.b64encode(hashlib.sha256(bodies[0].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not [a for _, a in Reader(page).elements if "style" in a]
+
+
+def test_everything_has_its_place_and_the_page_stays_small(tmp_path: Path) -> None:
+    found = _full(tmp_path)
+    page = render(found, judge_run(found))
+    reader = Reader(page)
+    sections = [a.get("id") for tag, a in reader.elements if tag == "section"]
+    assert sections == [
+        "verdict", "images", "error", "weights", "sensitivity", "layers", "speed", "settings",
+    ]  # fmt: skip
+    assert reader.count("svg") == 2 + 5 * 3
+    assert all("aria-label" in a for tag, a in reader.elements if tag == "svg")
+    assert all(a.get("alt") for tag, a in reader.elements if tag == "img")
+    assert len(page.encode()) < LIMIT
+    assert page == render(found, judge_run(found))
+
+
+def test_the_polish_stands_in_the_summary(tmp_path: Path) -> None:
+    found = _full(tmp_path)
+    assert isinstance(found.inspection, Inspection)
+    text = " ".join(Reader(render(found, judge_run(found))).text.split())
+    assert (
+        "20 steps on activation scales, plain; objective plain; loss 0.5 before, 0.25 after (-50%). Kept."
+        in text
+    )
+    undone = replace(found, inspection=replace(found.inspection, polish=_polish("plain", kept=False)))
+    assert "Not kept: the model was better before" in render(undone, judge_run(undone))
+    bare = replace(found, inspection=replace(found.inspection, polish=None))
+    assert "Polish." not in Reader(render(bare, judge_run(bare))).text
+
+
+def test_a_page_is_written_again_only_when_it_would_show_something_else(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    run = RunDirectory(tmp_path)
+    assert ensure_report(run) == run.report_html
+    first = run.report_html.read_bytes()
+    os.utime(run.report_html, (1, 1))
+    ensure_report(run)
+    assert run.report_html.stat().st_mtime == 1
+    write_sealed(run.sensitivity_json, example_study("plain").document())
+    ensure_report(run)
+    second = run.report_html.read_bytes()
+    assert b"down.0" in second
+    assert first != second
+    write_report(run, images=False)
+    assert run.report_html.read_bytes() != second
+    ensure_report(run)
+    assert run.report_html.read_bytes() == second
+    run.sensitivity_json.unlink()
+    ensure_report(run)
+    assert run.report_html.read_bytes() == first
+    for damaged in (b"", b"\xff\xfe", first.replace(b"gacq-deploy-shows", b"something-else")):
+        run.report_html.write_bytes(damaged)
+        ensure_report(run)
+        assert run.report_html.read_bytes() == first
+
+
+def test_a_run_of_many_blocks_and_samples_stays_small(tmp_path: Path) -> None:
+    many = example_diagnostics(blocks=[f"down_blocks.{i}" for i in range(120)], steps=50, trajectories=20)
+    found = replace(_full(tmp_path), diagnostics=many)
+    assert len(render(found, judge_run(found)).encode()) < LIMIT
+
+
+def test_a_bare_run_says_what_makes_the_rest(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    written = write_report(RunDirectory(tmp_path))
+    page = Reader(written.path.read_text(encoding="utf-8")).text
+    assert written.path == tmp_path / "report.html"
+    assert written.verdict == "unjudged"
+    for command in ("calibrate", "export --onnx", "build-trt", "parity", "bench", "sensitivity"):
+        assert f"gacq-deploy {command}" in page
+    assert set(written.missing) == {
+        "inspection", "diagnostics", "export", "plans", "parity", "bench", "sensitivity", "pictures",
+    }  # fmt: skip
+    assert not list(tmp_path.glob(".gacq-tmp-*"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a run directory"):
+        write_report(RunDirectory(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_goes_where_it_is_asked(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_recipe(run)
+    done = invoke(["report", str(run), "-o", str(tmp_path / "out" / "a.html"), "--no-images", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["path"] == str(tmp_path / "out" / "a.html")
+    assert [p.name for p in run.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_page_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    with pytest.raises(UsageError):
+        write_report(RunDirectory(tmp_path), tmp_path / "recipe.yaml" / "a.html")
+
+
+def test_commands_between_backticks_are_marked_and_escaped() -> None:
+    assert mark_commands("Run `a <b>` now.") == "Run <code>a &lt;b&gt;</code> now."
+    assert mark_commands("a ` b <i>") == "a ` b &lt;i&gt;"
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [((16, 16), 12), ((64, 64), 12), ((128, 128), 8), ((512, 512), 4)], ids=str
+)
+def test_large_images_are_fewer(size: tuple[int, int], count: int) -> None:
+    assert image_count(size) == count
+
+
+def test_large_images_are_reduced_by_whole_factors() -> None:
+    images = np.linspace(-1, 1, 2 * 3 * 400 * 300, dtype=np.float32).reshape(2, 3, 400, 300)
+    small = reduced(images)
+    assert small.shape == (2, 3, 134, 100)
+    assert abs(float(small.mean()) - float(images.mean())) < 0.02
+    assert reduced(small) is small

@@ -1,0 +1,252 @@
+"""Files are whole or absent, digests are stable, both safetensors traps are handled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gacq_deploy.errors import ArtifactError, ResourceError, UsageError
+from gacq_deploy.storage.files import (
+    LOCK_NAME,
+    TEMP_PREFIX,
+    atomic_directory,
+    atomic_path,
+    describe_file,
+    digest_array,
+    digest_file,
+    digest_json,
+    load_arrays,
+    lock_directory,
+    read_json,
+    save_arrays,
+    verify_file,
+    write_bytes,
+    write_json,
+)
+
+arrays = hnp.arrays(
+    dtype=st.sampled_from([np.float32, np.int8, np.int64]),
+    shape=hnp.array_shapes(min_dims=0, max_dims=4, max_side=5),
+    elements=st.integers(-100, 100),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(array=arrays, layout=st.sampled_from(["plain", "transposed", "strided", "fortran"]))
+def test_arrays_of_any_memory_layout_round_trip(array: np.ndarray, layout: str) -> None:
+    laid_out = {
+        "plain": array,
+        "transposed": array.T,
+        "strided": np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array,
+        "fortran": np.asfortranarray(array),
+    }[layout]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        save_arrays(path, {"x": laid_out}, schema="test/1")
+        loaded = load_arrays(path, what="x", hint="")["x"]
+    assert loaded.shape == laid_out.shape
+    assert loaded.dtype == laid_out.dtype
+    np.testing.assert_array_equal(loaded, laid_out)
+
+
+def test_equal_arrays_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
+    a, b = np.arange(6.0), np.ones((2, 3), np.int8)
+    save_arrays(tmp_path / "1", {"a": a, "b": b}, schema="test/1")
+    save_arrays(tmp_path / "2", {"b": b, "a": a}, schema="test/1")
+    assert digest_file(tmp_path / "1") == digest_file(tmp_path / "2")
+
+
+def test_digest_of_an_array_sees_dtype_shape_and_values() -> None:
+    a = np.arange(6, dtype=np.float32)
+    digests = {digest_array(x) for x in (a, a.reshape(2, 3), a.astype(np.int64), a + 1)}
+    assert len(digests) == 4
+    assert digest_array(a.reshape(2, 3).T.copy().T) == digest_array(a.reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((0, 2), np.float32), np.array(3.5, np.float32), np.arange(6, dtype=np.int64).reshape(2, 3).T],
+)
+def test_digest_of_an_array_is_of_its_head_and_row_major_bytes(array: np.ndarray) -> None:
+    head = f"{array.dtype.str}{list(array.shape)}".encode()
+    assert digest_array(array) == hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temp:
+        temp.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_directory_write_leaves_the_old_directory(tmp_path: Path) -> None:
+    target = tmp_path / "artifact"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(target) as folder:
+        (folder / "a").write_text("half")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    with atomic_directory(target) as folder:
+        (folder / "b").write_text("new")
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_full_disk_is_a_resource_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(ResourceError, match="No space left"):
+            write_bytes(path, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unwritable_place_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UsageError, match="Cannot write"):
+        write_bytes(tmp_path / "file" / "x", b"")
+
+
+def test_json_is_canonical(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"b": 1, "a": "ü"})
+    assert (tmp_path / "a").read_bytes() == '{\n  "a": "ü",\n  "b": 1\n}\n'.encode()
+    assert digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1})
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\xff\xfe", b"[]", b'"x"', b'{"a": NaN}', b"[" * 100_000]
+)
+def test_unreadable_json_is_an_artifact_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"The record.*(missing|not readable)") as caught:
+        read_json(path, what="The record", hint="mend it")
+    assert caught.value.hint == "mend it"
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "symlink", "hard link"])
+def test_verify_refuses_every_damage(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"0123456789")
+    entry = describe_file(path)
+    verify_file(path, entry, what="File", hint="")
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(b"01234")
+    elif damage == "flipped":
+        path.write_bytes(b"0123456788")
+    elif damage == "symlink":
+        path.rename(tmp_path / "y")
+        path.symlink_to(tmp_path / "y")
+    else:
+        os.link(path, tmp_path / "y")
+    with pytest.raises(ArtifactError, match="File"):
+        verify_file(path, entry, what="File", hint="")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40])
+def test_a_truncated_safetensors_file_is_an_artifact_error(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "x"
+    save_arrays(path, {"x": np.ones(100)}, schema="test/1")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match="not a whole safetensors"):
+        load_arrays(path, what="Tensors", hint="")
+
+
+def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from gacq_deploy.storage.files import lock_directory\n"
+        "with lock_directory(Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == "held"
+        with pytest.raises(ResourceError, match=f"in use by process {other.pid}"), lock_directory(tmp_path):
+            pass
+        other.kill()
+    left = f"{TEMP_PREFIX}{other.pid}"  # a number of our choice may be somebody's
+    (tmp_path / "work" / "polish").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "work" / "polish"):
+        (folder / f"{left}-x").write_text("left by the dead")
+        (folder / f"{left}-dir").mkdir()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "work")
+    with lock_directory(tmp_path):
+        found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+        assert found == [LOCK_NAME, "elsewhere", "work", "work/polish"]
+
+
+def test_other_runs_below_and_living_processes_keep_their_temporary_files(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    mine = tmp_path / "work" / f"{TEMP_PREFIX}cache.bin"
+    living = tmp_path / f"{TEMP_PREFIX}{os.getppid()}-images.png"
+    with lock_directory(child):
+        theirs = child / f"{TEMP_PREFIX}cache.bin"
+        for path in (mine, living, theirs):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("x")
+        with lock_directory(tmp_path):
+            assert theirs.exists()
+            assert living.exists()
+            assert not mine.exists()
+
+
+def test_a_swap_of_folders_cut_in_the_middle_ends_with_the_old_or_the_new_one(tmp_path: Path) -> None:
+    """A kill between the two renames leaves the old folder under its temporary name."""
+    target, old = tmp_path / "artifact", tmp_path / f"{TEMP_PREFIX}old-artifact"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("old")
+    target.rename(old)
+    with lock_directory(tmp_path):
+        assert (target / "a").read_text() == "old"
+        assert not old.exists()
+    target.rename(old)
+    target.mkdir()
+    (target / "a").write_text("new")
+    with lock_directory(tmp_path):
+        assert (target / "a").read_text() == "new"
+        assert not old.exists()
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "artifact"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, to: Path) -> Path:
+        if to == target and "old" not in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UsageError, match="Input/output error"), atomic_directory(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "old"

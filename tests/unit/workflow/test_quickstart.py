@@ -1,0 +1,44 @@
+"""Which stages does the chain find done? Only those that judged and measured what a new run would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gacq_deploy.backends import BACKENDS
+from gacq_deploy.bench import load_bench, run_bench
+from gacq_deploy.bench.measure import Settings
+from gacq_deploy.parity import check_parity, load_report
+from gacq_deploy.parity.stage import default_engines
+from gacq_deploy.workflow.quickstart import run_chain
+from tests.support.judged_run import make_run
+
+QUICK = Settings(batches=(1,), repeats=1, turn_seconds=0.001)
+
+
+@pytest.mark.usefixtures("warm_benches")
+@pytest.mark.slow
+def test_reports_on_other_engines_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_engines() == ("ort-cpu", "openvino")
+    run = make_run(tmp_path)
+    recipe = run.load_recipe()
+    small = recipe.parity.model_copy(update={"images": 2, "steps": 2})
+    recipe.model_copy(update={"parity": small}).save(run.recipe_path)
+    recipe = run.load_recipe()
+    check_parity(run, engines=["ort-cpu"], threads=1)
+    run_bench(run, engines=["ort-cpu"], settings=QUICK)
+
+    with monkeypatch.context() as patch:  # where OpenVINO is not installed, nothing is missing
+        patch.setitem(BACKENDS, "openvino", "no_such_library:Engine")
+        assert default_engines() == ("ort-cpu",)
+        alone = run_chain(recipe, run, settings=QUICK)
+    assert set(alone.already_done) == {"calibrate", "export", "parity", "bench"}
+    assert load_report(run.parity_json).candidates == {"int8.onnx@ort-cpu", "int8.cpu.onnx@ort-cpu"}
+
+    both = run_chain(recipe, run, settings=QUICK)
+    assert set(both.already_done) == {"calibrate", "export", "comparison"}
+    assert both.parity.candidates == {"int8.onnx@ort-cpu", "int8.cpu.onnx@ort-cpu", "int8.onnx@openvino"}
+    assert {c.engine for c in load_bench(run.bench_json).candidates} == {"ort-cpu", "openvino"}
+
+    assert len(run_chain(recipe, run, settings=QUICK).already_done) == 5
