@@ -22,7 +22,7 @@ from gacq_deploy.bench.measure import Settings
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import write_bytes, write_json
 

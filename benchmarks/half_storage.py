@@ -26,8 +26,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from gacq_deploy.models.source import find_source, load_module
-from gacq_deploy.recipe.load import ModelSection
-from gacq_deploy.storage.files import digest_array, write_json
+from gacq_deploy.recipe.sections import ModelSection
+from gacq_deploy.storage.digests import digest_array
+from gacq_deploy.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "half_storage.json"
 UNET: dict[str, Any] = {

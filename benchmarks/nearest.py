@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gacq_deploy.artifact.artifact import CalibrationArtifact, ModelRecord
+from gacq_deploy.artifact.artifact import CalibrationArtifact
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.prepare import estimate_activation_scales
 from gacq_deploy.quant.ranges import RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
-from gacq_deploy.storage.files import digest_array
+from gacq_deploy.storage.digests import digest_array
 
 
 def nearest_artifact(

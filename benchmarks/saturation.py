@@ -33,7 +33,7 @@ from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_denoiser
 from gacq_deploy.models.structure.graph import trace_model
-from gacq_deploy.recipe.load import ModelSection, Recipe
+from gacq_deploy.recipe.sections import ModelSection, Recipe
 from gacq_deploy.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "saturation.json"

@@ -24,7 +24,8 @@ from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.quant.layers import float_mode, quantized_layers
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe.load import SamplesSection, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
 from gacq_deploy.storage.files import write_json
 

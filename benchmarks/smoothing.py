@@ -26,7 +26,8 @@ from sklearn.datasets import load_digits
 from benchmarks.quality.pairing import spread
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.storage.files import read_json, write_json

@@ -23,17 +23,20 @@ from numpy.typing import NDArray
 from benchmarks.curves import Curve, Panel, draw_panels
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.backends import open_engine
-from gacq_deploy.backends.base import Array, Engine, Feeds
+from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.metrics.images import psnr, ssim
-from gacq_deploy.recipe.load import StepPolicySection, Where
+from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import DdimSampler
-from gacq_deploy.sampling.loop import Conditions, build_conditioning, generate
+from gacq_deploy.sampling.loop import build_conditioning, generate
 from gacq_deploy.sampling.step_error import image_errors, output_error
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
-from gacq_deploy.storage.files import digest_array, write_bytes, write_json
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_array
+from gacq_deploy.storage.files import write_bytes, write_json
 
 PLACES: tuple[Where, ...] = get_args(Where)
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 19)

@@ -50,10 +50,13 @@ from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.parity.budget import Held, Trajectories, run_freely
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.quant.prepare import insert_quantizers
-from gacq_deploy.recipe.load import PRESETS, Recipe, load_recipe
+from gacq_deploy.recipe.load import PRESETS, load_recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
-from gacq_deploy.sampling.loop import Conditions, DdimSampler, build_conditioning, generate
+from gacq_deploy.samples.conditioning import Conditions
+from gacq_deploy.sampling.ddim import DdimSampler
+from gacq_deploy.sampling.loop import build_conditioning, generate
 from gacq_deploy.storage.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "timestep_scales.json"

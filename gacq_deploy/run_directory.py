@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.recipe.load import Recipe, parse_recipe
+from gacq_deploy.recipe.load import parse_recipe
+from gacq_deploy.recipe.sections import Recipe
 
 
 @dataclass(frozen=True)

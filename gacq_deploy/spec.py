@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+Array = NDArray[Any]
+"""An array of any dtype."""
+Floats = NDArray[np.floating[Any]]
+Float32 = NDArray[np.float32]
 Role = Literal["weight", "input", "output"]
 ROLES: tuple[Role, ...] = get_args(Role)
 LayerKind = Literal["conv", "linear"]

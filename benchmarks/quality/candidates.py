@@ -25,9 +25,11 @@ from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.trajectories.collect import DrawnTrajectories
 from gacq_deploy.progress import SILENT
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import digest_json, lock_directory, read_json, write_json
+from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.lock import lock_directory
 
 CANONICAL, CPU = "int8.onnx", "int8.cpu.onnx"
 

@@ -15,14 +15,18 @@ from torch import nn
 
 from benchmarks.quality import classes, features
 from benchmarks.quality.features import Taps
-from gacq_deploy.artifact.artifact import ModelRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends import open_engine
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.parity.budget import Held, Trajectories, run_freely
-from gacq_deploy.sampling.loop import Conditions, DdimSampler, build_conditioning, generate
-from gacq_deploy.storage.files import Array, digest_json, load_arrays, save_arrays, write_bytes
+from gacq_deploy.samples.conditioning import Conditions
+from gacq_deploy.sampling.ddim import DdimSampler
+from gacq_deploy.sampling.loop import build_conditioning, generate
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.files import load_arrays, save_arrays, write_bytes
 
 _REAL = 5000
 _BATCH = 50

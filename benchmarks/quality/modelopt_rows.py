@@ -30,7 +30,8 @@ from gacq_deploy.metrics.arrays import sqnr_db
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.folders import builtin_directory
 from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams
-from gacq_deploy.storage.files import digest_array, load_arrays
+from gacq_deploy.storage.digests import digest_array
+from gacq_deploy.storage.files import load_arrays
 
 WORKER = Path(__file__).with_name("modelopt_worker.py")
 _BATCH = 16

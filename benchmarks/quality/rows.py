@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import Recipe
 
 HERE = Path(__file__).parent
 RECIPES = {

@@ -19,7 +19,7 @@ from gacq_deploy_cli.options import (
 
 if TYPE_CHECKING:
     from gacq_deploy.bench import BenchReport
-    from gacq_deploy.recipe.load import RuntimeSection
+    from gacq_deploy.recipe.sections import RuntimeSection
 
 
 @click.command(short_help="Measure INT8 against float.")

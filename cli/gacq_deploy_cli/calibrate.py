@@ -16,7 +16,7 @@ from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_o
 if TYPE_CHECKING:
     from gacq_deploy.artifact.artifact import CalibrationArtifact
     from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
-    from gacq_deploy.recipe.load import Recipe
+    from gacq_deploy.recipe.sections import Recipe
     from gacq_deploy.run_directory import RunDirectory
 
 

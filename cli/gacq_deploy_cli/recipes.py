@@ -74,7 +74,7 @@ def print_schema(output: Output) -> None:
     """Print the JSON schema of recipes, with the meaning of every key."""
     import json
 
-    from gacq_deploy.recipe.load import Recipe
+    from gacq_deploy.recipe.sections import Recipe
 
     schema = Recipe.model_json_schema(by_alias=True)
     output.emit(schema, json.dumps(schema, indent=2))

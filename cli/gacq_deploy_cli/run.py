@@ -23,7 +23,7 @@ from gacq_deploy_cli.options import (
 if TYPE_CHECKING:
     from gacq_deploy.generate.stage import GeneratedImages, ImageRequest
     from gacq_deploy.progress import Reporter
-    from gacq_deploy.recipe.load import Where
+    from gacq_deploy.recipe.sections import Where
     from gacq_deploy.run_directory import RunDirectory
 
 
@@ -141,8 +141,8 @@ def run(
     A text-to-image model runs inside its own pipeline, as calibration found it: its text encoders, scheduler and
     decoder, without its safety checker. Latents of other models are decoded by the pipeline's decoder.
     """
+    from gacq_deploy.generate.grid import write_grid
     from gacq_deploy.generate.stage import ImageRequest
-    from gacq_deploy.metrics.images import write_grid
     from gacq_deploy.run_directory import RunDirectory
     from gacq_deploy.sampling.step_policy import policy_document
 

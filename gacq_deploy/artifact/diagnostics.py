@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.storage.files import Array, canonical_json, load_arrays, save_arrays
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import canonical_json
+from gacq_deploy.storage.files import load_arrays, save_arrays
 
 SCHEMA = "gacq-deploy/diagnostics/1"
 ERROR_STAGES = ("nearest", "reconstruction", "polish")

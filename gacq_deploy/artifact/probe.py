@@ -11,7 +11,8 @@ import numpy as np
 
 from gacq_deploy.samples.calibration_set import TableRows
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.storage.files import Array, load_arrays, save_arrays
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.files import load_arrays, save_arrays
 
 _SCALE = "guidance_scale"
 

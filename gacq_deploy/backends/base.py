@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gacq_deploy.errors import EngineError
+from gacq_deploy.spec import Array
 
-Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 

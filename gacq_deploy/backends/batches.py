@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gacq_deploy.artifact.call import SAMPLE
 from gacq_deploy.backends.base import Engine, Feeds
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, Float32
 
 
 def run_in_batches(engine: Engine, inputs: Feeds, batch: int) -> Array:
@@ -17,3 +18,40 @@ def run_in_batches(engine: Engine, inputs: Feeds, batch: int) -> Array:
         for start in range(0, rows, size)
     ]
     return np.concatenate(parts)
+
+
+def predict(engine: Engine, feeds: Feeds) -> Float32:
+    """Run one step of any number of rows: split where the engine takes no more, and never one row alone.
+
+    Args:
+        engine: its first output is the prediction.
+        feeds: its inputs by name, each ``[N, ...]``, N at least 1.
+
+    Returns:
+        The prediction ``[N, ...]``.
+
+    Raises:
+        EngineError: the feeds do not fit, or the engine failed.
+        ResourceError: out of memory.
+    """
+    rows = len(feeds[SAMPLE])
+    fixed = fixed_batch(engine)
+    limit = fixed or engine.max_rows or rows
+    parts = []
+    for first in range(0, rows, limit):
+        part = {name: value[first : first + limit] for name, value in feeds.items()}
+        size = len(part[SAMPLE])
+        padded = fixed or max(size, min(2, engine.max_rows or 2))
+        parts.append(engine.run(_pad(part, padded))[engine.outputs[0].name][:size])
+    return np.concatenate(parts)
+
+
+def _pad(feeds: Feeds, rows: int) -> dict[str, Array]:
+    """Repeat the last row until every input has ``rows`` rows."""
+    return {k: np.concatenate([v, np.repeat(v[-1:], rows - len(v), axis=0)]) for k, v in feeds.items()}
+
+
+def fixed_batch(engine: Engine) -> int | None:
+    """Return the only number of rows that the engine takes; None where it takes any."""
+    shapes = [i.shape for i in engine.inputs if i.name == SAMPLE]
+    return shapes[0][0] if shapes and shapes[0] else None

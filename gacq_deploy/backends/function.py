@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
+from gacq_deploy.backends.base import Feeds, HostEngine, TensorInfo
 from gacq_deploy.errors import EngineError
+from gacq_deploy.spec import Array
 
 
 class FunctionEngine(HostEngine):

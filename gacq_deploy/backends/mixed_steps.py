@@ -8,8 +8,9 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.backends.base import Array, Engine, Feeds, HostEngine
+from gacq_deploy.backends.base import Engine, Feeds, HostEngine
 from gacq_deploy.errors import EngineError
+from gacq_deploy.spec import Array
 
 Choice = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Timesteps ``[N]`` -> whether each row runs in float, ``[N]``."""

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from openvino import CompiledModel, Core, Model, get_version
 
-from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
+from gacq_deploy.backends.base import Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse
 from gacq_deploy.errors import EngineError, UsageError
 from gacq_deploy.graph.header import read_graph, size_multiple
 from gacq_deploy.graph.quantized_layers import QuantizedLayer, quantized_layers
+from gacq_deploy.spec import Array
 
 _DEVICE = "CPU"
 _ADDED = re.compile(

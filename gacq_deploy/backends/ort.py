@@ -23,13 +23,14 @@ from onnxruntime import (
 )
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
-from gacq_deploy.backends.base import Array, Feeds, HostEngine, TensorInfo
+from gacq_deploy.backends.base import Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse
 from gacq_deploy.backends.processor import Processor, this_processor
 from gacq_deploy.backends.wheels import require_one_onnxruntime
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
 from gacq_deploy.graph.header import read_graph, size_multiple
 from gacq_deploy.graph.quantized_layers import QuantizedLayer, quantized_layers
+from gacq_deploy.spec import Array
 
 _FATAL = 4  # ONNX Runtime would print to stderr what it also raises
 _FAILURES: tuple[type[Exception], ...] = (

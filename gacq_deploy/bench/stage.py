@@ -7,7 +7,8 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from gacq_deploy.artifact.artifact import ModelRecord, load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.backends.saturation import require_exact, why_inexact
 from gacq_deploy.backends.trt.library import TRT_NAMES, require_device
@@ -19,7 +20,7 @@ from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, ExportRecord, load_
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import lock_directory
+from gacq_deploy.storage.lock import lock_directory
 
 INT8: dict[str, str] = {"ort-cpu": CPU, "openvino": CANONICAL, "ort-cuda": CANONICAL}
 """Engine -> the INT8 graph it runs best; each is measured beside ``float.onnx`` in the same engine."""

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from gacq_deploy.backends import load_backend
-from gacq_deploy.backends.base import Array, Engine
+from gacq_deploy.backends.base import Engine
 from gacq_deploy.build_trt.open import is_compiled, open_model
 from gacq_deploy.errors import GacqError
+from gacq_deploy.spec import Array
 
 
 class Worker:

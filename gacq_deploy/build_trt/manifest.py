@@ -16,7 +16,7 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportRecord
 from gacq_deploy.recipe.build import FloatType
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import digest_json, verify_file
+from gacq_deploy.storage.digests import digest_json, verify_file
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 SCHEMA = "gacq-deploy/engine/1"

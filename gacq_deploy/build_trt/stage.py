@@ -34,12 +34,15 @@ from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.metrics.error_difference import compare_errors
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.build import BuildSection
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import policy_document, resolve_policy
-from gacq_deploy.storage.files import Array, atomic_directory, describe_file, lock_directory, write_json
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import describe_file
+from gacq_deploy.storage.files import atomic_directory, write_json
+from gacq_deploy.storage.lock import lock_directory
 
 _SHOWN = 5
 _CHECKED_VALUES, _LEAST_ROWS, _MOST_ROWS, _CHECKED_BATCH = 2**17, 16, 256, 8

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gacq_deploy.artifact.artifact import BlockRecord
 from gacq_deploy.artifact.diagnostics import StageWeights, mean_between_groups
+from gacq_deploy.artifact.records import BlockRecord
 from gacq_deploy.calibration.checkpoint import Journal, scalar
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
@@ -36,7 +36,7 @@ from gacq_deploy.calibration.weighting.weighting import (
 from gacq_deploy.models.structure.graph import Block
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, input_quantizers
 from gacq_deploy.quant.trainable import free_weights
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _SCALE_METRIC = 0.1
 """How far a log scale may move beside a rounding logit, in a look-ahead step."""

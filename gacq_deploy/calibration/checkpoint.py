@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.storage.files import (
-    Array,
-    describe_file,
-    load_arrays,
-    read_json,
-    save_arrays,
-    verify_file,
-    write_json,
-)
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import describe_file, verify_file
+from gacq_deploy.storage.files import load_arrays, read_json, save_arrays, write_json
 
 _SCHEMA = "gacq-deploy/work/1"
 _HINT = "Run `gacq-deploy calibrate --fresh` to start over."

@@ -6,7 +6,7 @@ from gacq_deploy.calibration.replay import first_order_bytes, second_order_bytes
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph
 from gacq_deploy.recipe.calibration import WeightedStage
-from gacq_deploy.recipe.load import CalibrationSection
+from gacq_deploy.recipe.sections import CalibrationSection
 from gacq_deploy.spec import QuantPlan
 
 

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from gacq_deploy.calibration.replay import full_pass, to_tensor
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.trace import replaced_forward
-from gacq_deploy.samples.calibration_set import CalibrationSet, Rows
+from gacq_deploy.samples.calibration_set import CalibrationSet
+from gacq_deploy.samples.row_file import Rows
 
 _MODULE = "denoiser."
 _CEILING_DB = 200.0

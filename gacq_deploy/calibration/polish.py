@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gacq_deploy.artifact.artifact import PolishRecord
 from gacq_deploy.artifact.diagnostics import StageWeights, mean_between_groups
+from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
 from gacq_deploy.calibration.checkpoint import Journal, scalar
 from gacq_deploy.calibration.output_error import output_loss, output_losses
@@ -34,7 +34,7 @@ from gacq_deploy.errors import CalibrationError
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.trainable import Trainables, make_trainable
 from gacq_deploy.recipe.calibration import PolishSection
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _FINAL = "polished"
 _START = "polish-start"

@@ -21,10 +21,9 @@ from gacq_deploy.quant.layers import (
     output_mode,
     quantized_layers,
 )
-from gacq_deploy.recipe.load import ProbeSection
+from gacq_deploy.recipe.sections import ProbeSection
 from gacq_deploy.samples.calibration_set import CalibrationSet
-from gacq_deploy.spec import Site
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, Site
 
 
 def record_probe(

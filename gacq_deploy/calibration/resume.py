@@ -12,9 +12,9 @@ from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.errors import ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.progress import Reporter
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import digest_json
+from gacq_deploy.storage.digests import digest_json
 
 ALGORITHM = 2
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""

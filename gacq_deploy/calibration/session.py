@@ -11,7 +11,7 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph
 from gacq_deploy.models.trajectories.collect import Trajectories
 from gacq_deploy.progress import Reporter
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import QuantPlan
 
 

@@ -28,8 +28,7 @@ from gacq_deploy.quant.smoothing import (
     smoothing_factor,
 )
 from gacq_deploy.recipe.quantization import SmoothingSection
-from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Role, Site
 
 SEARCHED_STATES = 128
 """Calibration states that the search looks at, at most."""

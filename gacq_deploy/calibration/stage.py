@@ -46,14 +46,15 @@ from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.quant.trainable import retrained_norms
-from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.recipe.quantization import BLOCKS
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import load_samples
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
-from gacq_deploy.storage.files import digest_array, lock_directory
+from gacq_deploy.storage.digests import digest_array
+from gacq_deploy.storage.lock import lock_directory
 
 
 def calibrate(

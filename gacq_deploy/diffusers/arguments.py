@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, ArgumentRecord, CallRecord, Path
-from gacq_deploy.backends.base import Array, TensorInfo
+from gacq_deploy.backends.base import TensorInfo
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.models.call_capture import flatten
+from gacq_deploy.spec import Array
 
 _NOT_FROM_ENGINE = "The engine runs what was exported: leave it out, or use the float model for this."
 _RETURN_DICT = "return_dict"

@@ -12,13 +12,14 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.call import TIMESTEP
-from gacq_deploy.backends.base import Array, Engine
+from gacq_deploy.artifact.records import ModelRecord
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.batches import predict
 from gacq_deploy.diffusers.arguments import CallReader, signature_of
 from gacq_deploy.diffusers.model_facade import make_face
 from gacq_deploy.errors import EngineError
-from gacq_deploy.sampling.loop import predict
+from gacq_deploy.spec import Array
 
 
 class EngineDenoiser(ModelMixin):

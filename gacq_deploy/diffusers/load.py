@@ -16,7 +16,7 @@ from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.errors import GacqError
 from gacq_deploy.models.source import Source, find_source
 from gacq_deploy.parity.deployable import FLOAT_ENGINE, graph_for
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)

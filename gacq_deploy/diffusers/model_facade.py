@@ -14,8 +14,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.call import CallRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import with_classes
 from gacq_deploy.models.source import family_of

@@ -23,7 +23,7 @@ from gacq_deploy.graph.index import (
     replace_nodes,
     set_module,
 )
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 ZERO_POINT = 128
 _UNBIASED = ".unbiased"

@@ -9,8 +9,8 @@ from onnx import NodeProto
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
 from gacq_deploy.graph.index import GraphIndex, module_of, weight_axis
-from gacq_deploy.spec import Site
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array, Site
+from gacq_deploy.storage.digests import digest_array
 
 QUANTIZABLE = ("Conv", "Gemm", "MatMul")
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."

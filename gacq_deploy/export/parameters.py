@@ -16,7 +16,8 @@ from onnx import NodeProto, numpy_helper
 from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter
 from gacq_deploy.errors import ExportError
 from gacq_deploy.graph.index import GraphIndex, Use, drop_unused_initializers, module_of
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_array
 
 _NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization")
 _ELEMENTWISE = ("Mul", "Add")

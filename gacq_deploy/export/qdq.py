@@ -27,8 +27,7 @@ from gacq_deploy.graph.index import (
     set_module,
     without_initializers,
 )
-from gacq_deploy.spec import QuantPlan, Role, Site
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, QuantPlan, Role, Site
 
 Placement = Literal["input", "output"]
 SMOOTH = "Smooth"

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import read_json, verify_file
+from gacq_deploy.storage.digests import verify_file
+from gacq_deploy.storage.files import read_json
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
 SCHEMA = "gacq-deploy/export/1"

@@ -35,16 +35,12 @@ from gacq_deploy.graph.files import write_graph
 from gacq_deploy.graph.index import opset_of
 from gacq_deploy.lint.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import (
-    TEMP_PREFIX,
-    Array,
-    atomic_directory,
-    describe_file,
-    digest_json,
-    lock_directory,
-)
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import describe_file, digest_json
+from gacq_deploy.storage.files import TEMP_PREFIX, atomic_directory
+from gacq_deploy.storage.lock import lock_directory
 
 Targets = Literal["trt", "cpu", "both"]
 _GRAPHS: dict[Targets, tuple[str, ...]] = {

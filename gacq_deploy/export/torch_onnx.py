@@ -33,7 +33,7 @@ from gacq_deploy.graph.dimensions import BATCH, HEIGHT, WIDTH, name_dimensions
 from gacq_deploy.graph.header import SIZE_MULTIPLE_KEY
 from gacq_deploy.graph.index import GraphIndex, module_of, set_module
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 DEFAULT_OPSET = 20
 OUTPUT_NAME = "output"

@@ -20,10 +20,11 @@ from gacq_deploy.errors import UsageError
 from gacq_deploy.export.record import FLOAT
 from gacq_deploy.parity.deployable import FLOAT_ENGINE, graph_for
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import StepPolicySection, Where
+from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import check_seeds
-from gacq_deploy.sampling.loop import Conditions, build_conditioning, generate, model_sampler, native_sampler
+from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler, native_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 MODULE_KEY = "gacq.module"
 """Node metadata: dotted name of the module the node came from."""

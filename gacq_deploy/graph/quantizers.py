@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto
 
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, model_bytes, weight_axis
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _IN_MEMORY = 1 << 30
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from gacq_deploy.artifact.artifact import BlockRecord, CalibrationArtifact, PolishRecord, load_artifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.diagnostics import Diagnostics, StageWeights
+from gacq_deploy.artifact.records import BlockRecord, PolishRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.recipe.plan import matching_rules
 from gacq_deploy.recipe.quantization import QuantizationSection, Rule

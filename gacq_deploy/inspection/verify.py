@@ -17,7 +17,8 @@ from gacq_deploy.export.record import load_export
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
-from gacq_deploy.storage.files import digest_file, read_json, verify_file
+from gacq_deploy.storage.digests import digest_file, verify_file
+from gacq_deploy.storage.files import read_json
 
 Status = Literal["ok", "absent", "fail"]
 

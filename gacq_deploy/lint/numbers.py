@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto
 
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, attribute, opset_of, weight_axis
 from gacq_deploy.lint.view import LAYERS, Hit, Linear, QuantView, name_of, type_name
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)

@@ -11,7 +11,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, attribute
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 

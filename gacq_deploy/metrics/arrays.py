@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 CEILING_DB = 300.0
 """SQNR of two equal arrays: JSON has no infinity."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 Number = float | None
 """A measured number; None when it was not finite or not measured, and then no gate holds."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, ArgumentRecord, CallRecord, place
+from gacq_deploy.artifact.records import ModelRecord
 
 Conditioning = Mapping[str, Tensor]
 Config = Mapping[str, Any]

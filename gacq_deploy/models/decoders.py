@@ -7,7 +7,7 @@ from pathlib import Path
 from gacq_deploy.errors import GacqError, ModelError, UsageError
 from gacq_deploy.metrics.images import is_image
 from gacq_deploy.models.folders import BUILTIN_PREFIX, check_weights, locate_root
-from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.storage.files import read_json
 
 _NAMES = ("vae", "vqvae")

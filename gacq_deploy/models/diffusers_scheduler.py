@@ -12,12 +12,11 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from numpy.typing import NDArray
 
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.sampling.timesteps import Keys, Told, told_timesteps
+from gacq_deploy.spec import Float32
 
-Floats = NDArray[np.float32]
 _EXAMPLES = "For instance: ddim, EulerDiscreteScheduler, PNDMScheduler."
 _FLOW = "FlowMatch"
 _PIPELINE_KEYS = ("mu", "pipeline_sigmas")
@@ -106,18 +105,18 @@ class DiffusersRun:
     scheduler: Any
     generators: list[torch.Generator] = field(repr=False)
 
-    def start(self, noise: Floats) -> Floats:
+    def start(self, noise: Float32) -> Float32:
         """Return unit noise times the scheduler's initial sigma."""
         return np.asarray(noise * np.float32(float(getattr(self.scheduler, "init_noise_sigma", 1.0))))
 
-    def model_input(self, sample: Floats, index: int) -> Floats:
+    def model_input(self, sample: Float32, index: int) -> Float32:
         """Return the state scaled for the network."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return sample
         scaled = self.scheduler.scale_model_input(torch.from_numpy(sample), self.scheduler.timesteps[index])
         return np.asarray(scaled.numpy(), dtype=np.float32)
 
-    def step(self, output: Floats, index: int, sample: Floats) -> Floats:
+    def step(self, output: Float32, index: int, sample: Float32) -> Float32:
         """Return the next state; random schedulers draw row i from its own generator."""
         extra = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:

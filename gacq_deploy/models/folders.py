@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gacq_deploy.errors import ArtifactError, ModelError, UsageError
-from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.storage.files import read_json
 
 COMPONENTS = ("unet", "transformer")

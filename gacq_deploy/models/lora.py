@@ -23,10 +23,10 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from gacq_deploy.artifact.artifact import LoraRecord
+from gacq_deploy.artifact.records import LoraRecord
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, ModelError, UsageError
-from gacq_deploy.recipe.load import LoraSection
-from gacq_deploy.storage.files import digest_file
+from gacq_deploy.recipe.sections import LoraSection
+from gacq_deploy.storage.digests import digest_file
 
 FILE = "pytorch_lora_weights.safetensors"
 """What training scripts call the one file of a folder."""

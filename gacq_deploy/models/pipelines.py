@@ -16,7 +16,7 @@ from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipelin
 from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
-from gacq_deploy.recipe.load import SamplesSection
+from gacq_deploy.recipe.sections import SamplesSection
 
 _SAFETY = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 _OPTIONAL = "image_encoder"

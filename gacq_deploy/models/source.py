@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.call import CallRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
@@ -25,9 +25,10 @@ from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
-from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.sampling.noise_schedule import check_process
-from gacq_deploy.storage.files import digest_array, digest_json, read_json
+from gacq_deploy.storage.digests import digest_array, digest_json
+from gacq_deploy.storage.files import read_json
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
 """Those of which more is known than the name; any other class of diffusers is recorded from its pipeline."""

@@ -9,19 +9,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
 from gacq_deploy.artifact.probe import Probe
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.metrics.arrays import by_bucket, cosine, sqnr_db
 from gacq_deploy.metrics.error_difference import Number, finite
 from gacq_deploy.metrics.images import is_image, psnr, ssim, value_range
 from gacq_deploy.parity.report import Edge, measured
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.loop import Sampler, generate, model_sampler
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_array
 
 
 @dataclass(frozen=True)

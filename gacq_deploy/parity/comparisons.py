@@ -45,10 +45,11 @@ from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.parity.report import AT_BATCH, Edge, Evidence, ParityReport, assemble, measured
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.sampling.step_policy import StepPolicy
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_array
 
 REFERENCE_ENGINE = "ort-cpu"
 _FLOAT = f"float.onnx@{REFERENCE_ENGINE}"

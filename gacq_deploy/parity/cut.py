@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from gacq_deploy.export.layers import QUANTIZABLE
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _BATCH = "batch"
 

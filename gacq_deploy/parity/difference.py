@@ -10,7 +10,7 @@ from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.metrics.arrays import sqnr_db
 from gacq_deploy.metrics.error_difference import Number, finite
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 INPUT_NOISE = 1e-5
 """Input noise relative to the RMS of the sample, for the noise floor."""

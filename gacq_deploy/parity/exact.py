@@ -23,8 +23,8 @@ from gacq_deploy.graph.quantizers import (
     stored_dequantizers,
 )
 from gacq_deploy.parity.structure import wiring_differences
-from gacq_deploy.spec import Role, Site
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array, Role, Site
+from gacq_deploy.storage.digests import digest_array
 
 
 @dataclass(frozen=True)

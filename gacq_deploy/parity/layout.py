@@ -9,7 +9,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from gacq_deploy.graph.index import GraphIndex, attribute
 from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 Dims = tuple[int | None, ...]
 

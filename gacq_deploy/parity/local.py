@@ -18,7 +18,7 @@ from gacq_deploy.metrics.arrays import equal_share, relative_error
 from gacq_deploy.metrics.error_difference import finite
 from gacq_deploy.parity.cut import CutGraph, Segment
 from gacq_deploy.parity.report import SegmentRecord
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _OFF_GRID = 1e-3
 

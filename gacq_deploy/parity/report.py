@@ -20,7 +20,7 @@ from pydantic import (
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.metrics.error_difference import Number, finite
-from gacq_deploy.recipe.load import ParitySection, StepPolicySection
+from gacq_deploy.recipe.sections import ParitySection, StepPolicySection
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget", "single", "mixed"]

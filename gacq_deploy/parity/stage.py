@@ -35,11 +35,12 @@ from gacq_deploy.parity.comparisons import (
 )
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import ParitySection, Recipe
+from gacq_deploy.recipe.sections import ParitySection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
-from gacq_deploy.storage.files import digest_file, lock_directory
+from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.lock import lock_directory
 
 _OPTIONAL = ("openvino",)
 

@@ -12,7 +12,7 @@ from onnx import NodeProto
 
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.graph.quantizers import is_quantization, stored_dequantizers
-from gacq_deploy.storage.files import digest_array, digest_bytes
+from gacq_deploy.storage.digests import digest_array, digest_bytes
 
 Tokens = dict[str, str]
 

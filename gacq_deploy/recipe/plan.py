@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.recipe.quantization import MinMaxRange, MseRange, PercentileRange, Rule
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import LayerKind, PlannedSite, QuantPlan, Site, TensorSpec
 
 

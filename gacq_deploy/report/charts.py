@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from gacq_deploy.spec import Floats
+
 WIDTH, HEIGHT = 360, 250
 _LEFT, _TOP, _BOTTOM = 46, 14, 42
 _RIGHT_BARE, _RIGHT_LABELS = 14, 104

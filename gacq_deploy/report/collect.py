@@ -18,11 +18,11 @@ from gacq_deploy.inspection.artifact import Inspection, inspect_artifact
 from gacq_deploy.inspection.verify import VerifyReport, verify_run
 from gacq_deploy.parity.report import ParityReport, load_report
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report.pictures import Pictures, make_pictures, read_sheet
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import SensitivityReport, load_sensitivity
-from gacq_deploy.storage.files import digest_file, digest_json
+from gacq_deploy.storage.digests import digest_file, digest_json
 
 Record = TypeVar("Record")
 _NAMES = {"artifact": "artifact", "onnx": "exported graph", "engines": "TensorRT engine"}

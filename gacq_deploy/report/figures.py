@@ -14,7 +14,6 @@ from gacq_deploy.artifact.diagnostics import ERROR_STAGES, Diagnostics, StageWei
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.charts import (
     Axes,
-    Floats,
     Series,
     Spread,
     dot_chart,
@@ -24,6 +23,7 @@ from gacq_deploy.report.charts import (
     strip_chart,
 )
 from gacq_deploy.report.tables import Cell, Table, name, number, text
+from gacq_deploy.spec import Floats
 
 BINS = 50
 MOST_PANELS = 24

@@ -14,22 +14,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from gacq_deploy import __version__
-from gacq_deploy.artifact.artifact import PolishRecord
 from gacq_deploy.artifact.diagnostics import Diagnostics
+from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.inspection.verify import verify_run
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
 from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
 from gacq_deploy.report.sensitivity import sensitivity_part
 from gacq_deploy.report.verdict import State, Verdict, judge_run
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import SensitivityReport
-from gacq_deploy.storage.files import lock_directory, write_bytes
+from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.lock import lock_directory
 
 _TEMPLATES = Path(__file__).parent / "template"
 _SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gacq_deploy.artifact.artifact import BlockRecord
+from gacq_deploy.artifact.records import BlockRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Spread
 from gacq_deploy.build_trt.manifest import EngineRecord

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 _HINT = "Encode every prompt, the empty one included, with the same pipeline and the same length."
 

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.sampling.timesteps import Told, told_timesteps
-
-Floats = NDArray[np.float32]
+from gacq_deploy.spec import Float32
 
 SAME_PROCESS = frozenset(
     {
@@ -92,7 +91,7 @@ def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
         ) from None
 
 
-def alphas_cumprod(config: DdimConfig) -> Floats:
+def alphas_cumprod(config: DdimConfig) -> Float32:
     """Return the cumulative products of ``1 - beta``, ``[T]`` float32.
 
     Raises:
@@ -137,7 +136,7 @@ def make_timesteps(config: DdimConfig, steps: int) -> NDArray[np.int64]:
     return timesteps
 
 
-def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Floats:
+def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float32:
     """Return standard normal noise ``[N, *shape]``; row i depends on ``seeds[i]`` alone.
 
     Raises:
@@ -175,7 +174,7 @@ class DdimSampler:
     steps: int
     eta: float
     timesteps: NDArray[np.int64]
-    alphas: Floats
+    alphas: Float32
     """Cumulative alphas of all training timesteps, ``[T]``."""
     model_timesteps: Told
     """What the network is fed of ``timesteps``, ``[S]``."""
@@ -220,7 +219,7 @@ class DdimSampler:
         """Start a batch of trajectories; row i's added noise (eta > 0) depends on ``seeds[i]`` alone."""
         return DdimRun(self, noise_streams(seeds, _NOISE_STREAM + 1))
 
-    def step(self, output: Floats, index: int, sample: Floats, noise: Floats | None = None) -> Floats:
+    def step(self, output: Float32, index: int, sample: Float32, noise: Float32 | None = None) -> Float32:
         """Return the state before ``timesteps[index]`` was noised.
 
         Args:
@@ -253,7 +252,7 @@ class DdimSampler:
         final = 1.0 if self.config.set_alpha_to_one else float(self.alphas[0])
         return float(self.alphas[timestep]), float(self.alphas[before]) if before >= 0 else final
 
-    def _predict(self, output: Floats, sample: Floats, alpha: float) -> tuple[Floats, Floats]:
+    def _predict(self, output: Float32, sample: Float32, alpha: float) -> tuple[Float32, Float32]:
         """Return (predicted clean sample, predicted noise)."""
         root_alpha, root_beta = np.float32(math.sqrt(alpha)), np.float32(math.sqrt(1 - alpha))
         match self.config.prediction_type:
@@ -264,7 +263,7 @@ class DdimSampler:
             case "v_prediction":
                 return root_alpha * sample - root_beta * output, root_alpha * output + root_beta * sample
 
-    def _bound(self, clean: Floats) -> Floats:
+    def _bound(self, clean: Float32) -> Float32:
         config = self.config
         if config.thresholding:
             flat = np.abs(clean.reshape(len(clean), -1))
@@ -284,15 +283,15 @@ class DdimRun:
     sampler: DdimSampler
     streams: list[np.random.Generator]
 
-    def start(self, noise: Floats) -> Floats:
+    def start(self, noise: Float32) -> Float32:
         """Return the first state; DDIM starts from unit noise."""
         return noise
 
-    def model_input(self, sample: Floats, index: int) -> Floats:  # noqa: ARG002 (other samplers scale by step)
+    def model_input(self, sample: Float32, index: int) -> Float32:  # noqa: ARG002 (other samplers scale by step)
         """Return what the network sees; DDIM does not scale it."""
         return sample
 
-    def step(self, output: Floats, index: int, sample: Floats) -> Floats:
+    def step(self, output: Float32, index: int, sample: Float32) -> Float32:
         """Return the next state."""
         noise = None
         if self.sampler.eta > 0:
@@ -300,7 +299,7 @@ class DdimRun:
         return self.sampler.step(output, index, sample, noise)
 
 
-def _betas(config: DdimConfig) -> Floats:
+def _betas(config: DdimConfig) -> Float32:
     count = config.num_train_timesteps
     if config.trained_betas is not None:
         return np.array(config.trained_betas, dtype=np.float32)
@@ -318,7 +317,7 @@ def _cosine_bar(time: float) -> float:
     return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
-def _linspace(start: float, end: float, count: int) -> Floats:
+def _linspace(start: float, end: float, count: int) -> Float32:
     """Return what torch.linspace gives in float32: its two halves are counted from their own ends."""
     if count == 1:
         return np.array([start], dtype=np.float32)
@@ -330,11 +329,11 @@ def _linspace(start: float, end: float, count: int) -> Floats:
     return np.where(index < count // 2, up, down).astype(np.float32)
 
 
-def _cumprod(values: Floats) -> Floats:
+def _cumprod(values: Float32) -> Float32:
     return np.cumprod(values.astype(np.float64)).astype(np.float32)
 
 
-def _rescale_zero_terminal_snr(betas: Floats) -> Floats:
+def _rescale_zero_terminal_snr(betas: Float32) -> Float32:
     """Shift and scale so that the last timestep holds no signal (Lin et al. 2023, algorithm 1)."""
     roots = np.sqrt(_cumprod(np.float32(1) - betas))
     first, last = roots[0], roots[-1]

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.sampling.timesteps import Keys, Told, distinct_keys, told_timesteps
+from gacq_deploy.spec import Float32
 
-Floats = NDArray[np.float32]
 FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
 _HINT = "Choose another scheduler: `run --scheduler NAME` takes any scheduler class of diffusers."
 _KARRAS_RHO = 7.0
@@ -92,7 +92,7 @@ def parse_flow(config: Mapping[str, Any]) -> FlowConfig:
     return parsed
 
 
-def make_sigmas(config: FlowConfig, steps: int) -> Floats:
+def make_sigmas(config: FlowConfig, steps: int) -> Float32:
     """Return the noise levels ``[steps + 1]`` float32 in (0, 1], falling, the last one 0.
 
     Raises:
@@ -129,7 +129,7 @@ class FlowSampler:
     steps: int
     timesteps: Keys
     model_timesteps: Told
-    sigmas: Floats
+    sigmas: Float32
 
     @classmethod
     def from_config(
@@ -168,17 +168,17 @@ class FlowSampler:
 class FlowRun:
     """One batch of trajectories on its way; satisfies ``sampling.loop.SamplerRun``."""
 
-    sigmas: Floats
+    sigmas: Float32
 
-    def start(self, noise: Floats) -> Floats:
+    def start(self, noise: Float32) -> Float32:
         """Return the first state; a flow starts from unit noise."""
         return noise
 
-    def model_input(self, sample: Floats, index: int) -> Floats:  # noqa: ARG002 (other samplers scale by step)
+    def model_input(self, sample: Float32, index: int) -> Float32:  # noqa: ARG002 (other samplers scale by step)
         """Return what the network sees; a flow does not scale it."""
         return sample
 
-    def step(self, output: Floats, index: int, sample: Floats) -> Floats:
+    def step(self, output: Float32, index: int, sample: Float32) -> Float32:
         """Return the next state ``[N, ...]`` float32 of any rank."""
         return np.asarray(sample + (self.sigmas[index + 1] - self.sigmas[index]) * output, dtype=np.float32)
 

@@ -6,36 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, TimestepRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends import import_attribute
-from gacq_deploy.backends.base import Array, Engine, Feeds
+from gacq_deploy.backends.base import Engine
+from gacq_deploy.backends.batches import fixed_batch, predict
 from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import SAME_PROCESS, DdimSampler, check_seeds, initial_noise
 from gacq_deploy.sampling.flow import FLOW_CLASS, FlowSampler
 from gacq_deploy.sampling.timesteps import Keys, Told
+from gacq_deploy.spec import Array, Float32
 
-__all__ = [
-    "Conditions",
-    "DdimSampler",
-    "FlowSampler",
-    "Sampler",
-    "SamplerRun",
-    "build_conditioning",
-    "generate",
-    "initial_noise",
-    "model_sampler",
-    "native_sampler",
-    "open_sampler",
-    "predict",
-]
-
-Floats = NDArray[np.float32]
-Observer = Callable[[int, Floats, Floats], None]
+Observer = Callable[[int, Float32, Float32], None]
 """Gets of every call: the step's index, the model's input ``[N, ...]``, its raw answer ``[branches * N, ...]``."""
 _DIFFUSERS = "gacq_deploy.models.diffusers_scheduler:DiffusersSampler"
 """Behind a string, so that the samplers in numpy need no torch."""
@@ -44,13 +29,13 @@ _DIFFUSERS = "gacq_deploy.models.diffusers_scheduler:DiffusersSampler"
 class SamplerRun(Protocol):
     """One batch of trajectories on its way through a sampler."""
 
-    def start(self, noise: Floats) -> Floats:
+    def start(self, noise: Float32) -> Float32:
         """Scale unit noise ``[N, ...]`` to the first state."""
 
-    def model_input(self, sample: Floats, index: int) -> Floats:
+    def model_input(self, sample: Float32, index: int) -> Float32:
         """Return what the network sees of the state at ``timesteps[index]``."""
 
-    def step(self, output: Floats, index: int, sample: Floats) -> Floats:
+    def step(self, output: Float32, index: int, sample: Float32) -> Float32:
         """Return the next state."""
 
 
@@ -178,7 +163,7 @@ def generate(  # noqa: PLR0913 (all keyword-only, each one a thing the caller ow
     batch: int = 16,
     report: Reporter = SILENT,
     observe: Observer | None = None,
-) -> Floats:
+) -> Float32:
     """Sample one image, or latent, per seed.
 
     An image depends on its seed and conditions alone, never on its batch: noise is drawn per seed, and a
@@ -202,7 +187,7 @@ def generate(  # noqa: PLR0913 (all keyword-only, each one a thing the caller ow
         UsageError: no seeds or one out of range, batch below 1, or conditions that do not fit the engine.
         EngineError: the engine failed, or its output is not finite (names step, timestep and seed).
     """
-    limit = _fixed_batch(engine)
+    limit = fixed_batch(engine)
     _check_request(engine, sampler, shape, conditions, seeds, batch)
     size = min(batch, limit) if limit else batch
     starts = range(0, len(seeds), size)
@@ -223,7 +208,7 @@ def _generate_batch(  # noqa: PLR0913, PLR0917 (generate's, one by one)
     seeds: Sequence[int],
     report: Reporter,
     observe: Observer | None,
-) -> Floats:
+) -> Float32:
     run = sampler.begin(seeds)
     state = run.start(initial_noise(seeds, shape))
     fixed, branches = conditions.feeds(), conditions.branches
@@ -241,42 +226,6 @@ def _generate_batch(  # noqa: PLR0913, PLR0917 (generate's, one by one)
         state = run.step(conditions.guide(predicted), index, state)
         report.advance()
     return state
-
-
-def predict(engine: Engine, feeds: Feeds) -> Floats:
-    """Run one step of any number of rows: split where the engine takes no more, and never one row alone.
-
-    Args:
-        engine: its first output is the prediction.
-        feeds: its inputs by name, each ``[N, ...]``, N at least 1.
-
-    Returns:
-        The prediction ``[N, ...]``.
-
-    Raises:
-        EngineError: the feeds do not fit, or the engine failed.
-        ResourceError: out of memory.
-    """
-    rows = len(feeds[SAMPLE])
-    fixed = _fixed_batch(engine)
-    limit = fixed or engine.max_rows or rows
-    parts = []
-    for first in range(0, rows, limit):
-        part = {name: value[first : first + limit] for name, value in feeds.items()}
-        size = len(part[SAMPLE])
-        padded = fixed or max(size, min(2, engine.max_rows or 2))
-        parts.append(engine.run(_pad(part, padded))[engine.outputs[0].name][:size])
-    return np.concatenate(parts)
-
-
-def _pad(feeds: Feeds, rows: int) -> dict[str, Array]:
-    """Repeat the last row until every input has ``rows`` rows."""
-    return {k: np.concatenate([v, np.repeat(v[-1:], rows - len(v), axis=0)]) for k, v in feeds.items()}
-
-
-def _fixed_batch(engine: Engine) -> int | None:
-    shapes = [i.shape for i in engine.inputs if i.name == SAMPLE]
-    return shapes[0][0] if shapes and shapes[0] else None
 
 
 def _check_request(
@@ -317,7 +266,7 @@ def _check_request(
 
 
 def _check_finite(
-    predicted: Floats, engine: Engine, sampler: Sampler, index: int, seeds: Sequence[int]
+    predicted: Float32, engine: Engine, sampler: Sampler, index: int, seeds: Sequence[int]
 ) -> None:
     bad = ~np.isfinite(predicted).reshape(len(predicted), -1).all(axis=1)
     if bool(bad.any()):

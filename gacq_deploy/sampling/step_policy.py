@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import UsageError
-from gacq_deploy.recipe.load import StepPolicySection
+from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.step_error import image_errors, output_error
 
 Timesteps = NDArray[np.int64]

@@ -20,8 +20,7 @@ from gacq_deploy.progress import Reporter
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity
 from gacq_deploy.sensitivity.variants import Variants
-from gacq_deploy.spec import Site
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, Site
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gacq_deploy.sensitivity.measure import Meter, States, count_runs, rank_modu
 from gacq_deploy.sensitivity.propose import Request, Search
 from gacq_deploy.sensitivity.report import SensitivityReport, save_sensitivity
 from gacq_deploy.sensitivity.variants import Variants
-from gacq_deploy.storage.files import lock_directory
+from gacq_deploy.storage.lock import lock_directory
 
 RANKED_STATES = 64
 _FLAVOURS = (CANONICAL, CPU)

@@ -15,8 +15,7 @@ from gacq_deploy.export.layers import QUANTIZABLE
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import GraphIndex, drop_unused_initializers, module_of, weight_axis
 from gacq_deploy.parity.exact import CPU, Flavour
-from gacq_deploy.spec import QuantPlan, Role, Site
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, QuantPlan, Role, Site
 
 _POSITION: dict[Role, int] = {"input": 0, "weight": 1}
 """Where a layer's node reads the tensor of a role."""

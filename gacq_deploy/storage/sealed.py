@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.storage.files import digest_json, read_json, write_json
+from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.files import read_json, write_json
 
 
 def write_sealed(path: Path, document: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:

@@ -17,16 +17,19 @@ from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import CPU, FLOAT, ExportRecord
 from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.generate.grid import write_comparison
 from gacq_deploy.generate.stage import ImageRequest, make_images
-from gacq_deploy.metrics.images import psnr, write_comparison
+from gacq_deploy.metrics.images import psnr
 from gacq_deploy.parity import ParityReport, check_parity, load_report
 from gacq_deploy.parity.comparisons import candidates_of
 from gacq_deploy.parity.deployable import FLOAT_ENGINE
 from gacq_deploy.parity.stage import default_engines, judged_here, runnable_plans
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import describe_file, lock_directory, read_json, verify_file, write_json
+from gacq_deploy.storage.digests import describe_file, verify_file
+from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.lock import lock_directory
 
 BENCH = Settings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""

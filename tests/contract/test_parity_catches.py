@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from gacq_deploy.backends import open_engine
-from gacq_deploy.backends.base import Array, Engine
+from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.kernels import executed_kernels
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
@@ -26,6 +26,7 @@ from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour, compare_quantized_
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.spec import Array
 from tests.support.judged_run import OTHER_MODEL, make_run, setting_of, subject_of
 from tests.support.retrained import (
     CONV_BIAS,

@@ -15,7 +15,7 @@ from gacq_deploy.errors import EngineError
 from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure
 from gacq_deploy.parity.exact import CANONICAL
 from gacq_deploy.parity.report import Edge, ParityReport
-from gacq_deploy.recipe.load import StepPolicySection
+from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.ddim import DdimSampler
 from gacq_deploy.sampling.step_policy import resolve_policy
 from tests.support.judged_run import make_run, setting_of, subject_of

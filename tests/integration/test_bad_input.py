@@ -21,7 +21,8 @@ from click.testing import Result
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from gacq_deploy.storage.files import LOCK_NAME, digest_file, digest_json
+from gacq_deploy.storage.digests import digest_file, digest_json
+from gacq_deploy.storage.lock import LOCK_NAME
 from tests.support.commands import invoke
 from tests.support.tiny import tiny_unet
 

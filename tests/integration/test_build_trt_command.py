@@ -17,7 +17,7 @@ from gacq_deploy.build_trt.open import locate_plan
 from gacq_deploy.errors import GateError
 from gacq_deploy.lint.lint import Finding
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import lock_directory
+from gacq_deploy.storage.lock import lock_directory
 from tests.support.commands import invoke
 
 RTX = ("--backend", "tensorrt-rtx")

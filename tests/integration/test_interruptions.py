@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy.storage.files import LOCK_NAME, TEMP_PREFIX
+from gacq_deploy.storage.files import TEMP_PREFIX
+from gacq_deploy.storage.lock import LOCK_NAME
 from tests.support.commands import child_environment, command_code, invoke, run_child
 from tests.support.warm_process import WarmProcess
 
 HOLDER = """
 import sys
 from pathlib import Path
-from gacq_deploy.storage.files import lock_directory
+from gacq_deploy.storage.lock import lock_directory
 with lock_directory(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

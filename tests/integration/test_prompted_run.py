@@ -16,8 +16,8 @@ from PIL import Image
 
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.generate.distributed import share_request, turned
+from gacq_deploy.generate.grid import write_grid
 from gacq_deploy.generate.stage import ImageRequest
-from gacq_deploy.metrics.images import write_grid
 from gacq_deploy.processes.group import Group
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json

@@ -16,8 +16,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.loop import generate, initial_noise, native_sampler, open_sampler
-from gacq_deploy.storage.files import Array
+from gacq_deploy.sampling.ddim import initial_noise
+from gacq_deploy.sampling.loop import generate, native_sampler, open_sampler
+from gacq_deploy.spec import Array
 from tests.support.pipelines import PIPELINES, call_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'

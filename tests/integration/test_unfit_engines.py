@@ -13,7 +13,7 @@ from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.errors import BackendUnavailable, GateError
 from gacq_deploy.parity import load_report
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.commands import invoke
 from tests.support.saturating import cap_openvino

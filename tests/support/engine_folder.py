@@ -8,7 +8,7 @@ from typing import Any
 from gacq_deploy.build_trt.manifest import EngineInputs, EngineRecord
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.export.record import ExportedFile
-from gacq_deploy.storage.files import describe_file
+from gacq_deploy.storage.digests import describe_file
 
 
 def made_from(graph_sha256: str, **changes: Any) -> EngineInputs:

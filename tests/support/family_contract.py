@@ -20,7 +20,7 @@ from gacq_deploy.models.structure.trace import replaced_forward
 from gacq_deploy.parity import check_parity
 from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 from tests.support.family_runs import FamilyCase, GraphAnswers
 from tests.support.pipelines import call_arguments
 

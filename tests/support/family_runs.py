@@ -17,7 +17,8 @@ from gacq_deploy.backends.ort import session_options
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.models.call_capture import flatten
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.pipelines import PIPELINES
 

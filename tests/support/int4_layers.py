@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.spec import PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
 from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
 
 OUT, IN, BLOCK = 6, 32, 16

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from gacq_deploy.artifact.artifact import ModelRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.models.base import Conditioning, Denoiser
 from gacq_deploy.models.source import FAMILIES, digest_weights
 from tests.support.tiny import SCHEDULER, random_model

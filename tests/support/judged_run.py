@@ -12,7 +12,8 @@ from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.comparisons import Setting, Subject
-from gacq_deploy.recipe.load import Recipe, parse_recipe
+from gacq_deploy.recipe.load import parse_recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.tiny import SCHEDULER, WEIGHT_BITS, tiny_unet
 

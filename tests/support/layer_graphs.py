@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from gacq_deploy.artifact.artifact import CalibrationArtifact, ModelRecord
+from gacq_deploy.artifact.artifact import CalibrationArtifact
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.graph.index import MODULE_KEY
-from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
+from gacq_deploy.storage.digests import digest_array
 
 Shape = Sequence[int | str]
 

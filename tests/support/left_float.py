@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gacq_deploy.recipe.load import Recipe
 from gacq_deploy.recipe.quantization import Rule
+from gacq_deploy.recipe.sections import Recipe
 
 
 def leave_float(recipe: Recipe, patterns: Iterable[str]) -> Recipe:

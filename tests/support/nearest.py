@@ -15,7 +15,7 @@ from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from tests.support.architectures import small_dit, small_sd_unet, small_sdxl_unet
 from tests.support.float_graphs import float_graph
 

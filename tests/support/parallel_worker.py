@@ -13,7 +13,8 @@ from gacq_deploy.models.trajectories.worker import help_calibrate
 from gacq_deploy.processes.group import Group, joined_group
 from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.progress import SILENT
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 
 

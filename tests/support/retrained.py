@@ -18,7 +18,8 @@ from gacq_deploy.progress import SILENT
 from gacq_deploy.quant.layers import output_mode
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_array
 
 CONV_BIAS = "mid_block.resnets.0.conv1.bias"
 LINEAR_BIAS = "mid_block.attentions.0.to_q.bias"

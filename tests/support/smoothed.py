@@ -25,8 +25,8 @@ from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantiz
 from gacq_deploy.quant.smoothing import Smoothing, channel_range, smoothing_factor
 from gacq_deploy.quant.trainable import retrained_norms
 from gacq_deploy.recipe.load import load_recipe
-from gacq_deploy.spec import Site, TensorParams
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array, Site, TensorParams
+from gacq_deploy.storage.digests import digest_array
 from tests.support.nearest import ARCHITECTURES, exported
 
 

@@ -17,10 +17,11 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_denoiser
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.spec import PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
-from gacq_deploy.storage.files import Array, digest_array, write_json
+from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
+from gacq_deploy.storage.digests import digest_array
+from gacq_deploy.storage.files import write_json
 
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 8,

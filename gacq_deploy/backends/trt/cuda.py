@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from gacq_deploy.backends.base import Array
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError
+from gacq_deploy.spec import Array
 
 INSTALL = "pip install 'gacq-deploy[trt]' or 'gacq-deploy[rtx]': both bring cuda-bindings."
 CUDA_DLPACK_TYPE = 2

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gacq_deploy.backends.base import Array
 from gacq_deploy.backends.trt.cuda import CUDA_DLPACK_TYPE, CudaDevice, Memory
 from gacq_deploy.errors import BackendUnavailable, EngineError
+from gacq_deploy.spec import Array
 
 _MANAGED_DLPACK_TYPE = 13  # CUDA memory that the host can read too
 _NAME = b"dltensor"

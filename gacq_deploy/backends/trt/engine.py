@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gacq_deploy.backends.base import Array, Feeds, HostEngine, check_feeds
+from gacq_deploy.backends.base import Feeds, HostEngine, check_feeds
 from gacq_deploy.backends.trt.bucket import Bucket
 from gacq_deploy.backends.trt.cuda import CudaDevice, Stream, open_device
 from gacq_deploy.backends.trt.dlpack import DeviceTensor, borrow, numpy_dtype
@@ -21,6 +21,7 @@ from gacq_deploy.backends.trt.library import TrtLibrary, choose_trt, load_trt
 from gacq_deploy.backends.trt.plan import Expected, LoadedPlan, refuse_misfit
 from gacq_deploy.backends.trt.profiles import Choice, Profile, choose_profile
 from gacq_deploy.errors import EngineError, ResourceError, UsageError
+from gacq_deploy.spec import Array
 
 BUCKETS_KEPT = 8
 """Shape buckets that stay ready; the one unused for longest goes first."""

@@ -31,7 +31,7 @@ from gacq_deploy.build_trt.float16.types import (
 )
 from gacq_deploy.errors import ExportError
 from gacq_deploy.graph.index import GraphIndex, module_of, set_module, without_initializers
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 DEFAULT_MARGIN = 4.0
 """Measured states are a sample: a tensor must fit into half with two bits to spare."""

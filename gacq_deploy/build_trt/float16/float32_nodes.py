@@ -13,7 +13,7 @@ from onnx import NodeProto
 from gacq_deploy.build_trt.float16.types import FLOAT, NodeTypes, stored_floats
 from gacq_deploy.errors import ExportError
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, module_of
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 LARGEST_HALF = 65504.0
 Reason = Literal["timestep", "angle", "constant", "range", "operator"]

@@ -16,7 +16,8 @@ from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.graph.header import read_graph as read_header
-from gacq_deploy.storage.files import TEMP_PREFIX, Array, write_bytes
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.files import TEMP_PREFIX, write_bytes
 
 OpenGraph = Callable[[Path], AbstractContextManager[Engine]]
 _ROWS = 16

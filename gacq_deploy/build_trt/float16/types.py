@@ -19,7 +19,7 @@ from gacq_deploy.graph.index import (
     to_array,
     without_initializers,
 )
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _HALVES = (HALF, TensorProto.BFLOAT16)

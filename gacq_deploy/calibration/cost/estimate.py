@@ -12,7 +12,7 @@ from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.processes.threads import limited_threads
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import PlannedSite
 
 

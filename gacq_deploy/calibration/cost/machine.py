@@ -14,7 +14,7 @@ from gacq_deploy.quant.affine import channel_shape
 from gacq_deploy.quant.ranges import RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import AdaRound
 from gacq_deploy.spec import TensorSpec
-from gacq_deploy.storage.files import digest_array
+from gacq_deploy.storage.digests import digest_array
 
 _SLOW_S = 0.5
 """A forward pass this long is not repeated, and larger batches are not run: rows cost the same."""

@@ -20,7 +20,7 @@ from gacq_deploy.calibration.replay import (
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import Block, ModelGraph
 from gacq_deploy.recipe.calibration import WeightedStage
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import QuantPlan
 
 _BASE = 600 * 2**20

@@ -22,8 +22,8 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.trajectories.drawn import draw_conditioning, initial_noise
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.loop import Floats, SamplerRun, model_sampler
-from gacq_deploy.storage.files import Array
+from gacq_deploy.sampling.loop import SamplerRun, model_sampler
+from gacq_deploy.spec import Array, Float32
 
 Objective = Literal["eps", "sqnr", "images"]
 
@@ -97,7 +97,7 @@ def trajectory_gains(
     run = sampler.begin(range(TRAJECTORIES))
     state = run.start(np.stack(noise))
     told = sampler.model_timesteps
-    exact: list[tuple[SamplerRun, Floats, Floats]] = []
+    exact: list[tuple[SamplerRun, Float32, Float32]] = []
     with float_mode(denoiser.module):
         for index in range(len(told)):
             output = answer(run.model_input(state, index), told[index])
@@ -127,7 +127,7 @@ class _Answer:
         self._branches = conditions.branches
         self._fed = {name: _tensor(value) for name, value in conditions.feeds().items()}
 
-    def __call__(self, state: Floats, timestep: np.generic) -> Floats:
+    def __call__(self, state: Float32, timestep: np.generic) -> Float32:
         """Return the prediction ``[branches * N, ...]`` of a state ``[N, ...]``."""
         sample = np.concatenate([state] * self._branches)
         rows = np.full(len(sample), timestep)

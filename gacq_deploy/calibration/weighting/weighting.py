@@ -30,13 +30,13 @@ from gacq_deploy.calibration.weighting.objective import coefficients, step_means
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights, checked_weights, effective_samples
 from gacq_deploy.calibration.weighting.vectors import Vector, axpy, zeros_like
 from gacq_deploy.recipe.calibration import WeightedStage
-from gacq_deploy.recipe.load import CalibrationSection
+from gacq_deploy.recipe.sections import CalibrationSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
 
 POLISH: Literal["polish"] = "polish"
 _FIXED = ("uniform", "relative")
 _SURROGATE = ("gac_faithful", "surrogate_cosine")
-Floats = NDArray[np.float64]
+Float64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 
@@ -121,14 +121,16 @@ class Weighting:
         """Tell whether the weights depend on how the stage stands."""
         return self._mode(stage) not in ("uniform", "given")
 
-    def prior(self, stage: WeightedStage) -> Floats:
+    def prior(self, stage: WeightedStage) -> Float64:
         """Return the weights that stand without any losses, [N] of mean 1."""
         logits = self._tilt(stage)
         if not logits.any():
             return np.ones(len(logits))
         return self._bounded(logits)
 
-    def start(self, stage: WeightedStage, losses: Floats, gains: Mapping[int, float] | None = None) -> Floats:
+    def start(
+        self, stage: WeightedStage, losses: Float64, gains: Mapping[int, float] | None = None
+    ) -> Float64:
         """Return the weights to begin with, [N] of mean 1, before those of ``weigh``, from which its learning starts.
 
         ``losses`` [N] are the training rows'; ``gains`` as for ``weigh``.
@@ -144,11 +146,11 @@ class Weighting:
         self,
         stage: WeightedStage,
         loss: StageLoss,
-        start: Floats,
+        start: Float64,
         *,
         seed: int,
         gains: Mapping[int, float] | None = None,
-        logits: Floats | None = None,
+        logits: Float64 | None = None,
     ) -> LearnedWeights:
         """Return the weights of one stage.
 
@@ -166,7 +168,7 @@ class Weighting:
         if not self.is_learned(stage):
             notes = (self.too_large[stage],) if self._is_too_large(stage) else ()
             return replace(_fixed(first, self._mode(stage)), notes=notes)
-        prior: Floats = np.log(first)
+        prior: Float64 = np.log(first)
         if self.section.weighting.warm_start and logits is not None:
             prior = prior + logits
         problem = self._problem(loss, self._cost(start, gains))
@@ -178,7 +180,7 @@ class Weighting:
         section = self.section.weighting
         return section.prior == "objective" and section.mode != "gac_faithful"
 
-    def _cost(self, losses: Floats, gains: Mapping[int, float] | None) -> dict[int, float]:
+    def _cost(self, losses: Float64, gains: Mapping[int, float] | None) -> dict[int, float]:
         return coefficients(self.section.objective, step_means(losses, self.split.training_timesteps), gains)
 
     def _mode(self, stage: WeightedStage) -> str:
@@ -198,12 +200,12 @@ class Weighting:
     def _training(self) -> CalibrationSet:
         return self.split.samples.rows(self.split.training)
 
-    def _tilt(self, stage: WeightedStage) -> Floats:
+    def _tilt(self, stage: WeightedStage) -> Float64:
         section = self.section.weighting
         tilt = section.tilt if stage in section.stages and self.given is None else 0.0
         return tilt * self.split.training_timesteps.astype(np.float64) / self.num_train_timesteps
 
-    def _bounded(self, logits: Floats) -> Floats:
+    def _bounded(self, logits: Float64) -> Float64:
         section = self.section.weighting
         return bounded_weights(logits, section.temperature, section.weight_range, section.min_effective)[0]
 
@@ -248,7 +250,7 @@ class Weighting:
         )
 
 
-def _fixed(weights: Floats, mode: str) -> LearnedWeights:
+def _fixed(weights: Float64, mode: str) -> LearnedWeights:
     return LearnedWeights(
         weights=weights,
         logits=np.zeros(len(weights)),

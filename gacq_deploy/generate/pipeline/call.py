@@ -18,7 +18,7 @@ from gacq_deploy.errors import EngineError, GacqError, ModelError, ResourceError
 from gacq_deploy.generate.stage import ImageRequest
 from gacq_deploy.models.pipelines import OpenPipeline, open_pipeline
 from gacq_deploy.models.source import Source
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 
 _FAILURES = (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError)
 

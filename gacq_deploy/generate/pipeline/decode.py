@@ -8,17 +8,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from gacq_deploy.errors import ModelError
+from gacq_deploy.spec import Float32
 from gacq_deploy.storage.files import read_json
-
-Floats = NDArray[np.float32]
 
 
 @torch.no_grad()
-def decode_latents(folder: Path, latents: Floats) -> Floats:
+def decode_latents(folder: Path, latents: Float32) -> Float32:
     """Decode latents ``[N, C, H, W]`` one by one, so that an image does not depend on its batch.
 
     Args:

@@ -20,7 +20,7 @@ from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Source, find_source
 from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import ModelSection, Recipe
+from gacq_deploy.recipe.sections import ModelSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
 from gacq_deploy.sampling.ddim import check_seeds

@@ -21,11 +21,12 @@ from gacq_deploy.models.trajectories.prompted import Wanted, wanted_probe, wante
 from gacq_deploy.models.trajectories.shards import collect_file
 from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import Recipe, SamplesSection
+from gacq_deploy.recipe.sections import Recipe, SamplesSection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.storage.files import digest_file, digest_json, read_json, write_json
+from gacq_deploy.storage.digests import digest_file, digest_json
+from gacq_deploy.storage.files import read_json, write_json
 
 _HINT = "Run `gacq-deploy calibrate --fresh` to collect them again."
 

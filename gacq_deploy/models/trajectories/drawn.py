@@ -17,10 +17,10 @@ from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import SamplesSection
-from gacq_deploy.samples.calibration_set import CONDITION_PREFIX, RowFile, SampleWriter
-
-Array = NDArray[Any]
+from gacq_deploy.recipe.sections import SamplesSection
+from gacq_deploy.samples.calibration_set import CONDITION_PREFIX
+from gacq_deploy.samples.row_file import RowFile, SampleWriter
+from gacq_deploy.spec import Array
 
 
 def initial_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.progress import Reporter
-from gacq_deploy.recipe.load import SamplesSection
+from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, TableRows
 from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
 from gacq_deploy.sampling.timesteps import training_keys

@@ -17,13 +17,8 @@ from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.trajectories.prompted import Wanted, check_lengths, walk_share
 from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.samples.calibration_set import (
-    CONDITION_PREFIX,
-    INDEX_PREFIX,
-    RowFile,
-    SampleWriter,
-    save_samples,
-)
+from gacq_deploy.samples.calibration_set import CONDITION_PREFIX, INDEX_PREFIX, save_samples
+from gacq_deploy.samples.row_file import RowFile, SampleWriter
 from gacq_deploy.storage.files import TEMP_PREFIX
 
 _PATTERN = "batch-*.safetensors"

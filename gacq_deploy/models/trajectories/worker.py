@@ -9,7 +9,7 @@ from gacq_deploy.models.trajectories.drawn import DrawnShare, help_collect_sampl
 from gacq_deploy.models.trajectories.shards import PromptedShare, help_collect_file
 from gacq_deploy.processes.group import Group
 from gacq_deploy.processes.threads import limited_threads
-from gacq_deploy.recipe.load import Recipe
+from gacq_deploy.recipe.sections import Recipe
 
 
 def help_calibrate(recipe: Recipe, group: Group) -> None:

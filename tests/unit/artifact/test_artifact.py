@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 
 from gacq_deploy.artifact import artifact as artifact_module
-from gacq_deploy.artifact.artifact import (
-    BlockRecord,
-    CalibrationArtifact,
-    PolishRecord,
-    RetrainedParameter,
-    load_artifact,
-)
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
+from gacq_deploy.artifact.records import BlockRecord, PolishRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import QuantPlan, Site, TensorParams, TensorSpec
-from gacq_deploy.storage.files import canonical_json, digest_array, digest_json
+from gacq_deploy.storage.digests import canonical_json, digest_array, digest_json
 from tests.support.diagnostics import example_diagnostics
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacq_deploy.backends.base import Array, Feeds, TensorInfo
+from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.errors import EngineError
+from gacq_deploy.spec import Array
 
 
 class Counted(FunctionEngine):

@@ -12,7 +12,7 @@ from gacq_deploy.bench.stage import model_feeds
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import digest_file
+from gacq_deploy.storage.digests import digest_file
 from tests.support.tiny import tiny_denoiser, tiny_run
 
 QUICK = Settings(batches=(1, 2), repeats=1, turn_seconds=0.001)

@@ -19,7 +19,8 @@ from gacq_deploy.models.structure.graph import ModelGraph, trace_model
 from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
-from gacq_deploy.recipe.load import SamplesSection, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from tests.support.tiny import tiny_denoiser
 

@@ -26,12 +26,14 @@ from gacq_deploy.models.structure.norms import norms_of_linears
 from gacq_deploy.models.trajectories.collect import DrawnTrajectories
 from gacq_deploy.progress import SILENT
 from gacq_deploy.quant.smoothing import ALPHAS
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.quantization import SmoothingSection
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import Site
-from gacq_deploy.storage.files import digest_file, read_json, write_json
+from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.files import read_json, write_json
 from tests.support.architectures import save_pipeline, small_dit, small_sd_unet
 
 QUICK = (

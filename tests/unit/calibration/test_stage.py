@@ -15,10 +15,13 @@ from gacq_deploy.calibration.cost.estimate import estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.sample_weights import FixedWeights
 from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError, ResourceError, UsageError
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import load_samples, save_samples
-from gacq_deploy.storage.files import TEMP_PREFIX, digest_file, lock_directory, read_json, write_json
+from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.files import TEMP_PREFIX, read_json, write_json
+from gacq_deploy.storage.lock import lock_directory
 from tests.support.warm_process import WarmProcess
 
 SETTINGS = (

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from gacq_deploy.recipe.load import LoraSection, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import LoraSection
 from gacq_deploy_cli.calibrate import lora_overrides
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gacq_deploy.artifact.artifact import ModelRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine

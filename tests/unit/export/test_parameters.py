@@ -20,7 +20,8 @@ from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import output_mode
-from gacq_deploy.storage.files import Array, digest_array
+from gacq_deploy.spec import Array
+from gacq_deploy.storage.digests import digest_array
 from tests.support.float_graphs import float_graph
 from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
 from tests.support.retrained import (

@@ -23,7 +23,9 @@ from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import TensorParams
-from gacq_deploy.storage.files import TEMP_PREFIX, digest_file, lock_directory
+from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.files import TEMP_PREFIX
+from gacq_deploy.storage.lock import lock_directory
 from tests.support.float_graphs import float_graph
 from tests.support.tiny import save_model, tiny_run, tiny_unet, with_params
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact.artifact import BlockRecord, PolishRecord, load_artifact
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.artifact.records import BlockRecord, PolishRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.inspection.verify import Link, verify_run

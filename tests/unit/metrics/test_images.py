@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.metrics.images import (
-    PSNR_CAP,
-    is_image,
-    psnr,
-    ssim,
-    to_uint8,
-    value_range,
-    write_comparison,
-    write_grid,
-)
+from gacq_deploy.generate.grid import to_uint8, write_comparison, write_grid
+from gacq_deploy.metrics.images import PSNR_CAP, is_image, psnr, ssim, value_range
 
 
 def _images(count: int, channels: int = 1, height: int = 16, width: int = 16, seed: int = 0) -> np.ndarray:

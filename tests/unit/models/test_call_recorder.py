@@ -16,7 +16,7 @@ from gacq_deploy.models.pipelines import OpenPipeline, check_steerable, open_pip
 from gacq_deploy.models.source import find_source, load_module, make_denoiser
 from gacq_deploy.models.trajectories.prompted import wanted_probe, wanted_samples
 from gacq_deploy.progress import SILENT
-from gacq_deploy.recipe.load import ModelSection, SamplesSection
+from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, TableRows
 from tests.support import odd_family
 from tests.support.gathered import collect_prompted

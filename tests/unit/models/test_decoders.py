@@ -8,7 +8,7 @@ import pytest
 
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.models.decoders import find_decoder
-from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.storage.files import read_json, write_json
 from tests.support.pipelines import make_ddim, make_dit, make_ldm
 

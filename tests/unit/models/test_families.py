@@ -14,7 +14,8 @@ from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import FAMILIES, load_denoiser
 from gacq_deploy.models.structure.graph import trace_model
-from gacq_deploy.recipe.load import ModelSection, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Site
 from tests.support.architectures import (

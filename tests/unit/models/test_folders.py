@@ -15,7 +15,8 @@ from gacq_deploy.models.call_recorder import record_call
 from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.models.trajectories.collect import find_model
-from gacq_deploy.recipe.load import Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import Recipe
 from tests.support.pipelines import PIPELINES
 
 

@@ -19,7 +19,8 @@ from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.models.source import digest_weights, find_source, load_module
 from gacq_deploy.models.trajectories.prompted import wanted_samples
 from gacq_deploy.models.trajectories.shards import collect_file
-from gacq_deploy.recipe.load import ModelSection, SamplesSection, parse_recipe
+from gacq_deploy.recipe.load import parse_recipe
+from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.one_level import ONE_LEVEL
 from tests.support.pipelines import FLUX, PIPELINES, PIXART, UNCONDITIONAL_UNET

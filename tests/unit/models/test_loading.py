@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models import source
-from gacq_deploy.recipe.load import ModelSection
+from gacq_deploy.recipe.sections import ModelSection
 from tests.support.architectures import DIT
 from tests.support.tiny import random_model, tiny_unet
 

@@ -18,7 +18,7 @@ from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, Mod
 from gacq_deploy.models import lora
 from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.models.source import digest_weights, find_source, load_denoiser, load_module, make_denoiser
-from gacq_deploy.recipe.load import LoraSection, ModelSection
+from gacq_deploy.recipe.sections import LoraSection, ModelSection
 from tests.support.loras import make_lora
 from tests.support.pipelines import PIPELINES
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.probe import Probe
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.parity.budget import (
@@ -22,10 +22,10 @@ from gacq_deploy.parity.budget import (
     run_freely,
 )
 from gacq_deploy.parity.report import Edge, assemble
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.flow import FlowSampler
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 PACKED, LATENT, IMAGE = (6, 4), (4, 8, 8), (1, 8, 8)
 STEPS, BATCH = 3, 4

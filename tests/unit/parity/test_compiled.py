@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gacq_deploy.backends import open_engine
-from gacq_deploy.backends.base import Array, Engine, Feeds, HostEngine
+from gacq_deploy.backends.base import Engine, Feeds, HostEngine
 from gacq_deploy.backends.trt import library as trt_library
 from gacq_deploy.backends.trt.library import Device
 from gacq_deploy.bench import run_bench
@@ -22,8 +22,9 @@ from gacq_deploy.parity import check_parity
 from gacq_deploy.parity import stage as check
 from gacq_deploy.parity.comparisons import CompiledEngine
 from gacq_deploy.parity.stage import rejudge, runnable_plans
-from gacq_deploy.recipe.load import StepPolicySection
+from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.spec import Array
 from tests.support.engine_folder import made_from, written
 from tests.support.judged_run import make_run
 

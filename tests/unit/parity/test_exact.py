@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE
 from gacq_deploy.parity.exact import CANONICAL, compare_quantized_file
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 from tests.support.int4_layers import int4_artifact, two_linears
 
 

@@ -24,8 +24,8 @@ from gacq_deploy.parity.report import (
     measured,
     protocol_changes,
 )
-from gacq_deploy.recipe.load import ParitySection, StepPolicySection
-from gacq_deploy.storage.files import digest_json
+from gacq_deploy.recipe.sections import ParitySection, StepPolicySection
+from gacq_deploy.storage.digests import digest_json
 
 SECTION = ParitySection()
 GOOD: dict[Evidence, dict[str, float]] = {

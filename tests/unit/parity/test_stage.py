@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact.artifact import ModelRecord
 from gacq_deploy.artifact.probe import Probe
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends import BACKENDS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.parity import check_parity, load_report, rejudge
 from gacq_deploy.parity.budget import hold_out
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json
 from tests.support.judged_run import make_run

@@ -12,7 +12,7 @@ from gacq_deploy.errors import ArtifactError, GateError
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.parity.report import Edge, assemble, measured
 from gacq_deploy.parity.verdict import require_not_failed
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 
 EXPORT = cast("ExportRecord", SimpleNamespace(files={"int8.onnx": SimpleNamespace(sha256="a" * 64)}))

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.recipe.load import Recipe, load_recipe, parse_recipe
+from gacq_deploy.recipe.load import load_recipe, parse_recipe
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.recipe.quantization import EXCLUSIONS, LEVELS, QuantizationSection, Rule
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import Site
 
 HEAD = "schema: gacq-deploy/recipe/1\nname: x\n"

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.parity.report import ParityReport, assemble, measured
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.figures import (
     BINS,
     MOST_PANELS,

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact.artifact import PolishRecord
+from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.inspection.artifact import Inspection, SiteView
 from gacq_deploy.parity.report import assemble, measured
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.collect import Collected, collect
 from gacq_deploy.report.pictures import Pictures, image_count, reduced
 from gacq_deploy.report.stage import ensure_report, mark_commands, render, write_report

@@ -8,7 +8,7 @@ from gacq_deploy.build_trt.manifest import EngineInputs, EngineRecord
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.parity.report import assemble, measured
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.tables import Table, gate_table, name, number, plan_table, size, text
 from gacq_deploy.report.verdict import gate_rows
 

@@ -8,7 +8,7 @@ import pytest
 
 from gacq_deploy.inspection.verify import Link, Status
 from gacq_deploy.parity.report import GATES, ParityReport, assemble, measured
-from gacq_deploy.recipe.load import ParitySection
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.collect import Collected, Missing, collect
 from gacq_deploy.report.verdict import EVIDENCE, METRICS, judge_run
 from gacq_deploy.run_directory import RunDirectory

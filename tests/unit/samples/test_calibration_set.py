@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from gacq_deploy.errors import ArtifactError, UsageError
-from gacq_deploy.samples.calibration_set import (
-    CalibrationSet,
-    SampleWriter,
-    load_samples,
-    save_samples,
-    timestep_buckets,
-)
-from gacq_deploy.storage.files import digest_file
+from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, save_samples, timestep_buckets
+from gacq_deploy.samples.row_file import SampleWriter
+from gacq_deploy.storage.digests import digest_file
 
 
 def make_set(trajectories: int = 4, steps: int = 5) -> CalibrationSet:

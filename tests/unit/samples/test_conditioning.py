@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gacq_deploy.errors import UsageError
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 
 
 def _text(rows: int, seed: int = 0, width: int = 3) -> dict[str, Array]:

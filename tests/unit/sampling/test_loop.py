@@ -6,22 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact.artifact import ModelRecord
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.ddim import DdimSampler
+from gacq_deploy.sampling.ddim import DdimSampler, initial_noise
 from gacq_deploy.sampling.flow import FlowSampler
-from gacq_deploy.sampling.loop import (
-    build_conditioning,
-    generate,
-    initial_noise,
-    native_sampler,
-    open_sampler,
-)
-from gacq_deploy.storage.files import Array
+from gacq_deploy.sampling.loop import build_conditioning, generate, native_sampler, open_sampler
+from gacq_deploy.spec import Array
 from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph
 
 CONFIG = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}

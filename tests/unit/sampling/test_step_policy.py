@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.artifact.call import CallRecord, StateRecord, TimestepRecord
 from gacq_deploy.errors import ArtifactError, UsageError
-from gacq_deploy.recipe.load import StepPolicySection, Where
+from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.sampling.ddim import DdimSampler
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy

@@ -17,23 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gacq_deploy.errors import ArtifactError, ResourceError, UsageError
+from gacq_deploy.storage.digests import describe_file, digest_array, digest_file, digest_json, verify_file
 from gacq_deploy.storage.files import (
-    LOCK_NAME,
     TEMP_PREFIX,
     atomic_directory,
     atomic_path,
-    describe_file,
-    digest_array,
-    digest_file,
-    digest_json,
     load_arrays,
-    lock_directory,
     read_json,
     save_arrays,
-    verify_file,
     write_bytes,
     write_json,
 )
+from gacq_deploy.storage.lock import LOCK_NAME, lock_directory
 
 arrays = hnp.arrays(
     dtype=st.sampled_from([np.float32, np.int8, np.int64]),
@@ -181,7 +176,7 @@ def test_a_truncated_safetensors_file_is_an_artifact_error(tmp_path: Path, keep:
 
 def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from gacq_deploy.storage.files import lock_directory\n"
+        "import sys; from pathlib import Path; from gacq_deploy.storage.lock import lock_directory\n"
         "with lock_directory(Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

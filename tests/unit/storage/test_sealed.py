@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.storage.files import digest_json, write_json
+from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.files import write_json
 from gacq_deploy.storage.sealed import read_sealed, unseal, write_sealed
 
 BODY = {"schema": "x/1", "values": [1, 2.5, None], "nested": {"passed": True}}

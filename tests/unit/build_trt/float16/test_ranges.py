@@ -12,7 +12,7 @@ from gacq_deploy.backends import open_engine
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
 from gacq_deploy.graph.files import write_graph
-from gacq_deploy.storage.files import Array
+from gacq_deploy.spec import Array
 from tests.support.graph_sketch import Sketch
 
 SHAPE = (5, 4, 8, 8)

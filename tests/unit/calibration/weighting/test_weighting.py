@@ -18,10 +18,12 @@ from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.sample_weights import UniformWeights
 from gacq_deploy.calibration.weighting.weighting import Split, StageLoss, Weighting, group_cosines
 from gacq_deploy.models.source import load_denoiser
-from gacq_deploy.recipe.load import CalibrationSection, Recipe, load_recipe
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.sections import CalibrationSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet
-from gacq_deploy.storage.files import digest_file, read_json, write_json
+from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.files import read_json, write_json
 from tests.support.one_level import MIDDLE, ONE_LEVEL
 from tests.support.quantized import Bench, tiny_bench, tiny_samples, tiny_settings
 from tests.support.tiny import save_model, tiny_unet

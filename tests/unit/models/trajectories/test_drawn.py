@@ -12,7 +12,7 @@ from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.models.trajectories.drawn import collect_samples
-from gacq_deploy.recipe.load import ModelSection, SamplesSection
+from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from tests.support.tiny import tiny_denoiser
 

@@ -12,7 +12,7 @@ from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.models.trajectories.prompted import wanted_samples
 from gacq_deploy.models.trajectories.shards import collect_file
 from gacq_deploy.progress import SILENT
-from gacq_deploy.recipe.load import ModelSection, SamplesSection
+from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import save_samples
 from tests.support.gathered import collect_prompted
 

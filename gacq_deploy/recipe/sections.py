@@ -1,0 +1,246 @@
+"""What may one ask for? The sections of a recipe, their defaults and their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from gacq_deploy.recipe.build import BuildSection
+from gacq_deploy.recipe.calibration import PolishSection, ReconstructionSection, Section, WeightingSection
+from gacq_deploy.recipe.quantization import QuantizationSection
+from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.files import write_bytes
+
+SEED_MAX = 2**31 - 1
+
+
+def without(plain: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing: recipes from before these keys existed keep their digests."""
+    return {k: v for k, v in plain.items() if k not in defaults or v not in (defaults[k], ())}
+
+
+class LoraSection(Section):
+    """One low-rank adapter."""
+
+    source: str
+    """A safetensors file, or a folder that holds pytorch_lora_weights.safetensors."""
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+    """How much of it, beside the alpha that the file itself holds."""
+
+
+class ModelSection(Section):
+    """Which denoiser."""
+
+    source: str = "builtin:fashion16"
+    """`builtin:NAME`, a pipeline or model folder, a hub id, or `python:MODULE:FUNCTION` for an installed function of
+    yours that returns a pipeline."""
+    component: str | None = None
+    """Pipeline component that is the denoiser; found by itself when there is one of `unet`, `transformer`."""
+    revision: str | None = None
+    """Hub revision."""
+    classes: int | None = Field(default=None, ge=1)
+    """Real classes, when the class table also holds a null class; default: the whole table."""
+    sample_size: int | None = Field(default=None, ge=1)
+    """Height and width of a state, when the model's configuration does not tell, or those of a text-to-image model are
+    not the ones wanted."""
+    loras: tuple[LoraSection, ...] = ()
+    """Low-rank adapters, fused into the denoiser before anything else, in order."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(serialize(self), {"loras": []})
+
+
+class SamplesSection(Section):
+    """Which states of float trajectories the model is calibrated on."""
+
+    trajectories: int = Field(default=48, ge=1)
+    """Number of seeds; every chosen step of each is kept."""
+    steps: int = Field(default=20, ge=1)
+    """Sampler steps of a trajectory."""
+    keep_every: int = Field(default=1, ge=1)
+    """Keep every k-th step (timesteps stay evenly spread)."""
+    validation_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of whole trajectories that is held out (at least one when above 0)."""
+    batch: int = Field(default=16, ge=1)
+    """Trajectories run together; never changes which samples are taken."""
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
+    prompts: tuple[str, ...] = ()
+    """Of a text-to-image model: its trajectories follow these in a seeded order, again from the first when there are
+    more trajectories. `--prompts FILE` puts a file's here. None given: built-in ones of everyday subjects."""
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Of classifier-free guidance; default: the pipeline's own."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(serialize(self), {"prompts": [], "guidance_scale": None})
+
+
+class CalibrationSection(Section):
+    """How rounding and scales are learned."""
+
+    objective: Literal["eps", "sqnr", "images"] = "sqnr"
+    """What the weights serve. `eps`: the output's squared error as it is, so the worst timesteps rule. `sqnr`: a
+    decibel counts the same at every timestep. `images`: each timestep's error counts as much as it changes the
+    final image, measured (in the polish; blocks take `sqnr`)."""
+    reconstruction: ReconstructionSection = ReconstructionSection()
+    weighting: WeightingSection = WeightingSection()
+    polish: PolishSection = PolishSection()
+    memory_mb: int = Field(default=2048, ge=64)
+    """Bound on the activations of one pass over the samples; the cache itself is memory-mapped on disk. A
+    reconstruction step holds `reconstruction.batch` samples of one block, whatever this says."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads; part of the recipe because it changes the last bits of float sums."""
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
+
+
+class ExportSection(Section):
+    """What the ONNX files look like."""
+
+    opset: int = Field(default=20, ge=19, le=22)
+    """INT4 weights in blocks need 21: the graphs then get that at least."""
+    targets: Literal["trt", "cpu", "both"] = "both"
+    external_data_mb: int = Field(default=1024, ge=1)
+    """Larger graphs keep their weights in one file beside them."""
+    dynamic_resolution: bool = False
+    """Height and width stay open, in multiples of the UNet's downsampling; scales remain those of the calibrated
+    size. Not for DiT, whose positional embeddings hold one size."""
+
+
+class ProbeSection(Section):
+    """What the torch fake-quantized model is recorded on, as reference of the exported graphs."""
+
+    trajectories: int = Field(default=8, ge=1)
+    local_samples: int = Field(default=8, ge=1)
+    """States for which every quantized tensor is recorded."""
+    seed: int = Field(default=900_000, ge=0, le=SEED_MAX)
+
+
+class BudgetSection(Section):
+    """Gates against the float model: what the user sees."""
+
+    eps_sqnr_db: float = 20.0
+    """Least teacher-forced SQNR of the model output in any timestep bucket."""
+    eps_cosine: float = 0.99
+    """Least teacher-forced cosine in any timestep bucket."""
+    trajectory_cosine: float = 0.95
+    """Least mean cosine of the final states of free-running trajectories."""
+    image_psnr_db: float = 30.0
+    """Least mean PSNR between same-seed images."""
+    image_ssim: float = 0.9
+    """Least mean SSIM between same-seed images."""
+
+
+class ParitySection(Section):
+    """What parity measures and which gates must hold."""
+
+    probe: ProbeSection = ProbeSection()
+    buckets: int = Field(default=5, ge=1)
+    images: int = Field(default=64, ge=1)
+    """Same-seed images compared with the float model."""
+    steps: int = Field(default=20, ge=1)
+    seed: int = Field(default=700_000, ge=0, le=SEED_MAX)
+    noise_floor_runs: int = Field(default=3, ge=1)
+    local_equal_share: float = Field(default=0.999, gt=0, le=1)
+    """Share of values that must agree to `local_rtol` block by block."""
+    local_rtol: float = Field(default=1e-4, gt=0)
+    error_difference_db: float = Field(default=0.5, gt=0)
+    """Candidate and reference must be equally far from float, in every bucket."""
+    budget: BudgetSection = BudgetSection()
+
+
+Where = Literal["worst", "first", "last", "both"]
+
+
+class StepPolicySection(Section):
+    """Which sampler steps run in the float engine; by default none does."""
+
+    float_steps: int = Field(default=0, ge=0)
+    """How many; 0 runs every step in INT8."""
+    where: Where = "worst"
+    """Which ones. `worst`: those whose INT8 error moves the image most, by the artifact's probe. `first`: the noisiest.
+    `last`: the cleanest. `both`: from both ends in turn, the noisiest first."""
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Exactly these instead, counted from 0, the noisiest."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> StepPolicySection:
+        if self.float_steps and self.steps:
+            raise ValueError("give 'float_steps' or 'steps', not both")
+        if len(set(self.steps)) != len(self.steps):
+            raise ValueError("a step stands twice in 'steps'")
+        return self
+
+    def __bool__(self) -> bool:
+        return bool(self.float_steps or self.steps)
+
+
+class RuntimeSection(Section):
+    """Defaults of `run`."""
+
+    steps: int = Field(default=20, ge=1)
+    batch: int = Field(default=16, ge=1)
+    eta: float = Field(default=0.0, ge=0, le=1)
+    step_policy: StepPolicySection = StepPolicySection()
+
+    @model_validator(mode="after")
+    def _policy_fits_the_steps(self) -> RuntimeSection:
+        policy = self.step_policy
+        if policy.float_steps > self.steps or max(policy.steps, default=0) >= self.steps:
+            asked = f"float_steps {policy.float_steps}" if policy.float_steps else f"step {max(policy.steps)}"
+            raise ValueError(f"step_policy asks for {asked}, a trajectory has {self.steps} steps")
+        return self
+
+
+class Recipe(Section):
+    """Everything a run directory is made from."""
+
+    schema_: Literal["gacq-deploy/recipe/1"] = Field(default="gacq-deploy/recipe/1", alias="schema")
+    name: str
+    description: str = ""
+    model: ModelSection = ModelSection()
+    samples: SamplesSection = SamplesSection()
+    quantization: QuantizationSection
+    calibration: CalibrationSection = CalibrationSection()
+    export: ExportSection = ExportSection()
+    build: BuildSection = BuildSection()
+    parity: ParitySection = ParitySection()
+    runtime: RuntimeSection = RuntimeSection()
+
+    @model_validator(mode="after")
+    def _policy_can_be_judged(self) -> Recipe:
+        if self.runtime.step_policy and self.runtime.steps != self.parity.steps:
+            raise ValueError(
+                f"runtime.step_policy is judged on parity's trajectories: runtime.steps is {self.runtime.steps}, "
+                f"parity.steps is {self.parity.steps}; give both the same"
+            )
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """Return the resolved recipe as plain data, defaults filled in."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the resolved recipe."""
+        return digest_json(self.document())
+
+    @property
+    def calibration_digest(self) -> str:
+        """Sha256 of the sections that decide what calibration learns; the others may change without a new run."""
+        document = self.document()
+        return digest_json({k: document[k] for k in ("model", "samples", "quantization", "calibration")})
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe atomically."""
+        text = yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
+        write_bytes(path, text.encode())

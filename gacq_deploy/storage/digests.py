@@ -1,0 +1,76 @@
+"""What identifies a file, an array or a document, and is it still that?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.spec import Array
+
+
+def canonical_json(document: Any) -> bytes:
+    """Return UTF-8 JSON with sorted keys, two spaces and a final newline: equal values, equal bytes."""
+    return (
+        json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
+
+
+def digest_bytes(data: bytes) -> str:
+    """Return the sha256 of ``data`` in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(document: Any) -> str:
+    """Return the sha256 of the canonical JSON of ``document``."""
+    return digest_bytes(canonical_json(document))
+
+
+def digest_array(array: Array) -> str:
+    """Return the sha256 of an array's dtype, shape and row-major bytes."""
+    head = f"{array.dtype.str}{list(array.shape)}".encode()
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the manifest entry of a file: its sha256 and size in bytes."""
+    return {"sha256": digest_file(path), "bytes": path.stat().st_size}
+
+
+def verify_file(path: Path, entry: Mapping[str, Any], *, what: str, hint: str) -> None:
+    """Check a file against its manifest entry before anything parses it.
+
+    Raises:
+        ArtifactError: missing, not a regular single-link file, of another size, or altered.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise ArtifactError(f"{what} is missing or not a regular file: {path}", hint)
+    stat = path.stat()
+    if stat.st_nlink != 1:
+        raise ArtifactError(
+            f"{what} {path} has {stat.st_nlink} hard links; only a private copy is trusted", hint
+        )
+    if stat.st_size != entry.get("bytes"):
+        raise ArtifactError(
+            f"{what} {path} has {stat.st_size} bytes, the manifest says {entry.get('bytes')}: truncated or altered",
+            hint,
+        )
+    actual = digest_file(path)
+    if actual != entry.get("sha256"):
+        raise ArtifactError(
+            f"{what} {path} was altered: sha256 {actual[:12]}, the manifest says {str(entry.get('sha256'))[:12]}",
+            hint,
+        )
