@@ -27,7 +27,7 @@ from diffusers import UNet2DModel
 from onnx import NodeProto, numpy_helper
 from torch import nn
 
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.models.base import Denoiser

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.curves import Curve, Panel, draw_panels
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.metrics.images import psnr, ssim
 from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory

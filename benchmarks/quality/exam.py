@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.quality import classes, features
 from benchmarks.quality.features import Taps
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.models.base import Denoiser

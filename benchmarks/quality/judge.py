@@ -12,8 +12,8 @@ from benchmarks.quality import metrics as m
 from benchmarks.quality.exam import Exam, draw
 from benchmarks.quality.features import Taps
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.metrics.images import psnr, ssim

@@ -22,8 +22,8 @@ from onnx import helper, numpy_helper
 
 from benchmarks.quality.candidates import CANONICAL, Candidate
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import module_of, replace_nodes, set_module
 from gacq_deploy.metrics.arrays import sqnr_db

@@ -11,13 +11,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from gacq_deploy.engines.catalogue import BUILT_IN
 from gacq_deploy.errors import BackendUnavailable
 from gacq_deploy.processes.group import own_rank
 from gacq_deploy_cli.console import Output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 P = ParamSpec("P")
-ENGINES = ("ort-cpu", "openvino", "ort-cuda", "tensorrt", "tensorrt-rtx", "float")
+ENGINES = tuple(record.name for record in BUILT_IN)
+"""Named in help texts; what other packages add is taken, too."""
 
 
 @dataclass

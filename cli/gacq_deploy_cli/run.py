@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy.errors import UsageError
 from gacq_deploy_cli.console import Output, Table, duration
 from gacq_deploy_cli.options import (
@@ -49,7 +50,7 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     callback=_require_png,
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i starts from seed + i.")
-@click.option("--engine", default="ort-cpu", show_default=True, help=f"One of {', '.join(ENGINES)}.")
+@click.option("--engine", default=REFERENCE, show_default=True, help=f"One of {', '.join(ENGINES)}.")
 @click.option("--steps", type=click.IntRange(min=1), help="Sampler steps; default: the recipe's.")
 @click.option(
     "--class",

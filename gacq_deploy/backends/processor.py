@@ -68,26 +68,23 @@ def parse_processor(cpuinfo: str, machine: str, fallback: str = "") -> Processor
 
 
 def adds_pairs_in_16_bits(
-    engine: str, processor: Processor | None = None, environment: Mapping[str, str] | None = None
+    processor: Processor | None = None, environment: Mapping[str, str] | None = None
 ) -> bool | None:
-    """Tell whether an engine's 8-bit kernels add two products in 16 bits here, and clamp what does not fit.
+    """Tell whether oneDNN's 8-bit kernels add two products in 16 bits here, and clamp what does not fit.
 
     ``vpmaddubsw`` does, on x86 without VNNI; no setting of OpenVINO avoids it. ONNX Runtime has exact kernels for such
     a processor, and :func:`gacq_deploy.backends.ort.session_options` asks for them.
 
     Args:
-        engine: an engine's name.
         processor: default: this machine's.
         environment: default: this process's; it caps what oneDNN may use.
 
     Returns:
-        None where it is not judged: on other processors than x86, and for engines on a GPU.
+        None where it is not judged: on other processors than x86.
     """
     processor = processor or this_processor()
-    if not processor.is_x86 or engine not in ("ort-cpu", "openvino"):
+    if not processor.is_x86:
         return None
-    if engine == "ort-cpu":
-        return False
     return not processor.flags & _vnni_left(os.environ if environment is None else environment)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from gacq_deploy.backends.processor import adds_pairs_in_16_bits, instruction_cap, this_processor
-from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy.graph.header import read_graph
 from gacq_deploy.graph.quantized_layers import CODES, weighted_nodes
 
@@ -100,42 +100,36 @@ def summed_orders(node: NodeProto, codes: NDArray[np.int16]) -> tuple[NDArray[np
             return (np.moveaxis(codes, -2, -1),)
 
 
-def why_inexact(engine: str, model: Path | bytes) -> str | None:
-    """Return why an engine would compute this graph wrong on this machine; None where it would not.
+def why_inexact(engine: str, model: Path | bytes) -> tuple[str, str] | None:
+    """Return why OpenVINO would compute a graph wrong on this machine, and what works instead; None: it would not.
+
+    Args:
+        engine: its name, for the text.
+        model: the graph; read only where the kernels add in 16 bits.
 
     Raises:
-        ArtifactError: as for :func:`overflowing_layers`; read only where the engine's kernels add in 16 bits.
+        ArtifactError: as for :func:`overflowing_layers`.
     """
-    if not adds_pairs_in_16_bits(engine):
-        return None
-    layers = overflowing_layers(model)
+    layers = overflowing_layers(model) if adds_pairs_in_16_bits() else ()
     if not layers:
         return None
     cap = instruction_cap()
     where = f"{this_processor().name}, under {cap}," if cap else this_processor().name
     pairs = sum(layer.pairs for layer in layers)
-    return (
+    reason = (
         f"{engine} would compute this graph wrong here: its kernels on {where} add two 8-bit products in 16 bits, and "
         f"{pairs} pairs of weights in {len(layers)} layers can exceed that, first {layers[0]}."
     )
-
-
-def require_exact(engine: str, model: Path | bytes) -> None:
-    """Refuse an engine that would compute a graph wrong on this machine.
-
-    Raises:
-        BackendUnavailable: with the reason, and what works instead.
-        ArtifactError: as for :func:`why_inexact`.
-    """
-    if (reason := why_inexact(engine, model)) is not None:
-        raise BackendUnavailable(reason, remedy())
+    return reason, remedy()
 
 
 def remedy() -> str:
     """Return what works instead."""
     if (cap := instruction_cap()) and this_processor().has_vnni:
-        return f"Take the engine ort-cpu, which is exact here, or unset {cap.partition('=')[0]}."
-    return "Take the engine ort-cpu, which is exact here, or a processor with VNNI (avx512_vnni, avx_vnni)."
+        return f"Take the engine {REFERENCE}, which is exact here, or unset {cap.partition('=')[0]}."
+    return (
+        f"Take the engine {REFERENCE}, which is exact here, or a processor with VNNI (avx512_vnni, avx_vnni)."
+    )
 
 
 def _signed_codes(dequantize: NodeProto, stored: dict[str, TensorProto], folder: str) -> NDArray[np.int16]:

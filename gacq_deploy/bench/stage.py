@@ -10,23 +10,20 @@ from pathlib import Path
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.processor import this_processor
-from gacq_deploy.backends.saturation import require_exact, why_inexact
-from gacq_deploy.backends.trt.library import TRT_NAMES, require_device
+from gacq_deploy.backends.trt.library import require_device
 from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
 from gacq_deploy.build_trt.open import Plan, is_compiled, locate_plan, locate_twin
+from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE, default_engines, engine_named
+from gacq_deploy.engines.catalogue import engines as engines_known
 from gacq_deploy.errors import GateError, UsageError
-from gacq_deploy.export.record import CANONICAL, CPU, FLOAT, ExportRecord, load_export
+from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.lock import lock_directory
 
-INT8: dict[str, str] = {"ort-cpu": CPU, "openvino": CANONICAL, "ort-cuda": CANONICAL}
-"""Engine -> the INT8 graph it runs best; each is measured beside ``float.onnx`` in the same engine."""
-
-DEFAULT_ENGINES = ("ort-cpu", "openvino")
-_BASELINE = f"ort-cpu/{FLOAT}"
+_BASELINE = f"{REFERENCE}/{FLOAT}"
 
 
 def run_bench(
@@ -58,18 +55,15 @@ def run_bench(
         EngineError, ResourceError: a graph does not open or run.
     """
     settings = settings or Settings()
-    chosen = tuple(dict.fromkeys(engines or DEFAULT_ENGINES))
-    unknown = [e for e in chosen if e not in INT8 and not is_compiled(e)]
-    if unknown:
-        known = ", ".join((*INT8, *TRT_NAMES))
-        raise UsageError(f"Engine '{unknown[0]}' cannot be measured.", f"Choose from: {known}.")
+    chosen = tuple(dict.fromkeys(engines or default_engines()))
+    _require_quantized(chosen)
     with lock_directory(directory.root):
         record = load_export(directory)
         artifact = load_artifact(directory.artifact)
-        exported = [e for e in chosen if e in INT8]
+        exported = [e for e in chosen if not is_compiled(e)]
         if engines:
-            for engine in (e for e in exported if INT8[e] in record.graphs):
-                require_exact(engine, directory.onnx / INT8[engine])
+            for engine in (e for e in exported if best_graph(e) in record.graphs):
+                engine_named(engine).require_fit(directory.onnx / best_graph(engine))
         failed = {} if settings.allow_failed else _failed_engines(directory, record, exported, bool(engines))
         graphs, baselines, absent = plan_graphs(
             directory.onnx,
@@ -77,7 +71,7 @@ def run_bench(
             record.graphs,
             artifact.plan.integer_modules,
         )
-        absent |= {f"{engine}/{INT8[engine]}": error.message for engine, error in failed.items()}
+        absent |= {f"{engine}/{best_graph(engine)}": error.message for engine, error in failed.items()}
         for library in filter(is_compiled, chosen):
             plan = locate_plan(directory, library)
             if not settings.allow_failed:
@@ -90,7 +84,7 @@ def run_bench(
             baselines,
             model_feeds(artifact.model),
             settings,
-            optional=frozenset() if engines else frozenset({"openvino"}),
+            optional=frozenset() if engines else frozenset(chosen) - {REFERENCE},
             report=report,
         )
         result = BenchReport(
@@ -110,6 +104,18 @@ def run_bench(
     return result
 
 
+def best_graph(engine: str) -> str:
+    """Return the exported graph that an engine runs best; it is measured beside ``float.onnx`` in the same engine."""
+    return engine_named(engine).graphs[0]
+
+
+def _require_quantized(chosen: Sequence[str]) -> None:
+    known = [name for name, record in engines_known().items() if record.is_quantized]
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"Engine '{name}' cannot be measured.", f"Choose from: {', '.join(known)}.")
+
+
 def plan_graphs(
     folder: Path, engines: Sequence[str], available: Sequence[str], planned: tuple[str, ...]
 ) -> tuple[tuple[Graph, ...], tuple[tuple[str, str], ...], dict[str, str]]:
@@ -121,16 +127,17 @@ def plan_graphs(
         available: file names that were exported.
         planned: names of the modules that are quantized.
     """
-    graphs = {_BASELINE: Graph("ort-cpu", folder / FLOAT)} if engines else {}
+    graphs = {_BASELINE: Graph(REFERENCE, folder / FLOAT)} if engines else {}
     pairs: list[tuple[str, str]] = []
     absent: dict[str, str] = {}
     for engine in engines:
-        twin, int8 = Graph(engine, folder / FLOAT), Graph(engine, folder / INT8[engine], planned)
-        if INT8[engine] not in available:
+        told = planned if engine_named(engine).kernels else ()
+        twin, int8 = Graph(engine, folder / FLOAT), Graph(engine, folder / best_graph(engine), told)
+        if best_graph(engine) not in available:
             absent[int8.name] = "not exported: run `gacq-deploy export --onnx` with --target both"
             continue
-        if reason := why_inexact(engine, int8.path):
-            absent[int8.name] = reason
+        if unfit := engine_named(engine).why_unfit(int8.path):
+            absent[int8.name] = unfit[0]
             continue
         graphs |= {twin.name: twin, int8.name: int8}
         pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, twin.name))]
@@ -148,7 +155,7 @@ def _failed_engines(
     failed: dict[str, GateError] = {}
     for engine in engines:
         try:
-            require_not_failed(directory, INT8[engine], engine, export=record)
+            require_not_failed(directory, best_graph(engine), engine, export=record)
         except GateError as error:
             failed[engine] = error
     if failed and (asked or len(failed) == len(engines)):

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gacq_deploy.backends import load_backend
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.build_trt.open import is_compiled, open_model
+from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.errors import GacqError
 from gacq_deploy.spec import Array
 
@@ -36,7 +36,7 @@ class Worker:
     def open(self, engine: str, model: str, threads: int, allow_host_code: bool) -> dict[str, Any]:
         """Open the graph; tell how long it took and the memory it needed above the bare library."""
         if not is_compiled(engine):
-            load_backend(engine)
+            engine_named(engine).load()
         self._source = (engine, Path(model))
         self._base = peak_memory()
         started = time.perf_counter()
@@ -68,9 +68,9 @@ class Worker:
 
     def kernels(self) -> dict[str, Any]:
         """Tell which weight initializers are read by integer kernels."""
-        from gacq_deploy.backends.kernels import executed_kernels
-
-        return {"kernels": {use.layer.codes: use.integer for use in executed_kernels(*self._source)}}
+        engine, model = self._source
+        uses = engine_named(engine).executed_kernels(model)
+        return {"kernels": {use.layer.codes: use.integer for use in uses}}
 
     def _opened(self) -> Engine:
         if self._engine is None:

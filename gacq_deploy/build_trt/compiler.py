@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.backends.trt.library import INSTALLS, TrtName
+from gacq_deploy.backends.trt.library import INSTALLS
 from gacq_deploy.build_trt import worker
 from gacq_deploy.build_trt.estimate import Estimate, estimate_build
 from gacq_deploy.build_trt.layers import CompiledLayer, read_inspection, read_log
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.parser_errors import explain_refusal
+from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError
 from gacq_deploy.processes.spawn import child_environment, module_command
 from gacq_deploy.progress import SILENT, Reporter

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gacq_deploy.backends.trt.library import Device, TrtName
+from gacq_deploy.backends.trt.library import Device
 from gacq_deploy.backends.trt.plan import Expected
 from gacq_deploy.build_trt.coverage import holds
 from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportRecord
+from gacq_deploy.export.record import ExportedFile, ExportRecord
 from gacq_deploy.recipe.build import FloatType
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json, verify_file

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine
-from gacq_deploy.backends.trt.library import TRT_NAMES, TrtName
 from gacq_deploy.build_trt.coverage import check_coverage
 from gacq_deploy.build_trt.manifest import (
     MANIFEST,
@@ -20,8 +18,10 @@ from gacq_deploy.build_trt.manifest import (
     read_engine,
 )
 from gacq_deploy.build_trt.profiles import corners
+from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName, engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.export.record import CANONICAL, FLOAT, load_export
+from gacq_deploy.export.record import load_export
 from gacq_deploy.run_directory import RunDirectory
 
 
@@ -66,7 +66,7 @@ class Plan:
 
 def is_compiled(engine: str) -> TypeGuard[TrtName]:
     """Tell whether an engine of this name runs plans, not ONNX graphs."""
-    return engine in TRT_NAMES
+    return engine_named(engine).compiled
 
 
 def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANONICAL) -> Plan:

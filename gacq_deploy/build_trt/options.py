@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gacq_deploy.backends.trt.library import TrtName
+from gacq_deploy.engines.catalogue import TrtName
 
 Shape = tuple[int, ...]
 

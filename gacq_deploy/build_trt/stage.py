@@ -12,7 +12,6 @@ from onnx import ModelProto
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.trt.library import choose_backend, current_device
@@ -25,8 +24,10 @@ from gacq_deploy.build_trt.layers import document
 from gacq_deploy.build_trt.manifest import DeviceRecord, EngineInputs, EngineRecord
 from gacq_deploy.build_trt.options import CompileOptions, Shape
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
+from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, GateError, UsageError
-from gacq_deploy.export.record import CANONICAL, FLOAT, ExportedFile, ExportRecord, load_export
+from gacq_deploy.export.record import ExportedFile, ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph, write_graph
 from gacq_deploy.graph.header import read_graph as read_header
 from gacq_deploy.graph.header import size_multiple
@@ -231,7 +232,7 @@ class _Stage:
             return run_in_batches(engine, rows, _CHECKED_BATCH)
 
     def _open(self, path: Path) -> Engine:
-        return open_engine("ort-cpu", path, threads=self._recipe.calibration.threads, optimize=False)
+        return open_engine(REFERENCE, path, threads=self._recipe.calibration.threads, optimize=False)
 
     def _lint(self) -> None:
         found = errors_in(lint_graph(read_graph(self._directory.int8_onnx), target="tensorrt"))

@@ -12,15 +12,15 @@ from typing import Literal
 import numpy as np
 from onnx import ModelProto
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Feeds, TensorInfo
-from gacq_deploy.backends.kernels import executed_kernels
 from gacq_deploy.backends.trt.library import INSTALLS, has_device
 from gacq_deploy.build_trt.compiler import Limits, compile_graph, parse_graph
 from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions, Shape, ShapeRange
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.check.targets import TargetFacts
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from gacq_deploy.graph.dimensions import BATCH
 from gacq_deploy.graph.header import size_multiple
@@ -193,7 +193,7 @@ def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Ans
     """
     answer = Answer()
     try:
-        uses = executed_kernels("ort-cpu", path)
+        uses = engine_named(REFERENCE).executed_kernels(path)
     except BackendUnavailable:
         if request.compile:
             raise
@@ -209,7 +209,7 @@ def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Ans
         for use in uses
         if not use.integer
     ]
-    with open_engine("ort-cpu", path) as engine:
+    with open_engine(REFERENCE, path) as engine:
         answer.examined.append(f"loaded in {engine.label}")
         if request.compile:
             try:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from gacq_deploy.backends.trt.library import TrtName
-from gacq_deploy.lint.rules import Target as LintTarget
+from gacq_deploy.engines.catalogue import LintRules, TrtName
 
 Target = Literal["tensorrt-11", "tensorrt-10", "tensorrt-rtx", "ort-cpu"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -26,7 +25,7 @@ class TargetFacts:
     ``major`` say which installed package can speak for the target.
     """
 
-    rules: LintTarget
+    rules: LintRules
     opsets: range
     refused: frozenset[str] = frozenset()
     compiled: frozenset[str] | None = None

@@ -13,9 +13,10 @@ from torch import nn
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.build_trt.open import open_model
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
+from gacq_deploy.engines.catalogue import FLOAT_ENGINE, engine_named
 from gacq_deploy.errors import GacqError
 from gacq_deploy.models.source import Source, find_source
-from gacq_deploy.parity.deployable import FLOAT_ENGINE, graph_for
+from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 
@@ -39,7 +40,7 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
 
     Args:
         directory: the run; every file that is used is checked against its digest first.
-        engine: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``, or ``float``.
+        engine: the name of one in the catalogue (:mod:`gacq_deploy.engines.catalogue`).
         threads: CPU threads of one run; 0 lets the engine choose.
         config: configuration of the calibrated model (``pipe.unet.config``); default: read where the recipe found it.
         like: the denoiser that is replaced (``pipe.transformer``): its class and its configuration are taken. Of a
@@ -61,7 +62,7 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
     record = load_artifact(run.artifact).model
     graph = graph_for(run, engine, allow_failed=allow_failed)
     config, kind = _find_looks(recipe, config, like)
-    backend = "ort-cpu" if engine == FLOAT_ENGINE else engine
+    backend = engine_named(engine).runner
     with ExitStack() as stack:
         opened = stack.enter_context(
             open_model(backend, graph, threads=threads, allow_host_code=allow_host_code)

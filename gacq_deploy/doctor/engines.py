@@ -7,16 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gacq_deploy.backends import import_attribute, open_engine
-from gacq_deploy.backends.processor import adds_pairs_in_16_bits, instruction_cap
-from gacq_deploy.backends.saturation import remedy
 from gacq_deploy.backends.wheels import onnxruntime_wheels, require_one_onnxruntime
 from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
-from gacq_deploy.doctor.graph import one_node_graph
+from gacq_deploy.doctor.graph import full_range_graph, one_node_graph
+from gacq_deploy.engines.attributes import import_attribute
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named, engines
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, GacqError
 
 _CUDA = "CUDAExecutionProvider"
+_CUDA_ENGINE = "ort-cuda"
+"""Its provider is tried in a process of its own first."""
 _ELSEWHERE = ("CPUExecutionProvider", _CUDA, "AzureExecutionProvider")
 """Opened as engines; the last calls a server and is never used here."""
 _CUDA_HINT = (
@@ -43,9 +45,11 @@ def wheels() -> Check:
 
 def opened() -> Iterator[Check]:
     """Really open and run each engine that needs no run directory."""
-    yield _engine("ort-cpu", needed=True)
-    yield _cuda_engine()
-    yield _engine("openvino", needed=False)
+    for record in engines().values():
+        if record.name == _CUDA_ENGINE:
+            yield _cuda_engine()
+        elif not record.compiled and not record.runs_in:
+            yield _engine(record.name, needed=record.name == REFERENCE)
 
 
 def providers() -> Iterator[Check]:
@@ -83,9 +87,9 @@ def _cuda_engine() -> Check:
         reply = ask("provider", _CUDA)
         if not reply.answer.get("opens"):
             return Check(
-                "engine ort-cuda", "fail", f"{_CUDA} cannot be created: {why_not(reply)}", _CUDA_HINT
+                f"engine {_CUDA_ENGINE}", "fail", f"{_CUDA} cannot be created: {why_not(reply)}", _CUDA_HINT
             )
-    return _engine("ort-cuda", needed="onnxruntime-gpu" in onnxruntime_wheels())
+    return _engine(_CUDA_ENGINE, needed="onnxruntime-gpu" in onnxruntime_wheels())
 
 
 def _engine(name: str, *, needed: bool) -> Check:
@@ -94,14 +98,13 @@ def _engine(name: str, *, needed: bool) -> Check:
             doubled = engine.run({"x": np.ones((2, 3), np.float32)})["y"]
             if not bool(np.array_equal(doubled, np.full((2, 3), 2, np.float32))):
                 return Check(f"engine {name}", "fail", f"{engine.label} computed 1 + 1 = {doubled.flat[0]}")
-            if adds_pairs_in_16_bits(name):
-                cap = instruction_cap()
+            if unfit := engine_named(name).why_unfit(full_range_graph()):
+                reason, remedy = unfit
                 return Check(
                     f"engine {name}",
                     "warning",
-                    f"{engine.label}; its 8-bit kernels add pairs of products in 16 bits on this processor"
-                    f"{f' under {cap}' if cap else ''}, and clamp what does not fit",
-                    f"A graph whose weights can exceed that is refused here. {remedy()}",
+                    f"{engine.label}; of a graph with weights of full range: {reason}",
+                    f"Such a graph is refused here. {remedy}",
                 )
             return Check(f"engine {name}", "ok", engine.label)
     except BackendUnavailable as error:

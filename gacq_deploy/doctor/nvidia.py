@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from gacq_deploy.backends.trt.library import INSTALLS, TRT_NAMES, TrtName
+from gacq_deploy.backends.trt.library import INSTALLS, TRT_NAMES
 from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
 from gacq_deploy.doctor.fit import (
@@ -20,6 +20,7 @@ from gacq_deploy.doctor.fit import (
     tensorrt_wheel_cuda,
 )
 from gacq_deploy.doctor.gpu import Graphics
+from gacq_deploy.engines.catalogue import TrtName
 
 _ORT_GPU = "onnxruntime-gpu"
 _BUILD_INFO = {"torch": "torch/version.py", _ORT_GPU: "onnxruntime/capi/build_and_package_info.py"}

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gacq_deploy.backends import import_attribute
 from gacq_deploy.backends.trt.library import TRT_NAMES, has_device, load_trt, read_gpu
 from gacq_deploy.doctor.graph import one_node_graph
+from gacq_deploy.engines.attributes import import_attribute
 from gacq_deploy.errors import GacqError
 
 

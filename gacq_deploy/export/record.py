@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import verify_file
@@ -14,11 +15,8 @@ from gacq_deploy.storage.files import read_json
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
 SCHEMA = "gacq-deploy/export/1"
-FLOAT, CANONICAL, CPU = "float.onnx", "int8.onnx", "int8.cpu.onnx"
 FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data"))
 """Every file an export may write beside its manifest."""
-LINT_TARGETS = {CANONICAL: ("tensorrt", "openvino"), CPU: ("ort-cpu",)}
-"""Exported graph -> the engines whose rules it must keep."""
 
 
 class _Record(BaseModel):

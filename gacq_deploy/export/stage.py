@@ -14,16 +14,13 @@ import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT, REFERENCE, rules_for
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
-    CANONICAL,
-    CPU,
     FILES,
-    FLOAT,
-    LINT_TARGETS,
     ExportedFile,
     ExportRecord,
     LintCounts,
@@ -146,7 +143,7 @@ class _Export:
         return float_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
 
     def _add(self, name: str, graph: onnx.ModelProto, placement: Placement) -> None:
-        for target in LINT_TARGETS[name]:
+        for target in rules_for(name):
             findings = lint_graph(graph, target=target)
             if broken := errors_in(findings):
                 raise ExportError(
@@ -199,7 +196,7 @@ class _Export:
         return errors
 
     def _run(self, path: Path, inputs: Mapping[str, Array]) -> Array:
-        with open_engine("ort-cpu", path, threads=self.recipe.calibration.threads) as engine:
+        with open_engine(REFERENCE, path, threads=self.recipe.calibration.threads) as engine:
             return engine.run(inputs)["output"]
 
 

@@ -16,9 +16,9 @@ from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.build_trt.open import is_compiled, locate_plan, open_model
+from gacq_deploy.engines.catalogue import FLOAT, FLOAT_ENGINE, engine_named
 from gacq_deploy.errors import UsageError
-from gacq_deploy.export.record import FLOAT
-from gacq_deploy.parity.deployable import FLOAT_ENGINE, graph_for
+from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
@@ -166,7 +166,7 @@ def open_engines(
         BackendUnavailable: the engine's package, provider or device is missing.
         EngineError, ResourceError: it does not load.
     """
-    backend = "ort-cpu" if request.engine == FLOAT_ENGINE else request.engine
+    backend = engine_named(request.engine).runner
     options: dict[str, Any] = {"threads": request.threads, "allow_host_code": request.allow_host_code}
     with open_model(backend, graph, **options) as engine:
         if policy is None:

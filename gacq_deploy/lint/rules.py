@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gacq_deploy.engines.catalogue import LintRules
 from gacq_deploy.lint import numbers, operators, placement
 from gacq_deploy.lint.view import Hit, QuantView
 
-Target = Literal["tensorrt", "ort-cpu", "openvino"]
 Severity = Literal["error", "warn", "info"]
 Outcome = Literal["int8", "float", "refused", "crash"]
 """What TensorRT's parser and compiler make of a layer; the last two end the whole build."""
-TARGETS: tuple[Target, ...] = get_args(Target)
+TARGETS: tuple[LintRules, ...] = get_args(LintRules)
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 
@@ -48,17 +48,17 @@ class Rule:
 
     id: str
     find: Callable[[QuantView], Iterator[Hit]]
-    severity: Mapping[Target, Severity]
+    severity: Mapping[LintRules, Severity]
     effect: str
     remedy: str
     compiled: Outcome = "int8"
 
 
-def _everywhere(severity: Severity) -> dict[Target, Severity]:
+def _everywhere(severity: Severity) -> dict[LintRules, Severity]:
     return dict.fromkeys(TARGETS, severity)
 
 
-_STRICT: dict[Target, Severity] = {"tensorrt": "error", "ort-cpu": "warn", "openvino": "warn"}
+_STRICT: dict[LintRules, Severity] = {"tensorrt": "error", "ort-cpu": "warn", "openvino": "warn"}
 """Refused or wrong in TensorRT, slower elsewhere."""
 # fmt: off
 RULES: tuple[Rule, ...] = (

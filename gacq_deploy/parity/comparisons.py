@@ -17,6 +17,7 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.mixed_steps import SteppedEngine
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import signed_twin
 from gacq_deploy.graph.quantizers import openable
@@ -51,13 +52,12 @@ from gacq_deploy.sampling.step_policy import StepPolicy
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_array
 
-REFERENCE_ENGINE = "ort-cpu"
-_FLOAT = f"float.onnx@{REFERENCE_ENGINE}"
+_FLOAT = f"float.onnx@{REFERENCE}"
 _SHOWN = 20
 
 
 class EngineFactory(Protocol):
-    """Opens a graph in a named engine, as :func:`gacq_deploy.backends.open_engine` does."""
+    """Opens a graph in a named engine, as :func:`gacq_deploy.engines.open.open_engine` does."""
 
     def __call__(self, name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Engine:
         """Return the opened engine."""
@@ -78,9 +78,9 @@ class Candidate:
     @property
     def reference(self) -> str:
         """Torch for ONNX Runtime's CPU engine, which in turn is the reference of every other engine."""
-        if self.engine == REFERENCE_ENGINE:
+        if self.engine == REFERENCE:
             return f"torch/{self.flavour.placement}"
-        return f"{self.flavour.file}@{REFERENCE_ENGINE}"
+        return f"{self.flavour.file}@{REFERENCE}"
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,8 @@ class _Stage:
 
     def _twin(self) -> Edge:
         graph = self._subject.graphs[CPU.file]
-        one = self._answers(REFERENCE_ENGINE, graph, optimize=False)
-        other = self._answers(REFERENCE_ENGINE, signed_twin(graph), optimize=False)
+        one = self._answers(REFERENCE, graph, optimize=False)
+        other = self._answers(REFERENCE, signed_twin(graph), optimize=False)
         gap = float(np.abs(one.astype(np.float64) - other).max())
         return measured("flavour", f"{CPU.file} signed twin", CPU.file, {"max_abs": gap})
 
@@ -258,7 +258,7 @@ class _Stage:
             metrics = {"relative_error": relative_error(exact, answers)}
             return measured("exporter", "torch/float", _FLOAT, metrics, engine=engine.label)
 
-        edge: Edge = self._open(REFERENCE_ENGINE, self._subject.float_graph, work)
+        edge: Edge = self._open(REFERENCE, self._subject.float_graph, work)
         return edge
 
     def _local(self, candidate: Candidate) -> Edge:
@@ -289,12 +289,12 @@ class _Stage:
             for e in self._subject.artifact.plan
             if e.site.role != "weight"
         }
-        if candidate.engine == REFERENCE_ENGINE:
+        if candidate.engine == REFERENCE:
             local = self._probe.local[candidate.flavour.placement]
             return LocalReference(inputs, local["output"], fit_recordings(graph, local), scales)
         exposed = expose_quantized(graph)
         results: dict[str, Array] = self._open(
-            REFERENCE_ENGINE, exposed.model, lambda engine: engine.run(inputs), optimize=False
+            REFERENCE, exposed.model, lambda engine: engine.run(inputs), optimize=False
         )
         recorded = {s.site: results[s.computed] for s in exposed.segments}
         return LocalReference(inputs, results[graph.graph.output[0].name], recorded, scales)
@@ -302,10 +302,10 @@ class _Stage:
     def _error(self, candidate: Candidate, batch: int, names: tuple[str, str]) -> Edge:
         graph = self._subject.graphs[candidate.flavour.file]
         exact = self._probe.outputs["float"]
-        if candidate.engine == REFERENCE_ENGINE:
+        if candidate.engine == REFERENCE:
             reference = self._probe.outputs[candidate.flavour.placement]
         else:
-            reference = self._answers(REFERENCE_ENGINE, graph, optimize=False)
+            reference = self._answers(REFERENCE, graph, optimize=False)
 
         def work(engine: Engine) -> Edge:
             answers = run_in_batches(engine, self._probe.inputs, batch)
@@ -395,5 +395,5 @@ def candidates_of(files: Sequence[str], engines: Sequence[str]) -> tuple[Candida
         Candidate(flavour, engine)
         for engine in engines
         for flavour in (CANONICAL, CPU)
-        if flavour.file in files and (flavour is CANONICAL or engine == REFERENCE_ENGINE)
+        if flavour.file in files and flavour.file in engine_named(engine).graphs
     )

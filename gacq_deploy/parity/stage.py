@@ -13,18 +13,17 @@ from pydantic import ValidationError
 from gacq_deploy import __version__
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.backends import load_backend, open_engine
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.processor import describe_processor
-from gacq_deploy.backends.saturation import remedy, why_inexact
-from gacq_deploy.backends.trt.library import TrtName, current_device, require_device
+from gacq_deploy.backends.trt.library import current_device, require_device
 from gacq_deploy.build_trt.manifest import EngineRecord, engines_of, is_stale
 from gacq_deploy.build_trt.open import is_compiled, locate_plan, require_judged
+from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TrtName, default_engines, engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError
-from gacq_deploy.export.record import FLOAT, ExportRecord, artifact_digest, load_export
+from gacq_deploy.export.record import ExportRecord, artifact_digest, load_export
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.comparisons import (
-    REFERENCE_ENGINE,
     Candidate,
     CompiledEngine,
     EngineFactory,
@@ -41,8 +40,6 @@ from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.lock import lock_directory
-
-_OPTIONAL = ("openvino",)
 
 
 def check_parity(
@@ -91,7 +88,7 @@ def check_parity(
         setting = Setting(recipe.parity, open_with, recipe.runtime.batch, threads, report, policy, compiled)
         about = _about(artifact, record) | {"processor": describe_processor()}
         if not_judged:
-            about["not_judged"] = not_judged
+            about["not_judged"] = {name: reason for name, (reason, _) in not_judged.items()}
         if policy is not None:
             about["step_policy"] = policy_document(policy)
         if compiled:
@@ -125,18 +122,19 @@ def rejudge(directory: RunDirectory, thresholds: ParitySection | Mapping[str, An
     return old.under(section)
 
 
-def default_engines(report: Reporter = SILENT) -> tuple[str, ...]:
+def installed_engines(report: Reporter = SILENT) -> tuple[str, ...]:
     """Return the engines that are judged when none is named: ``ort-cpu`` and what else is installed.
 
     Raises:
         BackendUnavailable: ``ort-cpu`` is missing.
     """
-    load_backend(REFERENCE_ENGINE)
-    chosen = [REFERENCE_ENGINE]
-    for name in _OPTIONAL:
+    chosen = []
+    for name in default_engines():
         try:
-            load_backend(name)
+            engine_named(name).load()
         except BackendUnavailable as error:
+            if name == REFERENCE:
+                raise
             report.note(f"{name} is not judged: {error.hint}")
         else:
             chosen.append(name)
@@ -145,24 +143,25 @@ def default_engines(report: Reporter = SILENT) -> tuple[str, ...]:
 
 def judged_here(
     directory: RunDirectory, candidates: Sequence[Candidate], report: Reporter = SILENT
-) -> tuple[tuple[Candidate, ...], dict[str, str]]:
-    """Return the candidates that can be exact on this processor, and why the others, by name, are not judged."""
+) -> tuple[tuple[Candidate, ...], dict[str, tuple[str, str]]]:
+    """Return the candidates that may run on this machine, and of the others, by name, why not and what helps."""
     judged, not_judged = [], {}
     for candidate in candidates:
-        reason = why_inexact(candidate.engine, directory.onnx / candidate.flavour.file)
-        if reason is None:
+        unfit = engine_named(candidate.engine).why_unfit(directory.onnx / candidate.flavour.file)
+        if unfit is None:
             judged.append(candidate)
         else:
-            not_judged[candidate.name] = reason
-            report.note(f"{candidate.name} is not judged: {reason}")
+            not_judged[candidate.name] = unfit
+            report.note(f"{candidate.name} is not judged: {unfit[0]}")
     return tuple(judged), not_judged
 
 
 def _nothing_to_judge(
-    record: ExportRecord, chosen: Sequence[str], not_judged: Mapping[str, str]
+    record: ExportRecord, chosen: Sequence[str], not_judged: Mapping[str, tuple[str, str]]
 ) -> GacqError:
     if not_judged:
-        return BackendUnavailable(" ".join(not_judged.values()), remedy())
+        reasons, remedies = zip(*not_judged.values(), strict=True)
+        return BackendUnavailable(" ".join(reasons), " ".join(dict.fromkeys(remedies)))
     return UsageError(
         f"None of {', '.join(record.graphs)} runs in {', '.join(chosen)}.",
         "Export again with `--target both`.",
@@ -171,10 +170,10 @@ def _nothing_to_judge(
 
 def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str, ...]:
     if asked is None:
-        return default_engines(report)
-    for name in (REFERENCE_ENGINE, *asked):
+        return installed_engines(report)
+    for name in (REFERENCE, *asked):
         if not is_compiled(name):
-            load_backend(name)
+            engine_named(name).load()
     return tuple(dict.fromkeys(asked))
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.engines.catalogue import FLOAT_ENGINE
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.generate.grid import to_uint8, write_grid
 from gacq_deploy.generate.stage import ImageRequest, make_images
 from gacq_deploy.metrics.images import psnr
-from gacq_deploy.parity.deployable import FLOAT_ENGINE
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Floats

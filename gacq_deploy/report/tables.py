@@ -11,7 +11,8 @@ from gacq_deploy.artifact.records import BlockRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Spread
 from gacq_deploy.build_trt.manifest import EngineRecord
-from gacq_deploy.export.record import FLOAT, ExportRecord
+from gacq_deploy.engines.catalogue import FLOAT
+from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.collect import Collected

@@ -9,9 +9,9 @@ import numpy as np
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, TimestepRecord
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.backends import import_attribute
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.batches import fixed_batch, predict
+from gacq_deploy.engines.attributes import import_attribute
 from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.samples.conditioning import Conditions

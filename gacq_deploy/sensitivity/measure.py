@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.engines.catalogue import REFERENCE
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, UsageError
 from gacq_deploy.graph.quantizers import openable
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
-from gacq_deploy.parity.comparisons import REFERENCE_ENGINE
 from gacq_deploy.progress import Reporter
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity
@@ -89,7 +89,7 @@ class Meter:
         """
         with (
             openable(graph) as model,
-            open_engine(REFERENCE_ENGINE, model, threads=self.threads) as engine,
+            open_engine(REFERENCE, model, threads=self.threads) as engine,
         ):
             answers = run_in_batches(engine, states.inputs, self.batch)
             self.label = engine.label

@@ -12,8 +12,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from gacq_deploy.engines.catalogue import rules_for
 from gacq_deploy.errors import UsageError
-from gacq_deploy.export.record import LINT_TARGETS
 from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.sensitivity.measure import Meter, Ranking, States
 from gacq_deploy.sensitivity.report import Asked, Levels, Proposal, Step
@@ -127,7 +127,7 @@ class Search:
         return tuple(
             f"{v.flavour.file} for {target}: {finding}"
             for v in self.judged
-            for target in LINT_TARGETS[v.flavour.file]
+            for target in rules_for(v.flavour.file)
             for finding in errors_in(lint_graph(v.without(modules), target=target))
         )
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.backends import load_backend
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph
-from gacq_deploy.parity.comparisons import REFERENCE_ENGINE
 from gacq_deploy.parity.exact import CANONICAL, CPU
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
@@ -65,7 +64,7 @@ def measure_sensitivity(
     """
     settings, request = settings or Settings(), request or Request()
     recipe = directory.load_recipe()
-    load_backend(REFERENCE_ENGINE)
+    engine_named(REFERENCE).load()
     with lock_directory(directory.root):
         artifact = load_artifact(directory.artifact)
         record = load_export(directory)

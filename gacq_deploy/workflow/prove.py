@@ -10,8 +10,8 @@ from gacq_deploy.bench import BenchReport, run_bench
 from gacq_deploy.bench.measure import Settings as BenchSettings
 from gacq_deploy.build_trt.open import Plan
 from gacq_deploy.build_trt.stage import BuiltEngine
+from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy.parity import ParityReport, check_parity
-from gacq_deploy.parity.comparisons import REFERENCE_ENGINE
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 
@@ -45,7 +45,7 @@ def prove_engines(
         return None
     library = built[0].record.inputs.library
     # these plans were made here, so the code they may carry is this library's own
-    parity = check_parity(directory, engines=(REFERENCE_ENGINE, library), allow_host_code=True, report=report)
+    parity = check_parity(directory, engines=(REFERENCE, library), allow_host_code=True, report=report)
     bench = None
     if len(built) > 1:
         batches = Plan(built[0].folder, built[0].record).batches

@@ -14,16 +14,16 @@ from gacq_deploy.bench.measure import Settings
 from gacq_deploy.bench.stage import plan_graphs
 from gacq_deploy.build_trt.open import require_judged
 from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.engines.catalogue import CPU, FLOAT, FLOAT_ENGINE
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.export.record import CPU, FLOAT, ExportRecord
+from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.generate.grid import write_comparison
 from gacq_deploy.generate.stage import ImageRequest, make_images
 from gacq_deploy.metrics.images import psnr
 from gacq_deploy.parity import ParityReport, check_parity, load_report
 from gacq_deploy.parity.comparisons import candidates_of
-from gacq_deploy.parity.deployable import FLOAT_ENGINE
-from gacq_deploy.parity.stage import default_engines, judged_here, runnable_plans
+from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_plans
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -115,7 +115,7 @@ def run_chain(
     before = {name: _content(path) for name, path in records.items()}
     artifact = calibrate(recipe, directory, fresh=fresh, report=report)
     export = export_onnx(directory, targets="both", report=report)
-    engines = default_engines()
+    engines = installed_engines()
     parity = _current_parity(directory, export, recipe, engines + runnable_plans(directory, export))
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.backends.trt.engine import TrtEngine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError
 from tests.support.fake_cuda import FakeDriver, fake_device, fake_driver
 from tests.support.fake_trt import fake_trt, write_plan

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.function import FunctionEngine
-from gacq_deploy.backends.kernels import executed_kernels
+from gacq_deploy.engines.catalogue import engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.parameters import apply_parameters
 from gacq_deploy.export.qdq import insert_qdq
@@ -504,8 +504,8 @@ def test_the_local_evidence_runs_in_the_kernels_of_the_whole_graph(
 ) -> None:
     graph = subject.graphs[flavour.file]
     cut = cut_at_quantizers(graph, fit_recordings(graph, subject.probe.local[flavour.placement]))
-    whole = executed_kernels(engine, graph.SerializeToString())
-    parts = executed_kernels(engine, cut.model.SerializeToString())
+    whole = engine_named(engine).executed_kernels(graph.SerializeToString())
+    parts = engine_named(engine).executed_kernels(cut.model.SerializeToString())
     assert Counter(k.kernel for k in parts) == Counter(k.kernel for k in whole)
     assert all(k.integer for k in parts)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError
 from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure
 from gacq_deploy.parity.exact import CANONICAL

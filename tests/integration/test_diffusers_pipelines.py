@@ -24,8 +24,8 @@ from diffusers import (
     UNet2DModel,
 )
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.diffusers import EngineDenoiser, load_denoiser
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, UsageError
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe

@@ -9,12 +9,13 @@ import onnx
 import pytest
 import torch
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.trt.engine import TrtEngine
-from gacq_deploy.backends.trt.library import TRT_NAMES, TrtName, load_trt
+from gacq_deploy.backends.trt.library import TRT_NAMES, load_trt
 from gacq_deploy.backends.trt.plan import Expected
 from gacq_deploy.build_trt.compiler import compile_graph
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
+from gacq_deploy.engines.catalogue import TrtName
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
 from tests.support.qdq_blocks import group_norm

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from gacq_deploy.build_trt.stage import BuildRequest, build_engines
 from gacq_deploy.calibration.stage import calibrate
-from gacq_deploy.export.record import CANONICAL, CPU, FLOAT
+from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.parity import check_parity

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from gacq_deploy.backends.trt.dlpack import numpy_dtype
-from gacq_deploy.backends.trt.library import TrtLibrary, TrtName
+from gacq_deploy.backends.trt.library import TrtLibrary
+from gacq_deploy.engines.catalogue import TrtName
 from tests.support.fake_cuda import FakeDriver, FakeFault
 from tests.support.onnx_graphs import SAMPLE_SHAPE, reference
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gacq_deploy.artifact.artifact import load_artifact
-from gacq_deploy.backends.saturation import why_inexact
 from gacq_deploy.build_trt.stage import BuildRequest, build_engines
 from gacq_deploy.diffusers import load_denoiser
+from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.export.record import load_export
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.pipelines import open_pipeline
@@ -59,8 +59,8 @@ class FamilyContract:
     def test_every_edge_of_parity_holds(self, made: tuple[FamilyCase, RunDirectory]) -> None:
         _, directory = made
         report = check_parity(directory, threads=1)
-        wrong_here = why_inexact("openvino", directory.int8_onnx)
-        assert report.not_judged == ({"int8.onnx@openvino": wrong_here} if wrong_here else {})
+        wrong_here = engine_named("openvino").why_unfit(directory.int8_onnx)
+        assert report.not_judged == ({"int8.onnx@openvino": wrong_here[0]} if wrong_here else {})
         assert report.candidates | report.not_judged.keys() == {
             "int8.onnx@ort-cpu", "int8.cpu.onnx@ort-cpu", "int8.onnx@openvino",
         }  # fmt: skip

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gacq_deploy.artifact.artifact import load_artifact
-from gacq_deploy.backends import open_engine
 from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.comparisons import Setting, Subject

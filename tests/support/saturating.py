@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.saturation import overflowing_layers
+from gacq_deploy.engines.open import open_engine
 from tests.support.onnx_graphs import denoiser_graph, feeds
 
 Codes = NDArray[np.int8]

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.errors import BackendUnavailable
 
-TrtName = Literal["tensorrt", "tensorrt-rtx"]
 TRT_NAMES: tuple[TrtName, ...] = get_args(TrtName)
 OLDEST: dict[TrtName, tuple[int, int]] = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 7)}
 """The first versions whose API this package was written against."""

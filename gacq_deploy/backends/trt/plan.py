@@ -11,8 +11,9 @@ from typing import Any
 
 from gacq_deploy.backends.base import TensorInfo
 from gacq_deploy.backends.trt.cuda import CudaDevice
-from gacq_deploy.backends.trt.library import TrtLibrary, TrtName
+from gacq_deploy.backends.trt.library import TrtLibrary
 from gacq_deploy.backends.trt.profiles import Profile, Range
+from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
 
 _REBUILD = "Run `gacq-deploy build-trt` on this machine."

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
-from gacq_deploy.backends.trt.library import TRT_NAMES
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.diffusers.load import looks_of
+from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.errors import BackendUnavailable, ModelError, UsageError
 from gacq_deploy.generate.pipeline.call import PromptedRequest, call_arguments, open_around, run_pipeline
 from gacq_deploy.generate.stage import GeneratedImages, ImageRequest, open_engines
@@ -29,7 +29,6 @@ from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 
 _SHORT = {"ddim": "DDIMScheduler", "flow": "FlowMatchEulerDiscreteScheduler"}
 """Samplers of `run` in numpy, and the scheduler that a pipeline takes for them."""
-_ON_GPU = (*TRT_NAMES, "ort-cuda")
 _DECODERS = ("vae", "vqvae", "movq", "vqgan")
 
 
@@ -168,7 +167,7 @@ def _policy(
 def _device(request: PromptedRequest) -> str:
     if request.device is not None:
         return request.device
-    return "cuda" if request.images.engine in _ON_GPU and torch.cuda.is_available() else "cpu"
+    return "cuda" if engine_named(request.images.engine).on_gpu and torch.cuda.is_available() else "cpu"
 
 
 def _prompts(opened: OpenPipeline, request: PromptedRequest, recipe: Recipe) -> list[str]:

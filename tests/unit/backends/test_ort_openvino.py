@@ -7,10 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gacq_deploy.backends import open_engine, ort
-from gacq_deploy.backends.kernels import executed_kernels
+from gacq_deploy.backends import ort
 from gacq_deploy.backends.ort import OrtCpuEngine, needs_exact_kernels, require_provider, session_options
 from gacq_deploy.backends.processor import Processor
+from gacq_deploy.engines.catalogue import engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, EngineError, UsageError
 from tests.support.onnx_graphs import denoiser_graph, feeds
 from tests.support.qdq_graphs import int4_blocks
@@ -106,7 +107,7 @@ def test_extreme_codes_do_not_saturate(exact: bool, monkeypatch: pytest.MonkeyPa
     given = feeds(2)
     given["sample"][:] = 255 * 0.03
     data = model.SerializeToString()
-    uses = executed_kernels("ort-cpu", data)
+    uses = engine_named("ort-cpu").executed_kernels(data)
     assert [u.integer for u in uses] == [True, True]
     with (
         open_engine("ort-cpu", data, threads=1, optimize=False) as plain,
@@ -145,15 +146,15 @@ def test_openvino_cannot_leave_a_graph_as_it_is() -> None:
 def test_integer_kernels_are_reported_by_layer(engine: str, tmp_path: Path) -> None:
     path = tmp_path / "int8.onnx"
     path.write_bytes(denoiser_graph(quantized=True).SerializeToString())
-    uses = executed_kernels(engine, path)
+    uses = engine_named(engine).executed_kernels(path)
     assert [u.layer.codes for u in uses] == ["conv:weight.codes", "linear:weight.codes"]
     assert all(u.integer for u in uses), uses
-    assert executed_kernels(engine, path.read_bytes()) == uses
+    assert engine_named(engine).executed_kernels(path.read_bytes()) == uses
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_float_graph_has_no_integer_kernels(engine: str) -> None:
-    assert executed_kernels(engine, denoiser_graph().SerializeToString()) == ()
+    assert engine_named(engine).executed_kernels(denoiser_graph().SerializeToString()) == ()
 
 
 def test_a_convolution_without_output_quantizer_is_seen_to_run_in_float() -> None:
@@ -165,14 +166,14 @@ def test_a_convolution_without_output_quantizer_is_seen_to_run_in_float() -> Non
     kept = [n for n in model.graph.node if not n.name.startswith("conv:output/")]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    conv, linear = executed_kernels("ort-cpu", model.SerializeToString())
+    conv, linear = engine_named("ort-cpu").executed_kernels(model.SerializeToString())
     assert (conv.kernel, conv.integer) == ("Conv", False)
     assert (linear.kernel, linear.integer) == ("MatMulIntegerToFloat", True)
 
 
 def test_an_engine_that_cannot_tell_its_kernels_says_so() -> None:
     with pytest.raises(UsageError, match="does not tell"):
-        executed_kernels("ort-cuda", b"")
+        engine_named("ort-cuda").executed_kernels(b"")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 OPEN = """
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.doctor.graph import one_node_graph
 with open_engine("ort-cpu", one_node_graph()):
     pass

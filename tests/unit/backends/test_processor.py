@@ -37,8 +37,7 @@ def x86(flags: frozenset[str]) -> Processor:
     ],
 )
 def test_only_vnni_keeps_openvino_from_16_bits(flags: frozenset[str], adds: bool) -> None:
-    assert adds_pairs_in_16_bits("openvino", x86(flags), {}) is adds
-    assert adds_pairs_in_16_bits("ort-cpu", x86(flags), {}) is False
+    assert adds_pairs_in_16_bits(x86(flags), {}) is adds
 
 
 @pytest.mark.parametrize(
@@ -63,24 +62,21 @@ def test_only_vnni_keeps_openvino_from_16_bits(flags: frozenset[str], adds: bool
 )
 def test_what_caps_onednn_counts_for_openvino(cap: str, flags: frozenset[str], adds: bool) -> None:
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        assert adds_pairs_in_16_bits("openvino", x86(flags), {name: cap}) is adds
-        assert adds_pairs_in_16_bits("ort-cpu", x86(flags), {name: cap}) is False
+        assert adds_pairs_in_16_bits(x86(flags), {name: cap}) is adds
 
 
 def test_the_new_name_of_the_cap_goes_before_the_old_one() -> None:
     both = {"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "AVX2"}
     assert instruction_cap(both) == "ONEDNN_MAX_CPU_ISA=ALL"
-    assert adds_pairs_in_16_bits("openvino", x86(BOTH), both) is False
+    assert adds_pairs_in_16_bits(x86(BOTH), both) is False
     empty = {"ONEDNN_MAX_CPU_ISA": "", "DNNL_MAX_CPU_ISA": "AVX2"}
     assert instruction_cap(empty) == "DNNL_MAX_CPU_ISA=AVX2"
     assert instruction_cap({}) == ""
 
 
-def test_other_machines_and_engines_are_not_judged() -> None:
+def test_other_machines_are_not_judged() -> None:
     arm = Processor("aarch64", "Neoverse", frozenset({"asimddp"}))
-    assert adds_pairs_in_16_bits("openvino", arm, {"ONEDNN_MAX_CPU_ISA": "AVX2"}) is None
-    for engine in ("ort-cuda", "tensorrt", "tensorrt-rtx"):
-        assert adds_pairs_in_16_bits(engine, x86(ZEN_3), {}) is None
+    assert adds_pairs_in_16_bits(arm, {"ONEDNN_MAX_CPU_ISA": "AVX2"}) is None
 
 
 def test_a_processor_is_read_as_linux_names_it() -> None:

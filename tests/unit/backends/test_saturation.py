@@ -15,16 +15,16 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from gacq_deploy.backends import open_engine, processor, saturation
+from gacq_deploy.backends import processor, saturation
 from gacq_deploy.backends.processor import adds_pairs_in_16_bits, this_processor
 from gacq_deploy.backends.saturation import (
     OverflowingLayer,
     overflow,
     overflowing_layers,
     pairs_of,
-    require_exact,
-    why_inexact,
 )
+from gacq_deploy.engines.catalogue import engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable
 from tests.support.commands import child_environment
 from tests.support.onnx_graphs import denoiser_graph, feeds
@@ -115,7 +115,7 @@ def test_an_engine_is_refused_with_reason_and_remedy(monkeypatch: pytest.MonkeyP
     for module in (processor, saturation):
         monkeypatch.setattr(module, "this_processor", lambda: VNNI)
     data = denoiser_graph(quantized=True, bits=8).SerializeToString()
-    assert why_inexact("ort-cpu", data) is None
+    assert engine_named("ort-cpu").why_unfit(data) is None
     with pytest.raises(BackendUnavailable) as caught:
         open_engine("openvino", data, threads=1)
     assert "openvino would compute this graph wrong here" in caught.value.message
@@ -126,7 +126,7 @@ def test_an_engine_is_refused_with_reason_and_remedy(monkeypatch: pytest.MonkeyP
     assert "unset ONEDNN_MAX_CPU_ISA" in caught.value.hint
     with open_engine("ort-cpu", data, threads=1) as engine:
         engine.run(feeds(1))
-    require_exact("openvino", denoiser_graph().SerializeToString())
+    engine_named("openvino").require_fit(denoiser_graph().SerializeToString())
 
 
 def test_without_a_cap_it_is_the_processor_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +135,12 @@ def test_without_a_cap_it_is_the_processor_that_is_named(monkeypatch: pytest.Mon
     for module in (processor, saturation):
         monkeypatch.setattr(module, "this_processor", lambda: PLAIN)
     with pytest.raises(BackendUnavailable, match="kernels on Old Xeon add") as caught:
-        require_exact("openvino", denoiser_graph(quantized=True, bits=8).SerializeToString())
+        engine_named("openvino").require_fit(denoiser_graph(quantized=True, bits=8).SerializeToString())
     assert "a processor with VNNI" in caught.value.hint
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     assert "a processor with VNNI" in saturation.remedy(), "without the cap it would be no better"
     safe = of_channels(CASES[0], SAFE[0]).graph().SerializeToString()
-    require_exact("openvino", safe)
+    engine_named("openvino").require_fit(safe)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_openvino_without_vnni_clamps_sums_of_pairs(narrow: dict[str, dict[str, 
 def test_openvino_here_is_exact_unless_its_kernels_are_judged_not_to_be() -> None:
     layer = of_channels(CASES[0], UNSAFE[0])
     data = layer.graph().SerializeToString()
-    exact = not adds_pairs_in_16_bits("openvino")
+    exact = not adds_pairs_in_16_bits()
     with (
         open_engine("ort-cpu", data, threads=1, optimize=False) as plain,
         open_engine("openvino", data, threads=1, allow_inexact=True) as opened,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.wheels import onnxruntime_wheels, require_one_onnxruntime
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable
 from tests.support.onnx_graphs import denoiser_graph
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.trt.engine import TrtEngine
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.models.source import FAMILIES
 from tests.support.architectures import DIT, SD_UNET, SDXL_UNET

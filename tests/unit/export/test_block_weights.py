@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.backends import open_engine
 from gacq_deploy.build_trt.float16.convert import to_half
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import insert_qdq, needed_opset, quantized_sites

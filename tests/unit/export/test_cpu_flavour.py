@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.backends import open_engine
-from gacq_deploy.backends.kernels import executed_kernels
+from gacq_deploy.engines.catalogue import engine_named
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import signed_twin, to_cpu_flavour
 from gacq_deploy.export.qdq import expected_sites, insert_qdq, quantized_sites
@@ -38,7 +38,9 @@ def _run(model: onnx.ModelProto, denoiser: Denoiser, *, optimize: bool) -> np.nd
 def test_every_planned_layer_runs_in_integers(
     flavour: onnx.ModelProto, artifact: CalibrationArtifact
 ) -> None:
-    kernels = {use.layer.codes: use for use in executed_kernels("ort-cpu", flavour.SerializeToString())}
+    kernels = {
+        use.layer.codes: use for use in engine_named("ort-cpu").executed_kernels(flavour.SerializeToString())
+    }
     assert set(kernels) == {f"{m}:weight.codes" for m in artifact.plan.modules}
     assert all(use.integer for use in kernels.values())
     convolutions = {use.kernel for use in kernels.values() if use.layer.op_type == "Conv"}
@@ -116,7 +118,9 @@ def _one_conv(weight: np.ndarray, bias: np.ndarray | None) -> tuple[onnx.ModelPr
 def test_a_convolution_without_bias_needs_none() -> None:
     model, artifact = _one_conv(random_array(3, 2, 3, 3), None)
     result = to_cpu_flavour(insert_qdq(model, artifact, placement="output"))
-    assert [u.kernel for u in executed_kernels("ort-cpu", result.SerializeToString())] == ["QLinearConv"]
+    assert [u.kernel for u in engine_named("ort-cpu").executed_kernels(result.SerializeToString())] == [
+        "QLinearConv"
+    ]
 
 
 def test_a_dead_channel_cannot_overflow_the_accumulator() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import insert_qdq

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.parameters import apply_parameters, find_parameters

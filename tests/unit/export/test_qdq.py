@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from onnx import numpy_helper
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, quantized_sites
 from gacq_deploy.graph.index import GraphIndex, attribute, module_of

@@ -11,11 +11,11 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from gacq_deploy.artifact.artifact import load_artifact
-from gacq_deploy.backends import open_engine
 from gacq_deploy.build_trt.compiler import compile_graph
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.layers import int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, quantized_sites

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gacq_deploy.artifact.artifact import load_artifact
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.export.stage import export_onnx

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.stage import relative_error

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.graph.files import data_path, read_graph, write_graph
 from gacq_deploy.graph.index import model_bytes

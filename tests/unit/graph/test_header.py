@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.graph.header import read_graph
 from tests.support.onnx_graphs import denoiser_graph, feeds, reference, save_external

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, Feeds, HostEngine
 from gacq_deploy.backends.trt import library as trt_library
 from gacq_deploy.backends.trt.library import Device
 from gacq_deploy.bench import run_bench
 from gacq_deploy.build_trt.manifest import graph_digest
 from gacq_deploy.build_trt.open import locate_plan, locate_twin
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.verify import verify_run

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gacq_deploy.backends import open_engine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.parity.cut import cut_at_quantizers, expose_quantized
 from gacq_deploy.parity.local import LocalReference, compare_segments
 

@@ -10,13 +10,13 @@ import pytest
 
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.backends import BACKENDS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.parity import check_parity, load_report, rejudge
 from gacq_deploy.parity.budget import hold_out
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json
+from tests.support.engine_records import change_engine
 from tests.support.judged_run import make_run
 from tests.support.tiny import SCHEDULER
 
@@ -102,7 +102,7 @@ def test_without_an_export_there_is_nothing_to_judge(run: RunDirectory) -> None:
 def test_an_engine_is_only_missing_when_it_was_asked_for(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKENDS, "openvino", "no_such_library:Engine")
+    change_engine(monkeypatch, "openvino", backend="no_such_library:Engine")
     with pytest.raises(BackendUnavailable, match="openvino"):
         check_parity(run, engines=["ort-cpu", "openvino"])
     recipe = run.load_recipe()

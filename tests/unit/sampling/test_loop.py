@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.backends import open_engine
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import DdimSampler, initial_noise

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy.backends import BACKENDS
 from gacq_deploy.bench import load_bench, run_bench
 from gacq_deploy.bench.measure import Settings
 from gacq_deploy.parity import check_parity, load_report
-from gacq_deploy.parity.stage import default_engines
+from gacq_deploy.parity.stage import installed_engines
 from gacq_deploy.workflow.quickstart import run_chain
+from tests.support.engine_records import change_engine
 from tests.support.judged_run import make_run
 
 QUICK = Settings(batches=(1,), repeats=1, turn_seconds=0.001)
@@ -20,7 +20,7 @@ QUICK = Settings(batches=(1,), repeats=1, turn_seconds=0.001)
 @pytest.mark.usefixtures("warm_benches")
 @pytest.mark.slow
 def test_reports_on_other_engines_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_engines() == ("ort-cpu", "openvino")
+    assert installed_engines() == ("ort-cpu", "openvino")
     run = make_run(tmp_path)
     recipe = run.load_recipe()
     small = recipe.parity.model_copy(update={"images": 2, "steps": 2})
@@ -30,8 +30,8 @@ def test_reports_on_other_engines_are_made_again(tmp_path: Path, monkeypatch: py
     run_bench(run, engines=["ort-cpu"], settings=QUICK)
 
     with monkeypatch.context() as patch:  # where OpenVINO is not installed, nothing is missing
-        patch.setitem(BACKENDS, "openvino", "no_such_library:Engine")
-        assert default_engines() == ("ort-cpu",)
+        change_engine(patch, "openvino", backend="no_such_library:Engine")
+        assert installed_engines() == ("ort-cpu",)
         alone = run_chain(recipe, run, settings=QUICK)
     assert set(alone.already_done) == {"calibrate", "export", "parity", "bench"}
     assert load_report(run.parity_json).candidates == {"int8.onnx@ort-cpu", "int8.cpu.onnx@ort-cpu"}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.backends import open_engine
 from gacq_deploy.build_trt.float16.convert import HalfGraph, to_half
 from gacq_deploy.build_trt.float16.ranges import measure_ranges, with_extremes
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.files import read_graph, write_graph

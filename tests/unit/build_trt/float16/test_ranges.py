@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gacq_deploy.backends import open_engine
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.spec import Array
 from tests.support.graph_sketch import Sketch

@@ -5,27 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy import backends
+from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, UsageError
+from tests.support.engine_records import change_engine
 from tests.support.onnx_graphs import denoiser_graph
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="ort-cpu, ort-cuda, openvino"):
-        backends.open_engine("tensorflow", b"")
+    with pytest.raises(UsageError, match="ort-cpu, openvino, ort-cuda, tensorrt, tensorrt-rtx, float"):
+        open_engine("tensorflow", b"")
+
+
+def test_a_compiled_engine_opens_no_graph() -> None:
+    with pytest.raises(UsageError, match="not ONNX graphs"):
+        open_engine("tensorrt-rtx", b"")
 
 
 def test_negative_threads_are_refused() -> None:
     with pytest.raises(UsageError, match="-1 threads"):
-        backends.open_engine("ort-cpu", b"", threads=-1)
-
-
-def test_every_engine_has_a_pip_line() -> None:
-    assert {name: backends.pip_line(name) for name in backends.BACKENDS} == {
-        "ort-cpu": "pip install 'gacq-deploy[cpu]'",
-        "ort-cuda": "pip install 'gacq-deploy[gpu]'",
-        "openvino": "pip install 'gacq-deploy[openvino]'",
-    }
+        open_engine("ort-cpu", b"", threads=-1)
 
 
 def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> str:
@@ -46,11 +44,11 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: 
 def test_a_missing_library_gives_the_pip_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
 ) -> None:
-    monkeypatch.setitem(
-        backends.BACKENDS, "ort-cpu", _module(tmp_path, monkeypatch, "gacq_absent_backend", source)
+    change_engine(
+        monkeypatch, "ort-cpu", backend=_module(tmp_path, monkeypatch, "gacq_absent_backend", source)
     )
     with pytest.raises(BackendUnavailable) as caught:
-        backends.open_engine("ort-cpu", denoiser_graph().SerializeToString())
+        open_engine("ort-cpu", denoiser_graph().SerializeToString())
     assert told in caught.value.message
     assert caught.value.hint == "pip install 'gacq-deploy[cpu]'"
 
@@ -59,8 +57,8 @@ def test_a_missing_library_gives_the_pip_line(
 def test_our_own_mistakes_are_not_a_missing_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    monkeypatch.setitem(
-        backends.BACKENDS, "ort-cpu", _module(tmp_path, monkeypatch, "gacq_broken_backend", source)
+    change_engine(
+        monkeypatch, "ort-cpu", backend=_module(tmp_path, monkeypatch, "gacq_broken_backend", source)
     )
     with pytest.raises((ImportError, RuntimeError)):
-        backends.open_engine("ort-cpu", b"")
+        open_engine("ort-cpu", b"")
