@@ -85,7 +85,7 @@ def build_run(root: Path, config: dict[str, Any]) -> RunDirectory:
     )
     run = RunDirectory(root / "run")
     calibrate(recipe, run)
-    export_onnx(run, targets="both")
+    export_onnx(run)
     return run
 
 

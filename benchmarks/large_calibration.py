@@ -8,7 +8,7 @@ Writes ``results/large_calibration.json``. The pipelines are those of :mod:`benc
 full size with random weights, the rest structure only. Every command is the installed program's, in a process of its
 own, one thread, preset ``ci`` and ``SETTINGS``:
 
-sd15    calibrate --dry-run, calibrate, export --onnx --target trt (which lints)
+sd15    calibrate --dry-run, calibrate, export --onnx --target tensorrt (which lints)
 sdxl    calibrate --dry-run
 
 Memory is read from ``/proc`` twice a second: ``anon_mb`` is a process's own, ``file_mb`` what it has mapped of files
@@ -106,7 +106,7 @@ def _measure(model: str, step: str, work: Path, latent: int) -> Facts:
             facts, answer = _run(calibrate, run)
             kept = {k: answer[k] for k in ("output_sqnr_db", "notes")}
         case _:
-            facts, answer = _run(["export", str(run), "--onnx", "--target", "trt", "--json"], run)
+            facts, answer = _run(["export", str(run), "--onnx", "--target", "tensorrt", "--json"], run)
             kept = {k: answer[k] for k in ("lint", "self_check")}
             kept["files_mb"] = {k: v["bytes"] // 2**20 for k, v in answer["files"].items()}
     return {**facts, "load_average": load, "answer": kept}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gacq_deploy.engines.catalogue import COMPILED
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import Output, Table, duration, size
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("build-trt", short_help="Compile TensorRT engine plans, and prove what is INT8 in them.")
 @run_directory_argument
-@click.option(
-    "--backend", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), help="Which library compiles."
-)
+@click.option("--backend", type=click.Choice(("auto", *COMPILED)), help="Which library compiles.")
 @click.option(
     "--batch", multiple=True, metavar="MIN:OPT:MAX", help="Batch sizes; repeat it for more profiles."
 )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gacq_deploy.check.targets import BY_NAME
+from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, with_output
@@ -17,7 +19,6 @@ from gacq_deploy_cli.options import common, with_output
 if TYPE_CHECKING:
     from gacq_deploy.check.check import Preflight, Reason
 
-TARGETS = ("tensorrt-11", "tensorrt-10", "tensorrt-rtx", "ort-cpu")
 MEANING = {
     "blocked": "the target would refuse it, or compute it wrongly",
     "unverified": "it holds something that no rule and no measurement covers",
@@ -29,7 +30,11 @@ MEANING = {
 @click.command(short_help="Would any ONNX graph build on a target that is not here?")
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
 @click.option(
-    "--target", type=click.Choice(TARGETS), default=TARGETS[0], show_default=True, help="What it is for."
+    "--target",
+    type=click.Choice(tuple(BY_NAME)),
+    default="tensorrt",
+    show_default=True,
+    help="What it is for.",
 )
 @click.option(
     "--compile", "compile_", is_flag=True, help="Compile it in a child process (ort-cpu: run it) to be sure."
@@ -57,11 +62,10 @@ def check(
     from gacq_deploy.build_trt.compiler import Limits
     from gacq_deploy.build_trt.profiles import parse_shapes
     from gacq_deploy.check.check import CheckRequest, check_file
-    from gacq_deploy.check.targets import TARGETS as KNOWN
 
     fixed = parse_shapes(shapes, what="--shapes") if shapes else {}
     limits = Limits() if timeout is None else Limits(timeout_s=timeout)
-    name = next(known for known in KNOWN if known == target)
+    name = BY_NAME[target]
     found = check_file(_graph(path, target), name, CheckRequest(compile_, fixed, limits))
     output.emit(asdict(found), *_tables(found))
     return exit_codes.GATE if found.verdict == "blocked" else exit_codes.DONE
@@ -75,7 +79,7 @@ def _graph(path: Path, target: str) -> Path:
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(path)
-    graph = directory.cpu_onnx if target == "ort-cpu" else directory.int8_onnx
+    graph = directory.cpu_onnx if target == REFERENCE else directory.int8_onnx
     if not graph.is_file():
         raise ArtifactError(
             f"{path} holds no {graph.name}.", f"Run `gacq-deploy export --onnx {path}` first."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from gacq_deploy.engines.catalogue import TARGETS
 from gacq_deploy_cli.console import Output, Table, size
 from gacq_deploy_cli.options import common, needs_extra, run_directory_argument, with_output
 
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--target",
-    type=click.Choice(["trt", "cpu", "both"]),
-    help="trt: int8.onnx (TensorRT, OpenVINO); cpu: int8.cpu.onnx (ONNX Runtime); default: the recipe's.",
+    "targets",
+    type=click.Choice(TARGETS),
+    multiple=True,
+    help="Engine to write the graph for, repeatable; default: the recipe's, which are all.",
 )
 @common
 @with_output
-def export(output: Output, directory: Path, target: str | None) -> None:
+def export(output: Output, directory: Path, targets: tuple[str, ...]) -> None:
     """Write float.onnx and the Q/DQ graphs, lint them, and check them in ONNX Runtime.
 
     Finished, the same command does nothing. A failure leaves the graphs of an earlier export as they were.
@@ -41,16 +44,8 @@ def export(output: Output, directory: Path, target: str | None) -> None:
     with needs_extra("calibrate", "export"), output.progress() as report:
         from gacq_deploy.export.stage import export_onnx
 
-        record = export_onnx(run, targets=_targets(target), report=report)
+        record = export_onnx(run, targets=targets or None, report=report)
     output.emit(record.model_dump(mode="json", by_alias=True), *_tables(run.onnx, record))
-
-
-def _targets(name: str | None) -> Literal["trt", "cpu", "both"] | None:
-    match name:
-        case "trt" | "cpu" | "both":
-            return name
-        case _:
-            return None
 
 
 def _tables(folder: Path, record: ExportRecord) -> tuple[Table | str, ...]:

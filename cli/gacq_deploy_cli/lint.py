@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gacq_deploy.engines.catalogue import CANONICAL, CPU, RULED, rules_for
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, with_output
@@ -17,14 +18,11 @@ from gacq_deploy_cli.options import common, with_output
 if TYPE_CHECKING:
     from gacq_deploy.lint.lint import Finding
 
-ALIASES = {"trt": "tensorrt", "cpu": "ort-cpu"}
-TARGETS = ("tensorrt", "ort-cpu", "openvino", *ALIASES)
-
 
 @click.command(short_help="Judge any ONNX graph for an engine.")
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
 @click.option(
-    "--target", type=click.Choice(TARGETS), help="Engine to judge for; default tensorrt for a file."
+    "--target", type=click.Choice(tuple(RULED)), help="Engine to judge for; default tensorrt for a file."
 )
 @common
 @with_output
@@ -46,24 +44,20 @@ def lint(output: Output, path: Path, target: str | None) -> int:
     return exit_codes.GATE if any(errors_in(f) for f in found.values()) else exit_codes.DONE
 
 
-def _subjects(path: Path, target: str | None) -> list[tuple[Path, str]]:
+def _subjects(path: Path, target: str | None) -> Sequence[tuple[Path, str]]:
     """Return (file, engine) pairs: the file given, or the INT8 graphs of a run directory."""
-    engine = ALIASES.get(target or "", target)
+    rules = None if target is None else RULED[target]
     if not path.is_dir():
-        return [(path, engine or "tensorrt")]
+        return [(path, rules or RULED["tensorrt"])]
     from gacq_deploy.errors import ArtifactError
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(path)
-    pairs = [
-        (directory.int8_onnx, "tensorrt"),
-        (directory.int8_onnx, "openvino"),
-        (directory.cpu_onnx, "ort-cpu"),
-    ]
-    present = [(f, e) for f, e in pairs if f.is_file() and engine in (None, e)]
+    pairs = [(directory.onnx / graph, of) for graph in (CANONICAL, CPU) for of in rules_for(graph)]
+    present = [(file, of) for file, of in pairs if file.is_file() and rules in (None, of)]
     if not present:
         raise ArtifactError(
-            f"{path} holds no INT8 graph for {engine or 'any engine'}.",
+            f"{path} holds no INT8 graph for {target or 'any engine'}.",
             f"Run `gacq-deploy export --onnx {path}` first.",
         )
     return present

@@ -134,7 +134,7 @@ def plan_graphs(
         told = planned if engine_named(engine).kernels else ()
         twin, int8 = Graph(engine, folder / FLOAT), Graph(engine, folder / best_graph(engine), told)
         if best_graph(engine) not in available:
-            absent[int8.name] = "not exported: run `gacq-deploy export --onnx` with --target both"
+            absent[int8.name] = f"not exported: run `gacq-deploy export --onnx` with --target {engine}"
             continue
         if unfit := engine_named(engine).why_unfit(int8.path):
             absent[int8.name] = unfit[0]

@@ -126,7 +126,7 @@ class _Stage:
         if CANONICAL not in self._export.files:
             raise ArtifactError(
                 f"{directory.onnx} holds no {CANONICAL}; exported were {', '.join(self._export.graphs)}.",
-                f"Run `gacq-deploy export --onnx {directory.root} --target both`.",
+                f"Run `gacq-deploy export --onnx {directory.root} --target tensorrt`.",
             )
         self._recipe: Recipe = directory.load_recipe()
         self._artifact: CalibrationArtifact = load_artifact(directory.artifact)

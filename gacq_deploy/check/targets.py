@@ -15,6 +15,8 @@ from gacq_deploy.engines.catalogue import LintRules, TrtName
 
 Target = Literal["tensorrt-11", "tensorrt-10", "tensorrt-rtx", "ort-cpu"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+BY_NAME: Mapping[str, Target] = {"tensorrt": TARGETS[0], **{name: name for name in TARGETS}}
+"""What may be asked for: an engine's name means its newest version."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -175,6 +175,14 @@ BUILT_IN = (
 REFERENCE = BUILT_IN[0].name
 """The engine that every other one is compared with, and whose arithmetic is exact on every processor."""
 FLOAT_ENGINE = BUILT_IN[-1].name
+TARGETS = tuple(record.name for record in BUILT_IN if record.is_quantized)
+"""The engines that an INT8 graph can be made for."""
+COMPILED = tuple(record.name for record in BUILT_IN if record.compiled)
+"""The engines that `build-trt` compiles for."""
+RULED: Mapping[str, LintRules] = {
+    record.name: record.rules for record in BUILT_IN if record.rules is not None
+}
+"""The engines whose rules are known, and whose they are."""
 
 
 @cache
@@ -218,6 +226,12 @@ def engine_named(name: str) -> EngineRecord:
 def default_engines() -> tuple[str, ...]:
     """Return the engines that are measured and judged when none is named."""
     return tuple(record.name for record in engines().values() if record.by_default)
+
+
+def graphs_for(targets: Iterable[str]) -> tuple[str, ...]:
+    """Return the graphs that an export for these engines writes: the float one, and each one's best."""
+    wanted = {record.graphs[0] for record in BUILT_IN if record.name in targets}
+    return (FLOAT, *(graph for graph in (CANONICAL, CPU) if graph in wanted))
 
 
 def rules_for(graph: str) -> tuple[LintRules, ...]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT, REFERENCE, rules_for
+from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT, REFERENCE, TARGETS, graphs_for, rules_for
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.errors import ArtifactError, ExportError
+from gacq_deploy.errors import ArtifactError, ExportError, UsageError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
@@ -39,18 +38,12 @@ from gacq_deploy.storage.digests import describe_file, digest_json
 from gacq_deploy.storage.files import TEMP_PREFIX, atomic_directory
 from gacq_deploy.storage.lock import lock_directory
 
-Targets = Literal["trt", "cpu", "both"]
-_GRAPHS: dict[Targets, tuple[str, ...]] = {
-    "trt": (FLOAT, CANONICAL),
-    "cpu": (FLOAT, CPU),
-    "both": (FLOAT, CANONICAL, CPU),
-}
 _FLOAT_TOLERANCE = 1e-4
 _CHECKED_ROWS = 16
 
 
 def export_onnx(
-    directory: RunDirectory, *, targets: Targets | None = None, report: Reporter = SILENT
+    directory: RunDirectory, *, targets: Sequence[str] | None = None, report: Reporter = SILENT
 ) -> ExportRecord:
     """Write ``float.onnx``, ``int8.onnx`` and ``int8.cpu.onnx`` and prove that they run; once.
 
@@ -59,7 +52,7 @@ def export_onnx(
 
     Args:
         directory: holds the resolved recipe and the artifact; receives ``onnx/``, replaced as a whole.
-        targets: ``trt`` writes the canonical Q/DQ graph, ``cpu`` ONNX Runtime's; default: the recipe's.
+        targets: engines that the graphs are for, of ``engines.catalogue.TARGETS``; default: the recipe's.
         report: progress.
 
     Raises:
@@ -70,7 +63,7 @@ def export_onnx(
     """
     recipe = directory.load_recipe()
     with lock_directory(directory.root):
-        wanted = _with_kept(directory, recipe, _GRAPHS[targets or recipe.export.targets])
+        wanted = _with_kept(directory, recipe, graphs_for(_known(targets or recipe.export.targets)))
         current = _up_to_date(directory, recipe, wanted)
         if current is not None:
             report.note("export is already done")
@@ -234,6 +227,13 @@ def _settings_digest(recipe: Recipe) -> str:
     return digest_json(settings)
 
 
+def _known(targets: Sequence[str]) -> Sequence[str]:
+    for name in targets:
+        if name not in TARGETS:
+            raise UsageError(f"No graph is made for '{name}'.", f"Choose from: {', '.join(TARGETS)}.")
+    return targets
+
+
 def _with_kept(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Add the graphs that the current export vouches for, damaged ones included, unless it is of other making."""
     try:
@@ -242,7 +242,7 @@ def _with_kept(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...])
         return wanted
     same = record.artifact_sha256 == artifact_digest(directory)
     kept = record.graphs if same and record.settings_sha256 == _settings_digest(recipe) else ()
-    return tuple(name for name in _GRAPHS["both"] if name in wanted or name in kept)
+    return tuple(name for name in graphs_for(TARGETS) if name in wanted or name in kept)
 
 
 def _up_to_date(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]) -> ExportRecord | None:
@@ -271,4 +271,4 @@ def _checked_probe(recipe: Recipe, artifact: CalibrationArtifact, directory: Run
     return artifact.probe
 
 
-__all__ = ["ExportRecord", "Targets", "export_onnx", "load_export", "relative_error"]
+__all__ = ["ExportRecord", "export_onnx", "load_export", "relative_error"]

@@ -39,5 +39,5 @@ def graph_for(directory: RunDirectory, engine: str, *, allow_failed: bool = Fals
             return directory.onnx / name
     raise ArtifactError(
         f"Engine '{engine}' needs {' or '.join(record.graphs)}, exported were {', '.join(exported.graphs)}.",
-        f"Run `gacq-deploy export --onnx {directory.root} --target both`.",
+        f"Run `gacq-deploy export --onnx {directory.root} --target {record.name}`.",
     )

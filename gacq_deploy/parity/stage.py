@@ -164,7 +164,7 @@ def _nothing_to_judge(
         return BackendUnavailable(" ".join(reasons), " ".join(dict.fromkeys(remedies)))
     return UsageError(
         f"None of {', '.join(record.graphs)} runs in {', '.join(chosen)}.",
-        "Export again with `--target both`.",
+        f"Export again with {' '.join(f'--target {name}' for name in chosen)}.",
     )
 
 

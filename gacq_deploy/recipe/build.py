@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.recipe.calibration import Section
 
 FloatType = Literal["float16", "float32"]
@@ -15,7 +16,7 @@ Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}[.][0-9]$")]
 class BuildSection(Section):
     """Which engine plans `build-trt` makes of the Q/DQ graph."""
 
-    backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
+    backend: Literal["auto"] | TrtName = "auto"
     """`auto`: TensorRT where it and a GPU are present, else TensorRT-RTX, which compiles without one."""
     batch: tuple[str, ...] = ("1:4:8",)
     """`N`, `MIN:MAX` or `MIN:OPT:MAX`; each entry is a profile of its own, tuned for OPT."""

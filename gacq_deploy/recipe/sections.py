@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
 
+from gacq_deploy.engines.catalogue import TARGETS
 from gacq_deploy.recipe.build import BuildSection
 from gacq_deploy.recipe.calibration import PolishSection, ReconstructionSection, Section, WeightingSection
 from gacq_deploy.recipe.quantization import QuantizationSection
@@ -103,12 +105,19 @@ class CalibrationSection(Section):
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
 
 
+def _known_target(name: str) -> str:
+    if name not in TARGETS:
+        raise ValueError(f"'{name}' is none of {', '.join(TARGETS)}")
+    return name
+
+
 class ExportSection(Section):
     """What the ONNX files look like."""
 
     opset: int = Field(default=20, ge=19, le=22)
     """INT4 weights in blocks need 21: the graphs then get that at least."""
-    targets: Literal["trt", "cpu", "both"] = "both"
+    targets: tuple[Annotated[str, AfterValidator(_known_target)], ...] = Field(default=TARGETS, min_length=1)
+    """Engines that the graphs are for: `ort-cpu` takes `int8.cpu.onnx`, the others `int8.onnx`."""
     external_data_mb: int = Field(default=1024, ge=1)
     """Larger graphs keep their weights in one file beside them."""
     dynamic_resolution: bool = False

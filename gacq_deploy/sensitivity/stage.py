@@ -108,7 +108,7 @@ def _variants(
         names = ", ".join(f.file for f in exported) or "no Q/DQ graph"
         raise UsageError(
             f"Graph '{wanted}' was not exported; {directory.onnx} holds {names}.",
-            "Choose one of these, or export with `--target both`.",
+            "Choose one of these, or export with `--target ort-cpu --target tensorrt`.",
         )
     graph = read_graph(directory.float_onnx)
     return [Variants(graph, artifact, flavour) for flavour in chosen]

@@ -14,7 +14,7 @@ from gacq_deploy.bench.measure import Settings
 from gacq_deploy.bench.stage import plan_graphs
 from gacq_deploy.build_trt.open import require_judged
 from gacq_deploy.calibration.stage import calibrate
-from gacq_deploy.engines.catalogue import CPU, FLOAT, FLOAT_ENGINE
+from gacq_deploy.engines.catalogue import CPU, FLOAT, FLOAT_ENGINE, TARGETS
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.export.stage import export_onnx
@@ -114,7 +114,7 @@ def run_chain(
     }
     before = {name: _content(path) for name, path in records.items()}
     artifact = calibrate(recipe, directory, fresh=fresh, report=report)
-    export = export_onnx(directory, targets="both", report=report)
+    export = export_onnx(directory, targets=TARGETS, report=report)
     engines = installed_engines()
     parity = _current_parity(directory, export, recipe, engines + runnable_plans(directory, export))
     if parity is None:

@@ -465,7 +465,7 @@ REQUEST_CASES = (
     Case("lint-not-onnx", "lint {recipe}", 5, ("not an ONNX model", "export --onnx")),
     Case("lint-truncated", "lint {run}/onnx/int8.onnx", 5, ("not an ONNX model", "export --onnx"), cut(INT8)),
     Case("lint-zero-scale", "lint {tmp}/bad.onnx", 3, ("scale-not-positive",), spoil_scale(0.0), is_report=True),
-    Case("lint-nan-scale", "lint {tmp}/bad.onnx --target cpu", 3, ("scale-not-finite",), spoil_scale(float("nan")),
+    Case("lint-nan-scale", "lint {tmp}/bad.onnx --target ort-cpu", 3, ("scale-not-finite",), spoil_scale(float("nan")),
          is_report=True),
     Case("lint-target-unknown", "lint {tmp}/bad.onnx --target warp", 2, ("--target", "tensorrt")),
     Case("lint-not-exported", "lint {tmp}", 5, ("holds no INT8 graph", "export --onnx")),

@@ -100,11 +100,11 @@ def test_a_relative_model_is_recorded_as_an_absolute_path(
 
 def test_export_for_one_target_writes_only_its_graph(run_copy: Path) -> None:
     shutil.rmtree(run_copy / "onnx")
-    record = _json("export", "--onnx", str(run_copy), "--target", "cpu")
+    record = _json("export", "--onnx", str(run_copy), "--target", "ort-cpu")
     assert set(record["files"]) == {"float.onnx", "int8.cpu.onnx"} == {
         p.name for p in (run_copy / "onnx").glob("*.onnx")
     }  # fmt: skip
-    again = invoke(["export", "--onnx", str(run_copy), "--target", "cpu"])
+    again = invoke(["export", "--onnx", str(run_copy), "--target", "ort-cpu"])
     assert "export is already done" in again.stderr
 
 
@@ -197,11 +197,11 @@ def test_inspect_names_the_winning_rule(run_copy: Path) -> None:
 def test_lint_judges_a_run_for_every_engine(run_copy: Path) -> None:
     judged = _json("lint", str(run_copy))
     assert [(Path(j["file"]).name, j["target"]) for j in judged] == [
-        ("int8.onnx", "tensorrt"), ("int8.onnx", "openvino"), ("int8.cpu.onnx", "ort-cpu"),
+        ("int8.onnx", "openvino"), ("int8.onnx", "tensorrt"), ("int8.cpu.onnx", "ort-cpu"),
     ]  # fmt: skip
     assert all(j["counts"]["error"] == 0 for j in judged)
-    assert [j["target"] for j in _json("lint", str(run_copy), "--target", "trt")] == ["tensorrt"]
-    wrong = _json("lint", str(run_copy / "onnx/int8.cpu.onnx"), "--target", "trt", code=3)
+    assert [j["target"] for j in _json("lint", str(run_copy), "--target", "tensorrt")] == ["tensorrt"]
+    wrong = _json("lint", str(run_copy / "onnx/int8.cpu.onnx"), "--target", "tensorrt", code=3)
     assert "uint8-codes" in {f["rule"] for f in wrong[0]["findings"]}
 
 

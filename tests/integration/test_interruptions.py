@@ -205,7 +205,7 @@ def test_limits_of_this_process_are_untouched() -> None:
     [
         ("calibrate -r {recipe} -o {tmp}/new", "calibrate"),
         ("calibrate -r {recipe} -o {tmp}/new --dry-run", "calibrate"),
-        ("export --onnx {run} --target both", "calibrate"),
+        ("export --onnx {run} --target tensorrt", "calibrate"),
         ("run {run} --scheduler EulerDiscreteScheduler -o {tmp}/a.png", "calibrate"),
         ("quickstart -r {recipe} -o {tmp}/new", "cpu,calibrate"),
     ],

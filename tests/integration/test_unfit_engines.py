@@ -85,7 +85,7 @@ def test_run_and_bench_refuse_it_and_say_what_works_instead(wide_copy: Path, tmp
 
 def test_a_graph_that_is_not_there_is_no_reason(wide_copy: Path) -> None:
     shutil.rmtree(wide_copy / "onnx")
-    command("export", "--onnx", wide_copy, "--target", "cpu")
+    command("export", "--onnx", wide_copy, "--target", "ort-cpu")
     report = command("bench", wide_copy, "--engine", "openvino", *QUICK)
     assert "not exported" in report["skipped"]["openvino/int8.onnx"]
 

@@ -157,14 +157,14 @@ def test_expressions_are_written_in_the_plain_names() -> None:
 @pytest.mark.slow
 def test_a_run_exported_again_with_open_sizes(tmp_path: Path) -> None:
     closed = tiny_run(tmp_path)
-    before = export_onnx(closed, targets="trt")
+    before = export_onnx(closed, targets=["tensorrt"])
     shutil.copytree(closed.root, tmp_path / "copy")
     directory = RunDirectory(tmp_path / "copy")
     recipe = directory.load_recipe()
     export = recipe.export.model_copy(update={"dynamic_resolution": True})
     recipe.model_copy(update={"export": export}).save(directory.recipe_path)
-    record = export_onnx(directory, targets="trt")
+    record = export_onnx(directory, targets=["tensorrt"])
     assert record.settings_sha256 != before.settings_sha256
     assert record.self_check["float.onnx"] < 1e-5
-    assert load_export(directory) == record == export_onnx(directory, targets="trt")
+    assert load_export(directory) == record == export_onnx(directory, targets=["tensorrt"])
     assert _dims(onnx.load(directory.int8_onnx).graph.input[0]) == ["batch", 1, "height", "width"]

@@ -112,7 +112,7 @@ def test_graphs_load_in_openvino_and_onnxruntime(
 
 def test_again_does_nothing(run: RunDirectory) -> None:
     before, report = _state(run), Recorder()
-    export_onnx(run, targets="cpu", report=report)
+    export_onnx(run, targets=["ort-cpu"], report=report)
     assert _state(run) == before
     assert report.notes == ["export is already done"]
     assert report.total == 0
@@ -214,7 +214,7 @@ def test_targets_and_settings_decide_what_is_written(run: RunDirectory) -> None:
     document = yaml.safe_load(run.recipe_path.read_text())
     document["export"]["opset"] = 21
     run.recipe_path.write_text(yaml.safe_dump(document))
-    record = export_onnx(run, targets="trt")
+    record = export_onnx(run, targets=["tensorrt"])
     assert record.opset == 21
     assert record.graphs == ("float.onnx", "int8.onnx")
     assert {p.name for p in run.onnx.iterdir()} == {"float.onnx", "int8.onnx", "manifest.json"}
@@ -227,7 +227,7 @@ def test_another_target_keeps_the_graphs_of_the_same_making(run: RunDirectory) -
     complete = _state(run)
     record = _forget_graph(run, "int8.cpu.onnx")
     assert record.graphs == ("float.onnx", "int8.onnx")
-    assert export_onnx(run, targets="cpu").graphs == ("float.onnx", "int8.onnx", "int8.cpu.onnx")
+    assert export_onnx(run, targets=["ort-cpu"]).graphs == ("float.onnx", "int8.onnx", "int8.cpu.onnx")
     assert {name: digest for name, (digest, _) in _state(run).items()} == {
         name: digest for name, (digest, _) in complete.items()
     }
@@ -250,7 +250,7 @@ def test_a_failed_rename_leaves_the_earlier_export(
 
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(ResourceError, match="No space left"):
-        export_onnx(run, targets="cpu")
+        export_onnx(run, targets=["ort-cpu"])
     assert _state(run) == before
     assert load_export(run).graphs == ("float.onnx", "int8.onnx")
     assert not list(run.root.glob(f"{TEMP_PREFIX}*"))
