@@ -18,7 +18,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from gacq_deploy.bench import BenchReport, run_bench
-from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import export_onnx
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    settings = Settings(batches=tuple(args.batches), threads=1, repeats=args.repeats)
+    settings = BenchSettings(batches=tuple(args.batches), threads=1, repeats=args.repeats)
     for path in args.also:
         load_export(RunDirectory(path))  # fails now, not after the long measurement
     runs = {name: build_run(args.work / folder, config) for name, (folder, config) in MODELS.items()}

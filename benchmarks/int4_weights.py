@@ -40,7 +40,7 @@ from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module
 from gacq_deploy.models.structure.graph import trace_model
-from gacq_deploy.recipe.load import PRESETS, load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import QuantPlan
 from gacq_deploy.storage.files import write_json
@@ -98,7 +98,7 @@ def sizes(folder: Path) -> dict[str, Any]:
 def quality(folder: Path) -> dict[str, Any]:
     """Return output SQNR by stage, in five timestep buckets from noisy to clean."""
     run = RunDirectory(folder / "fashion16")
-    artifact = calibrate(load_recipe("fashion-w8a8", [*PRESETS["quick"], *ATTENTION]), run)
+    artifact = calibrate(load_recipe("fashion-w8a8", ATTENTION, preset="quick"), run)
     levels = inspect_artifact(run.root).error_sqnr_db
     buckets = {
         stage: [float(np.mean(part)) for part in np.array_split(np.array(v), 5)]

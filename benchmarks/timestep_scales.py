@@ -50,7 +50,7 @@ from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.parity.budget import Held, Trajectories, run_freely
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.quant.prepare import insert_quantizers
-from gacq_deploy.recipe.load import PRESETS, load_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
@@ -96,7 +96,7 @@ class Case:
             ignored = [rule for rule in rules if rule["ignore"]]
             rules = [*(r for r in rules if not r["ignore"]), *changed, *ignored]
             asked.append(f"quantization.rules={json.dumps(rules)}")
-        return load_recipe(name, [*PRESETS["quick"], *asked])
+        return load_recipe(name, asked, preset="quick")
 
     @property
     def key(self) -> str:

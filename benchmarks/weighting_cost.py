@@ -48,12 +48,12 @@ class Stopwatch:
 def calibrate_once(recipe: str, preset: str, mode: str, directory: Path) -> dict[str, float]:
     """Calibrate and return CPU seconds by stage."""
     from gacq_deploy.calibration.stage import calibrate
-    from gacq_deploy.recipe.load import PRESETS, load_recipe
+    from gacq_deploy.recipe.load import load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
-    chosen = [*PRESETS[preset], "calibration.threads=1", f"calibration.weighting.mode={mode}"]
+    chosen = {"threads": 1, "weighting": {"mode": mode}}
     watch = Stopwatch()
-    calibrate(load_recipe(recipe, chosen), RunDirectory(directory), report=watch)
+    calibrate(load_recipe(recipe, preset=preset, calibration=chosen), RunDirectory(directory), report=watch)
     watch.close()
     return watch.seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 
@@ -29,6 +30,24 @@ class SilentReporter:
 
     def note(self, text: str) -> None:
         """Ignore."""
+
+
+class LoggingReporter:
+    """Says what stages begin, and every note, to the logger ``gacq_deploy``."""
+
+    def __init__(self, level: int = logging.INFO) -> None:
+        self._logger, self._level = logging.getLogger("gacq_deploy"), level
+
+    def stage(self, name: str, total: int) -> None:
+        """Log the stage."""
+        self._logger.log(self._level, "%s (%d)", name, total)
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        """Log nothing: thousands of steps are no news."""
+
+    def note(self, text: str) -> None:
+        """Log the text."""
+        self._logger.log(self._level, "%s", text)
 
 
 SILENT: Reporter = SilentReporter()

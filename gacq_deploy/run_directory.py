@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from gacq_deploy.errors import ArtifactError
@@ -10,11 +11,14 @@ from gacq_deploy.recipe.load import parse_recipe
 from gacq_deploy.recipe.sections import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunDirectory:
     """The paths of one run; nothing is created or read until asked."""
 
     root: Path
+
+    def __init__(self, root: str | PathLike[str]) -> None:
+        object.__setattr__(self, "root", Path(root))
 
     @property
     def recipe_path(self) -> Path:
@@ -35,6 +39,11 @@ class RunDirectory:
     def work(self) -> Path:
         """Finished blocks and the activation cache; may be deleted, then calibrate starts over."""
         return self.root / "work"
+
+    @property
+    def model(self) -> Path:
+        """The pipeline that was given as an object and lies nowhere else."""
+        return self.root / "model"
 
     @property
     def artifact(self) -> Path:
@@ -114,3 +123,12 @@ class RunDirectory:
                 f"Run `gacq-deploy calibrate -r RECIPE -o {self.root}` first.",
             )
         return parse_recipe(self.recipe_path.read_text(encoding="utf-8"), origin=str(self.recipe_path))
+
+
+AnyRun = RunDirectory | str | PathLike[str]
+"""A run, or where it lies."""
+
+
+def as_run(directory: AnyRun) -> RunDirectory:
+    """Return the run that lies at a path."""
+    return directory if isinstance(directory, RunDirectory) else RunDirectory(directory)

@@ -49,11 +49,11 @@ def bench(
     Every engine runs in a process of its own. Ratios are of CPU time: above 1 INT8 is faster.
     """
     from gacq_deploy.bench import run_bench
-    from gacq_deploy.bench.measure import Settings
+    from gacq_deploy.bench.measure import BenchSettings
     from gacq_deploy.run_directory import RunDirectory
 
     run = RunDirectory(directory)
-    settings = Settings(
+    settings = BenchSettings(
         batches or (1, 8), threads, repeats, allow_host_code=allow_host_code, allow_failed=allow_failed
     )
     with output.progress() as report:

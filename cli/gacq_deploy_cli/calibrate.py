@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -64,13 +63,12 @@ def calibrate(
     killed, the same command resumes; finished, it does nothing.
     """
     from gacq_deploy.processes.group import joined_group
-    from gacq_deploy.recipe.load import PRESETS, load_recipe
+    from gacq_deploy.recipe.load import load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(output_dir)
-    effort = PRESETS[preset] if preset else ()
-    options = (*option_overrides(model, seed, prompts), *lora_overrides(loras))
-    resolved = load_recipe(recipe, (*effort, *overrides, *options))
+    options = recipe_sections(model=model, seed=seed, prompts=prompts, loras=loras)
+    resolved = load_recipe(recipe, overrides, preset=preset, **options)
     if dry_run:
         _show_plan(output, resolved, directory, fresh=fresh)
         return
@@ -96,39 +94,43 @@ def calibrate(
     output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
 
 
-def option_overrides(model: str | None, seed: int | None, prompts: Path | None = None) -> tuple[str, ...]:
-    """Return the overrides that options stand for; a folder is kept as an absolute path, prompts as they are."""
-    chosen: list[str] = []
+def recipe_sections(
+    *,
+    model: str | None = None,
+    seed: int | None = None,
+    prompts: Path | None = None,
+    loras: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Return what the options say of a recipe's sections; folders are kept as absolute paths, prompts as they are.
+
+    Raises:
+        click.BadParameter: what follows a LoRA's last colon is no number.
+    """
+    sections: dict[str, dict[str, Any]] = {"model": {}, "samples": {}, "calibration": {}}
     if model is not None:
         folder = Path(model).expanduser()
-        chosen.append(f"model.source={json.dumps(str(folder.resolve()) if folder.exists() else model)}")
+        sections["model"]["source"] = str(folder.resolve()) if folder.exists() else model
+    if loras:
+        sections["model"]["loras"] = [_lora(text) for text in loras]
     if seed is not None:
-        chosen += [f"samples.seed={seed}", f"calibration.seed={seed}"]
+        sections["samples"]["seed"] = sections["calibration"]["seed"] = seed
     if prompts is not None:
         from gacq_deploy.samples.prompts import read_prompts
 
-        # as it is: YAML does not join the two halves of an escaped emoji
-        chosen.append(f"samples.prompts={json.dumps(read_prompts(prompts), ensure_ascii=False)}")
-    return tuple(chosen)
+        sections["samples"]["prompts"] = read_prompts(prompts)
+    return {name: values for name, values in sections.items() if values}
 
 
-def lora_overrides(loras: Sequence[str]) -> tuple[str, ...]:
-    """Return the override that ``--lora FILE[:SCALE]`` stands for; files are kept as absolute paths.
-
-    Raises:
-        click.BadParameter: what follows the last colon is no number.
-    """
-    chosen = []
-    for text in loras:
-        file, _, scale = (text, "", "1") if Path(text).expanduser().exists() else text.rpartition(":")
-        path = Path(file or text).expanduser()
-        try:
-            chosen.append({"source": str(path.resolve()), "scale": float(scale if file else 1)})
-        except ValueError:
-            raise click.BadParameter(
-                f"'{text}' is neither a file nor FILE:SCALE with a number.", param_hint="--lora"
-            ) from None
-    return (f"model.loras={json.dumps(chosen)}",) if chosen else ()
+def _lora(text: str) -> dict[str, Any]:
+    """Return what ``FILE[:SCALE]`` stands for."""
+    file, _, scale = (text, "", "1") if Path(text).expanduser().exists() else text.rpartition(":")
+    path = Path(file or text).expanduser()
+    try:
+        return {"source": str(path.resolve()), "scale": float(scale if file else 1)}
+    except ValueError:
+        raise click.BadParameter(
+            f"'{text}' is neither a file nor FILE:SCALE with a number.", param_hint="--lora"
+        ) from None
 
 
 def _summary(artifact: CalibrationArtifact) -> Table:

@@ -42,11 +42,11 @@ def quickstart(
     At the end stands report.html in the run directory: everything about the run on one page. Interrupted, the
     same command resumes; finished, it says so and shows the result again.
     """
-    from gacq_deploy.recipe.load import PRESETS, load_recipe
+    from gacq_deploy.recipe.load import load_recipe
     from gacq_deploy.report import ensure_report
     from gacq_deploy.run_directory import RunDirectory
 
-    resolved = load_recipe(recipe, (*PRESETS[preset], *overrides))
+    resolved = load_recipe(recipe, overrides, preset=preset)
     run = RunDirectory(output_dir)
     with needs_extra("cpu,calibrate", "quickstart"):
         from gacq_deploy.workflow.quickstart import run_chain

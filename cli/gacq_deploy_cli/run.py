@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gacq_deploy.engines.catalogue import REFERENCE
-from gacq_deploy.errors import UsageError
 from gacq_deploy_cli.console import Output, Table, duration
 from gacq_deploy_cli.options import (
     ENGINES,
     common,
     failed_option,
     host_code_option,
-    needs_extra,
     run_directory_argument,
     with_output,
 )
 
 if TYPE_CHECKING:
-    from gacq_deploy.generate.stage import GeneratedImages, ImageRequest
-    from gacq_deploy.progress import Reporter
     from gacq_deploy.recipe.sections import Where
-    from gacq_deploy.run_directory import RunDirectory
 
 
 def _require_png(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -142,20 +136,36 @@ def run(
     A text-to-image model runs inside its own pipeline, as calibration found it: its text encoders, scheduler and
     decoder, without its safety checker. Latents of other models are decoded by the pipeline's decoder.
     """
+    from gacq_deploy.generate.distributed import make_images_together
     from gacq_deploy.generate.grid import write_grid
-    from gacq_deploy.generate.stage import ImageRequest
+    from gacq_deploy.generate.request import ImageRequest
     from gacq_deploy.run_directory import RunDirectory
     from gacq_deploy.sampling.step_policy import policy_document
 
     run_directory = RunDirectory(directory)
     request = ImageRequest(
-        (len(prompts) or 4) if number is None else number,
-        seed, engine, labels or None, steps, batch, scheduler, threads, float_steps, float_where,
-        allow_host_code, allow_failed,
-    )  # fmt: skip
-    steering = Steering(prompts, negative_prompt, guidance_scale, width, height, device)
+        count=(len(prompts) or 4) if number is None else number,
+        seed=seed,
+        engine=engine,
+        labels=labels or None,
+        steps=steps,
+        batch=batch,
+        scheduler=scheduler,
+        threads=threads,
+        float_steps=float_steps,
+        float_where=float_where,
+        allow_host_code=allow_host_code,
+        allow_failed=allow_failed,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+        width=width,
+        height=height,
+        pipeline=pipeline,
+        device=device,
+    )
     with output.progress() as report:
-        made = _make(run_directory, request, steering, pipeline, report)
+        made = make_images_together(run_directory, request, report)
     if made is None:
         return  # another process of the group has the images
     write_grid(file, made.images)
@@ -196,66 +206,3 @@ def run(
         ("written", file),
     ]
     output.emit(document, Table("run", ["what", ""], rows))
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What only the pipeline of a text-to-image model takes."""
-
-    prompts: tuple[str, ...]
-    negative_prompt: str | None
-    guidance_scale: float | None
-    width: int | None
-    height: int | None
-    device: str | None
-
-
-def _make(
-    directory: RunDirectory,
-    request: ImageRequest,
-    steering: Steering,
-    pipeline: str | None,
-    report: Reporter,
-) -> GeneratedImages | None:
-    """Make the images as the model was calibrated: inside its pipeline, or by its sampler and, of latents, a decoder.
-
-    Raises:
-        UsageError: what steers prompts, for a model that takes none; and as the makers.
-    """
-    from gacq_deploy.artifact.artifact import load_model_record
-    from gacq_deploy.generate.distributed import make_images_together, turned
-
-    section = directory.load_recipe().model
-    record = load_model_record(directory.artifact)
-    if record.call is not None:
-        with needs_extra("calibrate,text", "run with prompts"):
-            from gacq_deploy.generate.pipeline.call import PromptedRequest
-            from gacq_deploy.generate.pipeline.prompted import make_prompted_images
-
-        def make(where: RunDirectory, share: ImageRequest, report: Reporter) -> GeneratedImages:
-            own = replace(steering, prompts=turned(steering.prompts, share.seed - request.seed))
-            return make_prompted_images(where, PromptedRequest(share, pipeline=pipeline, **vars(own)), report)
-
-        return make_images_together(directory, request, report, make)
-    from gacq_deploy.models.decoders import find_decoder
-
-    _refuse_steering(steering, record.family)
-    if pipeline is not None:
-        section = section.model_copy(update={"source": pipeline})
-    decoder = find_decoder(section, record.sample_shape)
-    if decoder is None:
-        return make_images_together(directory, request, report)
-    with needs_extra("calibrate", "decoding latents"):
-        from gacq_deploy.generate.pipeline.decode import decode_latents
-    made = make_images_together(directory, request, report)
-    return None if made is None else replace(made, images=decode_latents(decoder, made.images))
-
-
-def _refuse_steering(steering: Steering, family: str) -> None:
-    given = [name for name, value in vars(steering).items() if value not in (None, ())]
-    if given:
-        option = {"prompts": "--prompt"}.get(given[0], f"--{given[0].replace('_', '-')}")
-        raise UsageError(
-            f"{family} is not steered by prompts: {option} means nothing to it.",
-            "Choose classes with --class, if the model has them.",
-        )

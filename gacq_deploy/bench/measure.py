@@ -65,7 +65,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How much is measured: every round runs each engine twice, in one order and in the other."""
 
     batches: tuple[int, ...] = (1, 8)
@@ -185,7 +185,7 @@ def measure(
     graphs: Sequence[Graph],
     baselines: Sequence[tuple[str, str]],
     feeds: Sequence[Feed],
-    settings: Settings,
+    settings: BenchSettings,
     *,
     optional: frozenset[str] = frozenset(),
     report: Reporter = SILENT,
@@ -231,7 +231,7 @@ _Turns = dict[tuple[str, int], list[dict[str, float]]]
 """(candidate name, batch) -> seconds of one call, ``wall`` and ``cpu``, by round."""
 
 
-def _open(stack: ExitStack, graph: Graph, feeds: Sequence[Feed], settings: Settings) -> _Runner:
+def _open(stack: ExitStack, graph: Graph, feeds: Sequence[Feed], settings: BenchSettings) -> _Runner:
     worker = stack.enter_context(WorkerProcess(graph.name, settings.threads))
     opened = worker.ask(
         "open",
@@ -250,7 +250,7 @@ def _open(stack: ExitStack, graph: Graph, feeds: Sequence[Feed], settings: Setti
     return _Runner(graph, worker, opened, calls, peaks)
 
 
-def _take_turns(runners: Sequence[_Runner], settings: Settings, report: Reporter) -> _Turns:
+def _take_turns(runners: Sequence[_Runner], settings: BenchSettings, report: Reporter) -> _Turns:
     """Run the rounds; a round's value is the mean of its two turns, so a steady drift cancels."""
     turns: _Turns = {(r.graph.name, b): [] for r in runners for b in settings.batches}
     report.stage("measure", settings.repeats * len(settings.batches) * len(runners) * 2)
@@ -266,7 +266,7 @@ def _take_turns(runners: Sequence[_Runner], settings: Settings, report: Reporter
     return turns
 
 
-def _candidate(runner: _Runner, turns: _Turns, settings: Settings) -> Candidate:
+def _candidate(runner: _Runner, turns: _Turns, settings: BenchSettings) -> Candidate:
     graph = runner.graph
     timings = []
     for batch in settings.batches:

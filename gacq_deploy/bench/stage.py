@@ -11,26 +11,32 @@ from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.backends.trt.library import require_device
-from gacq_deploy.bench.measure import Feed, Graph, Settings, measure
+from gacq_deploy.bench.measure import BenchSettings, Feed, Graph, measure
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
 from gacq_deploy.build_trt.open import Plan, is_compiled, locate_plan, locate_twin
-from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE, default_engines, engine_named
-from gacq_deploy.engines.catalogue import engines as engines_known
+from gacq_deploy.engines.catalogue import (
+    CANONICAL,
+    FLOAT,
+    REFERENCE,
+    default_engines,
+    engine_named,
+    known_engines,
+)
 from gacq_deploy.errors import GateError, UsageError
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.storage.lock import lock_directory
 
 _BASELINE = f"{REFERENCE}/{FLOAT}"
 
 
 def run_bench(
-    directory: RunDirectory,
+    directory: AnyRun,
     *,
     engines: Sequence[str] | None = None,
-    settings: Settings | None = None,
+    settings: BenchSettings | None = None,
     report: Reporter = SILENT,
 ) -> BenchReport:
     """Measure the exported graphs and write ``bench.json``.
@@ -54,7 +60,8 @@ def run_bench(
         GateError: an engine that was asked for failed parity on this machine, or all did.
         EngineError, ResourceError: a graph does not open or run.
     """
-    settings = settings or Settings()
+    directory = as_run(directory)
+    settings = settings or BenchSettings()
     chosen = tuple(dict.fromkeys(engines or default_engines()))
     _require_quantized(chosen)
     with lock_directory(directory.root):
@@ -110,7 +117,7 @@ def best_graph(engine: str) -> str:
 
 
 def _require_quantized(chosen: Sequence[str]) -> None:
-    known = [name for name, record in engines_known().items() if record.is_quantized]
+    known = [name for name, record in known_engines().items() if record.is_quantized]
     for name in chosen:
         if name not in known:
             raise UsageError(f"Engine '{name}' cannot be measured.", f"Choose from: {', '.join(known)}.")

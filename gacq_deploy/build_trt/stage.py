@@ -36,7 +36,7 @@ from gacq_deploy.metrics.error_difference import compare_errors
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.build import BuildSection
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import policy_document, resolve_policy
@@ -94,12 +94,17 @@ def plan_builds(directory: RunDirectory, request: BuildRequest) -> tuple[Planned
 
 
 def build_engines(
-    directory: RunDirectory, request: BuildRequest, report: Reporter = SILENT
+    directory: AnyRun, request: BuildRequest, report: Reporter = SILENT
 ) -> tuple[BuiltEngine, ...]:
     """Build what is missing, and hold the INT8 engine against the coverage gate.
 
     An engine is addressed by everything it is made from: asked again, nothing is built. On failure the engines
     that were there stay as they were.
+
+    Args:
+        directory: calibrated and exported.
+        request: the recipe's build section, or another one, and what goes beyond it.
+        report: progress.
 
     Raises:
         ArtifactError, BackendUnavailable, UsageError: as for :func:`plan_builds`.
@@ -107,6 +112,7 @@ def build_engines(
         EngineError: the parser or the builder refused, or crashed.
         ResourceError: out of time, memory or disk, or another process holds the directory.
     """
+    directory = as_run(directory)
     with lock_directory(directory.root):
         stage = _Stage(directory, request, report)
         built = tuple(stage.build(planned) for planned in stage.plan())

@@ -6,6 +6,7 @@ import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.given import with_pipeline
 from gacq_deploy.models.lora import text_parts
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model
 from gacq_deploy.models.trajectories.collect import find_model, open_trajectories
@@ -49,7 +51,7 @@ from gacq_deploy.quant.trainable import retrained_norms
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.recipe.quantization import BLOCKS
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.run_directory import AnyRun, as_run
 from gacq_deploy.samples.calibration_set import load_samples
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
@@ -57,10 +59,11 @@ from gacq_deploy.storage.digests import digest_array
 from gacq_deploy.storage.lock import lock_directory
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice of its caller)
     recipe: Recipe,
-    directory: RunDirectory,
+    directory: AnyRun,
     *,
+    model: Any = None,
     fresh: bool = False,
     weights: SampleWeights | None = None,
     report: Reporter = SILENT,
@@ -71,6 +74,9 @@ def calibrate(
     Args:
         recipe: sections model, samples, quantization and calibration decide the result, bit for bit.
         directory: receives ``recipe.yaml``, ``samples.safetensors``, ``work/`` and ``artifact/``.
+        model: a loaded pipeline of diffusers, instead of what the recipe names. If its denoiser's weights are those of
+            the folder or revision it came from, that is recorded; else its components are saved into the run, so that
+            resuming and exporting work in another process. ``report`` says which.
         fresh: forget finished steps and the samples first.
         weights: one weight per training sample and stage, instead of those the recipe's mode learns.
         report: progress.
@@ -79,11 +85,15 @@ def calibrate(
 
     Raises:
         RecipeError: the directory holds another recipe's run, or a rule does not fit the model.
+        UsageError: ``model`` is no pipeline, or has adapters that are not fused.
         ModelError: the model is not whole or not supported (before anything is loaded or written).
         CalibrationError: a value is not finite; finished blocks are kept.
         ArtifactError: a finished step was altered.
         ResourceError: the disk is full, or another process uses the directory.
     """
+    directory = as_run(directory)
+    if model is not None:
+        recipe = with_pipeline(recipe, model, directory, report)
     source = find_model(recipe)
     for name in text_parts(recipe.model.loras, source.pipeline_class):
         report.note(

@@ -12,7 +12,7 @@ from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
 from gacq_deploy.doctor.graph import full_range_graph, one_node_graph
 from gacq_deploy.engines.attributes import import_attribute
-from gacq_deploy.engines.catalogue import REFERENCE, engine_named, engines
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named, known_engines
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, GacqError
 
@@ -45,7 +45,7 @@ def wheels() -> Check:
 
 def opened() -> Iterator[Check]:
     """Really open and run each engine that needs no run directory."""
-    for record in engines().values():
+    for record in known_engines().values():
         if record.name == _CUDA_ENGINE:
             yield _cuda_engine()
         elif not record.compiled and not record.runs_in:

@@ -99,7 +99,7 @@ class EngineRecord:
             BackendUnavailable, ArtifactError, EngineError: as for :func:`gacq_deploy.engines.open.open_engine`.
         """
         if self.kernels is None:
-            tells = ", ".join(record.name for record in engines().values() if record.kernels)
+            tells = ", ".join(record.name for record in known_engines().values() if record.kernels)
             raise UsageError(f"Engine '{self.name}' does not tell its kernels.", f"Ask one of: {tells}.")
         report: Callable[[Path | bytes], tuple[KernelUse, ...]] = self._import(self.kernels)
         return report(graph)
@@ -186,7 +186,7 @@ RULED: Mapping[str, LintRules] = {
 
 
 @cache
-def engines() -> Mapping[str, EngineRecord]:
+def known_engines() -> Mapping[str, EngineRecord]:
     """Return every engine by name: those of this package, then those that installed packages add.
 
     Raises:
@@ -213,19 +213,19 @@ def engine_named(name: str) -> EngineRecord:
 
     Raises:
         UsageError: there is no engine of this name.
-        BackendUnavailable: as for :func:`engines`.
+        BackendUnavailable: as for :func:`known_engines`.
     """
     for record in BUILT_IN:
         if record.name == name:
             return record
-    if name not in engines():
-        raise UsageError(f"Engine '{name}' is not known.", f"Choose one of: {', '.join(engines())}.")
-    return engines()[name]
+    if name not in known_engines():
+        raise UsageError(f"Engine '{name}' is not known.", f"Choose one of: {', '.join(known_engines())}.")
+    return known_engines()[name]
 
 
 def default_engines() -> tuple[str, ...]:
     """Return the engines that are measured and judged when none is named."""
-    return tuple(record.name for record in engines().values() if record.by_default)
+    return tuple(record.name for record in known_engines().values() if record.by_default)
 
 
 def graphs_for(targets: Iterable[str]) -> tuple[str, ...]:

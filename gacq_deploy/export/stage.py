@@ -32,7 +32,7 @@ from gacq_deploy.graph.index import opset_of
 from gacq_deploy.lint.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, digest_json
 from gacq_deploy.storage.files import TEMP_PREFIX, atomic_directory
@@ -43,7 +43,7 @@ _CHECKED_ROWS = 16
 
 
 def export_onnx(
-    directory: RunDirectory, *, targets: Sequence[str] | None = None, report: Reporter = SILENT
+    directory: AnyRun, *, targets: Sequence[str] | None = None, report: Reporter = SILENT
 ) -> ExportRecord:
     """Write ``float.onnx``, ``int8.onnx`` and ``int8.cpu.onnx`` and prove that they run; once.
 
@@ -61,6 +61,7 @@ def export_onnx(
         BackendUnavailable: ONNX Runtime is missing, so nothing can be checked.
         ResourceError: the disk is full, or another process uses the directory.
     """
+    directory = as_run(directory)
     recipe = directory.load_recipe()
     with lock_directory(directory.root):
         wanted = _with_kept(directory, recipe, graphs_for(_known(targets or recipe.export.targets)))

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from gacq_deploy.artifact.artifact import load_model_record
-from gacq_deploy.generate.stage import GeneratedImages, ImageRequest, make_images
+from gacq_deploy.generate.request import GeneratedImages, ImageRequest
+from gacq_deploy.generate.stage import make_images
 from gacq_deploy.processes.group import Group, joined_group
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sampling.loop import build_conditioning
 
-Maker = Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages]
 Item = TypeVar("Item")
 
 
 def make_images_together(
-    directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT, make: Maker = make_images
+    directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT
 ) -> GeneratedImages | None:
-    """Generate images in the processes that `torchrun` started; alone, as ``make`` does.
+    """Generate images in the processes that `torchrun` started; alone, as :func:`make_images` does.
 
     Returns:
         The images in the first process, None in the others.
@@ -33,9 +33,9 @@ def make_images_together(
     """
     with joined_group() as group:
         if group.size == 1:
-            return make(directory, request, report)
+            return make_images(directory, request, report)
         share = share_request(directory, request, group)
-        made = None if share is None else make(directory, share, report)
+        made = None if share is None else make_images(directory, share, report)
         parts: list[GeneratedImages] = [part for part in group.gather(made) if part is not None]
         return _joined(parts) if group.leads else None
 
@@ -64,6 +64,7 @@ def share_request(directory: RunDirectory, request: ImageRequest, group: Group) 
         count=stop - start,
         seed=request.seed + start,
         labels=turned(labels or (), start) or None,
+        prompts=turned(request.prompts, start),
         batch=batch,
     )
 

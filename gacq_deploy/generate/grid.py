@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def to_uint8(images: Floats) -> NDArray[np.uint8]:
     return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def write_grid(path: Path, images: Floats, *, columns: int | None = None, zoom: int | None = None) -> None:
+def write_grid(
+    path: str | PathLike[str], images: Floats, *, columns: int | None = None, zoom: int | None = None
+) -> None:
     """Write images ``[N, C, H, W]`` in [-1, 1] as one PNG, row by row, whole or not at all.
 
     Args:
@@ -52,7 +55,7 @@ def write_grid(path: Path, images: Floats, *, columns: int | None = None, zoom: 
 
 
 def write_comparison(
-    path: Path,
+    path: str | PathLike[str],
     reference: Floats,
     candidate: Floats,
     *,
@@ -127,11 +130,12 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _write_png(path: str | PathLike[str], pixels: NDArray[np.uint8]) -> None:
     _save(path, _picture(pixels))
 
 
-def _save(path: Path, picture: Image.Image) -> None:
+def _save(file: str | PathLike[str], picture: Image.Image) -> None:
+    path = Path(file)
     if path.suffix.lower() != ".png":
         raise UsageError(
             f"{path} does not end in .png.", "Images are written as PNG: they must not change again."

@@ -1,184 +1,75 @@
-"""How does a run directory make images? A verified graph that suits the engine, the model's sampler, seeds."""
+"""How does a run directory make images? As its model was calibrated: by its sampler, or inside its own pipeline."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gacq_deploy.artifact.artifact import load_artifact
-from gacq_deploy.backends.base import Engine
-from gacq_deploy.backends.mixed_steps import SteppedEngine
-from gacq_deploy.build_trt.open import is_compiled, locate_plan, open_model
-from gacq_deploy.engines.catalogue import FLOAT, FLOAT_ENGINE, engine_named
+from gacq_deploy.artifact.artifact import load_model_record
+from gacq_deploy.engines.attributes import import_attribute
 from gacq_deploy.errors import UsageError
-from gacq_deploy.parity.deployable import graph_for
+from gacq_deploy.generate.request import GeneratedImages, ImageRequest
+from gacq_deploy.generate.sampled import make_sampled_images
+from gacq_deploy.models.decoders import find_decoder
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.sections import StepPolicySection, Where
-from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.ddim import check_seeds
-from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler, native_sampler
-from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
+from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
+from gacq_deploy.spec import Float32
+
+_PIPELINE = "gacq_deploy.generate.pipeline"
+_STEERS = ("prompts", "negative_prompt", "guidance_scale", "width", "height", "device")
+"""What only the pipeline of a text-to-image model takes."""
 
 
-@dataclass(frozen=True)
-class ImageRequest:
-    """Which images, made how; None takes the recipe's value."""
+def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SILENT) -> GeneratedImages:
+    """Generate images with an exported graph or a compiled engine.
 
-    count: int
-    seed: int = 0
-    """Image i starts from seed + i."""
-    engine: str = "ort-cpu"
-    labels: Sequence[int] | None = None
-    """Class labels, repeated in turn; None takes every class in turn."""
-    steps: int | None = None
-    batch: int | None = None
-    scheduler: str | None = None
-    """``ddim``, ``flow`` or a scheduler class of diffusers; None takes the model's own."""
-    threads: int = 0
-    float_steps: int | None = None
-    """Steps that run in float; replaces whatever the recipe's policy asks for."""
-    float_where: Where | None = None
-    allow_host_code: bool = False
-    """Let a version-compatible plan run the code it carries."""
-    allow_failed: bool = False
-    """Run an engine that failed parity on this machine."""
+    A model with prompts runs inside its own pipeline, as calibration found it. Any other is sampled without PyTorch,
+    and its latents are decoded by the pipeline's decoder.
 
-    def policy(self, asked: StepPolicySection) -> StepPolicySection:
-        """Return what the recipe asks for, as far as this request does not say otherwise.
-
-        Raises:
-            UsageError: a policy for an engine that is float anyway, steps below 0, or a place without a number.
-        """
-        if self.engine == FLOAT_ENGINE:
-            if self.float_steps is not None or self.float_where is not None:
-                raise UsageError(
-                    f"Engine '{FLOAT_ENGINE}' runs every step in float.",
-                    "Leave --float-steps and --float-where out.",
-                )
-            return StepPolicySection()
-        if self.float_where is not None and self.float_steps is None and not asked.float_steps:
-            raise UsageError(
-                f"Nothing says how many steps are to run in float at '{self.float_where}'.",
-                "Add --float-steps.",
-            )
-        if self.float_steps is None and self.float_where is None:
-            return asked
-        count = asked.float_steps if self.float_steps is None else self.float_steps
-        if count < 0:
-            raise UsageError(f"{count} float steps were asked for.", "Ask for 0 or more.")
-        return StepPolicySection(float_steps=count, where=self.float_where or asked.where)
-
-
-@dataclass(frozen=True)
-class GeneratedImages:
-    """``images`` [N, C, H, W] float32 in the model's own range, and how they were made."""
-
-    images: NDArray[np.float32]
-    graph: str
-    engine: str
-    seeds: tuple[int, ...]
-    labels: tuple[int, ...]
-    timesteps: tuple[int, ...]
-    sampler: str
-    """``ddim``, ``flow`` or a scheduler class of diffusers."""
-    seconds: float
-    policy: StepPolicy | None = None
-    """Which steps ran in float; None when one engine ran them all."""
-    prompts: tuple[str, ...] = ()
-    """One an image, of a text-to-image model."""
-    negative_prompt: str | None = None
-    guidance_scale: float | None = None
-    """None where nothing is guided."""
-
-
-def make_images(directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT) -> GeneratedImages:
-    """Generate images; everything that can be wrong with the request is said before the first step.
+    Returns:
+        Images ``[N, C, H, W]`` float32 in [-1, 1].
 
     Raises:
-        UsageError: a count, seed, label, engine, scheduler, number of steps or of float steps out of range.
+        UsageError: a count, seed, label, engine, scheduler, number of steps or of float steps out of range, or
+            something that the model does not take.
         ArtifactError: recipe, artifact or graphs are missing, stale or altered.
-        BackendUnavailable: the engine's package, provider or device is missing.
+        GateError: the engine failed parity on this machine.
+        ModelError: the pipeline is not whole, cannot be opened, or fails.
+        BackendUnavailable: the engine's package, provider or device is missing, or what the pipeline needs.
         EngineError: the engine failed, or its output is not finite.
+        ResourceError: out of memory.
     """
-    if request.count < 1:
-        raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
-    check_seeds((request.seed, request.seed + request.count - 1))
-    recipe = directory.load_recipe()
-    artifact = load_artifact(directory.artifact)
-    model = artifact.model
-    conditioning = build_conditioning(model, request.count, request.labels)
-    name = native_sampler(model.scheduler) if request.scheduler is None else request.scheduler
-    sampler = model_sampler(
-        model,
-        recipe.runtime.steps if request.steps is None else request.steps,
-        name=request.scheduler,
-        eta=recipe.runtime.eta if name == "ddim" else 0.0,
-    )
-    asked = request.policy(recipe.runtime.step_policy)
-    policy = (
-        resolve_policy(asked, sampler.timesteps, artifact, told=sampler.model_timesteps) if asked else None
-    )
-    graph = graph_for(directory, request.engine, allow_failed=request.allow_failed)
-    seeds = tuple(range(request.seed, request.seed + request.count))
-    batch = request.batch or recipe.runtime.batch
-    with open_engines(directory, request, graph, policy) as engine:
-        began = time.perf_counter()
-        images = generate(
-            engine,
-            sampler,
-            shape=model.sample_shape,
-            conditions=Conditions(conditioning),
-            seeds=seeds,
-            batch=min(batch, engine.max_rows or batch),
-            report=report,
+    run = as_run(directory)
+    record = load_model_record(run.artifact)
+    if record.call is not None:
+        make: Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages] = import_attribute(
+            f"{_PIPELINE}.prompted:make_prompted_images",
+            what="A model with prompts",
+            hint="pip install 'gacq-deploy[calibrate,text]'",
         )
-        seconds = time.perf_counter() - began
-        label = engine.label
-    return GeneratedImages(
-        images=images,
-        graph=graph.name,
-        engine=label,
-        seeds=seeds,
-        labels=tuple(int(x) for x in conditioning.get("class_labels", ())),
-        timesteps=tuple(int(t) for t in sampler.timesteps),
-        sampler=name,
-        seconds=seconds,
-        policy=policy,
+        return make(run, request, report)
+    _refuse_steering(request, record.family)
+    section = run.load_recipe().model
+    if request.pipeline is not None:
+        section = section.model_copy(update={"source": request.pipeline})
+    decoder = find_decoder(section, record.sample_shape)
+    if decoder is None:
+        return make_sampled_images(run, request, report)
+    decode: Callable[[Path, Float32], Float32] = import_attribute(
+        f"{_PIPELINE}.decode:decode_latents",
+        what="A model of latents",
+        hint="pip install 'gacq-deploy[calibrate]'",
     )
+    made = make_sampled_images(run, request, report)
+    return replace(made, images=decode(decoder, made.images))
 
 
-@contextmanager
-def open_engines(
-    directory: RunDirectory, request: ImageRequest, graph: Path, policy: StepPolicy | None
-) -> Iterator[Engine]:
-    """Open the graph, beside the float one in the same kind of engine where some steps run in float.
-
-    Raises:
-        ArtifactError: the float graph's plan is missing or stale.
-        BackendUnavailable: the engine's package, provider or device is missing.
-        EngineError, ResourceError: it does not load.
-    """
-    backend = engine_named(request.engine).runner
-    options: dict[str, Any] = {"threads": request.threads, "allow_host_code": request.allow_host_code}
-    with open_model(backend, graph, **options) as engine:
-        if policy is None:
-            yield engine
-            return
-        twin = (
-            locate_plan(directory, backend, graph=FLOAT).path
-            if is_compiled(backend)
-            else directory.float_onnx
+def _refuse_steering(request: ImageRequest, family: str) -> None:
+    given = [name for name in _STEERS if getattr(request, name) not in (None, ())]
+    if given:
+        option = {"prompts": "--prompt"}.get(given[0], f"--{given[0].replace('_', '-')}")
+        raise UsageError(
+            f"{family} is not steered by prompts: {option} means nothing to it.",
+            "Choose classes with --class, if the model has them.",
         )
-        with (
-            open_model(backend, twin, **options) as exact,
-            SteppedEngine(engine, exact, policy.choose, share=policy.describe()) as mixed,
-        ):
-            yield mixed

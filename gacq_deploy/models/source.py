@@ -85,7 +85,7 @@ class Source:
         if self.section.component:
             return self.section.component
         if self.pipeline is not None:
-            return _own_component(self.pipeline, None)
+            return own_component(self.pipeline, None)
         return self.folder.name if self.folder is not None else COMPONENTS[0]
 
     @property
@@ -125,7 +125,7 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
     """
     if section.source.startswith(PYTHON_PREFIX):
         pipeline = _call_function(section.source)
-        module = getattr(pipeline, _own_component(pipeline, section.component))
+        module = getattr(pipeline, own_component(pipeline, section.component))
         config = dict(getattr(module, "config", {}) or {})
         check_loras(section.loras, type(module))
         return Source(section, family_of(type(module).__name__), config, pipeline=pipeline)
@@ -243,7 +243,12 @@ def _call_function(source: str) -> Any:
     return pipeline
 
 
-def _own_component(pipeline: Any, component: str | None) -> str:
+def own_component(pipeline: Any, component: str | None) -> str:
+    """Return what a loaded pipeline calls its denoiser.
+
+    Raises:
+        ModelError: it has none, or several and none is named.
+    """
     modules = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
     found = [component] if component else [name for name in COMPONENTS if name in modules]
     if len(found) != 1 or found[0] not in modules:

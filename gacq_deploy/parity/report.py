@@ -76,6 +76,22 @@ EXEMPT = frozenset({"image_ssim"})
 """Metrics that are not defined for every kind of state, and may be declared not to apply."""
 
 
+ADVICE: dict[Evidence, str] = {
+    "exact": "The graph does not hold what calibration learned: export again.",
+    "flavour": "The two INT8 graphs differ: export again, and report it if they still do.",
+    "exporter": "The float graph computes something else than the model: export again, with the library versions that "
+    "calibrated it.",
+    "local": "The engine computes a layer otherwise than the graph says: take another engine, or leave that layer "
+    "float in quantization.rules.",
+    "error": "The engine adds an error of its own: take another engine, or compare its kernels (`gacq-deploy bench`).",
+    "budget": "INT8 costs more than parity.budget allows: calibrate with more effort (--preset standard), leave the "
+    "layers float that `gacq-deploy sensitivity` proposes, or raise runtime.step_policy.float_steps.",
+    "single": "One step of the INT8 engine costs more than parity.budget allows: calibrate with more effort (--preset "
+    "standard), or leave the layers float that `gacq-deploy sensitivity` proposes.",
+    "mixed": "INT8 costs more than parity.budget allows even so: calibrate with more effort (--preset standard), or "
+    "raise runtime.step_policy.float_steps.",
+}
+"""Evidence -> what to do when one of its gates does not hold."""
 MEASURED_BY = ("probe", "buckets", "images", "steps", "seed", "noise_floor_runs", "local_rtol")
 """Keys of the recipe section that decide what is measured; the others only judge the numbers."""
 
@@ -215,6 +231,23 @@ class JudgedPolicy(_Record):
     float_share: float = Field(default=0.0, ge=0, le=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FailedGate:
+    """A gate that does not hold: which metric of which comparison, how far off, and what to do."""
+
+    evidence: Evidence
+    reference: str
+    candidate: str
+    """``int8.onnx@openvino``: the graph, and the engine that ran it."""
+    metric: str
+    value: Number
+    """None: it was not finite, or could not be measured."""
+    bound: float
+    at_least: bool
+    """Whether ``bound`` is the least value that passes, or the largest."""
+    advice: str
+
+
 class ParityReport(_Record):
     """The verdict of `parity`. True when every declared gate was evaluated and holds."""
 
@@ -286,6 +319,25 @@ class ParityReport(_Record):
     def save(self, path: Path) -> None:
         """Write the report atomically, with its own digest."""
         write_sealed(path, self.model_dump(mode="json", by_alias=True))
+
+    @property
+    def failed_gates(self) -> tuple[FailedGate, ...]:
+        """The gates that do not hold, in the report's order; none where it passed."""
+        return tuple(
+            FailedGate(
+                evidence=edge.evidence,
+                reference=edge.reference,
+                candidate=edge.candidate,
+                metric=name,
+                value=edge.metrics.get(name),
+                bound=bound,
+                at_least=GATES[edge.evidence][name].at_least,
+                advice=ADVICE[edge.evidence],
+            )
+            for edge in self.edges
+            for name, bound in edge.thresholds.items()
+            if name in edge.failed
+        )
 
     def to_text(self) -> str:
         """Return the verdict as a plain table with one line for each gate, the failing ones explained."""

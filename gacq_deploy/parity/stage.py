@@ -35,7 +35,7 @@ from gacq_deploy.parity.comparisons import (
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import ParitySection, Recipe
-from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
 from gacq_deploy.storage.digests import digest_file
@@ -43,7 +43,7 @@ from gacq_deploy.storage.lock import lock_directory
 
 
 def check_parity(
-    directory: RunDirectory,
+    directory: AnyRun,
     *,
     engines: Sequence[str] | None = None,
     threads: int = 0,
@@ -67,6 +67,7 @@ def check_parity(
             can be exact on this processor.
         UsageError: no exported graph runs in the engines asked for.
     """
+    directory = as_run(directory)
     recipe = directory.load_recipe()
     with lock_directory(directory.root):
         artifact = load_artifact(directory.artifact)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,34 @@ from gacq_deploy.recipe.sections import Recipe
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
-PRESETS: dict[str, tuple[str, ...]] = {
-    "ci": (
-        "samples.trajectories=8",
-        "calibration.reconstruction.iterations=30",
-        "calibration.weighting.iterations=1",
-        "calibration.weighting.polish_iterations=2",
-        "calibration.polish.steps=20",
-    ),
-    "quick": (
-        "samples.trajectories=24",
-        "calibration.reconstruction.iterations=250",
-        "calibration.weighting.iterations=2",
-        "calibration.weighting.polish_iterations=5",
-        "calibration.polish.steps=100",
-    ),
-    "standard": (
-        "samples.trajectories=48",
-        "calibration.reconstruction.iterations=800",
-        "calibration.weighting.iterations=4",
-        "calibration.weighting.polish_iterations=10",
-        "calibration.polish.steps=200",
-    ),
+def _effort(
+    *, trajectories: int, reconstruction: int, weighting: tuple[int, int], polish: int
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return the sections of a recipe that say how much effort calibration takes.
+
+    Args:
+        trajectories: to collect samples from.
+        reconstruction: iterations a block.
+        weighting: iterations of the sample weights before the blocks, and before the polish.
+        polish: steps.
+    """
+    blocks, whole = weighting
+    return {
+        "samples": {"trajectories": trajectories},
+        "calibration": {
+            "reconstruction": {"iterations": reconstruction},
+            "weighting": {"iterations": blocks, "polish_iterations": whole},
+            "polish": {"steps": polish},
+        },
+    }
+
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "ci": _effort(trajectories=8, reconstruction=30, weighting=(1, 2), polish=20),
+    "quick": _effort(trajectories=24, reconstruction=250, weighting=(2, 5), polish=100),
+    "standard": _effort(trajectories=48, reconstruction=800, weighting=(4, 10), polish=200),
 }
-"""How much effort: overrides that a command's ``--preset`` applies before its ``--set``."""
+"""How much effort: what ``--preset`` puts into a recipe before ``--set`` and other options change it."""
 
 
 def recipe_directory() -> Path:
@@ -55,13 +60,27 @@ def builtin_recipes() -> dict[str, Path]:
     return {p.stem: p for p in sorted(recipe_directory().glob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a built-in recipe by name, or a file, and apply ``a.b=value`` overrides through the same validation.
+def load_recipe(
+    name_or_path: str | PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    **sections: Mapping[str, Any],
+) -> Recipe:
+    """Read a built-in recipe by name, or a file; what changes it goes through the same validation.
+
+    Args:
+        name_or_path: ``fashion-w8a8``, or a YAML file.
+        overrides: ``a.b=value``, as the command line's ``--set`` takes them.
+        preset: a key of :data:`PRESETS`, which goes before everything else.
+        sections: values of the recipe's sections, which go last: ``samples={"prompts": [...]}``.
 
     Raises:
-        RecipeError: not found, not YAML, unknown key, value out of range; with file and line.
+        RecipeError: not found, not YAML, unknown key or preset, value out of range; with file and line.
     """
-    path = builtin_recipes().get(name_or_path, Path(name_or_path))
+    if preset is not None and preset not in PRESETS:
+        raise RecipeError(f"There is no preset '{preset}'.", f"Choose one of: {', '.join(PRESETS)}.")
+    path = builtin_recipes().get(str(name_or_path), Path(name_or_path))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -71,11 +90,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"Recipe {path} cannot be read: {error}.", "Pass a UTF-8 YAML file.") from error
-    return parse_recipe(text, origin=str(path), overrides=overrides)
+    return parse_recipe(text, origin=str(path), overrides=overrides, preset=preset, sections=sections)
 
 
-def parse_recipe(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Validate the YAML ``text``; ``origin`` names it in errors.
+def parse_recipe(
+    text: str,
+    *,
+    origin: str,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    sections: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Validate the YAML ``text``; ``origin`` names it in errors, the rest is as for :func:`load_recipe`.
 
     Raises:
         RecipeError: as for :func:`load_recipe`.
@@ -93,8 +119,10 @@ def parse_recipe(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Re
     _refuse_duplicates(node, origin)
     if not isinstance(document, dict):
         raise RecipeError(f"{origin}: a recipe is a mapping, got {type(document).__name__}.", _DOCS_HINT)
+    _merge(document, PRESETS[preset] if preset else {})
     for override in overrides:
         _apply_override(document, override)
+    _merge(document, sections or {})
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -136,6 +164,17 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell."
         ) from None
+
+
+def _merge(document: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Replace the values that are given, section by section; lists are replaced whole."""
+    for key, value in values.items():
+        if not isinstance(value, Mapping):
+            document[key] = str(value) if isinstance(value, PathLike) else value
+            continue
+        if not isinstance(document.get(key), dict):
+            document[key] = {}
+        _merge(document[key], value)
 
 
 def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overrides: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.engines.catalogue import FLOAT_ENGINE
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.generate.grid import to_uint8, write_grid
-from gacq_deploy.generate.stage import ImageRequest, make_images
+from gacq_deploy.generate.request import ImageRequest
+from gacq_deploy.generate.sampled import make_sampled_images
 from gacq_deploy.metrics.images import psnr
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
@@ -70,8 +71,8 @@ def make_pictures(run: RunDirectory, report: Reporter = SILENT) -> Pictures:
     """
     shape = _image_shape(run)
     count = image_count(shape[-2:])
-    exact = make_images(run, ImageRequest(count, engine=FLOAT_ENGINE), report)
-    quantized = make_images(run, ImageRequest(count), report)
+    exact = make_sampled_images(run, ImageRequest(count=count, engine=FLOAT_ENGINE), report)
+    quantized = make_sampled_images(run, ImageRequest(count=count), report)
     gaps = np.clip(np.abs(np.clip(exact.images, -1, 1) - np.clip(quantized.images, -1, 1)) * GAIN, 0, 2) - 1
     grids = [_grid_png(reduced(images)) for images in (exact.images, quantized.images, gaps)]
     with Image.open(io.BytesIO(grids[0])) as picture:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gacq_deploy.backends.trt.library import current_device
 from gacq_deploy.bench import BenchReport, run_bench
-from gacq_deploy.bench.measure import Settings as BenchSettings
+from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.build_trt.open import Plan
 from gacq_deploy.build_trt.stage import BuiltEngine
 from gacq_deploy.engines.catalogue import REFERENCE

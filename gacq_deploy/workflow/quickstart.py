@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
-from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.bench.stage import plan_graphs
 from gacq_deploy.build_trt.open import require_judged
 from gacq_deploy.calibration.stage import calibrate
@@ -19,7 +19,8 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.generate.grid import write_comparison
-from gacq_deploy.generate.stage import ImageRequest, make_images
+from gacq_deploy.generate.request import ImageRequest
+from gacq_deploy.generate.sampled import make_sampled_images
 from gacq_deploy.metrics.images import psnr
 from gacq_deploy.parity import ParityReport, check_parity, load_report
 from gacq_deploy.parity.comparisons import candidates_of
@@ -31,7 +32,7 @@ from gacq_deploy.storage.digests import describe_file, verify_file
 from gacq_deploy.storage.files import read_json, write_json
 from gacq_deploy.storage.lock import lock_directory
 
-BENCH = Settings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
+BENCH = BenchSettings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""
 IMAGES, COLUMNS = 20, 5
 Record = TypeVar("Record")
@@ -94,7 +95,7 @@ def run_chain(
     directory: RunDirectory,
     *,
     fresh: bool = False,
-    settings: Settings | None = None,
+    settings: BenchSettings | None = None,
     report: Reporter = SILENT,
 ) -> ChainResult:
     """Calibrate, export, judge, measure and draw; what is up to date is left alone.
@@ -172,7 +173,7 @@ def _current_parity(
 
 
 def _current_bench(
-    directory: RunDirectory, export: ExportRecord, settings: Settings, engines: Sequence[str]
+    directory: RunDirectory, export: ExportRecord, settings: BenchSettings, engines: Sequence[str]
 ) -> BenchReport | None:
     """Return the saved report if it measured these graphs in every engine, at least as long as asked."""
     found = _unless_damaged(load_bench, directory.bench_json)
@@ -197,8 +198,10 @@ def _ensure_comparison(
     }
     if _comparison_is_current(directory, wanted):
         return
-    exact = make_images(directory, ImageRequest(IMAGES, engine=FLOAT_ENGINE, allow_failed=True), report)
-    quantized = make_images(directory, ImageRequest(IMAGES, allow_failed=True), report)
+    exact = make_sampled_images(
+        directory, ImageRequest(count=IMAGES, engine=FLOAT_ENGINE, allow_failed=True), report
+    )
+    quantized = make_sampled_images(directory, ImageRequest(count=IMAGES, allow_failed=True), report)
     with lock_directory(directory.root):
         write_comparison(directory.comparison_png, exact.images, quantized.images, columns=COLUMNS)
         figures = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -18,6 +20,7 @@ from tests.support.tiny import WITHOUT_ATTENTION, save_model, tiny_unet
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 BLOCK = re.compile(r"```(?:console|sh|bash)\n(.*?)```", re.DOTALL)
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 # in pieces, so that this file does not name them itself
 HOSTS = (
@@ -130,6 +133,46 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
             assert not Path(OWN_RUN).exists()
         if "-o" in arguments and "--dry-run" not in arguments:
             assert Path(arguments[arguments.index("-o") + 1]).exists()
+
+
+def _python_chain() -> str:
+    """Return the README's chain in Python."""
+    (code,) = (
+        c for c in PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8")) if "calibrate" in c
+    )
+    return str(code)
+
+
+@pytest.mark.slow
+def test_the_python_chain_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_unet(classes=10, **WITHOUT_ATTENTION), tmp_path / OWN_MODEL)
+    code = _python_chain()
+    assert 'preset="quick"' in code
+    names: dict[str, Any] = {"SMALL": SMALL}
+    exec(code.replace('preset="quick"', 'preset="ci", overrides=SMALL'), names)
+    assert names["made"].images.shape == (4, 1, 8, 8)
+    assert (tmp_path / "images.png").is_file()
+    assert names["verdict"].passed == (not names["verdict"].failed_gates)
+
+
+@pytest.mark.slow
+def test_the_python_chain_of_the_readme_is_typed(tmp_path: Path) -> None:
+    """As a user's type checker sees it: ``reveal_type`` tells that nothing is ``Any``."""
+    chain = tmp_path / "chain.py"
+    chain.write_text(_python_chain() + "reveal_type((verdict, made, run))\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", str(chain)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "ParityReport" in done.stdout
+    assert "GeneratedImages" in done.stdout
+    assert "RunDirectory" in done.stdout
+    chain.write_text(_python_chain().replace("count=4", 'count="4"'))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", str(chain)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert 'Argument "count" to "ImageRequest" has incompatible type "str"' in done.stdout
 
 
 def test_the_readme_shows_results() -> None:

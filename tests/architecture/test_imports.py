@@ -43,6 +43,8 @@ def _modules(package: str, folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
+        if parts[-1] == "__main__":
+            continue  # running it is what it is for
         names.append(".".join((package, *(p for p in parts if p != "__init__"))))
     return names
 

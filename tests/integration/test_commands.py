@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -223,11 +224,17 @@ def test_bench_writes_its_report(run_copy: Path) -> None:
 
 def _as_it_stands(recipe: Path) -> list[str]:
     """Return options that set back whatever the default preset of `quickstart` changes."""
-    options = []
-    for path in (value.partition("=")[0] for value in PRESETS["quick"]):
-        value = reduce(operator.getitem, path.split("."), load_recipe(str(recipe)).document())
-        options += ["--set", f"{path}={value}"]
-    return options
+    own = load_recipe(recipe).document()
+    return [
+        option
+        for path in _paths(PRESETS["quick"])
+        for option in ("--set", f"{'.'.join(path)}={reduce(operator.getitem, path, own)}")
+    ]
+
+
+def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        yield from ((key, *rest) for rest in _paths(value)) if isinstance(value, Mapping) else ((key,),)
 
 
 def test_quickstart_takes_the_quick_preset_unless_told(run_copy: Path, recipe_file: Path) -> None:

@@ -15,9 +15,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from gacq_deploy.diffusers import load_denoiser
-from gacq_deploy.generate.distributed import share_request, turned
+from gacq_deploy.generate.distributed import share_request
 from gacq_deploy.generate.grid import write_grid
-from gacq_deploy.generate.stage import ImageRequest
+from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import Group
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json
@@ -164,10 +164,10 @@ def test_a_pipeline_without_a_part_is_refused(root: Path, tmp_path: Path, part: 
 
 
 def test_two_processes_share_seeds_and_prompts(root: Path) -> None:
-    whole = ImageRequest(3, seed=5, batch=2)
+    whole = ImageRequest(count=3, seed=5, batch=2, prompts=PROMPTS)
     shares = [share_request(RunDirectory(root / "run"), whole, Group(rank, 2)) for rank in range(2)]
     taken = [
-        (share.seed + i, turned(PROMPTS, share.seed - whole.seed)[i % len(PROMPTS)], share.labels)
+        (share.seed + i, share.prompts[i % len(PROMPTS)], share.labels)
         for share in shares
         if share is not None
         for i in range(share.count)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.workflow.quickstart import ChainResult, run_chain
@@ -17,7 +17,7 @@ from tests.support.commands import invoke
 
 POLICY = "runtime.step_policy={float_steps: 2, where: both}"
 STEPS = 4
-SHORT = Settings(batches=(2,), repeats=1, turn_seconds=0.001)
+SHORT = BenchSettings(batches=(2,), repeats=1, turn_seconds=0.001)
 
 
 def _json(*arguments: str, code: int = 0) -> Any:

@@ -15,7 +15,7 @@ def change_engine(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) ->
     """Let the engine's record differ in this process."""
     changed = tuple(replace(r, **changes) if r.name == name else r for r in catalogue.BUILT_IN)
     monkeypatch.setattr(catalogue, "BUILT_IN", changed)
-    monkeypatch.setattr(catalogue, "engines", catalogue.engines.__wrapped__)
+    monkeypatch.setattr(catalogue, "known_engines", catalogue.known_engines.__wrapped__)
 
 
 def install_package(folder: Path, source: str, value: str, name: str = "gacq_added_engine") -> Path:

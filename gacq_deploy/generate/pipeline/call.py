@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -15,30 +14,12 @@ from gacq_deploy.artifact.call import SAMPLE
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.errors import EngineError, GacqError, ModelError, ResourceError, UsageError
-from gacq_deploy.generate.stage import ImageRequest
+from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.models.pipelines import OpenPipeline, open_pipeline
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import Recipe
 
 _FAILURES = (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError)
-
-
-@dataclass(frozen=True)
-class PromptedRequest:
-    """Which images of which prompts; None takes the recipe's value, or the pipeline's own."""
-
-    images: ImageRequest
-    prompts: tuple[str, ...] = ()
-    """Repeated in turn; none: the recipe's, image i that of number seed + i in their seeded order."""
-    negative_prompt: str | None = None
-    guidance_scale: float | None = None
-    width: int | None = None
-    """In pixels."""
-    height: int | None = None
-    pipeline: str | None = None
-    """Folder or hub id of the pipeline, where it is no longer where the recipe found it."""
-    device: str | None = None
-    """Of text encoders and decoder, as PyTorch names it; None: the GPU where the engine runs on one."""
 
 
 def open_around(source: Source, denoiser: EngineDenoiser, scheduler: str | None, device: str) -> OpenPipeline:
@@ -62,14 +43,14 @@ def open_around(source: Source, denoiser: EngineDenoiser, scheduler: str | None,
 
 
 def call_arguments(
-    opened: OpenPipeline, request: PromptedRequest, recipe: Recipe, engine: Engine
+    opened: OpenPipeline, request: ImageRequest, recipe: Recipe, engine: Engine
 ) -> dict[str, Any]:
     """Return what every call of the pipeline is given, as in calibration but for what was asked.
 
     Raises:
         UsageError: something was asked for that the pipeline or the graph does not take.
     """
-    steps = request.images.steps
+    steps = request.steps
     given: dict[str, Any] = {
         "num_inference_steps": recipe.runtime.steps if steps is None else steps,
         "output_type": "np",
@@ -101,7 +82,7 @@ def _require(opened: OpenPipeline, argument: str) -> None:
         )
 
 
-def _size(opened: OpenPipeline, request: PromptedRequest, engine: Engine) -> dict[str, int]:
+def _size(opened: OpenPipeline, request: ImageRequest, engine: Engine) -> dict[str, int]:
     """Return height and width in pixels, as far as they are not the pipeline's own."""
     factor = int(getattr(opened.pipeline, "vae_scale_factor", 1))
     given = {}

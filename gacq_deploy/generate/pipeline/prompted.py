@@ -13,8 +13,9 @@ from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.diffusers.load import looks_of
 from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.errors import BackendUnavailable, ModelError, UsageError
-from gacq_deploy.generate.pipeline.call import PromptedRequest, call_arguments, open_around, run_pipeline
-from gacq_deploy.generate.stage import GeneratedImages, ImageRequest, open_engines
+from gacq_deploy.generate.pipeline.call import call_arguments, open_around, run_pipeline
+from gacq_deploy.generate.request import GeneratedImages, ImageRequest
+from gacq_deploy.generate.sampled import open_engines
 from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Source, find_source
@@ -33,7 +34,7 @@ _DECODERS = ("vae", "vqvae", "movq", "vqgan")
 
 
 def make_prompted_images(
-    directory: RunDirectory, request: PromptedRequest, report: Reporter = SILENT
+    directory: RunDirectory, request: ImageRequest, report: Reporter = SILENT
 ) -> GeneratedImages:
     """Run a model's own pipeline with the engine as its denoiser; the float denoiser is not loaded.
 
@@ -51,30 +52,29 @@ def make_prompted_images(
         EngineError: the engine failed, or images are not finite.
         ResourceError: out of memory.
     """
-    asked = request.images
-    _check_request(asked)
+    _check_request(request)
     recipe = directory.load_recipe()
     source = _find_pipeline(recipe.model, request.pipeline)
     artifact = load_artifact(directory.artifact)
-    sampler, scheduler = _sampler(artifact, recipe, asked)
-    policy = _policy(artifact, recipe, asked, sampler)
-    graph = graph_for(directory, asked.engine, allow_failed=asked.allow_failed)
+    sampler, scheduler = _sampler(artifact, recipe, request)
+    policy = _policy(artifact, recipe, request, sampler)
+    graph = graph_for(directory, request.engine, allow_failed=request.allow_failed)
     config, kind = looks_of(source)
     with (
-        open_engines(directory, asked, graph, policy) as engine,
+        open_engines(directory, request, graph, policy) as engine,
         EngineDenoiser(engine, artifact.model, config, kind=kind) as denoiser,
     ):
-        opened = open_around(source, denoiser, scheduler if asked.scheduler else None, _device(request))
+        opened = open_around(source, denoiser, scheduler if request.scheduler else None, _device(request))
         prompts = _prompts(opened, request, recipe)
         given = call_arguments(opened, request, recipe, engine)
-        batch = asked.batch or recipe.runtime.batch
-        seeds = range(asked.seed, asked.seed + asked.count)
-        report.stage("denoise", -(-asked.count // batch) * len(sampler.timesteps))
+        batch = request.batch or recipe.runtime.batch
+        seeds = range(request.seed, request.seed + request.count)
+        report.stage("denoise", -(-request.count // batch) * len(sampler.timesteps))
         denoiser.register_forward_hook(lambda *_: report.advance())
         began = time.perf_counter()
         pieces = [
             run_pipeline(opened, given, prompts[first : first + batch], seeds[first : first + batch])
-            for first in range(0, asked.count, batch)
+            for first in range(0, request.count, batch)
         ]
         seconds = time.perf_counter() - began
         label = engine.label
@@ -94,11 +94,11 @@ def make_prompted_images(
     )
 
 
-def _check_request(asked: ImageRequest) -> None:
-    if asked.count < 1:
-        raise UsageError(f"{asked.count} images were asked for.", "Ask for at least one.")
-    check_seeds((asked.seed, asked.seed + asked.count - 1))
-    if asked.labels is not None:
+def _check_request(request: ImageRequest) -> None:
+    if request.count < 1:
+        raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
+    check_seeds((request.seed, request.seed + request.count - 1))
+    if request.labels is not None:
         raise UsageError(
             "The model is steered by prompts and takes no class labels.", "Pass --prompt TEXT, not --class."
         )
@@ -141,14 +141,14 @@ def _find_pipeline(section: ModelSection, elsewhere: str | None) -> Source:
     return source
 
 
-def _sampler(artifact: CalibrationArtifact, recipe: Recipe, asked: ImageRequest) -> tuple[Sampler, str]:
+def _sampler(artifact: CalibrationArtifact, recipe: Recipe, request: ImageRequest) -> tuple[Sampler, str]:
     """Return the steps that the pipeline will take, and its scheduler's class: refused here what would fail there."""
     model = artifact.model
     own = str(model.scheduler.get("_class_name", "DDIMScheduler"))
-    name = _SHORT.get(asked.scheduler or own, asked.scheduler or own)
+    name = _SHORT.get(request.scheduler or own, request.scheduler or own)
     assert model.call is not None
     told = model.call.timestep
-    steps = recipe.runtime.steps if asked.steps is None else asked.steps
+    steps = recipe.runtime.steps if request.steps is None else request.steps
     sampler = open_sampler(
         model.scheduler, steps, name=name, timestep_dtype=told.dtype, timestep_scale=told.scale
     )
@@ -156,29 +156,30 @@ def _sampler(artifact: CalibrationArtifact, recipe: Recipe, asked: ImageRequest)
 
 
 def _policy(
-    artifact: CalibrationArtifact, recipe: Recipe, asked: ImageRequest, sampler: Sampler
+    artifact: CalibrationArtifact, recipe: Recipe, request: ImageRequest, sampler: Sampler
 ) -> StepPolicy | None:
-    section = asked.policy(recipe.runtime.step_policy)
+    section = request.policy(recipe.runtime.step_policy)
     if not section:
         return None
     return resolve_policy(section, sampler.timesteps, artifact, told=sampler.model_timesteps)
 
 
-def _device(request: PromptedRequest) -> str:
+def _device(request: ImageRequest) -> str:
     if request.device is not None:
         return request.device
-    return "cuda" if engine_named(request.images.engine).on_gpu and torch.cuda.is_available() else "cpu"
+    return "cuda" if engine_named(request.engine).on_gpu and torch.cuda.is_available() else "cpu"
 
 
-def _prompts(opened: OpenPipeline, request: PromptedRequest, recipe: Recipe) -> list[str]:
+def _prompts(opened: OpenPipeline, request: ImageRequest, recipe: Recipe) -> list[str]:
     """Return one prompt an image, none of a pipeline that takes none."""
-    asked = request.images
     if not opened.takes("prompt"):
         if request.prompts:
             raise UsageError(f"{opened.name} takes no prompts.", "Leave --prompt out.")
         return []
     if not request.prompts:
-        return draw_prompts(recipe.samples.prompts or BUILTIN, recipe.samples.seed, asked.seed, asked.count)
+        return draw_prompts(
+            recipe.samples.prompts or BUILTIN, recipe.samples.seed, request.seed, request.count
+        )
     if any(not prompt.strip() for prompt in request.prompts):
         raise UsageError("A prompt is empty.", "Say what the image shows.")
-    return [request.prompts[i % len(request.prompts)] for i in range(asked.count)]
+    return [request.prompts[i % len(request.prompts)] for i in range(request.count)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.bench.measure import Feed, Graph, Settings, WorkerProcess, measure
+from gacq_deploy.bench.measure import BenchSettings, Feed, Graph, WorkerProcess, measure
 from gacq_deploy.bench.report import BenchReport, Spread, load_bench
 from gacq_deploy.bench.stage import describe_host, plan_graphs
 from gacq_deploy.bench.worker import peak_memory
@@ -23,7 +23,7 @@ FEEDS = (
     Feed("timestep", "int64", (), 1000),
     Feed("class_labels", "int64", (), CLASSES),
 )
-QUICK = Settings(batches=(1, 3), threads=1, repeats=2, turn_seconds=0.002)
+QUICK = BenchSettings(batches=(1, 3), threads=1, repeats=2, turn_seconds=0.002)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_no_process_survives_an_error(graphs: tuple[Graph, Graph], monkeypatch: 
 )
 def test_settings_out_of_range_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        Settings(**values)
+        BenchSettings(**values)
 
 
 def test_spread() -> None:

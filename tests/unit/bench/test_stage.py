@@ -7,7 +7,7 @@ import pytest
 
 from gacq_deploy.artifact.call import CallRecord, StateRecord, TimestepRecord
 from gacq_deploy.bench import load_bench, run_bench
-from gacq_deploy.bench.measure import Feed, Settings
+from gacq_deploy.bench.measure import BenchSettings, Feed
 from gacq_deploy.bench.stage import model_feeds
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from gacq_deploy.export.stage import export_onnx
@@ -15,7 +15,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_file
 from tests.support.tiny import tiny_denoiser, tiny_run
 
-QUICK = Settings(batches=(1, 2), repeats=1, turn_seconds=0.001)
+QUICK = BenchSettings(batches=(1, 2), repeats=1, turn_seconds=0.001)
 
 
 @pytest.fixture(scope="module")

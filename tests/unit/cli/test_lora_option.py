@@ -9,11 +9,11 @@ import pytest
 
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import LoraSection
-from gacq_deploy_cli.calibrate import lora_overrides
+from gacq_deploy_cli.calibrate import recipe_sections
 
 
 def asked(*texts: str) -> tuple[LoraSection, ...]:
-    return load_recipe("fashion-w8a8", lora_overrides(texts)).model.loras
+    return load_recipe("fashion-w8a8", **recipe_sections(loras=texts)).model.loras
 
 
 def test_files_keep_their_order_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,4 +31,4 @@ def test_files_keep_their_order_and_scale(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_scale_that_is_no_number_is_refused() -> None:
     with pytest.raises(click.BadParameter, match=r"'x.safetensors:much' is neither a file nor FILE:SCALE"):
-        lora_overrides(("x.safetensors:much",))
+        recipe_sections(loras=("x.safetensors:much",))

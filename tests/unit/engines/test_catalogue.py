@@ -15,7 +15,7 @@ from gacq_deploy.engines.catalogue import (
     EngineRecord,
     default_engines,
     engine_named,
-    engines,
+    known_engines,
     rules_for,
 )
 from gacq_deploy.errors import BackendUnavailable, UsageError
@@ -32,7 +32,7 @@ RECORD = EngineRecord(name={name!r}, backend="a:B", install="pip install a", gra
 def catalogue_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of installed packages that a fresh catalogue reads."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(catalogue, "engines", engines.__wrapped__)
+    monkeypatch.setattr(catalogue, "known_engines", known_engines.__wrapped__)
     for name in ("gacq_added_engine", "gacq_broken"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
@@ -70,7 +70,7 @@ def test_every_name_that_is_imported_later_exists(record: EngineRecord) -> None:
 def test_a_package_adds_an_engine(catalogue_of: Path) -> None:
     install_package(catalogue_of, ADDED.format(name="new"), "gacq_added_engine:RECORD")
     assert engine_named("new").graphs == (CANONICAL,)
-    assert list(catalogue.engines()) == [*(r.name for r in BUILT_IN), "new"]
+    assert list(catalogue.known_engines()) == [*(r.name for r in BUILT_IN), "new"]
     with pytest.raises(UsageError, match="'old' is not known") as caught:
         engine_named("old")
     assert caught.value.hint.endswith("float, new.")
@@ -88,7 +88,7 @@ def test_a_package_adds_an_engine(catalogue_of: Path) -> None:
 def test_a_package_that_adds_none_is_named(catalogue_of: Path, source: str, value: str, said: str) -> None:
     install_package(catalogue_of, source, value, "gacq_broken")
     with pytest.raises(BackendUnavailable) as caught:
-        catalogue.engines()
+        catalogue.known_engines()
     assert said in caught.value.message
     assert "gacq_broken:RECORD" in caught.value.message
     assert "gacq_broken" in caught.value.hint

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gacq_deploy.errors import UsageError
 from gacq_deploy.generate.distributed import share_request
-from gacq_deploy.generate.stage import ImageRequest
+from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import ALONE, Group, joined_group, own_rank, speaks_first
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -37,7 +37,7 @@ LAUNCHED = {
 def test_shares_of_a_request_are_its_own_whole_batches(
     count: int, batch: int, size: int, labels: int
 ) -> None:
-    asked = ImageRequest(count, seed=7, labels=tuple(range(labels)), batch=batch)
+    asked = ImageRequest(count=count, seed=7, labels=tuple(range(labels)), batch=batch)
     nowhere = RunDirectory(Path("nowhere"))
     shares = [share_request(nowhere, asked, Group(rank, size)) for rank in range(size)]
     images = [

@@ -129,3 +129,26 @@ def test_gates_do_not_change_what_calibration_learns() -> None:
     other = load_recipe("fashion-w8a8", ["calibration.seed=1"])
     assert plain.calibration_digest == gated.calibration_digest != other.calibration_digest
     assert plain.digest != gated.digest
+
+
+def test_sections_go_last_and_a_preset_first() -> None:
+    recipe = load_recipe(
+        "fashion-w8a8",
+        ["samples.steps=7", "samples.trajectories=9"],
+        preset="standard",
+        samples={"steps": 8, "prompts": ["a cat: black", "two\nlines"]},
+        model={"source": Path("somewhere")},
+    )
+    assert (recipe.samples.trajectories, recipe.samples.steps) == (9, 8)
+    assert recipe.samples.prompts == ("a cat: black", "two\nlines")
+    assert recipe.calibration.reconstruction.iterations == 800
+    assert recipe.model.source == "somewhere"
+
+
+def test_a_section_that_is_wrong_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"samples\.steps"):
+        load_recipe("fashion-w8a8", samples={"steps": "many"})
+    with pytest.raises(RecipeError, match="nothing"):
+        load_recipe("fashion-w8a8", nothing={"steps": 1})
+    with pytest.raises(RecipeError, match="'fast'"):
+        load_recipe("fashion-w8a8", preset="fast")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from gacq_deploy.bench import load_bench, run_bench
-from gacq_deploy.bench.measure import Settings
+from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.parity import check_parity, load_report
 from gacq_deploy.parity.stage import installed_engines
 from gacq_deploy.workflow.quickstart import run_chain
 from tests.support.engine_records import change_engine
 from tests.support.judged_run import make_run
 
-QUICK = Settings(batches=(1,), repeats=1, turn_seconds=0.001)
+QUICK = BenchSettings(batches=(1,), repeats=1, turn_seconds=0.001)
 
 
 @pytest.mark.usefixtures("warm_benches")

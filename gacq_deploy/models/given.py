@@ -1,0 +1,86 @@
+"""Where does a pipeline that the caller has loaded lie, so that another process can load it, too?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from gacq_deploy.errors import GacqError, UsageError
+from gacq_deploy.models.source import digest_weights, find_source, load_module, own_component
+from gacq_deploy.progress import Reporter
+from gacq_deploy.recipe.sections import ModelSection, Recipe
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.digests import digest_array, digest_json
+from gacq_deploy.storage.files import atomic_directory
+from gacq_deploy.storage.lock import lock_directory
+
+
+def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report: Reporter) -> Recipe:
+    """Return the recipe with the place where a loaded pipeline's weights lie, saving them there if they lie nowhere.
+
+    Args:
+        recipe: its model section keeps what it says beside the source.
+        pipeline: of diffusers, with a denoiser.
+        directory: receives ``model/`` if the weights are not those of the place that the pipeline came from.
+        report: is told which of the two it is.
+
+    Raises:
+        UsageError: no pipeline, adapters that are not fused, or the run is another model's.
+        ModelError: which of its modules is the denoiser cannot be told.
+        ResourceError: the disk is full, or another process uses the directory.
+    """
+    if not isinstance(pipeline, diffusers.DiffusionPipeline):
+        raise UsageError(
+            f"model is a {type(pipeline).__name__}, not a pipeline of diffusers.",
+            "Pass the whole pipeline; a denoiser alone does not tell its scheduler.",
+        )
+    loaded: Any = pipeline
+    component = own_component(pipeline, recipe.model.component)
+    module: nn.Module = getattr(pipeline, component)
+    if getattr(module, "peft_config", None):
+        raise UsageError(
+            f"The pipeline's {component} has adapters that are not fused into it.",
+            "Call pipe.fuse_lora() and pipe.unload_lora_weights() first, or name the files in model.loras.",
+        )
+    digest = _digest(module)
+    for place in (str(loaded.config.get("_name_or_path") or ""), str(directory.model)):
+        section = recipe.model.model_copy(update={"source": _whole(place), "component": component})
+        if place and _lies_there(section, digest):
+            report.note(f"model: the weights are those of {section.source}")
+            return recipe.model_copy(update={"model": section})
+    if directory.model.exists():
+        raise UsageError(
+            f"{directory.model} holds a model with other weights than the pipeline's.",
+            "Calibrate another model in a run directory of its own.",
+        )
+    with lock_directory(directory.root), atomic_directory(directory.model) as folder:
+        loaded.save_pretrained(folder, safe_serialization=True)
+    report.note(f"model: the weights lie nowhere else, so the pipeline was saved to {directory.model}")
+    section = recipe.model.model_copy(update={"source": _whole(str(directory.model)), "component": component})
+    return recipe.model_copy(update={"model": section})
+
+
+def _whole(place: str) -> str:
+    """Return a folder as an absolute path, another process may start elsewhere; an id of the hub as it is."""
+    path = Path(place).expanduser()
+    return str(path.resolve()) if place and path.exists() else place
+
+
+def _lies_there(section: ModelSection, digest: str) -> bool:
+    """Tell whether the denoiser there has these weights; what cannot be loaded has not."""
+    try:
+        return digest_weights(load_module(find_source(section.model_copy(update={"loras": ()})))) == digest
+    except GacqError:
+        return False
+
+
+@torch.no_grad()
+def _digest(module: nn.Module) -> str:
+    """Return what :func:`~gacq_deploy.models.source.digest_weights` would, were the module in float32 on the CPU."""
+    values = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    plain = {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+    return digest_json({name: digest_array(value.numpy()) for name, value in plain.items()})
