@@ -91,6 +91,20 @@ class CalibrationArtifact:
         for site, smoothing in self.smoothing.items():
             self._check_smoothing(site, smoothing)
 
+    def why_stale(self, recipe: Mapping[str, Any], samples_sha256: str | None = None) -> str | None:
+        """Return why this was not calibrated by that recipe from those samples; None: it was.
+
+        Args:
+            recipe: the run's recipe as a document.
+            samples_sha256: digest of the samples that lie beside it; None where none do.
+        """
+        changed = [key for key, value in self.recipe.items() if recipe.get(key) != value]
+        if changed:
+            return f"recipe.yaml differs in {', '.join(changed)}"
+        if samples_sha256 not in (None, self.samples_sha256):
+            return f"it was made from other samples ({self.samples_sha256[:12]}) than lie beside it"
+        return None
+
     def multiplier(self, site: Site) -> NDArray[np.float32] | None:
         """Return what multiplies the input ``site`` [in] before its quantizer, if anything does."""
         smoothing = self.smoothing.get(site)

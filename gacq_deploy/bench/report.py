@@ -10,6 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import why_changed
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 FLOAT_GRAPH = "float.onnx"
@@ -115,6 +117,10 @@ class BenchReport(_Record):
     ratios: tuple[Ratio, ...]
     skipped: dict[str, str]
     """``<engine>/<file>`` -> why it was not measured."""
+
+    def why_stale(self, directory: RunDirectory) -> str | None:
+        """Return why this was not measured on what the run holds now; None: it was."""
+        return why_changed(directory, self.subject)
 
     def save(self, path: Path) -> None:
         """Write it atomically, with its own digest."""

@@ -79,6 +79,12 @@ class EngineRecord(_Record):
     peak_mb: int
     licence: str = LICENCE
 
+    def why_stale(self, export: ExportRecord) -> str | None:
+        """Return why this was built from another graph than the exported one; None: it was not."""
+        if self.inputs.graph_sha256 == graph_digest(export, self.inputs.graph):
+            return None
+        return f"{self.inputs.graph} changed since it was built"
+
     @property
     def is_int8(self) -> bool:
         """Tell whether this is the engine, and not its float twin."""
@@ -184,7 +190,7 @@ def find_engine(
     for folder, record in engines_of(directory):
         if record.inputs.library != library or record.inputs.graph != graph:
             continue
-        if is_stale(record, export):
+        if record.why_stale(export):
             stale += 1
         elif record.coverage is not None and not holds(record.coverage, record.least_coverage):
             below = below or (folder, record)
@@ -197,11 +203,6 @@ def find_engine(
             f"The {stale} {library} engines in {directory.engines} are stale: {graph} changed since.", hint
         )
     raise ArtifactError(f"{directory.root} holds no {library} engine of {graph}.", hint)
-
-
-def is_stale(record: EngineRecord, export: ExportRecord) -> bool:
-    """Tell whether an engine was built from another graph than the exported one."""
-    return record.inputs.graph_sha256 != graph_digest(export, record.inputs.graph)
 
 
 def graph_digest(export: ExportRecord, graph: str) -> str:

@@ -103,24 +103,21 @@ def locate_twin(directory: RunDirectory, plan: Plan) -> Plan:
     return Plan(folder, read_engine(folder, hint))
 
 
-def require_judged(directory: RunDirectory, judged: Mapping[str, str], hint: str) -> None:
-    """Refuse a report about engines that are not the ones that would run now.
+def why_others(directory: RunDirectory, judged: Mapping[str, str]) -> str | None:
+    """Return why the compiled engines of a report are not the ones that would run now; None: they are.
 
     Args:
         directory: the run.
         judged: library -> key of its engine when the report was made.
-        hint: what to do about it.
-
-    Raises:
-        ArtifactError: another engine would run, or none is left.
     """
     for library in filter(is_compiled, judged):
-        folder, _ = find_engine(directory, load_export(directory), library)
+        try:
+            folder, _ = find_engine(directory, load_export(directory), library)
+        except ArtifactError as error:
+            return f"it is about {library} engine {judged[library]}, and {error.message.rstrip('.')}"
         if folder.name != judged[library]:
-            raise ArtifactError(
-                f"The report is stale: it judged {library} engine {judged[library]}, {folder.name} would run now.",
-                hint,
-            )
+            return f"it is about {library} engine {judged[library]}, {folder.name} would run now"
+    return None
 
 
 def open_model(engine: str, path: Path, *, threads: int = 0, allow_host_code: bool = False) -> Engine:

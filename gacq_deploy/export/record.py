@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.digests import verify_file
+from gacq_deploy.storage.digests import digest_file, verify_file
 from gacq_deploy.storage.files import read_json
-from gacq_deploy.storage.sealed import unseal, write_sealed
+from gacq_deploy.storage.sealed import require_current, unseal, write_sealed
 
 SCHEMA = "gacq-deploy/export/1"
 FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data"))
@@ -64,6 +65,10 @@ class ExportRecord(_Record):
         """File names of the graphs, float first."""
         return tuple(name for name in (FLOAT, CANONICAL, CPU) if name in self.files)
 
+    def why_stale(self, directory: RunDirectory) -> str | None:
+        """Return why the graphs are not those of the run's artifact; None: they are."""
+        return why_changed(directory, {"artifact_sha256": self.artifact_sha256})
+
     def save(self, path: Path) -> None:
         """Write the manifest with its own digest."""
         write_sealed(path, self.model_dump(mode="json", by_alias=True))
@@ -83,14 +88,28 @@ def load_export(directory: RunDirectory) -> ExportRecord:
                 f"Export manifest {directory.onnx_manifest} names a foreign file '{name}'.", hint
             )
         verify_file(directory.onnx / name, entry.model_dump(), what="Exported file", hint=hint)
-    current = artifact_digest(directory)
-    if record.artifact_sha256 != current:
-        raise ArtifactError(
-            f"The graphs in {directory.onnx} are stale: they were made from artifact "
-            f"{record.artifact_sha256[:12]}, {directory.artifact} now is {current[:12]}.",
-            hint,
-        )
+    require_current(directory.onnx_manifest, record.why_stale(directory), hint)
     return record
+
+
+def why_changed(directory: RunDirectory, subject: Mapping[str, Any]) -> str | None:
+    """Return what of a report's subject is not what lies in the run now; None: all is.
+
+    Args:
+        directory: the run.
+        subject: ``artifact_sha256``, and ``files``: exported file -> sha256; what is not stated is not compared.
+
+    Raises:
+        ArtifactError: the artifact states no digest.
+    """
+    made_from = subject.get("artifact_sha256")
+    if made_from is not None and made_from != (now := artifact_digest(directory)):
+        return f"it is about artifact {str(made_from)[:12]}, {directory.artifact} now is {now[:12]}"
+    for name, sha256 in subject.get("files", {}).items():
+        path = directory.onnx / Path(name).name
+        if not path.is_file() or digest_file(path) != sha256:
+            return f"{path} is not the file that it is about"
+    return None
 
 
 def artifact_digest(directory: RunDirectory) -> str:

@@ -37,6 +37,7 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, digest_json
 from gacq_deploy.storage.files import TEMP_PREFIX, atomic_directory
 from gacq_deploy.storage.lock import lock_directory
+from gacq_deploy.storage.sealed import require_current
 
 _FLOAT_TOLERANCE = 1e-4
 _CHECKED_ROWS = 16
@@ -257,14 +258,8 @@ def _up_to_date(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]
 
 def _checked_probe(recipe: Recipe, artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
     """Return the artifact's probe if the artifact is what the recipe asks for."""
-    document = recipe.document()
-    changed = [key for key, value in artifact.recipe.items() if document.get(key) != value]
-    if changed:
-        raise ArtifactError(
-            f"The artifact in {directory.artifact} is stale: {directory.recipe_path.name} now differs from "
-            f"what was calibrated in section {', '.join(changed)}.",
-            "Run `gacq-deploy calibrate` again with --fresh, or restore recipe.yaml.",
-        )
+    hint = "Run `gacq-deploy calibrate` again with --fresh, or restore recipe.yaml."
+    require_current(directory.artifact, artifact.why_stale(recipe.document()), hint)
     if artifact.probe is None:
         raise ArtifactError(
             f"Artifact {directory.artifact} has no probe to check the graphs with.", "Calibrate again."

@@ -10,15 +10,16 @@ from typing import Any, Literal
 from gacq_deploy.artifact.artifact import FILES as ARTIFACT_FILES
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.bench import load_bench
-from gacq_deploy.build_trt.manifest import engines_of, is_stale
-from gacq_deploy.build_trt.open import require_judged
+from gacq_deploy.build_trt.manifest import engines_of
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import load_export
-from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
+from gacq_deploy.parity.report import load_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
 from gacq_deploy.storage.digests import digest_file, verify_file
 from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.sealed import require_current
+from gacq_deploy.workflow.comparison import load_comparison
 
 Status = Literal["ok", "absent", "fail"]
 
@@ -131,16 +132,9 @@ def _journal(run: RunDirectory) -> str:
 
 def _artifact(run: RunDirectory) -> str:
     artifact = load_artifact(run.artifact)
+    samples = digest_file(run.samples_path) if run.samples_path.is_file() else None
     hint = "Run `gacq-deploy calibrate` again: it goes on where the run stands."
-    document = run.load_recipe().document()
-    changed = [key for key, value in artifact.recipe.items() if document.get(key) != value]
-    if changed:
-        raise ArtifactError(f"The artifact is stale: recipe.yaml differs in {', '.join(changed)}.", hint)
-    if run.samples_path.is_file() and digest_file(run.samples_path) != artifact.samples_sha256:
-        raise ArtifactError(
-            f"The artifact was made from other samples ({artifact.samples_sha256[:12]}) than lie beside it.",
-            hint,
-        )
+    require_current(run.artifact, artifact.why_stale(run.load_recipe().document(), samples), hint)
     retrained = f", {len(artifact.parameters)} retrained parameters" if artifact.parameters else ""
     return f"digest {artifact.manifest_digest[:12]}, {len(artifact.plan)} tensors{retrained}"
 
@@ -154,72 +148,31 @@ def _engines(run: RunDirectory) -> str:
     export = load_export(run)
     found = list(engines_of(run))
     for folder, record in found:
-        if is_stale(record, export):
-            raise ArtifactError(
-                f"Engine {folder} is stale: {record.inputs.graph} changed since it was built.",
-                f"Delete it; `gacq-deploy build-trt {run.root}` makes a new one.",
-            )
+        hint = f"Delete it; `gacq-deploy build-trt {run.root}` makes a new one."
+        require_current(folder, record.why_stale(export), hint)
     return ", ".join(f"{folder.name} ({r.label}, {r.inputs.graph})" for folder, r in found) or "none"
 
 
 def _parity(run: RunDirectory) -> str:
     report = load_report(run.parity_json)
     hint = f"Run `gacq-deploy parity {run.root}` again."
-    _check_subject(run, report.subject.get("files", {}), hint)
-    _check_protocol(run, report, hint)
-    if report.step_policy.asked != run.load_recipe().runtime.step_policy:
-        raise ArtifactError("The report is stale: recipe.yaml asks for another runtime.step_policy.", hint)
-    require_judged(run, report.engines, hint)
+    require_current(run.parity_json, report.why_stale(run), hint)
     return "passed" if report else "did not pass"
 
 
 def _bench(run: RunDirectory) -> str:
-    report = load_bench(run.bench_json)
-    _check_subject(run, report.subject.get("files", {}), f"Run `gacq-deploy bench {run.root}` again.")
+    hint = f"Run `gacq-deploy bench {run.root}` again."
+    require_current(run.bench_json, load_bench(run.bench_json).why_stale(run), hint)
     return "measured on these graphs"
 
 
 def _sensitivity(run: RunDirectory) -> str:
-    report = load_sensitivity(run)
     hint = f"Run `gacq-deploy sensitivity {run.root}` again."
-    present, measured = load_artifact(run.artifact).manifest_digest, report.subject.get("artifact_sha256")
-    if measured != present:
-        raise ArtifactError(
-            f"The report is stale: it measured artifact {str(measured)[:12]}, not {present[:12]}.", hint
-        )
-    _check_subject(run, report.subject.get("files", {}), hint)
+    require_current(run.sensitivity_json, load_sensitivity(run).why_stale(run), hint)
     return "measured on this artifact"
 
 
 def _comparison(run: RunDirectory) -> str:
     hint = f"Run `gacq-deploy quickstart -o {run.root}` again."
-    record = read_json(run.comparison_json, what="Comparison record", hint=hint)
-    if not isinstance(record, dict) or not isinstance(record.get("picture"), dict):
-        raise ArtifactError(f"{run.comparison_json} is not a comparison record.", hint)
-    verify_file(run.comparison_png, record["picture"], what="Comparison", hint=hint)
-    _check_subject(run, record.get("graphs", {}), hint)
+    require_current(run.comparison_json, load_comparison(run).why_stale(run), hint)
     return "drawn from these graphs"
-
-
-def _check_protocol(run: RunDirectory, report: ParityReport, hint: str) -> None:
-    """A verdict holds for the parity section of the recipe; it is stale when that asks for something else."""
-    wanted = run.load_recipe().parity
-    changes = protocol_changes(report.protocol, wanted)
-    if not changes:
-        return
-    shown = ", ".join(f"{key} was {old}, now is {new}" for key, (old, new) in changes.items())
-    if any(decides_measurement(key) for key in changes):
-        raise ArtifactError(f"The report is stale: recipe.yaml asks for other measurements: {shown}.", hint)
-    follows = "pass" if report.under(wanted) else "not pass"
-    raise ArtifactError(
-        f"The report is stale: recipe.yaml has other thresholds: {shown}. Its numbers would {follows} under them.",
-        hint,
-    )
-
-
-def _check_subject(run: RunDirectory, files: dict[str, str], hint: str) -> None:
-    """A report is about graphs; it is stale when they are not those in the folder."""
-    for name, sha256 in files.items():
-        path = run.onnx / Path(name).name
-        if not path.is_file() or digest_file(path) != sha256:
-            raise ArtifactError(f"The report is stale: {path} is not the file that was judged.", hint)

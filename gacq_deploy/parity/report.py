@@ -18,9 +18,12 @@ from pydantic import (
     model_serializer,
 )
 
+from gacq_deploy.build_trt.open import why_others
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import why_changed
 from gacq_deploy.metrics.error_difference import Number, finite
 from gacq_deploy.recipe.sections import ParitySection, StepPolicySection
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget", "single", "mixed"]
@@ -319,6 +322,26 @@ class ParityReport(_Record):
     def save(self, path: Path) -> None:
         """Write the report atomically, with its own digest."""
         write_sealed(path, self.model_dump(mode="json", by_alias=True))
+
+    def why_stale(self, directory: RunDirectory, *, thresholds: bool = True) -> str | None:
+        """Return why this is not about what the run holds, or asks for, now; None: it is.
+
+        Args:
+            directory: the run.
+            thresholds: whether the recipe's section has to be the one that judged; without, its numbers are enough.
+        """
+        recipe = directory.load_recipe()
+        if (changed := why_changed(directory, self.subject)) is not None:
+            return changed
+        if self.step_policy.asked != recipe.runtime.step_policy:
+            return f"{directory.recipe_path} asks for another runtime.step_policy"
+        if thresholds and (changes := protocol_changes(self.protocol, recipe.parity)):
+            shown = ", ".join(f"{key} was {old}, now is {new}" for key, (old, new) in changes.items())
+            if any(decides_measurement(key) for key in changes):
+                return f"{directory.recipe_path} asks for other measurements: {shown}"
+            follows = "pass" if self.under(recipe.parity) else "not pass"
+            return f"{directory.recipe_path} has other thresholds: {shown}; its numbers would {follows} under them"
+        return why_others(directory, self.engines)
 
     @property
     def failed_gates(self) -> tuple[FailedGate, ...]:

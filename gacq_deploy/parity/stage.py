@@ -16,12 +16,12 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.processor import describe_processor
 from gacq_deploy.backends.trt.library import current_device, require_device
-from gacq_deploy.build_trt.manifest import EngineRecord, engines_of, is_stale
-from gacq_deploy.build_trt.open import is_compiled, locate_plan, require_judged
+from gacq_deploy.build_trt.manifest import EngineRecord, engines_of
+from gacq_deploy.build_trt.open import is_compiled, locate_plan
 from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TrtName, default_engines, engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError
-from gacq_deploy.export.record import ExportRecord, artifact_digest, load_export
+from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.comparisons import (
     Candidate,
@@ -38,8 +38,8 @@ from gacq_deploy.recipe.sections import ParitySection, Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
-from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.lock import lock_directory
+from gacq_deploy.storage.sealed import require_current
 
 
 def check_parity(
@@ -112,7 +112,8 @@ def rejudge(directory: RunDirectory, thresholds: ParitySection | Mapping[str, An
         UsageError: a key that decides what is measured differs: that needs a new run.
     """
     old = load_report(directory.parity_json)
-    _check_current(directory, old)
+    hint = f"Run `gacq-deploy parity {directory.root}` again."
+    require_current(directory.parity_json, old.why_stale(directory, thresholds=False), hint)
     section = thresholds if isinstance(thresholds, ParitySection) else _merge(old.protocol, thresholds)
     for key, (before, after) in protocol_changes(old.protocol, section).items():
         if decides_measurement(key):
@@ -184,7 +185,7 @@ def runnable_plans(
     """Return the libraries whose newest plans of these graphs can run here."""
     newest: dict[str, EngineRecord] = {}
     for _, engine in engines_of(directory):
-        if engine.is_int8 and not is_stale(engine, record):
+        if engine.is_int8 and not engine.why_stale(record):
             newest.setdefault(engine.inputs.library, engine)
     device = current_device() if newest else None
     runnable = tuple(sorted(name for name, engine in newest.items() if engine.runs_on(device)))
@@ -242,22 +243,6 @@ def _about(artifact: CalibrationArtifact, record: ExportRecord) -> dict[str, Any
             "python": platform.python_version(),
         },
     }
-
-
-def _check_current(directory: RunDirectory, old: ParityReport) -> None:
-    hint = f"Run `gacq-deploy parity {directory.root}` again."
-    if artifact_digest(directory) != old.subject.get("artifact_sha256"):
-        raise ArtifactError(f"{directory.parity_json} is stale: the artifact changed since.", hint)
-    for name, sha256 in old.subject.get("files", {}).items():
-        path = directory.onnx / name
-        if not path.is_file() or digest_file(path) != sha256:
-            raise ArtifactError(f"{directory.parity_json} is stale: {path} changed since.", hint)
-    if old.step_policy.asked != directory.load_recipe().runtime.step_policy:
-        raise ArtifactError(
-            f"{directory.parity_json} is stale: runtime.step_policy of {directory.recipe_path} changed since.",
-            hint,
-        )
-    require_judged(directory, old.engines, hint)
 
 
 def _merge(section: ParitySection, changes: Mapping[str, Any]) -> ParitySection:

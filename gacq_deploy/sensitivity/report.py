@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import why_changed
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Role
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
@@ -106,6 +107,10 @@ class SensitivityReport(_Record):
     """The whole quantized graph, on the ranked states."""
     modules: tuple[ModuleSensitivity, ...]
     proposal: Proposal
+
+    def why_stale(self, directory: RunDirectory) -> str | None:
+        """Return why this was not measured on what the run holds now; None: it was."""
+        return why_changed(directory, self.subject)
 
     def __bool__(self) -> bool:
         return self.proposal.reached

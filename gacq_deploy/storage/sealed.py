@@ -11,6 +11,21 @@ from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import read_json, write_json
 
 
+def require_current(path: Path, why_stale: str | None, hint: str) -> None:
+    """Refuse a record that is about something else than what lies beside it now.
+
+    Args:
+        path: of the record.
+        why_stale: what the record itself says; None: it is current.
+        hint: how to make it again.
+
+    Raises:
+        ArtifactError: it is stale.
+    """
+    if why_stale is not None:
+        raise ArtifactError(f"{path} is stale: {why_stale}.", hint)
+
+
 def write_sealed(path: Path, document: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:
     """Write ``document`` and its digest under the key ``digest``, atomically; return the digest.
 

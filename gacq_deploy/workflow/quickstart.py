@@ -5,36 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
 from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.bench.stage import plan_graphs
-from gacq_deploy.build_trt.open import require_judged
 from gacq_deploy.calibration.stage import calibrate
-from gacq_deploy.engines.catalogue import CPU, FLOAT, FLOAT_ENGINE, TARGETS
+from gacq_deploy.engines.catalogue import FLOAT, TARGETS
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.generate.grid import write_comparison
-from gacq_deploy.generate.request import ImageRequest
-from gacq_deploy.generate.sampled import make_sampled_images
-from gacq_deploy.metrics.images import psnr
 from gacq_deploy.parity import ParityReport, check_parity, load_report
 from gacq_deploy.parity.comparisons import candidates_of
 from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_plans
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.digests import describe_file, verify_file
-from gacq_deploy.storage.files import read_json, write_json
-from gacq_deploy.storage.lock import lock_directory
+from gacq_deploy.workflow.comparison import ensure_comparison
 
 BENCH = BenchSettings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""
-IMAGES, COLUMNS = 20, 5
 Record = TypeVar("Record")
 
 
@@ -117,13 +107,13 @@ def run_chain(
     artifact = calibrate(recipe, directory, fresh=fresh, report=report)
     export = export_onnx(directory, targets=TARGETS, report=report)
     engines = installed_engines()
-    parity = _current_parity(directory, export, recipe, engines + runnable_plans(directory, export))
+    parity = _current_parity(directory, export, engines + runnable_plans(directory, export))
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)
     bench = _current_bench(directory, export, settings, engines)
     if bench is None:
         bench = run_bench(directory, settings=settings, report=report)
-    _ensure_comparison(directory, _subject(export), recipe, report)
+    ensure_comparison(directory, export, report)
     return ChainResult(
         artifact_sha256=artifact.manifest_digest,
         export=export,
@@ -151,22 +141,12 @@ def _unless_damaged(load: Callable[[Path], Record], path: Path) -> Record | None
         return None
 
 
-def _subject(export: ExportRecord) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in export.files.items()}
-
-
 def _current_parity(
-    directory: RunDirectory, export: ExportRecord, recipe: Recipe, engines: Sequence[str]
+    directory: RunDirectory, export: ExportRecord, engines: Sequence[str]
 ) -> ParityReport | None:
-    """Return the saved report if it judged these graphs, all of them in every engine, under this protocol."""
+    """Return the saved report if it is not stale, and judged every graph in every engine."""
     found = _unless_damaged(load_report, directory.parity_json)
-    if found is None or found.subject.get("files") != _subject(export) or found.protocol != recipe.parity:
-        return None
-    if found.step_policy.asked != recipe.runtime.step_policy:
-        return None
-    try:
-        require_judged(directory, found.engines, "It is made again.")
-    except ArtifactError:
+    if found is None or found.why_stale(directory) is not None:
         return None
     wanted, _ = judged_here(directory, candidates_of(export.graphs, engines))
     return found if found.candidates == {c.name for c in wanted} else None
@@ -175,51 +155,12 @@ def _current_parity(
 def _current_bench(
     directory: RunDirectory, export: ExportRecord, settings: BenchSettings, engines: Sequence[str]
 ) -> BenchReport | None:
-    """Return the saved report if it measured these graphs in every engine, at least as long as asked."""
+    """Return the saved report if it is not stale, and measured every engine at least as long as asked."""
     found = _unless_damaged(load_bench, directory.bench_json)
-    if found is None or found.subject.get("files") != _subject(export):
+    if found is None or found.why_stale(directory) is not None:
         return None
     graphs, _, _ = plan_graphs(directory.onnx, engines, export.graphs, ())
     if {c.name for c in found.candidates} != {graph.name for graph in graphs}:
         return None
     same = (found.batches, found.threads) == (settings.batches, settings.threads)
     return found if same and found.repeats >= settings.repeats else None
-
-
-def _ensure_comparison(
-    directory: RunDirectory, subject: dict[str, str], recipe: Recipe, report: Reporter
-) -> None:
-    """Write the same images from the float and the INT8 graph, and their difference, unless they lie there."""
-    asked = recipe.runtime.step_policy
-    wanted = {
-        "schema": "gacq-deploy/comparison/1",
-        "graphs": {n: subject[n] for n in (FLOAT, CPU)},
-        "step_policy": asked.model_dump(mode="json") if asked else None,
-    }
-    if _comparison_is_current(directory, wanted):
-        return
-    exact = make_sampled_images(
-        directory, ImageRequest(count=IMAGES, engine=FLOAT_ENGINE, allow_failed=True), report
-    )
-    quantized = make_sampled_images(directory, ImageRequest(count=IMAGES, allow_failed=True), report)
-    with lock_directory(directory.root):
-        write_comparison(directory.comparison_png, exact.images, quantized.images, columns=COLUMNS)
-        figures = {
-            "seeds": list(quantized.seeds),
-            "engine": quantized.engine,
-            "mean_psnr_db": float(np.mean(psnr(exact.images, quantized.images))),
-        }
-        picture = describe_file(directory.comparison_png)
-        write_json(directory.comparison_json, {**wanted, **figures, "picture": picture})
-
-
-def _comparison_is_current(directory: RunDirectory, wanted: dict[str, Any]) -> bool:
-    hint = "It is made again."
-    try:
-        record = read_json(directory.comparison_json, what="Comparison record", hint=hint)
-        if not isinstance(record, dict) or any(record.get(key) != value for key, value in wanted.items()):
-            return False
-        verify_file(directory.comparison_png, record.get("picture", {}), what="Comparison", hint=hint)
-    except ArtifactError:
-        return False
-    return True

@@ -398,7 +398,7 @@ CHAIN_CASES = (
     Case("verify-orphan", VERIFY, 5, ("nothing vouches for",), remove("onnx/manifest.json"), is_report=True),
     Case("verify-journal", VERIFY, 5, ("Finished step", "ranges"),
          lambda s: flip("work/" + next((s.run / "work").glob("*ranges*")).name)(s), is_report=True),
-    Case("verify-stale-parity", VERIFY, 5, ("is not the file that was judged",),
+    Case("verify-stale-parity", VERIFY, 5, ("is not the file that it is about",),
          lambda s: s.reseal("parity.json", lambda d: d["subject"]["files"].update({"int8.onnx": "0" * 64})),
          is_report=True),
     Case("verify-parity-altered", VERIFY, 5, ("parity.json was altered", "digest"),

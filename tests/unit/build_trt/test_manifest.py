@@ -19,7 +19,6 @@ from gacq_deploy.build_trt.manifest import (
     engines_of,
     find_engine,
     graph_digest,
-    is_stale,
     read_engine,
 )
 from gacq_deploy.build_trt.open import Plan
@@ -109,7 +108,7 @@ def test_the_engine_of_the_graph_that_is_there_is_found(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"holds no .* engine of float\.onnx"):
         find_engine(run, export(), "tensorrt-rtx", graph="float.onnx")
     changed = export("b" * 64)
-    assert is_stale(read_engine(folder, ""), changed)
+    assert "int8.onnx changed" in str(read_engine(folder, "").why_stale(changed))
     with pytest.raises(ArtifactError, match="stale"):
         find_engine(run, changed, "tensorrt-rtx")
 

@@ -112,7 +112,7 @@ def test_a_verdict_holds_for_the_engine_that_was_judged(
     assert rejudge(copy, {}).passed
     assert verify_run(copy)
     other = written(copy.root, made_from(digest, float_type="float32"))
-    message = f"judged tensorrt-rtx engine {judged.name}, {other.name} would run"
+    message = f"about tensorrt-rtx engine {judged.name}, {other.name} would run"
     with pytest.raises(ArtifactError, match=message):
         rejudge(copy, {})
     links = {link.name: link for link in verify_run(copy).links}

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.parity.report import (
+    ADVICE,
     GATES,
     Edge,
     Evidence,
@@ -287,3 +288,20 @@ def test_no_other_metric_can_be_left_out(metric: str) -> None:
 
 def test_an_edge_without_exemptions_says_nothing_of_them() -> None:
     assert "exempt" not in measured("budget", "a", "b", GOOD["budget"]).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(("evidence", "name"), EVERY_GATE)
+def test_a_failed_gate_says_what_it_is_and_what_to_do(evidence: Evidence, name: str) -> None:
+    edges = edge(evidence, GOOD[evidence]), edge(evidence, GOOD[evidence] | {name: BAD[name]})
+    report = assemble(edges, SECTION, trajectory={}, noise_floor={}, subject={})
+    (failed,) = report.failed_gates
+    assert (failed.evidence, failed.metric, failed.value) == (evidence, name, BAD[name])
+    assert failed.bound == edges[1].thresholds[name]
+    assert failed.value < failed.bound if failed.at_least else failed.value > failed.bound
+    assert failed.advice == ADVICE[evidence]
+    fine = assemble(edges[:1], SECTION, trajectory={}, noise_floor={}, subject={})
+    assert fine.failed_gates == ()
+
+
+def test_every_kind_of_evidence_has_an_advice() -> None:
+    assert ADVICE.keys() == GATES.keys()

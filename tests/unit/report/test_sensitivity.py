@@ -89,7 +89,7 @@ def test_a_study_of_another_artifact_is_stale(tmp_path: Path) -> None:
     page = write_report(run, images=False).path.read_text(encoding="utf-8")
     section = page.partition('<section id="sensitivity">')[2].partition("</section>")[0]
     assert "Stale or altered." in section
-    assert "it measured artifact 000000000000, not " in section
+    assert "it is about artifact 000000000000, " in section
     assert "down.0" in section
 
 
