@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,13 @@ from gacq_deploy.storage.files import atomic_directory, load_arrays, read_json, 
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
 SCHEMA = "gacq-deploy/artifact"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
 _DIAGNOSTICS = "diagnostics.safetensors"
 FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
 """Files that a manifest may vouch for."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
-
-
-def _add_parameters(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 knew neither retrained parameters nor a polish."""
-    return {**manifest, "parameters": [], "polish": None, "schema_version": 2}
-
-
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _add_parameters}
-"""Version n -> function that turns a version-n manifest, its digest verified, into version n + 1."""
 
 
 @dataclass(frozen=True)
@@ -216,16 +207,11 @@ def load_model_record(directory: Path) -> ModelRecord:
 
 
 def _load_manifest(directory: Path) -> dict[str, Any]:
-    """Return the manifest, verified, in the current version."""
+    """Return the manifest, verified."""
     path = directory / "manifest.json"
     manifest: dict[str, Any] = read_json(path, what="Artifact manifest", hint=_HINT)
     _check_version(manifest, directory)
     unseal(manifest, path, what="Artifact manifest", hint=_HINT, beside=("build",))
-    try:
-        for version in range(manifest["schema_version"], SCHEMA_VERSION):
-            manifest = MIGRATIONS[version](manifest)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
     return manifest
 
 

@@ -124,17 +124,8 @@ def test_there_is_a_golden_copy_of_the_current_version() -> None:
     assert (GOLDEN / f"artifact-v{artifact_module.SCHEMA_VERSION}").is_dir()
 
 
-def test_a_version_1_artifact_has_no_parameters_and_keeps_its_digest() -> None:
+def test_a_version_1_artifact_has_what_calibration_retrained() -> None:
     loaded = load_artifact(GOLDEN / "artifact-v1")
-    assert loaded.parameters == {}
-    assert loaded.polish is None
-    assert loaded.diagnostics is None
-    stated = json.loads((GOLDEN / "artifact-v1" / "manifest.json").read_text())["digest"]
-    assert loaded.manifest_digest == stated
-
-
-def test_a_version_2_artifact_has_what_calibration_retrained() -> None:
-    loaded = load_artifact(GOLDEN / "artifact-v2")
     sums = {name: float(p.value.sum()) for name, p in loaded.parameters.items()}
     assert sums == pytest.approx({BIAS: 0.25 * 8, NORM: 1.5 * 8})
     assert loaded.history == (
@@ -152,21 +143,6 @@ def test_a_version_2_artifact_has_what_calibration_retrained() -> None:
     assert loaded.polish.objective == "eps"
     assert loaded.diagnostics is not None
     assert [s.stage for s in loaded.diagnostics.stages] == ["mid_block.resnets.0", "polish"]
-
-
-def test_older_versions_are_migrated_step_by_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rename(manifest: dict[str, object]) -> dict[str, object]:
-        return {**manifest, "samples_sha256": manifest["old_name"], "schema_version": 3}
-
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    seal(folder, old_name=manifest["samples_sha256"], samples_sha256=None)
-    monkeypatch.setattr(artifact_module, "SCHEMA_VERSION", 3)
-    monkeypatch.setitem(artifact_module.MIGRATIONS, 2, rename)
-    assert load_artifact(folder).samples_sha256 == "0" * 64
-    edit(folder, old_name="1" * 64)
-    with pytest.raises(ArtifactError, match="its digest is"):
-        load_artifact(folder)
 
 
 def edit(folder: Path, **changes: object) -> None:
