@@ -108,8 +108,9 @@ def recipe_sections(
     """
     sections: dict[str, dict[str, Any]] = {"model": {}, "samples": {}, "calibration": {}}
     if model is not None:
-        folder = Path(model).expanduser()
-        sections["model"]["source"] = str(folder.resolve()) if folder.exists() else model
+        from gacq_deploy.recipe.load import absolute_source
+
+        sections["model"]["source"] = absolute_source(model)
     if loras:
         sections["model"]["loras"] = [_lora(text) for text in loras]
     if seed is not None:

@@ -69,8 +69,8 @@ def run_bench(
         artifact = load_artifact(directory.artifact)
         exported = [e for e in chosen if not is_compiled(e)]
         if engines:
-            for engine in (e for e in exported if best_graph(e) in record.graphs):
-                engine_named(engine).require_fit(directory.onnx / best_graph(engine))
+            for engine in (e for e in exported if engine_named(e).best_graph in record.graphs):
+                engine_named(engine).require_fit(directory.onnx / engine_named(engine).best_graph)
         failed = {} if settings.allow_failed else _failed_engines(directory, record, exported, bool(engines))
         graphs, baselines, absent = plan_graphs(
             directory.onnx,
@@ -78,7 +78,9 @@ def run_bench(
             record.graphs,
             artifact.plan.integer_modules,
         )
-        absent |= {f"{engine}/{best_graph(engine)}": error.message for engine, error in failed.items()}
+        absent |= {
+            f"{engine}/{engine_named(engine).best_graph}": error.message for engine, error in failed.items()
+        }
         for library in filter(is_compiled, chosen):
             plan = locate_plan(directory, library)
             if not settings.allow_failed:
@@ -111,11 +113,6 @@ def run_bench(
     return result
 
 
-def best_graph(engine: str) -> str:
-    """Return the exported graph that an engine runs best; it is measured beside ``float.onnx`` in the same engine."""
-    return engine_named(engine).graphs[0]
-
-
 def _require_quantized(chosen: Sequence[str]) -> None:
     known = [name for name, record in known_engines().items() if record.is_quantized]
     for name in chosen:
@@ -139,8 +136,11 @@ def plan_graphs(
     absent: dict[str, str] = {}
     for engine in engines:
         told = planned if engine_named(engine).kernels else ()
-        twin, int8 = Graph(engine, folder / FLOAT), Graph(engine, folder / best_graph(engine), told)
-        if best_graph(engine) not in available:
+        twin, int8 = (
+            Graph(engine, folder / FLOAT),
+            Graph(engine, folder / engine_named(engine).best_graph, told),
+        )
+        if engine_named(engine).best_graph not in available:
             absent[int8.name] = f"not exported: run `gacq-deploy export --onnx` with --target {engine}"
             continue
         if unfit := engine_named(engine).why_unfit(int8.path):
@@ -162,7 +162,7 @@ def _failed_engines(
     failed: dict[str, GateError] = {}
     for engine in engines:
         try:
-            require_not_failed(directory, best_graph(engine), engine, export=record)
+            require_not_failed(directory, engine_named(engine).best_graph, engine, export=record)
         except GateError as error:
             failed[engine] = error
     if failed and (asked or len(failed) == len(engines)):

@@ -53,6 +53,11 @@ class EngineRecord:
     """The engine that really runs, where this one only takes another graph; empty: itself."""
 
     @property
+    def best_graph(self) -> str:
+        """The exported graph that it runs best."""
+        return self.graphs[0]
+
+    @property
     def runner(self) -> str:
         """Name of the engine that really runs."""
         return self.runs_in or self.name
@@ -230,11 +235,11 @@ def default_engines() -> tuple[str, ...]:
 
 def graphs_for(targets: Iterable[str]) -> tuple[str, ...]:
     """Return the graphs that an export for these engines writes: the float one, and each one's best."""
-    wanted = {record.graphs[0] for record in BUILT_IN if record.name in targets}
+    wanted = {record.best_graph for record in BUILT_IN if record.name in targets}
     return (FLOAT, *(graph for graph in (CANONICAL, CPU) if graph in wanted))
 
 
 def rules_for(graph: str) -> tuple[LintRules, ...]:
     """Return whose rules an exported graph must keep: those of the engines that it is the best graph for."""
-    made_for = (record.rules for record in BUILT_IN if record.graphs[0] == graph)
+    made_for = (record.rules for record in BUILT_IN if record.best_graph == graph)
     return tuple(dict.fromkeys(rules for rules in made_for if rules is not None))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from torch import nn
 
 from gacq_deploy.errors import GacqError, UsageError
-from gacq_deploy.models.source import digest_weights, find_source, load_module, own_component
+from gacq_deploy.models.source import digest_values, digest_weights, find_source, load_module, own_component
 from gacq_deploy.progress import Reporter
+from gacq_deploy.recipe.load import absolute_source
 from gacq_deploy.recipe.sections import ModelSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.digests import digest_array, digest_json
 from gacq_deploy.storage.files import atomic_directory
 from gacq_deploy.storage.lock import lock_directory
 
@@ -47,9 +45,9 @@ def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report
             "Call pipe.fuse_lora() and pipe.unload_lora_weights() first, or name the files in model.loras.",
         )
     digest = _digest(module)
-    for place in (str(loaded.config.get("_name_or_path") or ""), str(directory.model)):
-        section = recipe.model.model_copy(update={"source": _whole(place), "component": component})
-        if place and _lies_there(section, digest):
+    for place in filter(None, (str(loaded.config.get("_name_or_path") or ""), str(directory.model))):
+        section = recipe.model.model_copy(update={"source": absolute_source(place), "component": component})
+        if _lies_there(section, digest):
             report.note(f"model: the weights are those of {section.source}")
             return recipe.model_copy(update={"model": section})
     if directory.model.exists():
@@ -60,14 +58,10 @@ def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report
     with lock_directory(directory.root), atomic_directory(directory.model) as folder:
         loaded.save_pretrained(folder, safe_serialization=True)
     report.note(f"model: the weights lie nowhere else, so the pipeline was saved to {directory.model}")
-    section = recipe.model.model_copy(update={"source": _whole(str(directory.model)), "component": component})
+    section = recipe.model.model_copy(
+        update={"source": absolute_source(str(directory.model)), "component": component}
+    )
     return recipe.model_copy(update={"model": section})
-
-
-def _whole(place: str) -> str:
-    """Return a folder as an absolute path, another process may start elsewhere; an id of the hub as it is."""
-    path = Path(place).expanduser()
-    return str(path.resolve()) if place and path.exists() else place
 
 
 def _lies_there(section: ModelSection, digest: str) -> bool:
@@ -78,9 +72,7 @@ def _lies_there(section: ModelSection, digest: str) -> bool:
         return False
 
 
-@torch.no_grad()
 def _digest(module: nn.Module) -> str:
     """Return what :func:`~gacq_deploy.models.source.digest_weights` would, were the module in float32 on the CPU."""
     values = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    plain = {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
-    return digest_json({name: digest_array(value.numpy()) for name, value in plain.items()})
+    return digest_values({n: v.float() if v.is_floating_point() else v for n, v in values.items()})

@@ -389,4 +389,9 @@ def plain_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def digest_weights(module: nn.Module) -> str:
     """Return one sha256 over every parameter and buffer, by name."""
-    return digest_json({name: digest_array(value.numpy()) for name, value in module.state_dict().items()})
+    return digest_values(module.state_dict())
+
+
+def digest_values(values: Mapping[str, torch.Tensor]) -> str:
+    """Return one sha256 over tensors on the CPU, by name."""
+    return digest_json({name: digest_array(value.numpy()) for name, value in values.items()})

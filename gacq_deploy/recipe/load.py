@@ -93,6 +93,12 @@ def load_recipe(
     return parse_recipe(text, origin=str(path), overrides=overrides, preset=preset, sections=sections)
 
 
+def absolute_source(source: str) -> str:
+    """Return a model's folder as an absolute path, another process may start elsewhere; an id of the hub as it is."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.exists() else source
+
+
 def parse_recipe(
     text: str,
     *,
