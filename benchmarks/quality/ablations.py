@@ -42,25 +42,12 @@ VARIANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gac": (UNIFORM, "gac", ()),
     "gac, objective eps": (UNIFORM, "gac", ("calibration.objective=eps",)),
     "gac, objective images": (UNIFORM, "gac", ("calibration.objective=images",)),
-    "gac, one logit a sample only": (UNIFORM, "gac", (f"{_W}.hierarchical=false",)),
     "gac, plain look-ahead": (UNIFORM, "gac", (f"{_W}.look_ahead=plain",)),
-    "gac, equal start, lr 0.1": (UNIFORM, "gac", (f"{_W}.prior=uniform", f"{_W}.lr=0.1")),
-    "gac, equal start, lr 0.1, plain look-ahead": (
-        UNIFORM,
-        "gac",
-        (f"{_W}.prior=uniform", f"{_W}.lr=0.1", f"{_W}.look_ahead=plain"),
-    ),
     "gac, without gradient matching": (UNIFORM, "gac", (f"{_W}.lambda_gm=0",)),
     "relative": (UNIFORM, "relative", ()),
     "relative, objective images": (UNIFORM, "relative", ("calibration.objective=images",)),
     "relative in blocks and polish": ("relative", "relative", ()),
     "gac in blocks and polish": ("gac", "gac", ()),
-    "gac in blocks and polish, without warm start": ("gac", "gac", (f"{_W}.warm_start=false",)),
-    "range statistics weighted by exp(2 t/T)": (
-        UNIFORM,
-        UNIFORM,
-        (f"{_W}.tilt=2", f'{_W}.stages=["ranges"]'),
-    ),
 }
 
 

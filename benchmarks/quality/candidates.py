@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.quality.rows import NEAREST, NOTHING, PTQ4DM, Row
-from benchmarks.quality.weights import SkewedWeights
+from benchmarks.quality.rows import GIVEN, NEAREST, NOTHING, PTQ4DM, TILTS, Row
+from benchmarks.quality.weights import SkewedWeights, TiltedWeights
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.resume import ALGORITHM
 from gacq_deploy.calibration.stage import calibrate
@@ -144,11 +144,14 @@ def _kept_cost(
 
 def _weights(row: Row, denoiser: Denoiser) -> SampleWeights | None:
     """Return weights that no recipe can ask for; None leaves them to the recipe."""
-    if PTQ4DM not in row.weightings:
+    name = next((w for w in row.weightings if w in GIVEN), None)
+    if name is None:
         return None
     # blocks weighted so: also in the polish, whether or not this row has one, so that both rows share their blocks
-    stages = (row.reconstruction == PTQ4DM, row.polish in (PTQ4DM, NOTHING))
-    return SkewedWeights(denoiser.num_train_timesteps, row.seed, stages)
+    stages = (row.reconstruction == name, row.polish in (name, NOTHING))
+    if name == PTQ4DM:
+        return SkewedWeights(denoiser.num_train_timesteps, row.seed, stages)
+    return TiltedWeights(denoiser.num_train_timesteps, TILTS[name], stages)
 
 
 def _start_from(source: RunDirectory, target: RunDirectory, *, with_work: bool) -> None:

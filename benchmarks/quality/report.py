@@ -43,7 +43,6 @@ COMPARISONS = (
     ((UNIFORM, UNIFORM), ("gac", "gac")),
     ((UNIFORM, UNIFORM), ("gac_faithful", "gac_faithful")),
     ((UNIFORM, UNIFORM), ("mse", "mse")),
-    ((UNIFORM, UNIFORM), ("sequential", "sequential")),
     ((UNIFORM, UNIFORM), ("ptq4dm", "ptq4dm")),
     ((UNIFORM, NOTHING), (UNIFORM, UNIFORM)),
 )

@@ -27,14 +27,15 @@ NEAREST = {
     "nearest-mse": {"method": "mse"},
 }
 FOREIGN = ("ort-minmax", "ort-percentile", "modelopt-max", "modelopt-percentile", "modelopt-smoothquant")
-LEARNED = ("relative", "mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine")
+LEARNED = ("relative", "mse", "gac", "gac_faithful")
 """Weighting modes of the recipe: ``relative`` is fixed by the error at each timestep, the others learn."""
 TILTS = {"noisy": 2.0, "clean": -2.0}
 """Weights exp(tilt * t / T): the simple ones that learned weights must beat."""
 PTQ4DM = "ptq4dm"
-"""Weights of ``weights.py``."""
+GIVEN = (*TILTS, PTQ4DM)
+"""Weights of ``weights.py``: they come in from outside the recipe."""
 NOTHING, UNIFORM = "none", "uniform"
-WEIGHTINGS = (UNIFORM, *LEARNED, *TILTS, PTQ4DM)
+WEIGHTINGS = (UNIFORM, *LEARNED, *GIVEN)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Row:
     @property
     def weightings(self) -> tuple[str, ...]:
         """Weightings other than uniform, of blocks and polish."""
-        return tuple(w for w in (self.reconstruction, self.polish) if w in (*LEARNED, *TILTS, PTQ4DM))
+        return tuple(w for w in (self.reconstruction, self.polish) if w in (*LEARNED, *GIVEN))
 
     @property
     def base(self) -> Row | None:
@@ -100,16 +101,15 @@ class Row:
         return load_recipe(name, [*asked, *overrides])
 
     def _weighting(self) -> list[str]:
-        """Say where the recipe's weights act; those of PTQ4DM come in from outside.
+        """Say where the recipe's weights act; given ones come in from outside.
 
         Blocks that nothing weighs are left out of the stages: they then are the same work in every row.
         """
         mode = next((w for w in self.weightings if w in LEARNED), UNIFORM)
-        blocks = self.reconstruction in (*LEARNED, *TILTS)
+        blocks = self.reconstruction in LEARNED
         stages = ["reconstruction"] * blocks + ["polish"] * (self.polish != UNIFORM or not blocks)
         return [
             f"calibration.weighting.mode={mode}",
-            f"calibration.weighting.tilt={next((TILTS[w] for w in self.weightings if w in TILTS), 0.0)}",
             f"calibration.weighting.stages={json.dumps(stages)}",
         ]
 
@@ -137,7 +137,7 @@ def _main(model: str, setting: str, seed: int) -> Iterator[Row]:
     for method in NEAREST:
         yield Row(model, setting, method, seed=seed)
     yield Row(model, setting, "nearest-mse", UNIFORM, seed)
-    for weighting in (UNIFORM, "mse", "gac", "gac_faithful", "sequential", "ptq4dm"):
+    for weighting in (UNIFORM, "mse", "gac", "gac_faithful", PTQ4DM):
         yield Row(model, setting, weighting, NOTHING, seed)
         yield Row(model, setting, weighting, UNIFORM if weighting == UNIFORM else weighting, seed)
     for weighting in ("gac", "noisy", "clean"):  # from the identical blocks of `uniform`

@@ -1,4 +1,4 @@
-"""How often would PTQ4DM have taken each sample? Weights that follow from the timestep alone."""
+"""Which weights follow from a sample's timestep alone? The simple ones that learned weights must beat."""
 
 from __future__ import annotations
 
@@ -40,3 +40,23 @@ class SkewedWeights:
             nearest = np.abs(drawn[:, None] - samples.timesteps[rows][None]).argmin(1)
             np.add.at(counts, rows[nearest], 1)
         return counts
+
+
+@dataclass(frozen=True)
+class TiltedWeights:
+    """Weights exp(tilt * t / T) in the given stages: above 0 the noisy steps count more."""
+
+    total: int
+    tilt: float
+    stages: tuple[bool, bool]
+
+    @property
+    def name(self) -> str:
+        """Recorded in the artifact's digest."""
+        return f"tilt-{self.total}-{self.tilt:g}-{self.stages}"
+
+    def for_block(self, block: str, samples: CalibrationSet) -> NDArray[np.float64]:
+        """Return ``[N]`` factors."""
+        if not self.stages[block == "polish"]:
+            return np.ones(len(samples))
+        return np.exp(self.tilt * samples.timesteps / self.total)

@@ -41,12 +41,9 @@ def blocks_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights:
     stages = weighting.pop("stages")
     del weighting["polish_iterations"]
     used: dict[str, object] = {"groups": weighting["groups"]}
-    if "ranges" in stages:
-        used["ranges"] = weighting["tilt"]
-    if "reconstruction" in stages:
-        fixed = weighting["mode"] == "uniform"
-        used |= {"mode": "uniform", "tilt": weighting["tilt"]} if fixed else weighting
-    if used.get("mode", "uniform") == "uniform":
+    if "reconstruction" in stages and weighting["mode"] != "uniform":
+        used = weighting
+    else:
         del calibration["objective"]
     return digest_json(
         {

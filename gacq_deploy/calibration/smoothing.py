@@ -221,12 +221,11 @@ class _Measurement:
     def _prepared(
         self, names: tuple[str, ...], rows: Sequence[tuple[int, Tensor]], largest: Tensor
     ) -> SmoothingSearch:
-        folds, counts = self._folds(), torch.from_numpy(self.session.weighting.prior("ranges"))
+        folds = self._folds()
 
         def half(number: int) -> Rows:
-            mine = [(state, x) for state, x in rows if int(folds[state]) == number] or list(rows)
-            weights = torch.cat([counts[state].repeat(len(x)) for state, x in mine])
-            return Rows(torch.cat([x for _, x in mine]), weights, largest[number])
+            mine = [x for state, x in rows if int(folds[state]) == number] or [x for _, x in rows]
+            return Rows(torch.cat(mine), largest[number])
 
         source = self._planned(names[0], "input")
         weights = [(name, self._planned(name, "weight")) for name in names]

@@ -125,7 +125,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
                 "All trajectories are held out for validation.", "Raise samples.trajectories."
             )
         too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
-        weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps, weights, too_large)
+        weighting = Weighting(recipe.calibration, split, weights, too_large)
         session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)
         blocks = Journal(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
         artifact = _learn(session, blocks, Journal(directory.work / "polish", key), samples_sha256)
@@ -322,21 +322,16 @@ def _ensure_ranges(
     done = journal.get("ranges")
     if done is None:
         samples = session.split.samples.rows(session.split.training)
-        weights = torch.from_numpy(session.weighting.prior("ranges"))
         if any(e.site.role != "weight" for e in session.plan):
             session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
-        running = weights
 
         def run() -> Iterator[None]:
-            nonlocal running
-            for rows in samples.chunks(session.chunk):
-                running = weights[rows]
-                for _ in full_pass(session.denoiser, samples.rows(rows), session.chunk):
-                    session.report.advance()
-                    yield
+            for _ in full_pass(session.denoiser, samples, session.chunk):
+                session.report.advance()
+                yield
 
         module, plan = session.denoiser.module, session.plan
-        scales = estimate_activation_scales(module, plan, run, lambda: running, smoothing)
+        scales = estimate_activation_scales(module, plan, run, smoothing)
         journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
         done = journal.get("ranges")
         assert done is not None

@@ -26,14 +26,11 @@ def estimate_activation_scales(
     module: nn.Module,
     plan: QuantPlan,
     run: Pass,
-    weights: Callable[[], Tensor] | None = None,
     smoothing: Mapping[str, Smoothing] = NOTHING_SMOOTHED,
 ) -> dict[str, float]:
     """Return the scale of every tie group of activation sites, from two float passes over the data.
 
-    ``weights`` returns how much the samples now running count, float64 [N]; all the same by default. Only range
-    methods that look at the distribution (percentile, mse) heed it. ``smoothing`` maps a layer's name to how its
-    input is smoothed; what is observed is the smoothed tensor.
+    ``smoothing`` maps a layer's name to how its input is smoothed; what is observed is the smoothed tensor.
 
     Raises:
         CalibrationError: an activation is not finite.
@@ -54,15 +51,11 @@ def estimate_activation_scales(
             for _ in run():
                 pass
 
-    observed(_observe_largest)
-    observed(lambda target, x: target.observe_histogram(x, None if weights is None else weights()))
+    observed(ActivationRange.observe_largest)
+    observed(ActivationRange.observe_histogram)
     return {
         tie: r.scale(specs[tie].spec, RangeMethod.parse(specs[tie].range_method)) for tie, r in ranges.items()
     }
-
-
-def _observe_largest(target: ActivationRange, x: Tensor) -> None:
-    target.observe_largest(x)
 
 
 def _observer(

@@ -18,7 +18,6 @@ DEAD_BELOW = 1e-30
 DEAD_RATIO = 1e-6
 """A weight channel this much smaller than the layer's largest is dead; it takes the largest channel's scale."""
 _BINS = 4096
-_WEIGHT_UNITS = 1024
 _CHECK_EVERY = 4
 """Scales tried between two looks at which rows can still improve."""
 _WORTH_LEAVING = 0.8
@@ -104,20 +103,12 @@ class ActivationRange:
         """First pass."""
         self.largest = max(self.largest, float(x.abs().amax()))
 
-    def observe_histogram(self, x: Tensor, weights: Tensor | None = None) -> None:
-        """Second pass, after every tensor of the first.
-
-        ``weights`` float64 [N] count the samples that ``x`` holds, first axis first; all once by default. They are
-        rounded to a 1024th, so that sums are exact and chunks do not matter.
-        """
+    def observe_histogram(self, x: Tensor) -> None:
+        """Second pass, after every tensor of the first."""
         if self.largest < DEAD_BELOW:
             return
         bins = (x.abs().flatten() * (_BINS / self.largest)).long().clamp_(max=_BINS - 1)
-        if weights is None:
-            counts = torch.bincount(bins, minlength=_BINS).double() * _WEIGHT_UNITS
-        else:
-            units = (weights * _WEIGHT_UNITS).round().repeat_interleave(len(bins) // len(weights))
-            counts = torch.bincount(bins, weights=units, minlength=_BINS)
+        counts = torch.bincount(bins, minlength=_BINS)
         self._counts = counts if self._counts is None else self._counts + counts
 
     def scale(self, spec: TensorSpec, method: RangeMethod) -> float:

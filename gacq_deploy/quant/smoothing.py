@@ -86,12 +86,10 @@ class Reader:
 class Rows:
     """A part of the calibration rows of one tensor.
 
-    ``x`` [R, in] float32 is a sample of them, ``weights`` [R] float64 how much each counts, ``largest`` [in] max|x| by
-    channel over all of them.
+    ``x`` [R, in] float32 is a sample of them, ``largest`` [in] max|x| by channel over all of them.
     """
 
     x: Tensor
-    weights: Tensor
     largest: Tensor
 
 
@@ -121,7 +119,7 @@ class SmoothingSearch:
     def error(self, alpha: float | None) -> float:
         """Return the relative output error of the fake-quantized readers, summed over readers and both folds.
 
-        For reader l, judged on rows r: sum_r w_r |q(f x_r) q(W_l / f)^T - x_r W_l^T|^2 / sum_r w_r |x_r W_l^T|^2, where
+        For reader l, judged on rows r: sum_r |q(f x_r) q(W_l / f)^T - x_r W_l^T|^2 / sum_r |x_r W_l^T|^2, where
         q rounds to nearest with the scale that the plan's range method finds on the other fold and on the smoothed
         weight, and f is :func:`smoothing_factor` of the other fold.
         """
@@ -137,7 +135,7 @@ class SmoothingSearch:
     def _quantized(self, seen: Rows, judged: Rows, smoothing: Smoothing) -> Tensor:
         observed = ActivationRange()
         observed.largest = float(smoothing.input(seen.largest).max())
-        observed.observe_histogram(smoothing.input(seen.x), seen.weights)
+        observed.observe_histogram(smoothing.input(seen.x))
         scale = torch.tensor(observed.scale(self.spec, RangeMethod.parse(self.method)), dtype=torch.float32)
         return fake_quantize(smoothing.input(judged.x), scale, self.spec.qmin, self.spec.qmax)
 
@@ -150,4 +148,4 @@ def _relative_error(rows: Rows, quantized: Tensor, reader: Reader, smoothing: Sm
     exact = rows.x @ reader.weight.T
     error = (quantized @ coded.T - exact).double().pow(2).sum(1)
     signal = exact.double().pow(2).sum(1)
-    return float((rows.weights * error).sum() / (rows.weights * signal).sum().clamp(min=1e-30))
+    return float(error.sum() / signal.sum().clamp(min=1e-30))

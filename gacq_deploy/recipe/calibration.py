@@ -29,10 +29,8 @@ class ReconstructionSection(Section):
     """Share of the iterations without the rounding regulariser."""
 
 
-WeightingMode = Literal[
-    "uniform", "relative", "mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine"
-]
-WeightedStage = Literal["ranges", "reconstruction", "polish"]
+WeightingMode = Literal["uniform", "relative", "mse", "gac", "gac_faithful"]
+WeightedStage = Literal["reconstruction", "polish"]
 
 
 class WeightingSection(Section):
@@ -41,10 +39,9 @@ class WeightingSection(Section):
     mode: WeightingMode = "gac"
     """`uniform`: all count the same. `relative`: the objective's own coefficient of the sample's timestep. `mse`: least
     validation error after one look-ahead step. `gac`: that, minus the mean pairwise cosine of the timestep groups'
-    gradients. `gac_faithful`: the paper's surrogate, raw inner products. `sequential`: first-order steps over the
-    groups. `exact_raw`, `surrogate_cosine`: for research."""
+    gradients. `gac_faithful`: the paper's surrogate, raw inner products, from equal weights."""
     stages: tuple[WeightedStage, ...] = ("polish",)
-    """Where the weights count. The ranges come before anything is learned: they take the tilt alone."""
+    """Where the weights count."""
     groups: int = Field(default=5, ge=2)
     """Timestep groups whose gradients are aligned."""
     iterations: int = Field(default=4, ge=1)
@@ -57,7 +54,7 @@ class WeightingSection(Section):
     """Validation samples per group of a meta iteration."""
     look_ahead: Literal["unit", "plain"] = "unit"
     """`plain`: the paper's step, which favours samples with large gradients. `unit`: its length is held fixed, so
-    weights only turn it. The surrogate modes always take the plain one."""
+    weights only turn it. `gac_faithful` always takes the plain one."""
     lr: float = Field(default=5e-2, gt=0)
     """Adam's step on the logits."""
     clip: float = Field(default=0.1, gt=0)
@@ -66,25 +63,13 @@ class WeightingSection(Section):
     lambda_gm: float = Field(default=1.0, ge=0)
     """Weight of gradient matching beside the validation error."""
     matching_limit: float = Field(default=0.5, ge=0)
-    """Largest gradient of the matching term beside the error's, in the normalised modes; it is scaled down to that."""
+    """Largest gradient of `gac`'s matching term beside the error's; it is scaled down to that."""
     look_ahead_rms: float = Field(default=0.1, gt=0)
     """Root mean square of the look-ahead step on the rounding logits; the inner learning rate follows from it."""
     weight_range: tuple[float, float] = (0.1, 10.0)
     """Bounds of a weight, at mean 1."""
     min_effective: float = Field(default=0.5, gt=0, le=1)
     """Least effective sample size, as a share of the samples."""
-    hierarchical: bool = True
-    """One logit a timestep beside one a sample: every sample of a timestep then learns from each visit."""
-    warm_start: bool = True
-    """Start a block's weights where the block before ended."""
-    dominance: Literal["warn", "refuse"] = "warn"
-    """What to do when raw gradient matching drowns the validation error."""
-    prior: Literal["objective", "uniform"] = "objective"
-    """Where learning starts: at the weights of mode `relative`, or at equal ones, as the paper and `gac_faithful`
-    do."""
-    tilt: float = 0.0
-    """A further factor exp(tilt * t / T) to start from, t the timestep of T: above 0 the noisy steps count more. With
-    mode `uniform` the weights stay there."""
 
 
 PolishParameter = Literal["activation_scales", "biases", "weight_scales", "norm_affines"]

@@ -107,6 +107,6 @@ def tiny_bench(
     scales = estimate_activation_scales(denoiser.module, plan, run)
     layers = insert_quantizers(denoiser.module, plan, scales)
     split = Split(samples, recipe.calibration.weighting.groups)
-    weighting = Weighting(recipe.calibration, split, denoiser.num_train_timesteps)
+    weighting = Weighting(recipe.calibration, split)
     trajectories = DrawnTrajectories(denoiser, recipe, RunDirectory(Path("nowhere")))
     return Bench(Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report), layers)

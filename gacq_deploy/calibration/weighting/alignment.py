@@ -273,7 +273,7 @@ def mse_meta_gradient(step: LookAhead, validation: Sequence[Losses]) -> MetaGrad
 
 
 def exact_meta_gradient(
-    step: LookAhead, validation: Sequence[Losses], *, normalised: bool, lam: float
+    step: LookAhead, validation: Sequence[Losses], lam: float, *, normalised: bool
 ) -> MetaGradient:
     """Return the gradient of L_VAL of eq. 3 and 4 in w: -eta J v.
 
@@ -296,7 +296,7 @@ def exact_meta_gradient(
 
 
 def surrogate_meta_gradient(
-    step: LookAhead, validation: Sequence[Losses], *, normalised: bool, lam: float
+    step: LookAhead, validation: Sequence[Losses], lam: float, *, normalised: bool
 ) -> MetaGradient:
     """Return the gradient of L_VAL of eq. 5 in w.
 

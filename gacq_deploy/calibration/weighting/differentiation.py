@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +20,8 @@ from gacq_deploy.calibration.weighting.alignment import (
 )
 from gacq_deploy.calibration.weighting.vectors import Vector, dot
 
-AskedMethod = Literal["auto", "forward", "double_backward", "finite_difference"]
-
+METHODS: tuple[DirectionalMethod, ...] = ("double_backward", "forward", "finite_difference")
+"""In the order in which they are tried."""
 _ADJOINT = 1e-2
 """Tolerated error of <w, J g> = <J^T w, g>: differences in float32 reach 1e-3; a wrong rule misses by far more."""
 
@@ -39,23 +38,22 @@ def differentiable_attention() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What works; ``how`` is None if nothing does. ``notes`` name what is not the first choice."""
+    """What works; ``notes`` name what is not the first choice."""
 
-    how: Differentiation | None
+    how: Differentiation
     notes: tuple[str, ...]
 
 
-def choose_differentiation(step: LookAhead, w: Tensor, validation: Losses, asked: AskedMethod) -> Choice:
-    """Return the first way of differentiating, or the asked one, that works here and agrees with the gradient.
+def choose_differentiation(
+    step: LookAhead, w: Tensor, validation: Losses, tried: Sequence[DirectionalMethod] = METHODS
+) -> Choice | None:
+    """Return the first way of differentiating that works here and agrees with the gradient; None if none does.
 
     ``step.g`` is J^T w by ordinary backward, which the others must agree with: <w, J g> = ||g||^2.
     """
-    tried: tuple[DirectionalMethod, ...] = ("double_backward", "forward", "finite_difference")
-    if asked != "auto":
-        tried = (asked,)
     found = next((method for method in tried if _agrees(step, w, method)), None)
     if found is None:
-        return Choice(None, ())
+        return None
     notes = []
     if found != tried[0]:
         notes.append(f"Derivatives along a direction are taken by {found.replace('_', ' ')}.")

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,18 +25,15 @@ from gacq_deploy.calibration.weighting.alignment import (
     automatic_eta,
     exact_meta_gradient,
     look_ahead,
-    mean_pairwise_cosine,
     mse_meta_gradient,
     reparametrised,
     softmax_chain,
     softmax_weights,
     surrogate_meta_gradient,
-    validation_gradient,
     weighted_gradient,
 )
 from gacq_deploy.calibration.weighting.bounds import bounded_weights
 from gacq_deploy.calibration.weighting.differentiation import (
-    AskedMethod,
     choose_differentiation,
     differentiable_attention,
 )
@@ -46,15 +42,38 @@ from gacq_deploy.calibration.weighting.sample_weights import effective_samples
 from gacq_deploy.calibration.weighting.sparse_adam import SparseAdam
 from gacq_deploy.calibration.weighting.vectors import Vector
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.recipe.calibration import WeightingSection
 
-Mode = Literal["mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine"]
 Rows = NDArray[np.int64]
 
-_RAW: tuple[Mode, ...] = ("gac_faithful", "exact_raw")
 _DOMINANT = 0.1
 """Ratio of raw gradient matching to validation error beyond which the weights no longer follow the error."""
 _DIVERGED = 10.0
 _HALVINGS = 8
+
+
+@dataclass(frozen=True)
+class MetaObjective:
+    """What the weights are learned for.
+
+    ``gradient(step, validation, lambda_gm)`` is the objective's gradient in the weights of a batch.
+    ``is_raw``: the matching term is made of inner products as they are, which may drown the error: that is noted, not
+    limited. ``is_plain``: it holds for a plain look-ahead step alone.
+    """
+
+    gradient: Callable[[LookAhead, Sequence[Losses], float], MetaGradient]
+    is_raw: bool = False
+    is_plain: bool = False
+
+
+OBJECTIVES: Mapping[str, MetaObjective] = {
+    "mse": MetaObjective(lambda step, validation, _lam: mse_meta_gradient(step, validation)),
+    "gac": MetaObjective(partial(exact_meta_gradient, normalised=True)),
+    "gac_faithful": MetaObjective(
+        partial(surrogate_meta_gradient, normalised=False), is_raw=True, is_plain=True
+    ),
+}
+"""By the recipe's ``calibration.weighting.mode``."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +94,6 @@ class MetaProblem:
     groups_train: Rows
     validation_groups: Sequence[Rows]
     metric: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
-class MetaSettings:
-    """How the weights are learned; the recipe's ``calibration.weighting`` explains the fields.
-
-    Gradients are taken of the loss relative to its value before the first step, for weights of mean 1: ``lr`` and
-    ``clip`` need not follow the loss's scale or the batch. ``sequential`` uses ``lambda_gm`` as its inner step.
-    """
-
-    mode: Mode = "gac"
-    iterations: int = 30
-    batch: int = 32
-    validation_batch: int = 8
-    lr: float = 5e-2
-    clip: float = 0.1
-    temperature: float = 1.0
-    lambda_gm: float = 1.0
-    matching_limit: float = math.inf
-    look_ahead_rms: float = 0.1
-    look_ahead: Literal["plain", "unit"] = "plain"
-    weight_range: tuple[float, float] = (0.1, 10.0)
-    min_effective: float = 0.5
-    hierarchical: bool = True
-    dominance: Literal["warn", "refuse"] = "warn"
-    differentiation: AskedMethod = "auto"
 
 
 @dataclass(frozen=True)
@@ -127,26 +120,38 @@ class _Failed(Exception):
 
 def learn_weights(
     problem: MetaProblem,
-    settings: MetaSettings,
+    section: WeightingSection,
+    iterations: int,
     seed: int,
     initial_logits: NDArray[np.float64] | None = None,
+    objective: MetaObjective | None = None,
 ) -> LearnedWeights:
     """Learn one weight a training sample; equal arguments give equal bits. Failures end in uniform weights, noted.
 
+    Gradients are taken of the loss relative to its value before the first step, for weights of mean 1: the section's
+    ``lr`` and ``clip`` need not follow the loss's scale or the batch.
+
+    Args:
+        problem: the stage.
+        section: how the weights are learned.
+        iterations: meta iterations.
+        seed: of the draws.
+        initial_logits: to start from [N]; equal ones by default.
+        objective: by default that of the section's mode.
+
     Raises:
-        CalibrationError: there are no samples, the asked differentiation does not work here, or raw gradient matching
-            dominates and ``settings.dominance`` is "refuse".
+        CalibrationError: there are no samples.
     """
     count = len(problem.groups_train)
     if count == 0:
         raise CalibrationError(f"Stage '{problem.name}' has no training samples.", "Collect samples first.")
-    loop = _Loop(problem, settings, seed, initial_logits)
+    loop = _Loop(problem, section, objective or OBJECTIVES[section.mode], seed, initial_logits)
     if count == 1:
         loop.notes.append("There is one training sample: its weight is 1.")
         return loop.result()
     try:
         with differentiable_attention():
-            loop.run()
+            loop.run(iterations)
     except _Failed as error:
         loop.notes.append(f"Weights are uniform: {error}")
         return loop.result(fallback=True)
@@ -167,12 +172,18 @@ class _Loop:
     """The state of learning one stage's weights."""
 
     def __init__(
-        self, problem: MetaProblem, settings: MetaSettings, seed: int, initial: NDArray[np.float64] | None
+        self,
+        problem: MetaProblem,
+        section: WeightingSection,
+        objective: MetaObjective,
+        seed: int,
+        initial: NDArray[np.float64] | None,
     ) -> None:
         self.problem = problem
-        self.settings = settings
+        self.settings = section
+        self.objective = objective
         self.notes: list[str] = []
-        self.mode: str = settings.mode
+        self.mode: str = section.mode
         self._count = len(problem.groups_train)
         self._generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 43]))
         _, self._group = np.unique(problem.groups_train, return_inverse=True)
@@ -186,7 +197,7 @@ class _Loop:
         metric = problem.metric or [1.0] * len(problem.theta)
         self._wrap = partial(reparametrised, metric=metric)
         self._phi: Vector = tuple(p.detach() / m for p, m in zip(problem.theta, metric, strict=True))
-        self._rms = settings.look_ahead_rms
+        self._rms = section.look_ahead_rms
         self._scale = 1.0
         self._how = Differentiation()
         self._moved = False
@@ -197,13 +208,13 @@ class _Loop:
     def _logits(self) -> NDArray[np.float64]:
         return self._own + self._shared[self._group]
 
-    def run(self) -> None:
+    def run(self, iterations: int) -> None:
         """Run all meta iterations."""
         self._check_groups()
         if not self._prepare():
             self.notes.append("The validation loss is 0 before any step: there is nothing to learn from.")
             return
-        for iteration in range(1, self.settings.iterations + 1):
+        for iteration in range(1, iterations + 1):
             index = self._draw()
             self._visits[index] += 1
             self._apply(index, self._signal(index, iteration))
@@ -246,11 +257,11 @@ class _Loop:
             self.notes.append(
                 f"{asked - usable} of {asked} groups have no validation samples and were left out."
             )
-        if usable < 2 and self.mode != "mse":
+        if usable < 2 and self.objective is not OBJECTIVES["mse"]:
             self.notes.append(
                 f"Mode '{self.mode}' needs two groups with validation samples: mode 'mse' took its place."
             )
-            self.mode = "mse"
+            self.mode, self.objective = "mse", OBJECTIVES["mse"]
 
     def _draw(self) -> Rows:
         """Return a mini-batch, ascending: all samples if they fit, else stratified over the groups."""
@@ -294,21 +305,13 @@ class _Loop:
         return True
 
     def _choose(self, step: LookAhead, w: Tensor, validation: Losses) -> None:
-        asked = self.settings.differentiation
-        choice = choose_differentiation(step, w, validation, asked)
-        self.notes.extend(choice.notes)
-        if choice.how is not None:
-            self._how = choice.how
-        elif asked == "auto":
+        choice = choose_differentiation(step, w, validation)
+        if choice is None:
             raise _Failed(
                 "no way of differentiating the losses along a direction agrees with their gradient."
             )
-        else:
-            raise CalibrationError(
-                f"Stage '{self.problem.name}': differentiation '{asked}' lacks a rule for one of its operators, or "
-                "disagrees with the gradient.",
-                "Use differentiation 'auto'.",
-            )
+        self._how = choice.how
+        self.notes.extend(choice.notes)
 
     def _shorten(self, g: Vector, validation: Sequence[Losses]) -> None:
         """Halve the look-ahead while it overshoots: beyond the minimum, samples that oppose a step look helpful.
@@ -339,8 +342,12 @@ class _Loop:
         s = torch.from_numpy(self._logits[index])
         train, validation = self._train(index), self._validation()
         step = self._step(train, self._softmax(s))
-        find = self._sequential if self.mode == "sequential" else self._at_once
-        signal = find(step, validation, s)
+        found = self.objective.gradient(step, validation, self.settings.lambda_gm)
+        mse, gm = (self._relative(dw, s) for dw in (found.dw_mse, found.dw_gm))
+        ratio = _ratio(gm, mse)
+        limit = math.inf if self.objective.is_raw else self.settings.matching_limit
+        ds = self._relative(found.dw, s) if ratio <= limit else mse + (limit / ratio) * gm
+        signal = _Signal(ds, float(found.losses.mean()), found.mean_cosine, ratio)
         if not (math.isfinite(signal.loss) and bool(np.isfinite(signal.ds).all())):
             raise _Failed(
                 f"loss or gradient is not finite at meta iteration {iteration} (loss {signal.loss:g})."
@@ -353,40 +360,8 @@ class _Loop:
 
     def _step(self, train: Losses, w: Tensor) -> LookAhead:
         g = weighted_gradient(train, self._phi, w)
-        unit = self.settings.look_ahead == "unit"
+        unit = self.settings.look_ahead == "unit" and not self.objective.is_plain
         return LookAhead(train, self._phi, g, automatic_eta(g, self._rms), self._how, unit)
-
-    def _at_once(self, step: LookAhead, validation: Sequence[Losses], s: Tensor) -> _Signal:
-        found = self._meta_gradient(step, validation)
-        mse, gm = (self._relative(dw, s) for dw in (found.dw_mse, found.dw_gm))
-        ratio = _ratio(gm, mse)
-        limit = math.inf if self.mode in _RAW else self.settings.matching_limit
-        ds = self._relative(found.dw, s) if ratio <= limit else mse + (limit / ratio) * gm
-        return _Signal(ds, float(found.losses.mean()), found.mean_cosine, ratio)
-
-    def _meta_gradient(self, step: LookAhead, validation: Sequence[Losses]) -> MetaGradient:
-        lam = self.settings.lambda_gm
-        if self.mode == "mse":
-            return mse_meta_gradient(step, validation)
-        form = exact_meta_gradient if self.mode in ("gac", "exact_raw") else surrogate_meta_gradient
-        return form(step, validation, normalised=self.mode not in _RAW, lam=lam)
-
-    def _sequential(self, step: LookAhead, validation: Sequence[Losses], s: Tensor) -> _Signal:
-        """Step through the groups in random order (as Reptile and Fish do) and return the mean direction.
-
-        In expectation it is the gradient of the mean loss minus lambda_gm / 2 times the mean pairwise product.
-        """
-        total = np.zeros(len(s))
-        losses, gradients = [], []
-        for group in self._generator.permutation(len(validation)):
-            moved = s - self.settings.lambda_gm * torch.from_numpy(total)
-            here = self._step(step.train, self._softmax(moved))
-            loss, G = validation_gradient(validation[group], here.theta_star)  # noqa: N806
-            (dw,) = here.chain([G])
-            total = total + self._clipped(self._relative(dw, moved))
-            losses.append(loss)
-            gradients.append(G)
-        return _Signal(total / len(validation), float(np.mean(losses)), mean_pairwise_cosine(gradients), 0.0)
 
     def _relative(self, dw: Tensor, s: Tensor) -> NDArray[np.float64]:
         """Return the logits' gradient of the relative loss, for weights of mean 1; 0 where rounding is all there is."""
@@ -407,36 +382,26 @@ class _Loop:
         if ds.any():
             self._moved = True
             self._adam[0].step(self._own, index, ds, self.settings.lr)
-            if self.settings.hierarchical:
-                visited = np.unique(self._group[index])
-                sums: NDArray[np.float64] = np.bincount(self._group[index], weights=ds)[visited].astype(
-                    np.float64
-                )
-                self._adam[1].step(self._shared, visited, sums, self.settings.lr)
+            # one logit a timestep beside one a sample: every sample of a timestep learns from each visit
+            visited = np.unique(self._group[index])
+            sums: NDArray[np.float64] = np.bincount(self._group[index], weights=ds)[visited].astype(float)
+            self._adam[1].step(self._shared, visited, sums, self.settings.lr)
         scaled = self._logits / self.settings.temperature
         effective = effective_samples(np.exp(scaled - scaled.max())) / self._count
         for name, value in (("loss", signal.loss), ("cosine", signal.cosine), ("ratio", signal.ratio)):
             self._trace[name].append(value)
         self._trace["effective"].append(effective)
-        if self.settings.dominance == "refuse":
-            self._check_dominance()
 
     def _check_dominance(self) -> None:
-        """Note, or refuse, raw gradient matching that drowns the validation error."""
+        """Note raw gradient matching that drowns the validation error."""
         ratios = self._trace["ratio"]
-        if self.mode not in _RAW or not ratios or max(ratios) <= _DOMINANT:
+        if not self.objective.is_raw or not ratios or max(ratios) <= _DOMINANT:
             return
         worst = int(np.argmax(ratios))
-        text = (
+        self.notes.append(
             f"Raw gradient matching dominates: at meta iteration {worst + 1} its gradient is {ratios[worst]:.3g} times "
             f"that of the validation error (bound {_DOMINANT:g}). The weights may favour conflicting samples."
         )
-        if self.settings.dominance == "refuse":
-            raise CalibrationError(
-                f"Stage '{self.problem.name}': {text}",
-                "Lower calibration.weighting.lambda_gm, use mode 'gac', or set dominance to 'warn'.",
-            )
-        self.notes.append(text)
 
 
 def _mean_loss(validation: Sequence[Losses], theta: Vector) -> float:

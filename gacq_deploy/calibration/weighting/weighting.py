@@ -23,7 +23,6 @@ from gacq_deploy.calibration.weighting.differentiation import differentiable_att
 from gacq_deploy.calibration.weighting.meta_learning import (
     LearnedWeights,
     MetaProblem,
-    MetaSettings,
     learn_weights,
 )
 from gacq_deploy.calibration.weighting.objective import coefficients, step_means
@@ -35,7 +34,8 @@ from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
 
 POLISH: Literal["polish"] = "polish"
 _FIXED = ("uniform", "relative")
-_SURROGATE = ("gac_faithful", "surrogate_cosine")
+_EQUAL_START = ("uniform", "given", "gac_faithful")
+"""Modes that start from equal weights, as the paper does; the others start from those of ``relative``."""
 Float64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
@@ -108,7 +108,6 @@ class Weighting:
 
     section: CalibrationSection
     split: Split
-    num_train_timesteps: int
     given: SampleWeights | None = None
     too_large: Mapping[WeightedStage, str] = field(default_factory=dict)
     """Stages whose weights are too much to learn, with the reason: they take mode ``relative``."""
@@ -121,13 +120,6 @@ class Weighting:
         """Tell whether the weights depend on how the stage stands."""
         return self._mode(stage) not in ("uniform", "given")
 
-    def prior(self, stage: WeightedStage) -> Float64:
-        """Return the weights that stand without any losses, [N] of mean 1."""
-        logits = self._tilt(stage)
-        if not logits.any():
-            return np.ones(len(logits))
-        return self._bounded(logits)
-
     def start(
         self, stage: WeightedStage, losses: Float64, gains: Mapping[int, float] | None = None
     ) -> Float64:
@@ -135,12 +127,11 @@ class Weighting:
 
         ``losses`` [N] are the training rows'; ``gains`` as for ``weigh``.
         """
-        mode = self._mode(stage)
-        if mode == "relative" or (self.is_learned(stage) and self._from_objective):
-            cost = self._cost(losses, gains)
-            timesteps = self.split.training_timesteps
-            return self._bounded(np.log([cost[int(t)] for t in timesteps]) + self._tilt(stage))
-        return self.prior(stage)
+        timesteps = self.split.training_timesteps
+        if self._mode(stage) in _EQUAL_START:
+            return np.ones(len(timesteps))
+        cost = self._cost(losses, gains)
+        return self._bounded(np.log([cost[int(t)] for t in timesteps]))
 
     def weigh(
         self,
@@ -169,16 +160,13 @@ class Weighting:
             notes = (self.too_large[stage],) if self._is_too_large(stage) else ()
             return replace(_fixed(first, self._mode(stage)), notes=notes)
         prior: Float64 = np.log(first)
-        if self.section.weighting.warm_start and logits is not None:
+        if logits is not None:
             prior = prior + logits
         problem = self._problem(loss, self._cost(start, gains))
-        learned = learn_weights(problem, self._settings(stage), seed, prior)
-        return replace(learned, logits=learned.logits - (np.log(first) - np.log(first).mean()))
-
-    @property
-    def _from_objective(self) -> bool:
         section = self.section.weighting
-        return section.prior == "objective" and section.mode != "gac_faithful"
+        iterations = section.polish_iterations if stage == POLISH else section.iterations
+        learned = learn_weights(problem, section, iterations, seed, prior)
+        return replace(learned, logits=learned.logits - (np.log(first) - np.log(first).mean()))
 
     def _cost(self, losses: Float64, gains: Mapping[int, float] | None) -> dict[int, float]:
         return coefficients(self.section.objective, step_means(losses, self.split.training_timesteps), gains)
@@ -200,11 +188,6 @@ class Weighting:
     def _training(self) -> CalibrationSet:
         return self.split.samples.rows(self.split.training)
 
-    def _tilt(self, stage: WeightedStage) -> Float64:
-        section = self.section.weighting
-        tilt = section.tilt if stage in section.stages and self.given is None else 0.0
-        return tilt * self.split.training_timesteps.astype(np.float64) / self.num_train_timesteps
-
     def _bounded(self, logits: Float64) -> Float64:
         section = self.section.weighting
         return bounded_weights(logits, section.temperature, section.weight_range, section.min_effective)[0]
@@ -225,28 +208,6 @@ class Weighting:
             groups_train=split.training_timesteps,
             validation_groups=split.validation_groups,
             metric=None if loss.metric is None else [loss.metric[name] for name in loss.theta],
-        )
-
-    def _settings(self, stage: WeightedStage) -> MetaSettings:
-        section = self.section.weighting
-        assert section.mode != "uniform"
-        assert section.mode != "relative"
-        return MetaSettings(
-            mode=section.mode,
-            iterations=section.polish_iterations if stage == POLISH else section.iterations,
-            batch=section.batch,
-            validation_batch=section.validation_batch,
-            lr=section.lr,
-            clip=section.clip,
-            temperature=section.temperature,
-            lambda_gm=section.lambda_gm,
-            matching_limit=section.matching_limit,
-            look_ahead_rms=section.look_ahead_rms,
-            look_ahead="plain" if section.mode in _SURROGATE else section.look_ahead,
-            weight_range=section.weight_range,
-            min_effective=section.min_effective,
-            hierarchical=section.hierarchical,
-            dominance=section.dominance,
         )
 
 

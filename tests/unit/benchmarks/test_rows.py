@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,9 @@ from torch import nn
 from benchmarks.quality import classes
 from benchmarks.quality.rows import PARTS, Row, planned
 from benchmarks.quality.store import finished, keep_row, load_rows
-from benchmarks.quality.weights import SkewedWeights
+from benchmarks.quality.weights import SkewedWeights, TiltedWeights
 from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.models.source import load_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.samples.calibration_set import CalibrationSet
@@ -46,23 +49,21 @@ def test_a_row_without_a_polish_asks_for_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "polish", "mode", "stages", "tilt"),
+    ("blocks", "polish", "mode", "stages"),
     [
-        ("uniform", "none", "uniform", ("polish",), 0),
-        ("uniform", "uniform", "uniform", ("polish",), 0),
-        ("uniform", "gac", "gac", ("polish",), 0),
-        ("gac", "none", "gac", ("reconstruction", "polish"), 0),
-        ("gac", "gac", "gac", ("reconstruction", "polish"), 0),
-        ("gac", "uniform", "gac", ("reconstruction",), 0),
-        ("uniform", "noisy", "uniform", ("polish",), 2),
-        ("nearest-mse", "uniform", "uniform", ("polish",), 0),
+        ("uniform", "none", "uniform", ("polish",)),
+        ("uniform", "uniform", "uniform", ("polish",)),
+        ("uniform", "gac", "gac", ("polish",)),
+        ("gac", "none", "gac", ("reconstruction", "polish")),
+        ("gac", "gac", "gac", ("reconstruction", "polish")),
+        ("gac", "uniform", "gac", ("reconstruction",)),
+        ("uniform", "noisy", "uniform", ("polish",)),
+        ("nearest-mse", "uniform", "uniform", ("polish",)),
     ],
 )
-def test_weights_act_where_the_row_says(
-    blocks: str, polish: str, mode: str, stages: tuple[str, ...], tilt: float
-) -> None:
+def test_weights_act_where_the_row_says(blocks: str, polish: str, mode: str, stages: tuple[str, ...]) -> None:
     weighting = Row("digits8", "w4a8", blocks, polish).recipe().calibration.weighting
-    assert (weighting.mode, weighting.stages, weighting.tilt) == (mode, stages, tilt)
+    assert (weighting.mode, weighting.stages) == (mode, stages)
 
 
 def test_rows_that_no_calibration_can_make_are_refused() -> None:
@@ -82,9 +83,16 @@ def test_skewed_weights_count_the_draws_and_lean_to_clean_steps() -> None:
     assert np.array_equal(weights, again)
 
 
-def test_skewed_weights_hold_in_their_stages_only() -> None:
+def test_tilted_weights_follow_the_timestep() -> None:
     samples = states(trajectories=2, steps=4)
-    weights = SkewedWeights(TOTAL, 0, (False, True))
+    weights = TiltedWeights(TOTAL, 2.0, (True, True)).for_block("conv_in", samples)
+    np.testing.assert_allclose(np.log(weights), 2 * samples.timesteps / TOTAL)
+
+
+@pytest.mark.parametrize("given", [partial(SkewedWeights, TOTAL, 0), partial(TiltedWeights, TOTAL, 2.0)])
+def test_given_weights_hold_in_their_stages_only(given: Callable[..., SampleWeights]) -> None:
+    samples = states(trajectories=2, steps=4)
+    weights = given((False, True))
     assert np.array_equal(weights.for_block("conv_in", samples), np.ones(8))
     assert not np.array_equal(weights.for_block("polish", samples), np.ones(8))
 

@@ -142,7 +142,7 @@ def session_of(denoiser: Denoiser, asked: Recipe) -> Session:
     )
     graph = trace_model(denoiser)
     split = Split(samples, 2)
-    weighting = Weighting(asked.calibration, split, denoiser.num_train_timesteps)
+    weighting = Weighting(asked.calibration, split)
     trajectories = DrawnTrajectories(denoiser, asked, RunDirectory(Path("nowhere")))
     return Session(asked, denoiser, graph, make_plan(asked, graph), split, weighting, trajectories, SILENT)
 

@@ -103,52 +103,6 @@ def test_activation_scale_does_not_depend_on_the_chunks(cuts: list[int], method:
     assert observe(chunks).scale(A8, parsed) == observe([x]).scale(A8, parsed)
 
 
-def observe_weighted(chunks: list[torch.Tensor], weights: list[torch.Tensor | None]) -> ActivationRange:
-    found = ActivationRange()
-    for chunk in chunks:
-        found.observe_largest(chunk)
-    for chunk, weight in zip(chunks, weights, strict=True):
-        found.observe_histogram(chunk, weight)
-    return found
-
-
-METHODS = ("mse:2.4", "percentile:99.9")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_whole_weight_is_the_sample_that_many_times(method: str) -> None:
-    x = heavy_tailed(6, 4, 50) * torch.linspace(1, 3, 6).reshape(6, 1, 1)
-    weights = torch.tensor([3.0, 1, 0, 2, 1, 1], dtype=torch.float64)
-    repeated = x.repeat_interleave(weights.long(), 0)
-    parsed = RangeMethod.parse(method)
-    found = observe_weighted([x], [weights])
-    expected = ActivationRange()
-    expected.observe_largest(x)  # the histogram's range is that of all samples
-    expected.observe_histogram(repeated)
-    assert found.scale(A8, parsed) == expected.scale(A8, parsed)
-    assert found.scale(A8, RangeMethod("minmax")) == float(x.abs().max()) / 127
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_weights_are_ones(method: str) -> None:
-    x, parsed = heavy_tailed(6, 200), RangeMethod.parse(method)
-    ones = observe_weighted([x], [torch.ones(6, dtype=torch.float64)])
-    assert ones.scale(A8, parsed) == observe([x]).scale(A8, parsed)
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    cuts=st.lists(st.integers(1, 39), max_size=4), method=st.sampled_from(METHODS), seed=st.integers(0, 99)
-)
-def test_weighted_scales_do_not_depend_on_the_chunks(cuts: list[int], method: str, seed: int) -> None:
-    x = heavy_tailed(40, 30)
-    weights = torch.rand(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 5
-    bounds = list(pairwise([0, *sorted(set(cuts)), 40]))
-    parsed = RangeMethod.parse(method)
-    cut = observe_weighted([x[a:b] for a, b in bounds], [weights[a:b] for a, b in bounds])
-    assert cut.scale(A8, parsed) == observe_weighted([x], [weights]).scale(A8, parsed)
-
-
 def test_activation_percentile_and_mse_against_the_exact_values() -> None:
     x = heavy_tailed(20_000)
     found = observe([x])

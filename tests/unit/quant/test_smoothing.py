@@ -87,7 +87,7 @@ def quantize(model: Normed, x: Tensor, smoothing: Smoothing | None) -> dict[str,
     ]
     plan = QuantPlan(tuple(entries))
     smoothed = {} if smoothing is None else dict.fromkeys(names, smoothing)
-    scales = estimate_activation_scales(model, plan, lambda: [model(x)], None, smoothed)
+    scales = estimate_activation_scales(model, plan, lambda: [model(x)], smoothed)
     return insert_quantizers(model, plan, scales, smoothed)
 
 
@@ -196,7 +196,7 @@ def test_the_polish_goes_on_from_a_smoothed_norm() -> None:
 def search(outlier: float, bits: int = 8) -> SmoothingSearch:
     def half(seed: int) -> Rows:
         x = activations(256, seed=seed, outlier=outlier)
-        return Rows(x[:64], torch.ones(64, dtype=torch.float64), channel_range(x))
+        return Rows(x[:64], channel_range(x))
 
     weight = layer().weight.clone()
     weight[:, list(OUTLIERS)] /= outlier
@@ -224,7 +224,7 @@ def test_the_search_leaves_alone_what_smoothing_makes_worse() -> None:
         x = torch.randn(64, CHANNELS, generator=generator)
         # each half has its own loud channels
         x[:, seed::2] *= 30
-        halves.append(Rows(x, torch.ones(64, dtype=torch.float64), channel_range(x)))
+        halves.append(Rows(x, channel_range(x)))
     task = SmoothingSearch(
         (halves[0], halves[1]), [Reader(layer().weight, WEIGHT, "minmax")], INPUT, "minmax"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,89 +14,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from gacq_deploy.calibration.weighting.alignment import directional, validation_gradient
+from benchmarks.gradient_matching import (
+    TRAIN,
+    VALIDATION,
+    linear_problem,
+    make_conflict,
+    normal,
+    rank_correlation,
+)
 from gacq_deploy.calibration.weighting.meta_learning import (
     LearnedWeights,
     MetaProblem,
-    MetaSettings,
-    Mode,
     learn_weights,
 )
 from gacq_deploy.calibration.weighting.sample_weights import effective_samples
 from gacq_deploy.calibration.weighting.vectors import Vector
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.recipe.calibration import WeightingMode as Mode
+from gacq_deploy.recipe.calibration import WeightingSection
 
-MODES: tuple[Mode, ...] = ("mse", "gac", "gac_faithful", "sequential", "exact_raw", "surrogate_cosine")
-TRAIN, VALIDATION = 192, 96
+MODES: tuple[Mode, ...] = ("mse", "gac", "gac_faithful")
 SEEDS = (0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 8)))
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def linear_problem(
-    inputs: tuple[Tensor, Tensor],
-    targets: tuple[Tensor, Tensor],
-    groups: tuple[NDArray[np.int64], NDArray[np.int64]],
-    floor: Tensor,
-) -> MetaProblem:
-    """Return the reconstruction of a linear layer with soft-rounded weights; training rows first, then validation."""
-
-    def losses(theta: Vector, part: int, rows: NDArray[np.int64]) -> Tensor:
-        weight = floor + (torch.sigmoid(theta[0]) * 1.2 - 0.1).clamp(0, 1)
-        return (inputs[part][rows] @ weight - targets[part][rows]).pow(2).sum(1)
-
-    return MetaProblem(
-        name="layer",
-        theta=(torch.zeros_like(floor),),
-        train_losses=lambda theta, rows: losses(theta, 0, rows),
-        validation_loss=lambda theta, rows: losses(theta, 1, rows).mean(),
-        groups_train=groups[0],
-        validation_groups=[np.flatnonzero(groups[1] == k) for k in np.unique(groups[1])],
-    )
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Groups A and B want nearly the same rounding, C the opposite; a quarter of the targets belong to other rows."""
-
-    problem: MetaProblem
-    corrupted: NDArray[np.bool_]
-
-    def mean_weight(self, learned: LearnedWeights, group: int) -> float:
-        return float(learned.weights[self.problem.groups_train == group].mean())
-
-    def alignment(self) -> NDArray[np.float64]:
-        """Return g_i . mean_t G_t before any step."""
-        problem = self.problem
-        parts = [
-            validation_gradient(lambda p, r=rows: problem.validation_loss(p, r), problem.theta)[1]
-            for rows in problem.validation_groups
-        ]
-        mean = tuple(torch.stack(tensors).mean(0) for tensors in zip(*parts, strict=True))
-        rows = np.arange(TRAIN)
-        found = directional(lambda p: problem.train_losses(p, rows), problem.theta, mean, "double_backward")
-        return np.asarray(found.numpy())
-
-
-def make_conflict(seed: int) -> Conflict:
-    generator = torch.Generator().manual_seed(seed)
-    floor = normal(generator, 8, 4).floor()
-    middle, wish = floor + 0.5, 0.4 * torch.sign(normal(generator, 8, 4))
-    layers = [middle + wish + 0.05 * normal(generator, 8, 4) for _ in range(2)] + [middle - wish]
-    groups = np.arange(TRAIN) % 3, np.arange(VALIDATION) % 3
-    inputs = normal(generator, TRAIN, 8), normal(generator, VALIDATION, 8)
-    train, validation = (
-        torch.stack([row @ layers[k] for row, k in zip(x, g, strict=True)])
-        for x, g in zip(inputs, groups, strict=True)
-    )
-    wrong = torch.randperm(TRAIN, generator=generator)[: TRAIN // 4]
-    own = train[wrong] - inputs[0][wrong] @ middle
-    train[wrong] += own[torch.randperm(len(wrong), generator=generator)] - own
-    corrupted = np.zeros(TRAIN, dtype=bool)
-    corrupted[wrong.numpy()] = True
-    return Conflict(linear_problem(inputs, (train, validation), groups, floor), corrupted)
 
 
 def make_agreement(seed: int) -> MetaProblem:
@@ -110,13 +48,20 @@ def make_agreement(seed: int) -> MetaProblem:
     return linear_problem(inputs, (targets[0], targets[1]), groups, floor)
 
 
-def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+def learn(
+    problem: MetaProblem,
+    mode: Mode = "gac",
+    *,
+    seed: int = 0,
+    iterations: int = 8,
+    initial: NDArray[np.float64] | None = None,
+    **changes: Any,
+) -> LearnedWeights:
+    return learn_weights(problem, section(mode, **changes), iterations, seed, initial)
 
 
-def short(mode: Mode = "gac", **changes: Any) -> MetaSettings:
-    return replace(MetaSettings(mode=mode, iterations=8, validation_batch=32), **changes)
+def section(mode: Mode = "gac", **changes: Any) -> WeightingSection:
+    return WeightingSection(mode=mode, **{"validation_batch": 32, "look_ahead": "plain", **changes})
 
 
 # ------------------------------------------------------------------------------------------------- what it learns
@@ -124,11 +69,9 @@ def short(mode: Mode = "gac", **changes: Any) -> MetaSettings:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("hierarchical", [False, True], ids=["samples", "hierarchical"])
-def test_opposed_and_corrupted_samples_lose_weight(seed: int, hierarchical: bool) -> None:
+def test_opposed_and_corrupted_samples_lose_weight(seed: int) -> None:
     conflict = make_conflict(seed)
-    chosen = MetaSettings(iterations=150, validation_batch=32, hierarchical=hierarchical)
-    learned = learn_weights(conflict.problem, chosen, seed)
+    learned = learn(conflict.problem, seed=seed, iterations=150)
     assert not learned.fallback
     assert conflict.mean_weight(learned, 2) < 0.5
     wrong = conflict.corrupted
@@ -141,68 +84,63 @@ def test_opposed_and_corrupted_samples_lose_weight(seed: int, hierarchical: bool
 @pytest.mark.parametrize("seed", SEEDS)
 def test_raw_products_favour_the_conflict_and_say_so(seed: int) -> None:
     conflict = make_conflict(seed)
-    chosen = MetaSettings(mode="gac_faithful", iterations=150, validation_batch=32, hierarchical=False)
-    learned = learn_weights(conflict.problem, chosen, seed)
+    learned = learn(conflict.problem, "gac_faithful", seed=seed, iterations=150)
     assert sum("dominates" in note for note in learned.notes) == 1
     assert conflict.mean_weight(learned, 2) > 1
     assert rank_correlation(learned.weights, conflict.alignment()) < 0
 
 
-@pytest.mark.parametrize("mode", ["gac_faithful", "exact_raw"])
-def test_dominance_can_be_refused(mode: Mode) -> None:
-    with pytest.raises(CalibrationError, match="dominates") as caught:
-        learn_weights(make_conflict(0).problem, short(mode, dominance="refuse"), 0)
-    assert "lambda_gm" in caught.value.hint
-
-
-@pytest.mark.parametrize("mode", ["mse", "gac", "sequential", "surrogate_cosine"])
+@pytest.mark.parametrize("mode", ["mse", "gac"])
 def test_a_few_iterations_already_point_away_from_the_conflict(mode: Mode) -> None:
     conflict = make_conflict(0)
-    learned = learn_weights(conflict.problem, short(mode), 0)
+    learned = learn(conflict.problem, mode)
     assert conflict.mean_weight(learned, 2) < 0.9
     assert conflict.mean_weight(learned, 0) > 1
 
 
 @pytest.mark.parametrize("mode", ["mse", "gac"])
-def test_groups_of_one_distribution_keep_equal_weights(mode: Mode) -> None:
-    problem = make_agreement(0)
-    learned = learn_weights(problem, replace(short(mode, hierarchical=False), iterations=60), 0)
-    for group in range(3):
-        assert learned.weights[problem.groups_train == group].mean() == pytest.approx(1, abs=0.1)
+def test_groups_of_one_distribution_part_far_less_than_groups_in_conflict(mode: Mode) -> None:
+    """Not zero: with Adam, what a few rows happen to say moves a logit as fast as a conflict does."""
+
+    def spread(problem: MetaProblem, seed: int) -> float:
+        learned = learn(problem, mode, seed=seed, iterations=WeightingSection().polish_iterations)
+        return float(np.std([learned.weights[problem.groups_train == k].mean() for k in range(3)]))
+
+    agreeing = [spread(make_agreement(seed), seed) for seed in range(4)]
+    opposed = [spread(make_conflict(seed).problem, seed) for seed in range(4)]
+    assert np.mean(agreeing) < 0.5 * np.mean(opposed)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_keeps_its_promises(mode: Mode) -> None:
-    chosen = short(mode)
-    learned = learn_weights(make_conflict(1).problem, chosen, 0)
+    chosen, iterations = section(mode), 8
+    learned = learn(make_conflict(1).problem, mode, iterations=iterations)
     assert learned.mode == mode
     assert not learned.fallback
     assert learned.weights.mean() == pytest.approx(1, rel=1e-9)
     assert chosen.weight_range[0] <= learned.weights.min() <= learned.weights.max() <= chosen.weight_range[1]
     assert np.ptp(learned.weights) > 0.01
     assert set(learned.trace) == {"loss", "cosine", "ratio", "effective"}
-    assert all(len(x) == chosen.iterations and bool(np.isfinite(x).all()) for x in learned.trace.values())
-    assert learned.visits.sum() == chosen.iterations * chosen.batch
+    assert all(len(x) == iterations and bool(np.isfinite(x).all()) for x in learned.trace.values())
+    assert learned.visits.sum() == iterations * chosen.batch
     assert np.ptp(learned.visits) <= 3
 
 
 def test_effective_samples_are_kept_by_raising_the_temperature() -> None:
-    learned = learn_weights(make_conflict(0).problem, short(lr=3.0, min_effective=0.9), 0)
+    learned = learn(make_conflict(0).problem, lr=3.0, min_effective=0.9)
     assert effective_samples(learned.weights) == pytest.approx(0.9 * TRAIN, rel=1e-3)
     assert any("temperature" in note for note in learned.notes)
 
 
 def test_a_very_high_temperature_gives_uniform_weights() -> None:
-    learned = learn_weights(make_conflict(0).problem, short(temperature=1e9), 0)
+    learned = learn(make_conflict(0).problem, temperature=1e9)
     assert learned.weights == pytest.approx(1, abs=1e-6)
 
 
 def test_shared_logits_reach_samples_that_were_never_drawn() -> None:
     conflict = make_conflict(0)
-    for hierarchical in (False, True):
-        learned = learn_weights(conflict.problem, short(iterations=2, batch=12, hierarchical=hierarchical), 0)
-        moved = np.ptp(learned.weights[learned.visits == 0]) > 1e-3
-        assert moved == hierarchical
+    learned = learn(conflict.problem, iterations=2, batch=12)
+    assert np.ptp(learned.weights[learned.visits == 0]) > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------------ invariances
@@ -211,7 +149,7 @@ def test_shared_logits_reach_samples_that_were_never_drawn() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_equal_seeds_give_equal_bits_and_others_do_not(mode: Mode) -> None:
     problem = make_conflict(0).problem
-    one, two, other = (learn_weights(problem, short(mode), seed) for seed in (3, 3, 4))
+    one, two, other = (learn(problem, mode, seed=seed) for seed in (3, 3, 4))
     assert one.weights.tobytes() == two.weights.tobytes()
     assert one.logits.tobytes() == two.logits.tobytes()
     assert one.weights.tobytes() != other.weights.tobytes()
@@ -230,9 +168,8 @@ def permuted(problem: MetaProblem, order: NDArray[np.int64]) -> MetaProblem:
 def test_permuting_the_samples_permutes_the_weights(mode: Mode) -> None:
     problem = make_conflict(0).problem
     order = np.random.default_rng(0).permutation(TRAIN)
-    whole = short(mode, batch=TRAIN)
-    weights = learn_weights(problem, whole, 0).weights
-    assert learn_weights(permuted(problem, order), whole, 0).weights == pytest.approx(
+    weights = learn(problem, mode, batch=TRAIN).weights
+    assert learn(permuted(problem, order), mode, batch=TRAIN).weights == pytest.approx(
         weights[order], rel=1e-6
     )
 
@@ -241,7 +178,7 @@ def test_permuting_the_samples_permutes_the_weights(mode: Mode) -> None:
 def test_duplicates_get_equal_weights(mode: Mode) -> None:
     problem = make_conflict(0).problem
     twice = permuted(problem, np.repeat(np.arange(40), 2))
-    weights = learn_weights(twice, short(mode, batch=1000), 0).weights
+    weights = learn(twice, mode, batch=1000).weights
     assert np.ptp(weights) > 0.01
     assert weights[::2] == pytest.approx(weights[1::2], rel=1e-9)
 
@@ -249,14 +186,14 @@ def test_duplicates_get_equal_weights(mode: Mode) -> None:
 def test_a_shift_of_the_starting_logits_changes_nothing() -> None:
     problem = make_conflict(0).problem
     start = np.random.default_rng(0).normal(size=TRAIN) / 10
-    one, two = (learn_weights(problem, short(), 0, start + shift) for shift in (0.0, 5.0))
+    one, two = (learn(problem, initial=start + shift) for shift in (0.0, 5.0))
     assert one.weights == pytest.approx(two.weights, rel=1e-9)
 
 
 def test_returned_logits_reproduce_the_weights() -> None:
     problem = make_conflict(0).problem
-    learned = learn_weights(problem, short(lr=3.0, min_effective=0.9), 0)
-    again = learn_weights(problem, short(iterations=0, min_effective=0.9), 0, learned.logits)
+    learned = learn(problem, lr=3.0, min_effective=0.9)
+    again = learn(problem, iterations=0, min_effective=0.9, initial=learned.logits)
     assert again.weights == pytest.approx(learned.weights, rel=1e-6)
 
 
@@ -267,7 +204,7 @@ def test_the_scale_of_the_loss_does_not_matter() -> None:
         train_losses=lambda theta, rows: 1e-9 * problem.train_losses(theta, rows),
         validation_loss=lambda theta, rows: 1e-9 * problem.validation_loss(theta, rows),
     )
-    one, two = (learn_weights(p, short(), 0).weights for p in (problem, tiny))
+    one, two = (learn(p).weights for p in (problem, tiny))
     assert one == pytest.approx(two, rel=1e-6)
 
 
@@ -280,18 +217,8 @@ def test_a_metric_is_a_change_of_parameters() -> None:
         validation_loss=lambda theta, rows: problem.validation_loss((50 * theta[0],), rows),
         metric=(1 / 50,),
     )
-    one, two = (learn_weights(p, short(), 0).weights for p in (problem, renamed))
+    one, two = (learn(p).weights for p in (problem, renamed))
     assert one == pytest.approx(two, rel=1e-6)
-
-
-def test_the_ways_of_differentiating_agree() -> None:
-    problem = make_conflict(0).problem
-    forward, backward, differences = (
-        learn_weights(problem, short(differentiation=how), 0).weights
-        for how in ("forward", "double_backward", "finite_difference")
-    )
-    assert backward == pytest.approx(forward, rel=1e-6)
-    assert differences == pytest.approx(forward, rel=1e-3)
 
 
 # -------------------------------------------------------------------------------------------------- what goes wrong
@@ -307,54 +234,54 @@ def assert_uniform(learned: LearnedWeights, *, fallback: bool, note: str) -> Non
 def test_no_samples_is_an_error() -> None:
     problem = replace(make_conflict(0).problem, groups_train=np.zeros(0, dtype=np.int64))
     with pytest.raises(CalibrationError, match="no training samples"):
-        learn_weights(problem, short(), 0)
+        learn(problem)
 
 
 def test_one_sample_has_weight_one() -> None:
     problem = permuted(make_conflict(0).problem, np.zeros(1, dtype=np.int64))
-    assert_uniform(learn_weights(problem, short(), 0), fallback=False, note="one training sample")
+    assert_uniform(learn(problem), fallback=False, note="one training sample")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_identical_samples_stay_uniform(mode: Mode) -> None:
     problem = permuted(make_conflict(0).problem, np.zeros(24, dtype=np.int64))
-    assert_uniform(learn_weights(problem, short(mode), 0), fallback=False, note="did not move")
+    assert_uniform(learn(problem, mode), fallback=False, note="did not move")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_of_zero_stay_uniform(mode: Mode) -> None:
     problem = make_conflict(0).problem
     still = replace(problem, train_losses=lambda theta, rows: 0 * problem.train_losses(theta, rows))
-    assert_uniform(learn_weights(still, short(mode), 0), fallback=False, note="did not move")
+    assert_uniform(learn(still, mode), fallback=False, note="did not move")
 
 
 def test_one_timestep_is_enough() -> None:
     problem = replace(make_conflict(0).problem, groups_train=np.zeros(TRAIN, dtype=np.int64))
-    learned = learn_weights(problem, short(), 0)
+    learned = learn(problem)
     assert np.ptp(learned.weights) > 0.01
 
 
 def test_a_validation_loss_of_zero_has_nothing_to_teach() -> None:
     problem = make_conflict(0).problem
     perfect = replace(problem, validation_loss=lambda theta, rows: 0 * problem.validation_loss(theta, rows))
-    assert_uniform(learn_weights(perfect, short(), 0), fallback=False, note="is 0 before")
+    assert_uniform(learn(perfect), fallback=False, note="is 0 before")
 
 
 def test_no_validation_samples_falls_back() -> None:
     empty = np.zeros(0, dtype=np.int64)
     for groups in ([], [empty, empty]):
         problem = replace(make_conflict(0).problem, validation_groups=groups)
-        assert_uniform(learn_weights(problem, short(), 0), fallback=True, note="no validation samples")
+        assert_uniform(learn(problem), fallback=True, note="no validation samples")
 
 
 def test_an_empty_group_is_left_out_and_one_group_means_mse() -> None:
     problem = make_conflict(0).problem
     empty = np.zeros(0, dtype=np.int64)
     two = replace(problem, validation_groups=[*problem.validation_groups[:2], empty])
-    learned = learn_weights(two, short(), 0)
+    learned = learn(two)
     assert learned.mode == "gac"
     assert "1 of 3 groups have no validation samples and were left out." in learned.notes
-    one = learn_weights(replace(problem, validation_groups=[problem.validation_groups[0], empty]), short(), 0)
+    one = learn(replace(problem, validation_groups=[problem.validation_groups[0], empty]))
     assert one.mode == "mse"
     assert any("'mse' took its place" in note for note in one.notes)
     assert not one.fallback
@@ -370,7 +297,7 @@ def test_what_is_not_finite_falls_back_and_names_the_iteration(mode: Mode, bad: 
         factor = torch.from_numpy(np.where(poisoned[rows], bad, 1.0))
         return problem.train_losses(theta, rows) * factor
 
-    learned = learn_weights(replace(problem, train_losses=losses), short(mode), 0)
+    learned = learn(replace(problem, train_losses=losses), mode)
     assert_uniform(learned, fallback=True, note="not finite")
     assert "iteration" in learned.notes[-1]
 
@@ -380,7 +307,7 @@ def test_a_validation_loss_that_is_not_finite_falls_back() -> None:
     broken = replace(
         problem, validation_loss=lambda theta, rows: problem.validation_loss(theta, rows) * float("nan")
     )
-    assert_uniform(learn_weights(broken, short(), 0), fallback=True, note="nan before the first")
+    assert_uniform(learn(broken), fallback=True, note="nan before the first")
 
 
 def test_a_loop_that_diverges_falls_back() -> None:
@@ -391,26 +318,13 @@ def test_a_loop_that_diverges_falls_back() -> None:
             problem.validation_loss(theta, rows) * (1 + 1e9 * theta[0].pow(2).mean())
         ),
     )
-    assert_uniform(learn_weights(cliff, short(), 0), fallback=True, note="grew from")
+    assert_uniform(learn(cliff), fallback=True, note="grew from")
 
 
 def test_an_overshooting_look_ahead_is_shortened() -> None:
-    learned = learn_weights(make_conflict(0).problem, short(look_ahead_rms=30.0), 0)
+    learned = learn(make_conflict(0).problem, look_ahead_rms=30.0)
     assert not learned.fallback
     assert any("look-ahead was shortened" in note for note in learned.notes)
-
-
-def test_a_differentiation_that_disagrees_with_the_gradient_is_refused() -> None:
-    problem = make_conflict(0).problem
-
-    def straight_through(theta: Vector, rows: NDArray[np.int64]) -> Tensor:
-        rounded = theta[0] + (theta[0].round() - theta[0]).detach()
-        return problem.train_losses((rounded,), rows)
-
-    rounding = replace(problem, train_losses=straight_through)
-    with pytest.raises(CalibrationError, match="finite_difference"):
-        learn_weights(rounding, short(differentiation="finite_difference"), 0)
-    assert not learn_weights(rounding, short(), 0).fallback
 
 
 class _Cube(torch.autograd.Function):
@@ -442,9 +356,9 @@ def test_operators_without_derivative_rules_are_differenced(mode: Mode) -> None:
             validation_loss=lambda theta, rows: problem.validation_loss((power(theta[0]),), rows),
         )
 
-    learned = learn_weights(with_operator(cube), short(mode), 0)
+    learned = learn(with_operator(cube), mode)
     assert any("finite difference" in note for note in learned.notes)
-    expected = learn_weights(with_operator(lambda x: x**3), short(mode), 0)
+    expected = learn(with_operator(lambda x: x**3), mode)
     assert learned.weights == pytest.approx(expected.weights, rel=1e-3)
 
 
@@ -477,7 +391,7 @@ def test_attention_needs_no_care_of_the_caller() -> None:
         groups_train=np.arange(40) % 2,
         validation_groups=[np.arange(40, 50), np.arange(50, 60)],
     )
-    learned = learn_weights(problem, short(iterations=2, look_ahead_rms=1e-2), 0)
+    learned = learn(problem, iterations=2, look_ahead_rms=1e-2)
     assert not learned.fallback
     assert learned.notes == ()
     assert np.ptp(learned.weights) > 0
