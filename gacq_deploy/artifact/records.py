@@ -7,8 +7,6 @@ from typing import Any
 from pydantic import (
     BaseModel,
     ConfigDict,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 
 from gacq_deploy.artifact.call import CallRecord
@@ -47,12 +45,6 @@ class ModelRecord(_Record):
     loras: tuple[LoraRecord, ...] = ()
     """Low-rank adapters that were fused into the weights before calibration."""
 
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what says nothing: artifacts from before it could keep their digests."""
-        plain: dict[str, Any] = serialize(self)
-        return {k: v for k, v in plain.items() if k not in ("call", "loras") or v}
-
 
 class SiteRecord(_Record):
     """One planned site on disk."""
@@ -68,15 +60,6 @@ class SiteRecord(_Record):
     block: int | None = None
     smoothing: SmoothingRecord | None = None
     """Of an input site; versions that do not know it refuse the artifact."""
-
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not there: artifacts without blocks and smoothing stay the same, byte for byte."""
-        plain: dict[str, Any] = serialize(self)
-        for name in ("block", "smoothing"):
-            if plain[name] is None:
-                del plain[name]
-        return plain
 
 
 class BlockRecord(_Record):

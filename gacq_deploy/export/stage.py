@@ -221,12 +221,7 @@ def _check_quantized(name: str, output: Array, reference: Array) -> None:
 
 
 def _settings_digest(recipe: Recipe) -> str:
-    settings = recipe.export.model_dump(mode="json", exclude={"targets"})
-    if not recipe.export.dynamic_resolution:
-        del settings[
-            "dynamic_resolution"
-        ]  # graphs from before there was a choice are still what is asked for
-    return digest_json(settings)
+    return digest_json(recipe.export.model_dump(mode="json", exclude={"targets"}))
 
 
 def _known(targets: Sequence[str]) -> Sequence[str]:

@@ -12,10 +12,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
 )
 
 from gacq_deploy.build_trt.open import why_others
@@ -162,11 +160,6 @@ class Edge(_Record):
         if wrong := sorted(exempt.keys() - EXEMPT):
             raise ValueError(f"{wrong[0]} applies to every model")
         return exempt
-
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = serialize(self)
-        return {k: v for k, v in plain.items() if k != "exempt" or v}
 
     @property
     def subject(self) -> str:

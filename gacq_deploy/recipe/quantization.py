@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from gacq_deploy.recipe.calibration import Section
 from gacq_deploy.spec import Role
@@ -76,16 +76,6 @@ class Rule(Section):
     def quantizes(self, role: Role) -> bool:
         """Tell whether a tensor of this role is quantized where this rule wins."""
         return not self.ignore and (self.block is None or role == "weight")
-
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what says nothing: recipes from before `layer` and `block` existed keep their digests."""
-        plain: dict[str, Any] = serialize(self)
-        if self.layer == "*":
-            plain.pop("layer", None)
-        if self.block is None:
-            plain.pop("block", None)
-        return plain
 
 
 def _quantize(match: str, **more: Any) -> Rule:
@@ -205,11 +195,3 @@ class QuantizationSection(Section):
         # the model is frozen for its users, not while it is made
         self.__dict__.update(rules=(*start, *self.rules), level=None, exclude=None)
         return self
-
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `smoothing` out where there is none: recipes from before it existed keep their digests."""
-        plain: dict[str, Any] = serialize(self)
-        if self.smoothing is None:
-            plain.pop("smoothing", None)
-        return plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +9,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -23,11 +20,6 @@ from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import write_bytes
 
 SEED_MAX = 2**31 - 1
-
-
-def without(plain: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what says nothing: recipes from before these keys existed keep their digests."""
-    return {k: v for k, v in plain.items() if k not in defaults or v not in (defaults[k], ())}
 
 
 class LoraSection(Section):
@@ -57,10 +49,6 @@ class ModelSection(Section):
     loras: tuple[LoraSection, ...] = ()
     """Low-rank adapters, fused into the denoiser before anything else, in order."""
 
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without(serialize(self), {"loras": []})
-
 
 class SamplesSection(Section):
     """Which states of float trajectories the model is calibrated on."""
@@ -81,10 +69,6 @@ class SamplesSection(Section):
     more trajectories. `--prompts FILE` puts a file's here. None given: built-in ones of everyday subjects."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     """Of classifier-free guidance; default: the pipeline's own."""
-
-    @model_serializer(mode="wrap")
-    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without(serialize(self), {"prompts": [], "guidance_scale": None})
 
 
 class CalibrationSection(Section):

@@ -94,7 +94,7 @@ def smooth(recipe: str, alpha: float = 0.5) -> SmoothedModel:
     def run() -> Iterator[object]:
         yield _answer(denoiser, 4, 1)
 
-    scales = estimate_activation_scales(denoiser.module, plan, run, None, smoothing)
+    scales = estimate_activation_scales(denoiser.module, plan, run, smoothing)
     layers = insert_quantizers(denoiser.module, plan, scales, smoothing)
     params: dict[Site, TensorParams] = {}
     for entry in plan:

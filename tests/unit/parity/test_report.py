@@ -286,10 +286,6 @@ def test_no_other_metric_can_be_left_out(metric: str) -> None:
         measured("budget", "float.onnx", "int8.onnx", PACKED, exempt={metric: "because"})
 
 
-def test_an_edge_without_exemptions_says_nothing_of_them() -> None:
-    assert "exempt" not in measured("budget", "a", "b", GOOD["budget"]).model_dump(mode="json")
-
-
 @pytest.mark.parametrize(("evidence", "name"), EVERY_GATE)
 def test_a_failed_gate_says_what_it_is_and_what_to_do(evidence: Evidence, name: str) -> None:
     edges = edge(evidence, GOOD[evidence]), edge(evidence, GOOD[evidence] | {name: BAD[name]})

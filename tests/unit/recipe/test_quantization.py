@@ -107,7 +107,7 @@ def test_rules_of_the_recipe_come_after_and_win() -> None:
 def test_the_resolved_recipe_holds_the_rules_in_full() -> None:
     short = recipe("quantization: {level: conv, exclude: nvidia-demo-final}\n")
     document = short.document()["quantization"]
-    assert set(document) == {"rules", "tie_concat"}
+    assert set(document) == {"rules", "tie_concat", "smoothing"}
     assert len(document["rules"]) == len(LEVELS["conv"]) + len(EXCLUSIONS["nvidia-demo-final"])
     again = Recipe.model_validate(short.document())
     assert again == short
@@ -158,13 +158,6 @@ def test_an_override_chooses_the_level() -> None:
     assert set(resolve_plan(chosen, SITES).modules).isdisjoint(
         {"block.0.attn1.to_q", "block.0.attn1.to_out.0"}
     )
-
-
-def test_a_rule_for_all_kinds_is_written_as_before_kinds_were_told_apart() -> None:
-    assert "layer" not in Rule(match="*", bits=8).model_dump()
-    assert Rule(match="*", layer="conv", bits=8).model_dump()["layer"] == "conv"
-    assert "block" not in Rule(match="*", layer="linear", bits=4).model_dump()
-    assert Rule(match="*", layer="linear", bits=4, block=64).model_dump()["block"] == 64
 
 
 @given(
