@@ -1,61 +1,160 @@
-"""How long does one calibration take on this machine? Passes over the samples, steps, and what every weight costs."""
+"""How long does one calibration take on this machine? A forward pass and one block's steps are timed, then counted."""
 
 from __future__ import annotations
 
-from gacq_deploy.calibration.cost.machine import (
-    ForwardTime,
-    dequantizing_seconds,
-    digest_seconds,
-    range_seconds,
-    rounding_seconds,
-)
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
 from gacq_deploy.calibration.cost.memory import Counts
+from gacq_deploy.calibration.reconstruction import BlockTask, reconstruct_block, sample_losses
+from gacq_deploy.calibration.replay import Replay
 from gacq_deploy.calibration.smoothing import SEARCHED_STATES
 from gacq_deploy.calibration.weighting.objective import TRAJECTORIES
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.structure.graph import Block
+from gacq_deploy.quant.layers import QuantizedLayer, input_quantizers
+from gacq_deploy.quant.prepare import insert_quantizers
+from gacq_deploy.samples.calibration_set import CalibrationSet
+from gacq_deploy.spec import QuantPlan
 
-_STEP_COST = 3.4
-"""One reconstruction step in forward passes of the same batch: forward, backward, Adam; measured on the demo UNet,
-where the small blocks' fixed costs count."""
-_META_STEPS = 18
+_SLOW_S = 0.5
+"""A call this long is not repeated, and not made on a larger batch: rows cost the same."""
+_TIMED_STEPS = 4
+"""Enough that what comes before the first step and after the last does not count."""
+_META_STEPS = 14
 """One meta iteration in training steps of its batch; measured on the demo UNets: 9 on the larger, 18 on the smaller."""
-_DIGESTS = 3
-"""How often every weight is read whole: finite, digested with the model, digested for the artifact."""
-_GRADIENT = 10
-"""Cost of a weight's gradient in a group and its cosines, in dequantizations."""
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """What learning costs, timed on one block: ``step`` in forward passes, ``preparing`` in seconds a weight."""
+
+    step: float
+    preparing: float
 
 
 def estimate_seconds(counts: Counts) -> float:
-    """Return the time of all passes over the samples, all steps on mini-batches, and all weights by themselves."""
-    recipe, forward = counts.recipe, ForwardTime(counts.denoiser)
+    """Return the time of all passes over the samples, of all steps on mini-batches, and of finding the scales."""
+    samples = counts.recipe.samples
+    forward, block = forward_time(counts.denoiser), time_block(counts)
     # a trajectory's steps run in turn: a last, smaller batch costs a pass as well
-    collected = recipe.samples.steps * -(-recipe.samples.trajectories // recipe.samples.batch)
-    passes = (_rows_passed(counts) + 4 * counts.probe_rows) / counts.chunk
+    collected = samples.steps * -(-samples.trajectories // samples.batch)
+    passed = (_rows_passed(counts, block.step) + 4 * counts.probe_rows) / counts.chunk
     return (
-        collected * forward(recipe.samples.batch * counts.branches)
-        + passes * (forward(counts.chunk) + dequantizing_seconds() * counts.quantized)
-        + sum(
-            steps * (_STEP_COST * forward(min(batch, counts.training)) + each * counts.quantized)
-            for steps, batch, each in _steps(counts)
-            if steps > 0
-        )
+        collected * forward(samples.batch * counts.branches)
+        + passed * forward(counts.chunk)
+        + sum(steps * block.step * forward(batch) for steps, batch in _steps(counts) if steps > 0)
         + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches)
-        + _weights_seconds(counts)
+        + block.preparing * counts.quantized
     )
 
 
-def _weights_seconds(counts: Counts) -> float:
-    """Return the time that weights take whatever the samples: digests, scales, the groups' gradients in every block."""
+class TimeOfRows:
+    """Seconds of a call by its number of rows, measured; where many are slow, from those of one and two rows."""
+
+    def __init__(self, run: Callable[[int], Callable[[], Any]]) -> None:
+        self._run = run
+        self._known: dict[int, float] = {}
+
+    def __call__(self, rows: int) -> float:
+        """Return the time of a call on ``rows`` rows."""
+        rows = max(1, rows)
+        if rows * self._timed(1) < _SLOW_S or rows == 1:
+            return self._timed(rows)
+        return self._timed(1) + (rows - 1) * max(0.0, self._timed(2) - self._timed(1))
+
+    def _timed(self, rows: int) -> float:
+        if rows not in self._known:
+            self._known[rows] = _faster(self._run(rows))
+        return self._known[rows]
+
+
+def forward_time(denoiser: Denoiser) -> TimeOfRows:
+    """Return the time of the model's forward pass."""
+
+    def run(rows: int) -> Callable[[], Any]:
+        inputs = denoiser.example_inputs(rows)
+        sample, timestep = inputs.pop(SAMPLE), inputs.pop(TIMESTEP)
+        return torch.no_grad()(lambda: denoiser(sample, timestep, inputs))
+
+    return TimeOfRows(run)
+
+
+def time_block(counts: Counts) -> BlockTime:
+    """Learn the block of median size for a few steps, on noise, in a folder that is removed; the model stays float."""
+    planned = [(b, counts.layers_of(b)) for b in counts.graph.blocks]
+    sized = sorted((sum(map(counts.weights_of, names)), b.name, b, names) for b, names in planned if names)
+    weights, _, block, names = sized[len(sized) // 2]
+    mine = QuantPlan(tuple(e for e in counts.plan if e.site.module in names))
     module = counts.denoiser.module
-    searched = sum(
-        module.get_submodule(e.site.module).get_parameter("weight").numel() * range_seconds(e.range_method)
-        for e in counts.plan.of_role("weight")
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(module.set_submodule, name, module.get_submodule(name))
+        started = time.perf_counter()
+        layers = insert_quantizers(module, mine, {e.tie: 1.0 for e in mine})
+        preparing = (time.perf_counter() - started) / weights
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        return BlockTime(_step_in_passes(counts, block, layers, folder), preparing)
+
+
+def _step_in_passes(counts: Counts, block: Block, layers: dict[str, QuantizedLayer], folder: Path) -> float:
+    section = counts.recipe.calibration.reconstruction
+    batch = min(section.batch, counts.training)
+    samples = _noise(counts.denoiser, batch)
+    replay = Replay(counts.denoiser, counts.graph, samples, folder, counts.recipe.calibration.memory_mb)
+    data = replay.prepare(counts.graph.blocks.index(block))
+    learnable = tuple({id(q): q for q in input_quantizers(layers).values()}.values())
+    settings = section.model_copy(update={"iterations": _TIMED_STEPS, "warmup": 0.0})
+
+    def learn(rows: int) -> Callable[[], Any]:
+        ones = np.ones(rows)
+        task = BlockTask(block.name, layers, learnable, data, np.arange(rows), ones, ones, seed=0)
+        return lambda: reconstruct_block(task, settings)
+
+    def forward(rows: int) -> Callable[[], Any]:
+        return lambda: sample_losses(data, np.arange(rows), rows)
+
+    return TimeOfRows(learn)(batch) / _TIMED_STEPS / TimeOfRows(forward)(batch)
+
+
+def _noise(denoiser: Denoiser, rows: int) -> CalibrationSet:
+    inputs = {name: value.numpy() for name, value in denoiser.example_inputs(rows).items()}
+    latents, timesteps = inputs.pop(SAMPLE), inputs.pop(TIMESTEP)
+    number = np.arange(rows)
+    return CalibrationSet(
+        latents=latents,
+        timesteps=timesteps.astype(np.int64),
+        told=None if timesteps.dtype == np.int64 else timesteps,
+        targets=latents,
+        conditioning=inputs,
+        trajectory=number,
+        step=np.zeros_like(number),
+        validation=np.zeros(rows, np.uint8),
     )
-    groups = min(counts.held, counts.recipe.calibration.weighting.groups)
-    cosines = 2 * groups * _GRADIENT * dequantizing_seconds() * counts.quantized
-    return _DIGESTS * digest_seconds() * counts.weights + searched + cosines
 
 
-def _rows_passed(counts: Counts) -> float:
+def _faster(call: Callable[[], Any]) -> float:
+    """Return the faster of two runs after a warm-up, or the first if it is slow."""
+    times: list[float] = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+        if times[0] > _SLOW_S:
+            return times[0]
+    return min(times[1:])
+
+
+def _rows_passed(counts: Counts, step: float) -> float:
     """Return how many rows the whole model sees beside the steps, in forward passes of a row."""
     training, held = counts.training, counts.held
     polished = counts.is_polished
@@ -64,28 +163,26 @@ def _rows_passed(counts: Counts) -> float:
     smoothing = counts.recipe.quantization.smoothing
     if smoothing is not None:  # it reads the set once, the search some of it again
         blocks += training + (min(training, SEARCHED_STATES) if smoothing.alpha == "search" else 0)
-    told = (2 + polished) * (held or training)
+    error = (2 + polished) * (held or training)
     # gradients of the groups before and after every block and the polish
-    cosines = 2 * (1 + polished) * _STEP_COST * held
+    cosines = 2 * (1 + polished) * step * held
     # the losses before and after; where weights are learned, how every sample's gradient lies
     learned = polished and counts.learns("polish")
-    return blocks + told + cosines + polished * 2 * training + learned * _STEP_COST * training
+    return blocks + error + cosines + polished * 2 * training + learned * step * training
 
 
-def _steps(counts: Counts) -> tuple[tuple[int, int, float], ...]:
-    """Return (training steps of the whole model, their batch, seconds a weight) of every kind; meta iterations too."""
-    settings = counts.recipe.calibration
-    weighting = settings.weighting
+def _steps(counts: Counts) -> tuple[tuple[float, int], ...]:
+    """Return (training steps of the whole model, their batch) of every kind; meta iterations too."""
+    settings, most = counts.recipe.calibration, counts.training
+    weighting, reconstruction, polish = settings.weighting, settings.reconstruction, settings.polish
     # what a stage tries out before its first meta iteration costs about one
-    blocks = (1 + weighting.iterations) * counts.learns("reconstruction")
-    polish = (1 + weighting.polish_iterations) * counts.learns("polish") if counts.is_polished else 0
-    rounding, scaling = rounding_seconds(), (2 + counts.is_checkpointed) * dequantizing_seconds()
-    again = (1 + counts.is_checkpointed / _STEP_COST) if counts.is_polished else 1
+    in_blocks = (1 + weighting.iterations) * counts.learns("reconstruction")
+    in_polish = (1 + weighting.polish_iterations) * (counts.is_polished and counts.learns("polish"))
     return (
-        (settings.reconstruction.iterations, settings.reconstruction.batch, rounding),
-        (round(settings.polish.steps * again), settings.polish.batch, scaling),
-        (_META_STEPS * blocks, weighting.batch, rounding),
-        (_META_STEPS * polish, weighting.batch, scaling),
+        (reconstruction.iterations, min(reconstruction.batch, most)),
+        # block by block, every forward pass is run twice
+        (polish.steps * (4 / 3 if counts.is_checkpointed else 1), min(polish.batch, most)),
+        (_META_STEPS * (in_blocks + in_polish), min(weighting.batch, most)),
     )
 
 

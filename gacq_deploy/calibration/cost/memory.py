@@ -93,6 +93,14 @@ class Counts:
         """Weights of the planned layers."""
         return quantized_weights(self.denoiser, self.plan)
 
+    def layers_of(self, block: Block) -> set[str]:
+        """Names of the planned layers of a block."""
+        return {s.module for s in block.sites if s.role == "weight" and self.plan.get(s)}
+
+    def weights_of(self, layer: str) -> int:
+        """Weights of one planned layer."""
+        return self.denoiser.module.get_submodule(layer).get_parameter("weight").numel()
+
     @property
     def stored_bytes(self) -> int:
         """The float model as calibration holds it: half-precision weights as they are stored."""
@@ -108,11 +116,11 @@ class Counts:
 def memory_bytes(counts: Counts) -> float:
     """Return the largest resident memory of a calibration, mapped weights included."""
     settings, graph = counts.recipe.calibration, counts.graph
-    blocks = [_block_weights(counts, block) for block in graph.blocks]
+    blocks = [sum(map(counts.weights_of, counts.layers_of(block))) for block in graph.blocks]
     learned = max(
         _ROUNDING * max(blocks), max(counts.chunk, settings.reconstruction.batch) * block_bytes(graph)
     ) + min(_ROUNDING * max(blocks), settings.reconstruction.batch * block_bytes(graph))
-    stages = [learned, _SEARCH * _largest_layer(counts), _saving_bytes(counts)]
+    stages = [learned, _SEARCH * max(map(counts.weights_of, counts.plan.modules)), _saving_bytes(counts)]
     if counts.is_polished:
         stages.append(_polish_bytes(counts, max(blocks)))
     return _BASE + counts.stored_bytes + counts.quantized + max(stages) + 2 * counts.rows * counts.row_bytes
@@ -152,16 +160,3 @@ def _saving_bytes(counts: Counts) -> float:
 def _recorded_bytes(counts: Counts) -> float:
     """Return the size of the tensors that the probe records: all blocks' inputs and outputs in two modes."""
     return counts.recipe.parity.probe.local_samples * 2 * counts.graph.bytes_of_all_blocks
-
-
-def _block_weights(counts: Counts, block: Block) -> int:
-    names = {s.module for s in block.sites if s.role == "weight" and counts.plan.get(s)}
-    return sum(_layer_weights(counts, name) for name in names)
-
-
-def _largest_layer(counts: Counts) -> int:
-    return max(_layer_weights(counts, name) for name in counts.plan.modules)
-
-
-def _layer_weights(counts: Counts, name: str) -> int:
-    return counts.denoiser.module.get_submodule(name).get_parameter("weight").numel()

@@ -6,11 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from gacq_deploy.calibration.cost import machine
 from gacq_deploy.calibration.cost.estimate import estimate_calibration
-from gacq_deploy.calibration.cost.machine import ForwardTime
 from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, memory_bytes
 from gacq_deploy.calibration.limits import needs_checkpoints, quantized_weights, too_large_to_learn
 from gacq_deploy.calibration.stage import make_plan
@@ -71,20 +68,3 @@ def test_what_the_probe_records_takes_disk(counts: Counts) -> None:
     parity = counts.recipe.parity.model_copy(update={"probe": probe})
     more = replace(counts, recipe=counts.recipe.model_copy(update={"parity": parity}))
     assert disk_bytes(more) > disk_bytes(counts) + 50 * counts.graph.bytes_of_all_blocks
-
-
-def test_a_slow_model_is_not_run_on_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser = tiny_denoiser()
-    rows: list[int] = []
-    denoiser.module.register_forward_pre_hook(
-        lambda _module, _args, named: rows.append(len(named["sample"])), with_kwargs=True
-    )
-    with torch.no_grad():
-        quick = ForwardTime(denoiser)
-        assert quick(8) > 0
-        assert 8 in rows
-        rows.clear()
-        monkeypatch.setattr(machine, "_SLOW_S", 0.0)
-        slow = ForwardTime(denoiser)
-        assert slow(100) == pytest.approx(slow(1) + 99 * max(0.0, slow(2) - slow(1)))
-    assert rows == [1, 2], "a slow pass is not repeated"
