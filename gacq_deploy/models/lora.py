@@ -1,7 +1,7 @@
 """Which low-rank adapters are fused into the denoiser before anything else, and are they the same ones next time?
 
 W' = W + scale * alpha / rank * B A (Hu et al., arXiv 2106.09685). diffusers names the file's tensors, peft adds them
-up. Neither says when a file does not fit, so that is checked here: every pair of factors has its layer.
+up. What they leave out without a word is checked here: half pairs, pairs without a layer, factors that are no number.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from gacq_deploy.storage.digests import digest_file
 FILE = "pytorch_lora_weights.safetensors"
 """What training scripts call the one file of a folder."""
 _FUSE_IT = "Or fuse it with what trained it, save the pipeline (pipe.save_pretrained) and pass that folder as --model."
+_OF_ANOTHER_MODEL = (
+    f"Pass a LoRA that was trained for this very model: SD 1.5, SDXL, SD3 and Flux do not mix. {_FUSE_IT}"
+)
 _SILENT = 60
 """Above every level of logging: errors are raised, too."""
 _METADATA = "lora_adapter_metadata"
@@ -181,7 +184,7 @@ def fuse_loras(module: nn.Module, sections: Sequence[LoraSection], pipeline_clas
     for section in sections:
         adapter = _read(section, module, pipeline_class)
         factors = _denoiser_part(adapter, component)
-        _check_fit(adapter, factors, module)
+        _check_pairs(adapter, factors)
         with _quiet():
             _attach(adapter, factors, module, component)
             module.fuse_lora(lora_scale=section.scale)  # type: ignore[operator]
@@ -239,9 +242,8 @@ def _read(section: LoraSection, module: nn.Module, pipeline_class: type[Any] | N
         with _quiet():
             answer = convert(str(path), use_safetensors=True, local_files_only=True, **options)
     except (ValueError, KeyError, RuntimeError, TypeError, IndexError) as error:
-        first = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"LoRA {path} has names that {getattr(pipeline_class, '__name__', '')} does not know: {first}",
+            f"LoRA {path} has names that {getattr(pipeline_class, '__name__', '')} does not know: {_in_a_line(error)}",
             f"Pass a LoRA that was trained for this model. {_FUSE_IT}",
         ) from error
     tensors, *more = answer if isinstance(answer, tuple) else (answer,)
@@ -275,8 +277,8 @@ def _denoiser_part(adapter: _Adapter, component: str) -> dict[str, Tensor]:
     )
 
 
-def _check_fit(adapter: _Adapter, factors: Mapping[str, Tensor], module: nn.Module) -> None:
-    kind = type(module).__name__
+def _check_pairs(adapter: _Adapter, factors: Mapping[str, Tensor]) -> None:
+    """Refuse half a pair: peft leaves the other half at what it drew it as."""
     pairs: dict[str, set[str]] = {}
     for name in factors:
         found = _FACTOR.search(name)
@@ -286,37 +288,12 @@ def _check_fit(adapter: _Adapter, factors: Mapping[str, Tensor], module: nn.Modu
                 f"Only pairs of factors are fused. {_FUSE_IT}",
             )
         pairs.setdefault(name[: found.start()], set()).add(found.group(1))
-    layers = dict(module.named_modules())
-    strange = sorted(name for name in pairs if name not in layers)
-    if strange:
-        raise ModelError(
-            f"LoRA {adapter.path} does not fit {kind}: {len(strange)} of its {len(pairs)} layers are not in the model, "
-            f"first '{strange[0]}'.",
-            "Pass a LoRA that was trained for this very model: SD 1.5, SDXL, SD3 and Flux do not mix.",
-        )
     halves = sorted(name for name, found in pairs.items() if len(found) != 2)
     if halves:
         raise ModelError(
             f"LoRA {adapter.path} is not whole: layer '{halves[0]}' has {', '.join(pairs[halves[0]])} alone "
             f"({len(halves)} such layers).",
             "Download it again.",
-        )
-    for name in pairs:
-        _check_widths(adapter, name, factors, layers[name])
-
-
-def _check_widths(adapter: _Adapter, name: str, factors: Mapping[str, Tensor], layer: nn.Module) -> None:
-    down, up = (next(v for k, v in factors.items() if k.startswith(f"{name}.lora_{f}")) for f in "AB")
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise ModelError(
-            f"LoRA {adapter.path}: '{name}' is {type(layer).__name__}, which has no weight.", _FUSE_IT
-        )
-    if up.shape[0] != weight.shape[0] or down.shape[1] != weight.shape[1] or up.shape[1] != down.shape[0]:
-        raise ModelError(
-            f"LoRA {adapter.path} does not fit: layer '{name}' is {tuple(weight.shape)}, its factors are "
-            f"{tuple(up.shape)} and {tuple(down.shape)}.",
-            "Pass a LoRA that was trained for this very model: SD 1.5, SDXL, SD3 and Flux do not mix.",
         )
 
 
@@ -334,15 +311,17 @@ def _attach(adapter: _Adapter, factors: Mapping[str, Tensor], module: nn.Module,
             low_cpu_mem_usage=True,  # otherwise factors are drawn first, which moves torch's global generator
         )
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"LoRA {adapter.path} cannot be loaded: {first}", _FUSE_IT) from error
+        raise ModelError(
+            f"LoRA {adapter.path} does not fit {type(module).__name__}: {_in_a_line(error)}",
+            _OF_ANOTHER_MODEL,
+        ) from error
     wanted = {_FACTOR.sub("", name) for name in factors}
     attached = {name for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
-    if attached != wanted:
+    if lost := sorted(wanted - attached):
         raise ModelError(
-            f"LoRA {adapter.path} was attached to {len(attached)} layers of {type(module).__name__}, but holds pairs "
-            f"for {len(wanted)}.",
-            _FUSE_IT,
+            f"LoRA {adapter.path} does not fit {type(module).__name__}: {len(lost)} of its {len(wanted)} layers are "
+            f"not in the model, first '{lost[0]}'.",
+            _OF_ANOTHER_MODEL,
         )
 
 
@@ -372,10 +351,17 @@ def _fuse_text(pipeline: Any, adapter: _Adapter, encoder: nn.Module, name: str) 
                 layer.merge(safe_merge=True)
             recurse_remove_peft_layers(encoder)  # type: ignore[no-untyped-call]
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"LoRA {adapter.path} cannot be loaded into {name}: {first}", _FUSE_IT) from error
+        raise ModelError(
+            f"LoRA {adapter.path} cannot be loaded into {name}: {_in_a_line(error)}", _FUSE_IT
+        ) from error
     encoder.requires_grad_(False).eval()
     return len(layers)
+
+
+def _in_a_line(error: Exception, most: int = 200) -> str:
+    """Return the message without its line breaks, cut short: torch names every layer that does not fit."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 @contextmanager

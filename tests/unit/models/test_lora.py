@@ -127,7 +127,7 @@ def widened(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda t: without_one(t, ".up."), "is not whole: layer .* has lora_A alone"),
         (lambda t: without_one(t, ".down."), "is not whole: layer .* has lora_B alone"),
         (renamed, r"does not fit UNet2DConditionModel: \d of its \d+ layers are not in the model"),
-        (widened, "its factors are"),
+        (widened, r"does not fit UNet2DConditionModel: .*size mismatch for .*lora_A"),
         (poisoned, "holds NaN or Inf"),
         (lambda t: t | {"unet.x.dora_scale": torch.ones(1)}, "no plain LoRA: it holds 'unet.x.dora_scale'"),
         (lambda _: {"weight": torch.ones(2)}, "is no LoRA: none of its 1 tensors is one"),
