@@ -16,7 +16,7 @@
 #                     at a CPU build
 #
 # docker/build-without-docker.sh builds and tries the cpu target with buildah; its result is in
-# benchmarks/results/container.json. The gpu target is linted, but has not been built with NVIDIA's base image and
+# benchmarks/results/container.jsonl. The gpu target is linted, but has not been built with NVIDIA's base image and
 # libraries: its steps were only run on a Debian base with an empty package in the place of TensorRT.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

@@ -5,7 +5,7 @@ configuration of google/ddpm-cifar10-32 (35.7 M parameters) and one with attenti
 outer level, both with seeded random weights, for speed alone: quantized by nearest rounding from a few of their own
 trajectories, exported, and measured as ``gacq-deploy bench`` does. ``--also DIR`` adds the figures of other run
 directories, for instance the demo model's.
-Writes ``results/cpu_speed.json`` and ``results/cpu_speed.md``.
+Writes ``results/cpu_speed.jsonl`` and ``results/cpu_speed.md``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.bench import BenchReport, run_bench
 from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.calibration.stage import calibrate
@@ -24,9 +25,8 @@ from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import write_bytes, write_json
+from gacq_deploy.storage.files import write_bytes
 
-RESULTS = Path(__file__).parent / "results"
 CIFAR: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 3,
@@ -143,8 +143,8 @@ def main() -> None:
     runs |= {f"{path.name}": RunDirectory(path) for path in args.also}
     reports = {name: run_bench(run, settings=settings) for name, run in runs.items()}
     text = "\n".join(table(name, report) for name, report in reports.items())
-    document = {name: report.model_dump(mode="json", by_alias=True) for name, report in reports.items()}
-    write_json(args.out / "cpu_speed.json", document)
+    rows = {name: report.model_dump(mode="json", by_alias=True) for name, report in reports.items()}
+    write_rows(args.out / "cpu_speed.jsonl", rows)
     write_bytes(args.out / "cpu_speed.md", text.encode())
     print(text)
 

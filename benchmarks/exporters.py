@@ -4,7 +4,7 @@ Usage::
 
     python benchmarks/exporters.py [MODEL_FOLDER]
 
-Writes ``results/exporters.json``. Without a folder: a small random UNet2DModel. A layer counts as found when
+Writes ``results/exporters.jsonl``. Without a folder: a small random UNet2DModel. A layer counts as found when
 a Conv, Gemm or MatMul node with the layer's own weight, bit for bit, tells the layer's name: by metadata, by
 its node name, or by the name of its weight.
 """
@@ -27,12 +27,12 @@ from diffusers import UNet2DModel
 from onnx import NodeProto, numpy_helper
 from torch import nn
 
+from benchmarks.store import RESULTS, Rows, write_rows
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module
-from gacq_deploy.storage.files import write_json
 
 OPSET = 20
 BATCHES = (1, 2, 5)
@@ -49,7 +49,6 @@ CONFIG = {
 class Result:
     """What one exporter did."""
 
-    exporter: str
     seconds: float
     warnings: int
     nodes: int
@@ -73,17 +72,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     denoiser = _denoiser(arguments.model)
-    results = [
-        _measure(name, export, denoiser) for name, export in (("dynamo", _dynamo), ("legacy", _legacy))
-    ]
-    document = {
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "opset": OPSET,
-        "results": [asdict(r) for r in results],
-    }
-    write_json(Path(__file__).parent / "results" / "exporters.json", document)
-    _print(results)
+    exporters = {"dynamo": _dynamo, "legacy": _legacy}
+    rows = {name: asdict(_measure(export, denoiser)) for name, export in exporters.items()}
+    about = {"torch": torch.__version__, "onnx": onnx.__version__, "opset": OPSET}
+    write_rows(RESULTS / "exporters.jsonl", rows, about)
+    _print(rows)
 
 
 def _denoiser(folder: str | None) -> Denoiser:
@@ -114,7 +107,7 @@ def _legacy(denoiser: Denoiser) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _measure(name: str, export: Callable[[Denoiser], onnx.ModelProto], denoiser: Denoiser) -> Result:
+def _measure(export: Callable[[Denoiser], onnx.ModelProto], denoiser: Denoiser) -> Result:
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -122,7 +115,6 @@ def _measure(name: str, export: Callable[[Denoiser], onnx.ModelProto], denoiser:
     seconds = time.perf_counter() - started
     layers = {n: m for n, m in denoiser.module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     return Result(
-        exporter=name,
         seconds=round(seconds, 1),
         warnings=len(caught),
         nodes=len(model.graph.node),
@@ -184,10 +176,10 @@ def _cpu_ms(model: onnx.ModelProto, denoiser: Denoiser) -> float:
     return round(1e3 * float(np.median(times[3:])), 2)
 
 
-def _print(results: list[Result]) -> None:
-    rows = [asdict(r) for r in results]
-    for key in rows[0]:
-        print(f"{key:22}" + "".join(f"{row[key]!s:>74}" for row in rows))
+def _print(rows: Rows) -> None:
+    print(f"{'exporter':22}" + "".join(f"{name:>74}" for name in rows))
+    for key in rows["dynamo"]:
+        print(f"{key:22}" + "".join(f"{row[key]!s:>74}" for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Usage::
 
     python -m benchmarks.half_storage
 
-Writes ``results/half_storage.json``. A UNet shaped as SD 1.5's with random weights is stored as bfloat16 and loaded
+Writes ``results/half_storage.jsonl``. A UNet shaped as SD 1.5's with random weights is stored as bfloat16 and loaded
 twice, in a process of its own each: weights kept as stored, and all of them made float32 at once. Measured are the
 process's own memory (RssAnon) and resident file pages (RssFile) after forward passes of two rows, and the time of
 one; the outputs' digests must be equal.
@@ -25,12 +25,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.storage.digests import digest_array
-from gacq_deploy.storage.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "half_storage.json"
 UNET: dict[str, Any] = {
     "sample_size": 32,
     "block_out_channels": (192, 384, 768, 768),
@@ -62,8 +61,8 @@ def main() -> None:
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout
             )
     assert cases["stored"]["output"] == cases["float32"]["output"], "the outputs differ"
-    document = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__}
-    write_json(RESULTS, {**document, "parameters": parameters, "cases": cases})
+    about = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__}
+    write_rows(RESULTS / "half_storage.jsonl", cases, {**about, "parameters": parameters})
     print(json.dumps(cases, indent=2))
 
 

@@ -4,7 +4,7 @@ Usage::
 
     python -m benchmarks.int4_weights [--work FOLDER]
 
-Writes ``results/int4_weights.json``. Two questions, no GPU:
+Writes ``results/int4_weights.jsonl``. Two questions, no GPU:
 
 sizes       DiT-S/2 (39.8 M random weights): float graph, `dit-w8a8` and `dit-w4a16` by nearest rounding; file sizes,
             and the plan that TensorRT-RTX makes of each in float16 (the float graph's plan is the float16 twin)
@@ -27,6 +27,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from benchmarks.nearest import nearest_artifact
+from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.build_trt.compiler import compile_graph
 from gacq_deploy.build_trt.coverage import measure_coverage
 from gacq_deploy.build_trt.float16.convert import to_half
@@ -43,9 +44,7 @@ from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import QuantPlan
-from gacq_deploy.storage.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "int4_weights.json"
 DIT_S: dict[str, Any] = {
     "sample_size": 32, "in_channels": 4, "out_channels": 8, "num_attention_heads": 6, "attention_head_dim": 64,
     "num_layers": 12, "patch_size": 2, "num_embeds_ada_norm": 1000,
@@ -117,15 +116,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="int4-") as scratch:
         folder = work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        document = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": "python -m benchmarks.int4_weights",
-            "platform": f"{platform.system()} {platform.machine()}, no GPU needed",
-            "sizes": sizes(folder),
-            "quality": quality(folder),
-        }
-    write_json(RESULTS, document)
-    print(document)
+        rows = {"sizes": sizes(folder), "quality": quality(folder)}
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": "python -m benchmarks.int4_weights",
+        "platform": f"{platform.system()} {platform.machine()}, no GPU needed",
+    }
+    write_rows(RESULTS / "int4_weights.jsonl", rows, about)
+    print(rows)
 
 
 if __name__ == "__main__":

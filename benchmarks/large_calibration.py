@@ -4,7 +4,7 @@ Usage::
 
     python -m benchmarks.large_calibration [--work FOLDER] [--latent 16] [--model sd15|sdxl] [--keep]
 
-Writes ``results/large_calibration.json``. The pipelines are those of :mod:`benchmarks.large_pipelines`: the UNet at
+Writes ``results/large_calibration.jsonl``. The pipelines are those of :mod:`benchmarks.large_pipelines`: the UNet at
 full size with random weights, the rest structure only. Every command is the installed program's, in a process of its
 own, one thread, preset ``ci`` and ``SETTINGS``:
 
@@ -33,11 +33,12 @@ from typing import Any
 import yaml
 
 from benchmarks.large_pipelines import make_sd15, make_sdxl
+from benchmarks.store import RESULTS, keep_row, load_rows
 from gacq_deploy.bench.stage import describe_host
 from gacq_deploy.recipe.load import load_recipe
-from gacq_deploy.storage.files import read_json, write_json
 
-RESULTS = Path(__file__).parent / "results" / "large_calibration.json"
+OUT = RESULTS / "large_calibration.jsonl"
+ABOUT = {"schema": "gacq-deploy/benchmark/large-calibration/1"}
 MAKERS = {"sd15": make_sd15, "sdxl": make_sdxl}
 SETTINGS = (
     "samples.trajectories=2",  # of 4 steps with 2 rows of guidance: 16 samples
@@ -69,19 +70,17 @@ def main() -> None:
     parser.add_argument("--only", choices=STEPS, help="Run this step again; the others' figures stay.")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="large-calibration-"))
-    known = read_json(RESULTS, what="Results", hint="Remove it.") if RESULTS.is_file() else {}
-    steps = known.get(arguments.model, {}).get("steps", {}) if arguments.only else {}
+    steps = load_rows(OUT).get(arguments.model, {}).get("steps", {}) if arguments.only else {}
     wanted = (arguments.only,) if arguments.only else STEPS if arguments.model == "sd15" else STEPS[:1]
     try:
         for step in wanted:
             steps[step] = _measure(arguments.model, step, work, arguments.latent)
             facts = _compared(steps, arguments.latent)
-            known |= {"schema": "gacq-deploy/benchmark/large-calibration/1", arguments.model: facts}
-            write_json(RESULTS, known)
+            keep_row(OUT, arguments.model, facts, ABOUT)
     finally:
         if not arguments.keep:
             shutil.rmtree(work)
-    sys.stdout.write(f"{json.dumps(facts['compared'])}\n{RESULTS}\n")
+    sys.stdout.write(f"{json.dumps(facts['compared'])}\n{OUT}\n")
 
 
 def _measure(model: str, step: str, work: Path, latent: int) -> Facts:

@@ -4,7 +4,7 @@ Usage::
 
     python -m benchmarks.large_unet [--work FOLDER] [--keep]
 
-Writes ``results/large_unet.json``. The model has SD 1.5's configuration (859.5 M parameters) and random weights;
+Writes ``results/large_unet.jsonl``. The model has SD 1.5's configuration (859.5 M parameters) and random weights;
 nothing is downloaded. Every step runs in a process of its own, one thread:
 
 quantize    make the model; plan by recipe sd15-w8a8; ranges of one row of 16x16 latents; nearest rounding; save
@@ -34,6 +34,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.nearest import nearest_artifact
+from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.bench.stage import describe_host
 from gacq_deploy.build_trt.compiler import compile_graph
@@ -50,9 +51,8 @@ from gacq_deploy.models.source import describe_module
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import QuantPlan
-from gacq_deploy.storage.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "large_unet.json"
+OUT = RESULTS / "large_unet.jsonl"
 CONFIG: dict[str, Any] = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "cross_attention_dim": 768,
     "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "norm_num_groups": 32,
@@ -89,16 +89,15 @@ def main() -> None:
         if not arguments.keep:
             shutil.rmtree(work)
     seconds, peak = sum(s["wall_s"] for s in steps.values()), max(s["peak_mb"] for s in steps.values())
-    document = {
+    about = {
         "schema": "gacq-deploy/benchmark/large-unet/1",
         "host": host.model_dump(mode="json"),
         "recipe": RECIPE,
-        "steps": steps,
         "total": {"wall_s": round(seconds, 1), "peak_mb": peak},
         "limits": {"wall_s": LIMIT_S, "peak_mb": LIMIT_MB, "held": seconds < LIMIT_S and peak < LIMIT_MB},
     }
-    write_json(RESULTS, document)
-    sys.stdout.write(f"{json.dumps(document['total'])} {json.dumps(document['limits'])}\n{RESULTS}\n")
+    write_rows(OUT, steps, about)
+    sys.stdout.write(f"{json.dumps(about['total'])} {json.dumps(about['limits'])}\n{OUT}\n")
 
 
 def _run(step: str, work: Path) -> Facts:

@@ -3,7 +3,7 @@
 ``python -m benchmarks.saturation`` (six CPU minutes) quantizes models by nearest rounding at 8 and at 7 bits, and runs
 ``int8.onnx`` in OpenVINO with the kernels of this processor and, in processes under ``ONEDNN_MAX_CPU_ISA``, with those
 for AVX2 and for AVX-512 without VNNI. Output SQNR against the float graph, 32 states of seeded noise and timesteps,
-beside ONNX Runtime's CPU engine on the same graph. Writes ``results/saturation.json``, prints its rows. The two large
+beside ONNX Runtime's CPU engine on the same graph. Writes ``results/saturation.jsonl``, prints its rows. The two large
 models have random weights: their figures say right or wrong, not quality. Run it on a processor with VNNI.
 """
 
@@ -24,6 +24,7 @@ from diffusers import UNet2DModel
 
 from benchmarks.cpu_speed import ATTENTION, CIFAR, FLOAT_LAYERS
 from benchmarks.nearest import nearest_artifact
+from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.backends.saturation import overflowing_layers
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.engines.open import open_engine
@@ -34,9 +35,7 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.sections import ModelSection, Recipe
-from gacq_deploy.storage.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "saturation.json"
 CAPS = ("", "AVX2", "AVX512_CORE")
 """Values of ONEDNN_MAX_CPU_ISA; the first is this processor as it is."""
 ROWS = 32
@@ -115,7 +114,7 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", nargs=3, metavar=("FOLDER", "ENGINE", "FILE"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "saturation.jsonl")
     args = parser.parse_args()
     if args.run:
         run(Path(args.run[0]), *args.run[1:])
@@ -127,7 +126,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found[f"{name}, W{bits}A8"] = row = measure(denoiser, bits, Path(folder))
             print(name, bits, json.dumps(row), flush=True)
-    write_json(args.out, found)
+    write_rows(args.out, found)
 
 
 if __name__ == "__main__":

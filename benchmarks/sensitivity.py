@@ -2,7 +2,7 @@
 
 ``python benchmarks/sensitivity.py`` (two minutes on one core): nearest rounding with MSE ranges on the demo model with
 every layer but the first, the last and the embeddings in INT8; SQNR of the output on float states, in five timestep
-buckets, noisiest first. Writes ``benchmarks/results/sensitivity.json`` and prints the blocks by their effect on the
+buckets, noisiest first. Writes ``benchmarks/results/sensitivity.jsonl`` and prints the blocks by their effect on the
 cleanest bucket.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
@@ -27,7 +28,6 @@ from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantiz
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
-from gacq_deploy.storage.files import write_json
 
 RULES = (
     "quantization.rules=[{match: '*', bits: 8}, {match: conv_in, ignore: true}, {match: conv_out, ignore: true}, "
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trajectories", type=int, default=16)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sensitivity.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "sensitivity.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("fashion-w8a8", [RULES])
@@ -72,7 +72,8 @@ def main() -> None:
         if quantized_layers(module):
             with float_mode(module):
                 rows[name] = measure()
-    write_json(args.out, {"command": "python benchmarks/sensitivity.py", "seed": args.seed, "sqnr_db": rows})
+    about = {"command": "python benchmarks/sensitivity.py", "seed": args.seed}
+    write_rows(args.out, {name: {"sqnr_db": values} for name, values in rows.items()}, about)
     print("| left float | SQNR by bucket, noisy to clean (dB) |\n|---|---|")
     for name, values in sorted(rows.items(), key=lambda item: -item[1][-1]):
         print(f"| {name} | {' '.join(f'{v:.1f}' for v in values)} |")

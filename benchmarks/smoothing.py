@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.smoothing`` trains a small class-conditional DiT on scikit-learn's digits (a minute or two) and
 calibrates it, and a copy with planted outlier channels, without smoothing, with alpha 0.5 and with the searched one;
-finished rows are kept. Writes ``benchmarks/results/smoothing.json``; ``--table`` prints it. ``--model NAME=FOLDER``
+finished rows are kept. Writes ``benchmarks/results/smoothing.jsonl``; ``--table`` prints it. ``--model NAME=FOLDER``
 adds a DiT from a folder.
 """
 
@@ -24,15 +24,15 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
 from sklearn.datasets import load_digits
 
 from benchmarks.quality.pairing import spread
+from benchmarks.store import RESULTS, keep_row, load_rows
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import timestep_buckets
-from gacq_deploy.storage.files import read_json, write_json
 
-RESULTS = Path(__file__).parent / "results" / "smoothing.json"
+OUT = RESULTS / "smoothing.jsonl"
 TRAINED, PLANTED = "digits DiT", "digits DiT, planted outliers"
 SMOOTHING = {"none": None, "0.5": 0.5, "search": "search"}
 SETTINGS, SEEDS, BUCKETS = ("w8a8", "w4a8"), (0, 1, 2), 5
@@ -52,6 +52,7 @@ ARCHITECTURE: dict[str, Any] = {
     "num_embeds_ada_norm": 10,
 }
 TRAINING_STEPS, BATCH, RATE = 3000, 64, 1e-3
+ABOUT = {"architecture": ARCHITECTURE, "training_steps": TRAINING_STEPS}
 OUTLIERS, OUTLIER_SIZE = 3, 30.0
 """Channels of every planted tensor, and how much they are enlarged."""
 
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--only", default="", help="measure only rows whose name holds this")
     options = parser.parse_args(arguments)
-    found: dict[str, Any] = read_json(RESULTS, what="Results", hint="")["rows"] if RESULTS.is_file() else {}
+    found = load_rows(OUT)
     if options.table:
         print("\n".join(table(found)))
         return
@@ -225,9 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = Row(model, setting, effort, smoothing, seed)
         if row.key not in found and not (options.only and options.only not in row.key):
             found[row.key] = measure(row, folders[model], options.out)
-            write_json(
-                RESULTS, {"architecture": ARCHITECTURE, "training_steps": TRAINING_STEPS, "rows": found}
-            )
+            keep_row(OUT, row.key, found[row.key], ABOUT)
             print(row.key, found[row.key])
 
 

@@ -5,7 +5,7 @@ exported graphs: same-seed images of the float graph, of the INT8 graph, and of 
 float, for every ``where`` of the recipe's ``runtime.step_policy``. Three sets of image noise; PSNR and SSIM are against
 the float images of the same seeds, mean over a set, then mean and standard deviation over the sets. Also what each step
 alone does to the image (INT8 in that step, float in all others), beside what ``worst`` believes. Writes
-``benchmarks/results/step_policy.json`` and ``step_policy.svg``.
+``benchmarks/results/step_policy.jsonl`` and ``step_policy.svg``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.curves import Curve, Panel, draw_panels
+from benchmarks.store import RESULTS, Rows, write_rows
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.function import FunctionEngine
@@ -36,7 +37,7 @@ from gacq_deploy.sampling.step_error import image_errors, output_error
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_array
-from gacq_deploy.storage.files import write_bytes, write_json
+from gacq_deploy.storage.files import write_bytes
 
 PLACES: tuple[Where, ...] = get_args(Where)
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 19)
@@ -149,8 +150,8 @@ def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> fl
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def study(root: Path, file: str, images: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """Measure one run directory."""
+def study(root: Path, file: str, images: int, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Measure one run directory; return its name and what was found."""
     directory = RunDirectory(root)
     recipe = directory.load_recipe()
     artifact = load_artifact(directory.artifact)
@@ -172,17 +173,17 @@ def study(root: Path, file: str, images: int, seeds: Sequence[int]) -> dict[str,
         "polish_steps": recipe.calibration.polish.steps,
     }
     cpu = round(time.process_time() - started)
-    return {"name": name, "graph": file, "engine": label, "run": about, "cpu_seconds": cpu, **found}
+    return name, {"graph": file, "engine": label, "run": about, "cpu_seconds": cpu, **found}
 
 
-def draw(studies: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(studies: Rows, path: Path) -> None:
     """Draw PSNR against the share of float steps, one panel a run."""
     panels = [
         Panel(
-            f"{one['name']}, {one['graph']}",
+            f"{name}, {one['graph']}",
             tuple(_curve(where, rows) for where, rows in one["curves"].items()),
         )
-        for one in studies
+        for name, one in studies.items()
     ]
     write_bytes(path, draw_panels(panels, "steps in float (%)", "image PSNR (dB)").encode())
 
@@ -193,15 +194,15 @@ def _curve(where: str, rows: Sequence[dict[str, Any]]) -> Curve:
     return Curve(where, tuple(100 * s for s in share), level, spread)
 
 
-def table(studies: Sequence[dict[str, Any]]) -> str:
+def table(studies: Rows) -> str:
     """Return PSNR by share of float steps as Markdown, one block of rows a run."""
     shown = [k for k in (0, 1, 2, 4, 6, 10, 14, 18) if k in COUNTS]
     lines = ["| | float steps of 20 | " + " | ".join(map(str, shown)) + " |", "|---" * (len(shown) + 2) + "|"]
-    for one in studies:
+    for name, one in studies.items():
         for where, rows in one["curves"].items():
             by_count = {row["float_steps"]: row for row in rows}
             cells = [f"{by_count[k]['psnr_db']:.1f} ± {by_count[k]['psnr_db_sd']:.1f}" for k in shown]
-            lines.append(f"| {one['name']} | {where} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | {where} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -212,21 +213,20 @@ def main() -> None:
     parser.add_argument("--graph", default="int8.cpu.onnx", choices=["int8.onnx", "int8.cpu.onnx"])
     parser.add_argument("--images", type=int, default=40, help="in each set")
     parser.add_argument("--sets", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step_policy.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "step_policy.jsonl")
     args = parser.parse_args()
     seeds = [SEED + i * APART for i in range(args.sets)]
-    studies = [study(root, args.graph, args.images, seeds) for root in args.runs]
+    studies = dict(study(root, args.graph, args.images, seeds) for root in args.runs)
     command = (
         f"python -m benchmarks.step_policy --graph {args.graph} --images {args.images} --sets {args.sets}"
     )
-    document = {
+    about = {
         "command": f"{command} {' '.join(root.name for root in args.runs)}",
         "first_seeds": seeds,
         "images": args.images,
         "steps": STEPS,
-        "studies": studies,
     }
-    write_json(args.out, document)
+    write_rows(args.out, studies, about)
     draw(studies, args.out.with_suffix(".svg"))
     print(table(studies))
 

@@ -3,7 +3,7 @@
 ``python -m benchmarks.timestep_scales`` (40 minutes on one core; finished rows are kept) calibrates both shipped models
 with the normal chain at preset ``quick`` and gives every activation quantizer G scales, one per group of sampler steps:
 trained in the polish, with one scale trained in the same way as the control; or from range estimators, before and after
-calibration. Writes ``benchmarks/results/timestep_scales.json``; ``--table`` prints it.
+calibration. Writes ``benchmarks/results/timestep_scales.jsonl``; ``--table`` prints it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from benchmarks.grouped_scales import (
 )
 from benchmarks.quality.pairing import spread
 from benchmarks.quality.rows import RECIPES
+from benchmarks.store import RESULTS, keep_row, load_rows
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.batches import run_in_batches
@@ -57,9 +58,9 @@ from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, ti
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import DdimSampler
 from gacq_deploy.sampling.loop import build_conditioning, generate
-from gacq_deploy.storage.files import read_json, write_json
 
-RESULTS = Path(__file__).parent / "results" / "timestep_scales.json"
+OUT = RESULTS / "timestep_scales.jsonl"
+ABOUT = {"command": "python -m benchmarks.timestep_scales"}
 MODELS, SETTINGS = ("digits8", "fashion16"), ("w8a8", "w4a8")
 SEEDS = {("digits8", "w8a8"): (0, 1, 2), ("fashion16", "w8a8"): (0, 1)}
 """Calibration seeds by model and setting; seed 0 elsewhere, where one takes minutes, or shows that there is nothing."""
@@ -381,13 +382,6 @@ def render(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def load_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what was measured; empty without a file."""
-    if not path.is_file():
-        return {}
-    return dict(read_json(path, what="Benchmark results", hint="Restore it, or use --out.")["rows"])
-
-
 def _run(wanted: Sequence[tuple[Case, Variant]], effort: Effort, work: Path, out: Path) -> None:
     rows, asked = load_rows(out), {**asdict(effort), "algorithm": ALGORITHM}
     exams: dict[str, Exam] = {}
@@ -401,8 +395,7 @@ def _run(wanted: Sequence[tuple[Case, Variant]], effort: Effort, work: Path, out
                 exams[case.model] = Exam(load_denoiser(case.recipe().model), effort)
             benches = {case: Bench(case, work, exams[case.model], effort)}
         row = benches[case].measure(variant)
-        rows[key] = {**row, "asked": asked}
-        write_json(out, {"command": "python -m benchmarks.timestep_scales", "rows": rows})
+        keep_row(out, key, {**row, "asked": asked}, ABOUT)
         print(f"{row['cpu_s']:6.1f} s  {key}  {row['psnr_db']} dB {row['sqnr_db_by_bucket']}", flush=True)
 
 
@@ -419,7 +412,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=Effort.trajectories)
     parser.add_argument("--gain-lr", type=float, default=Effort.gain_lr)
     parser.add_argument("--work", type=Path, default=Path("runs/timestep_scales"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the table and stop")
     args = parser.parse_args()
     if not args.table:

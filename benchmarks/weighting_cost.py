@@ -3,7 +3,7 @@
 ``python benchmarks/weighting_cost.py`` (ten minutes on one core) calibrates at a preset with ``gac`` in a fresh
 directory, then with ``uniform`` in the same one, where the samples, ranges and blocks are kept, since they are the same
 work in both. It prints CPU seconds by stage and the ratio of the two whole calibrations; writes
-``benchmarks/results/weighting_cost.json``.
+``benchmarks/results/weighting_cost.jsonl``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from gacq_deploy.storage.files import write_json
+from benchmarks.store import RESULTS, Rows, write_rows
 
-RESULTS = Path(__file__).parent / "results" / "weighting_cost.json"
+OUT = RESULTS / "weighting_cost.jsonl"
 
 
 class Stopwatch:
@@ -63,30 +62,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="fashion-w4a8")
     parser.add_argument("--preset", default="standard")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         weighted = calibrate_once(args.recipe, args.preset, "gac", Path(folder) / "run")
         plain = calibrate_once(args.recipe, args.preset, "uniform", Path(folder) / "run")
-    result = summarise(weighted, plain, f"--recipe {args.recipe} --preset {args.preset}")
-    write_json(args.out, result)
-    print(json.dumps(result, indent=2))
+    rows, ratio = summarise(weighted, plain)
+    command = f"python benchmarks/weighting_cost.py --recipe {args.recipe} --preset {args.preset}"
+    write_rows(args.out, rows, {"command": command, "ratio": ratio})
+    print(json.dumps({"ratio": ratio, **rows}, indent=2))
 
 
-def summarise(weighted: dict[str, float], plain: dict[str, float], options: str) -> dict[str, Any]:
-    """Return both totals, their ratio and the seconds by stage."""
+def summarise(weighted: dict[str, float], plain: dict[str, float]) -> tuple[Rows, float]:
+    """Return total and seconds by stage of both, and the ratio of the totals."""
     shared = {name: value for name, value in weighted.items() if not _of_polish(name)}
     uniform = {**shared, **{name: value for name, value in plain.items() if _of_polish(name)}}
-    totals = {"gac": sum(weighted.values()), "uniform": sum(uniform.values())}
-    return {
-        "command": f"python benchmarks/weighting_cost.py {options}",
-        "ratio": round(totals["gac"] / totals["uniform"], 3),
-        "cpu_seconds": {name: round(value, 1) for name, value in totals.items()},
-        "by_stage": {
-            "gac": {name: round(value, 1) for name, value in weighted.items()},
-            "uniform": {name: round(value, 1) for name, value in uniform.items()},
-        },
+    rows = {
+        mode: {
+            "cpu_seconds": round(sum(stages.values()), 1),
+            "by_stage": {name: round(value, 1) for name, value in stages.items()},
+        }
+        for mode, stages in (("gac", weighted), ("uniform", uniform))
     }
+    return rows, round(sum(weighted.values()) / sum(uniform.values()), 3)
 
 
 def _of_polish(stage: str) -> bool:

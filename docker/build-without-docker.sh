@@ -9,7 +9,7 @@
 #
 # 1. a Debian base by debootstrap, 2. a folder of wheels, 3. two images: with `calibrate`, and one without PyTorch.
 # Then, as UID 10001: --version, doctor and quickstart in the first; and in the second, on a read-only root, doctor and
-# what is done with a finished run. Writes benchmarks/results/container.json. Everything else stays in WORK_DIRECTORY
+# what is done with a finished run. Writes benchmarks/results/container.jsonl. Everything else stays in WORK_DIRECTORY
 # (default: a folder in TMPDIR) and in buildah's storage; run again, the base and the wheels are reused.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -131,4 +131,4 @@ done
 buildah images --json "$base" >"$work/said/image-base.json"
 du --summarize --bytes "$(buildah mount "$full")" | cut -f1 >"$work/said/bytes-cpu"
 du --summarize --bytes "$(buildah mount "$slim")" | cut -f1 >"$work/said/bytes-cpu-slim"
-"$python" docker/record.py "$work" benchmarks/results/container.json
+"$python" docker/record.py "$work" benchmarks/results/container.jsonl

@@ -1,4 +1,4 @@
-"""What did building and trying the container show? Reads what build-without-docker.sh kept, writes one JSON file."""
+"""What did building and trying the container show? Reads what build-without-docker.sh kept, writes one line of JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(work: Path, out: Path) -> None:
         "seconds": {path.name: float(path.read_text()) for path in sorted((work / "times").iterdir())},
         "quickstart": _shown(quickstart["rows"]),
     }
-    text = json.dumps(document, indent=2) + "\n"
+    text = json.dumps(document) + "\n"
     out.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
     sys.exit(0 if document["passed"] else 1)

@@ -15,9 +15,10 @@ from benchmarks.quality.candidates import Workshop
 from benchmarks.quality.exam import Measure
 from benchmarks.quality.measure import measure_row, row_digest
 from benchmarks.quality.rows import MODELS, PARTS, SETTINGS, Row, planned
-from benchmarks.quality.store import RESULTS, finished, keep_row, load_rows
+from benchmarks.store import RESULTS, finished, keep_row, load_rows
 
 ROOT = Path(__file__).resolve().parents[2]
+OUT = RESULTS / "quality.jsonl"
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe overrides for every row"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument(
         "--modelopt", type=Path, default=ROOT / "runs" / "modelopt" / "venv" / "bin" / "python"
     )
@@ -96,7 +97,7 @@ def _ensure(row: Row, shop: Workshop, measure: Measure, args: argparse.Namespace
             print(f"FAILED {row.key}\n{done.stderr.strip()[-2000:]}", flush=True)
             return False
         measured = json.loads(answer.read_text())
-    keep_row(args.out, row.key, measured)
+    keep_row(args.out, row.key, measured, {"command": "python -m benchmarks.quality"})
     print(f"{time.monotonic() - started:6.0f} s  {row.key}  {report.one_line(measured)}", flush=True)
     return True
 

@@ -1,7 +1,7 @@
 """What does each part contribute on its own? One change at a time, from the identical reconstructed blocks.
 
 ``python -m benchmarks.quality.ablations`` (about half a minute a line and seed on digits8; finished lines are kept)
-measures every variant as the quality benchmark measures its rows and writes ``benchmarks/results/ablations.json``;
+measures every variant as the quality benchmark measures its rows and writes ``benchmarks/results/ablations.jsonl``;
 ``--table`` prints paired differences to the uniform polish.
 """
 
@@ -18,9 +18,10 @@ from benchmarks.quality.exam import Measure
 from benchmarks.quality.measure import measure_row, row_digest
 from benchmarks.quality.pairing import spread
 from benchmarks.quality.rows import NOTHING, UNIFORM, Row
-from benchmarks.quality.store import finished, keep_row, load_rows
+from benchmarks.store import RESULTS, finished, keep_row, load_rows
 
-OUT = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
+OUT = RESULTS / "ablations.jsonl"
+ABOUT = {"command": "python -m benchmarks.quality.ablations"}
 CANONICAL = "int8.onnx"
 BASE = "polish: uniform weights"
 _W = "calibration.weighting"
@@ -77,7 +78,7 @@ def main() -> None:
             key = f"{args.model}|{args.setting}|{name}|{seed}"
             if finished(load_rows(args.out), key, row_digest(row, shop, measure)):
                 continue
-            keep_row(args.out, key, measure_row(row, shop, measure, Path()))
+            keep_row(args.out, key, measure_row(row, shop, measure, Path()), ABOUT)
             print(key, flush=True)
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL))
-RECORD = ROOT / "benchmarks" / "results" / "container.json"
+RECORD = ROOT / "benchmarks" / "results" / "container.jsonl"
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])

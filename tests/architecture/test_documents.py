@@ -31,7 +31,7 @@ HOSTS = (
     "download.pytorch" + ".org",
 )
 FORBIDDEN = re.compile("|".join((r"(?<![\w.{}])/(?:work|root|home)/", *map(re.escape, HOSTS))))
-TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".json", ".cfg", ".sh", ""}
+TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".json", ".jsonl", ".cfg", ".sh", ""}
 
 
 def _lines(document: str) -> Iterator[str]:

@@ -8,7 +8,6 @@ from torch import nn
 
 from benchmarks.quality import classes
 from benchmarks.quality.rows import PARTS, Row, planned
-from benchmarks.quality.store import finished, keep_row, load_rows
 from benchmarks.quality.weights import SkewedWeights, TiltedWeights
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
@@ -95,17 +94,6 @@ def test_given_weights_hold_in_their_stages_only(given: Callable[..., SampleWeig
     weights = given((False, True))
     assert np.array_equal(weights.for_block("conv_in", samples), np.ones(8))
     assert not np.array_equal(weights.for_block("polish", samples), np.ones(8))
-
-
-def test_results_are_kept_row_by_row_and_count_for_one_digest(tmp_path: Path) -> None:
-    path = tmp_path / "quality.json"
-    assert load_rows(path) == {}
-    keep_row(path, "a", {"digest": "1"})
-    keep_row(path, "b", {"digest": "2"})
-    rows = load_rows(path)
-    assert finished(rows, "a", "1")
-    assert not finished(rows, "a", "2")
-    assert sorted(rows) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("setting", "bits"), [("w8a8", 8), ("w4a8", 4)])
