@@ -32,7 +32,7 @@ from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import DdimSampler
-from gacq_deploy.sampling.loop import build_conditioning, generate
+from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler
 from gacq_deploy.sampling.step_error import image_errors, output_error
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 from gacq_deploy.spec import Array
@@ -155,7 +155,7 @@ def study(root: Path, file: str, images: int, seeds: Sequence[int]) -> tuple[str
     directory = RunDirectory(root)
     recipe = directory.load_recipe()
     artifact = load_artifact(directory.artifact)
-    sampler = DdimSampler.from_config(artifact.model.scheduler, STEPS)
+    sampler = model_sampler(artifact.model, STEPS)
     sets = tuple(tuple(range(first, first + images)) for first in seeds)
     bits = min(entry.spec.bits for entry in artifact.plan if entry.site.role == "weight")
     name = f"{recipe.model.source.removeprefix('builtin:')} W{bits}A8"

@@ -56,8 +56,7 @@ from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples, timestep_buckets
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.ddim import DdimSampler
-from gacq_deploy.sampling.loop import build_conditioning, generate
+from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler
 
 OUT = RESULTS / "timestep_scales.jsonl"
 ABOUT = {"command": "python -m benchmarks.timestep_scales"}
@@ -205,7 +204,7 @@ class Exam:
 
     def __init__(self, denoiser: Denoiser, effort: Effort) -> None:
         record = denoiser.record
-        self._sampler = DdimSampler.from_config(record.scheduler, STEPS)
+        self._sampler = model_sampler(record, STEPS)
         self._shape = record.sample_shape
         self._conditions = Conditions(build_conditioning(record, effort.images))
         self._seeds = range(IMAGE_SEED, IMAGE_SEED + effort.images)

@@ -22,8 +22,7 @@ from gacq_deploy.graph.files import read_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.parity.budget import Held, Trajectories, run_freely
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.ddim import DdimSampler
-from gacq_deploy.sampling.loop import build_conditioning, generate
+from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import load_arrays, save_arrays, write_bytes
@@ -81,7 +80,7 @@ def draw(graph: onnx.ModelProto, record: ModelRecord, measure: Measure) -> NDArr
     with open_engine("ort-cpu", graph.SerializeToString(), threads=1) as engine:
         return generate(
             engine,
-            DdimSampler.from_config(record.scheduler, measure.steps),
+            model_sampler(record, measure.steps),
             shape=record.sample_shape,
             conditions=Conditions(build_conditioning(record, measure.images)),
             seeds=range(measure.seed, measure.seed + measure.images),
@@ -121,7 +120,7 @@ def prepare(model: str, record: ModelRecord, graph: onnx.ModelProto, measure: Me
 def _held(record: ModelRecord, measure: Measure) -> Held:
     count = measure.trajectories
     return Held(
-        sampler=DdimSampler.from_config(record.scheduler, measure.steps),
+        sampler=model_sampler(record, measure.steps),
         shape=record.sample_shape,
         seeds=tuple(range(measure.seed, measure.seed + count)),
         conditions=Conditions(build_conditioning(record, count)),

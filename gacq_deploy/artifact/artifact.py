@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
 _DIAGNOSTICS = "diagnostics.safetensors"
+_ALPHAS = "alphas_cumprod"
 FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
 """Files that a manifest may vouch for."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
@@ -118,6 +119,8 @@ class CalibrationArtifact:
 
     def _tensors(self) -> dict[str, Array]:
         tensors: dict[str, Array] = {}
+        if self.model.alphas_cumprod is not None:
+            tensors[_ALPHAS] = np.array(self.model.alphas_cumprod, np.float32)
         for entry in self.plan:
             params = self.params[entry.site]
             tensors[f"{entry.site}.scale"] = params.scale
@@ -194,7 +197,7 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
 
 
 def load_model_record(directory: Path) -> ModelRecord:
-    """Return what an artifact's manifest, verified, says of its model; the files beside it are not read.
+    """Return what an artifact's manifest, verified, says of its model; tensors are not read, nor the noise schedule.
 
     Raises:
         ArtifactError: as :func:`load_artifact`, but for those files.
@@ -238,7 +241,7 @@ def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
     tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
     polish, named = manifest["polish"], manifest["files"]
     return CalibrationArtifact(
-        model=ModelRecord.model_validate(manifest["model"]),
+        model=_model(manifest["model"], tensors.get(_ALPHAS)),
         plan=QuantPlan(tuple(_planned(r) for r in records)),
         params={Site.parse(r.site): _params(r, tensors) for r in records},
         weight_digests={r.site: r.source_sha256 for r in records if r.source_sha256},
@@ -256,6 +259,12 @@ def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
             for r in records
             if r.smoothing is not None
         },
+    )
+
+
+def _model(document: Mapping[str, Any], alphas: Array | None) -> ModelRecord:
+    return ModelRecord.model_validate(
+        {**document, "alphas_cumprod": None if alphas is None else alphas.tolist()}
     )
 
 

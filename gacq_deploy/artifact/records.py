@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.artifact.smoothing import SmoothingRecord
@@ -36,6 +33,9 @@ class ModelRecord(_Record):
     prediction_type: str
     scheduler: dict[str, Any]
     """diffusers scheduler configuration, plain JSON."""
+    alphas_cumprod: tuple[float, ...] | None = Field(default=None, exclude=True, repr=False)
+    """The noise schedule, float32, cumulative products of ``1 - beta`` over all training timesteps; None where DDIM has
+    no part in it. An artifact keeps it among its tensors."""
     sample_shape: tuple[int, ...]
     """[C, H, W]"""
     conditioning: dict[str, dict[str, Any]]

@@ -22,9 +22,9 @@ from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Path, S
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import run_call
 from gacq_deploy.models.call_capture import SeenCall, Watcher, blank
+from gacq_deploy.models.noise_schedule import check_process
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Recording, plain_scheduler
-from gacq_deploy.sampling.noise_schedule import check_process
 
 _PROBE_PROMPTS = ("a photograph of a cat", "an oil painting of a mountain lake at dawn")
 _CLOSE = 1e-3

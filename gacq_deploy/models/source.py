@@ -23,10 +23,10 @@ from gacq_deploy.models.folders import COMPONENTS, check_weights, component_fold
 from gacq_deploy.models.half_storage import keep_half, load_half
 from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
+from gacq_deploy.models.noise_schedule import check_process, recorded_alphas
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
 from gacq_deploy.recipe.sections import ModelSection
-from gacq_deploy.sampling.noise_schedule import check_process
 from gacq_deploy.storage.digests import digest_array, digest_json
 from gacq_deploy.storage.files import read_json
 
@@ -191,6 +191,7 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
         weights_sha256=digest_weights(module),
         prediction_type=scheduler.get("prediction_type", "epsilon"),
         scheduler=plain_scheduler(scheduler),
+        alphas_cumprod=recorded_alphas(scheduler),
         sample_shape=call.state.shape,
         conditioning=call.conditioning(),
         call=None if recording is None else call,
@@ -372,6 +373,7 @@ def describe_module(module: Any, *, source: str, scheduler: Mapping[str, Any]) -
         weights_sha256=digest_weights(module),
         prediction_type=scheduler.get("prediction_type", "epsilon"),
         scheduler=dict(scheduler),
+        alphas_cumprod=recorded_alphas(scheduler),
         sample_shape=call.state.shape,
         conditioning=call.conditioning(),
     )

@@ -1,6 +1,6 @@
 """How does DDIM step from noise to image? In numpy, equal to diffusers' ``DDIMScheduler``.
 
-Song et al. 2021, eq. 12. Cumulative alphas are float32 made in double precision, as torch makes them: at the
+Song et al. 2021, eq. 12. Cumulative alphas come with the model's record, bit for bit those of its scheduler: at the
 noisiest timesteps a last bit of ``alpha`` is multiplied by a thousand.
 """
 
@@ -39,7 +39,7 @@ SAME_PROCESS = frozenset(
 """Scheduler classes of diffusers whose configuration describes the same noising process."""
 
 _CLIPPING = frozenset({"DDIMScheduler", "DDPMScheduler"})
-_HINT = "Choose another scheduler: `run --scheduler NAME` takes any scheduler class of diffusers."
+HINT = "Choose another scheduler: `run --scheduler NAME` takes any scheduler class of diffusers."
 _NOISE_STREAM = 1 << 50
 """Second Philox key of sampling noise, apart from the trajectories calibration learns from."""
 
@@ -50,10 +50,6 @@ class DdimConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     num_train_timesteps: int = Field(default=1000, ge=1)
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    trained_betas: tuple[float, ...] | None = None
     clip_sample: bool = True
     clip_sample_range: float = Field(default=1.0, gt=0)
     set_alpha_to_one: bool = True
@@ -63,7 +59,6 @@ class DdimConfig(BaseModel):
     dynamic_thresholding_ratio: float = Field(default=0.995, gt=0, le=1)
     sample_max_value: float = Field(default=1.0, gt=0)
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
-    rescale_betas_zero_snr: bool = False
 
 
 def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
@@ -77,7 +72,7 @@ def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
     """
     kind = str(config.get("_class_name", "DDIMScheduler"))
     if kind not in SAME_PROCESS or config.get("use_flow_sigmas"):
-        raise ModelError(f"Scheduler '{kind}' does not describe a process that DDIM can follow.", _HINT)
+        raise ModelError(f"Scheduler '{kind}' does not describe a process that DDIM can follow.", HINT)
     defaulted = set(config.get("_use_default_values") or ())
     unsaid = {} if kind in _CLIPPING else {"clip_sample": False}
     try:
@@ -87,25 +82,8 @@ def parse_scheduler(config: Mapping[str, Any]) -> DdimConfig:
         item = error.errors()[0]
         key = ".".join(str(part) for part in item["loc"])
         raise ModelError(
-            f"Scheduler configuration: {key} = {item['input']!r}: {item['msg']}.", _HINT
+            f"Scheduler configuration: {key} = {item['input']!r}: {item['msg']}.", HINT
         ) from None
-
-
-def alphas_cumprod(config: DdimConfig) -> Float32:
-    """Return the cumulative products of ``1 - beta``, ``[T]`` float32.
-
-    Raises:
-        ModelError: ``trained_betas`` has another length than ``num_train_timesteps``.
-    """
-    betas = _betas(config)
-    if len(betas) != config.num_train_timesteps:
-        raise ModelError(
-            f"trained_betas has {len(betas)} values, num_train_timesteps is {config.num_train_timesteps}.",
-            _HINT,
-        )
-    if config.rescale_betas_zero_snr:
-        betas = _rescale_zero_terminal_snr(betas)
-    return _cumprod(np.float32(1.0) - betas)
 
 
 def make_timesteps(config: DdimConfig, steps: int) -> NDArray[np.int64]:
@@ -186,6 +164,7 @@ class DdimSampler:
         steps: int,
         eta: float = 0.0,
         *,
+        alphas: Sequence[float] | None,
         timestep_dtype: str = "int64",
         timestep_scale: float = 1.0,
     ) -> DdimSampler:
@@ -195,6 +174,7 @@ class DdimSampler:
             config: plain dict, as in ``scheduler_config.json``.
             steps: sampler steps.
             eta: 0 is deterministic, 1 adds as much noise as DDPM.
+            alphas: cumulative products of ``1 - beta`` [T] float32, of the same schedule.
             timestep_dtype: what the network takes, ``int64`` or ``float32``.
             timestep_scale: what the network is fed is the timestep times this.
 
@@ -206,14 +186,19 @@ class DdimSampler:
             raise UsageError(f"eta is {eta}.", "Choose 0 (deterministic) to 1 (as noisy as DDPM).")
         parsed = parse_scheduler(config)
         timesteps = make_timesteps(parsed, steps)
-        alphas = alphas_cumprod(parsed)
-        if parsed.prediction_type == "epsilon" and float(alphas[timesteps[0]]) == 0.0:
+        if alphas is None or len(alphas) != parsed.num_train_timesteps:
+            raise ModelError(
+                f"The model's record holds {len(alphas or ())} cumulative alphas, num_train_timesteps is "
+                f"{parsed.num_train_timesteps}.",
+                "Calibrate again with --fresh.",
+            )
+        if parsed.prediction_type == "epsilon" and alphas[timesteps[0]] == 0.0:
             raise ModelError(
                 "An epsilon-predicting model cannot start at zero signal (rescale_betas_zero_snr).",
                 "Set timestep_spacing to 'leading' in the scheduler's configuration.",
             )
         told = told_timesteps(timesteps, timestep_dtype, timestep_scale)
-        return cls(parsed, steps, eta, timesteps, alphas, told)
+        return cls(parsed, steps, eta, timesteps, np.array(alphas, np.float32), told)
 
     def begin(self, seeds: Sequence[int]) -> DdimRun:
         """Start a batch of trajectories; row i's added noise (eta > 0) depends on ``seeds[i]`` alone."""
@@ -297,47 +282,3 @@ class DdimRun:
         if self.sampler.eta > 0:
             noise = np.stack([g.standard_normal(sample.shape[1:], dtype=np.float32) for g in self.streams])
         return self.sampler.step(output, index, sample, noise)
-
-
-def _betas(config: DdimConfig) -> Float32:
-    count = config.num_train_timesteps
-    if config.trained_betas is not None:
-        return np.array(config.trained_betas, dtype=np.float32)
-    match config.beta_schedule:
-        case "linear":
-            return _linspace(config.beta_start, config.beta_end, count)
-        case "scaled_linear":
-            return np.square(_linspace(math.sqrt(config.beta_start), math.sqrt(config.beta_end), count))
-        case "squaredcos_cap_v2":
-            bars = [_cosine_bar(i / count) for i in range(count + 1)]
-            return np.array([min(1 - bars[i + 1] / bars[i], 0.999) for i in range(count)], dtype=np.float32)
-
-
-def _cosine_bar(time: float) -> float:
-    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-
-def _linspace(start: float, end: float, count: int) -> Float32:
-    """Return what torch.linspace gives in float32: its two halves are counted from their own ends."""
-    if count == 1:
-        return np.array([start], dtype=np.float32)
-    first, last = np.float32(start), np.float32(end)
-    step = (last - first) / np.float32(count - 1)
-    index = np.arange(count)
-    up = first + step * index.astype(np.float32)
-    down = last - step * (count - 1 - index).astype(np.float32)
-    return np.where(index < count // 2, up, down).astype(np.float32)
-
-
-def _cumprod(values: Float32) -> Float32:
-    return np.cumprod(values.astype(np.float64)).astype(np.float32)
-
-
-def _rescale_zero_terminal_snr(betas: Float32) -> Float32:
-    """Shift and scale so that the last timestep holds no signal (Lin et al. 2023, algorithm 1)."""
-    roots = np.sqrt(_cumprod(np.float32(1) - betas))
-    first, last = roots[0], roots[-1]
-    roots = (roots - last) * (first / (first - last))
-    bars = roots**2
-    alphas = np.concatenate([bars[:1], bars[1:] / bars[:-1]])
-    return np.asarray(np.float32(1) - alphas)

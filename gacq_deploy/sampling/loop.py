@@ -66,44 +66,36 @@ def native_sampler(config: Mapping[str, Any]) -> str:
     return "ddim" if kind in SAME_PROCESS and not config.get("use_flow_sigmas") else kind
 
 
-def open_sampler(
-    config: Mapping[str, Any],
-    steps: int,
-    *,
-    name: str | None = None,
-    eta: float = 0.0,
-    timestep_dtype: str = "int64",
-    timestep_scale: float = 1.0,
-) -> Sampler:
-    """Return the sampler called ``name``.
+def model_sampler(record: ModelRecord, steps: int, *, name: str | None = None, eta: float = 0.0) -> Sampler:
+    """Return the sampler called ``name`` for a recorded model.
 
     Args:
-        config: the model's scheduler configuration.
+        record: says the scheduler's configuration, the noise schedule, and how the network takes timesteps.
         steps: sampler steps.
         name: ``ddim`` or ``flow`` (numpy), or a scheduler class of diffusers, for instance
             ``EulerDiscreteScheduler``; None takes the model's own, see :func:`native_sampler`.
         eta: noise of ``ddim``; other schedulers bring their own.
-        timestep_dtype: what the network takes, ``int64`` or ``float32``.
-        timestep_scale: what the network is fed is the sampler's timestep times this.
 
     Raises:
         UsageError: unknown name, ``steps`` or ``eta`` out of range.
         ModelError: the configuration does not suit this sampler, or the network does not take its timesteps.
         BackendUnavailable: diffusers is not installed.
     """
+    config = record.scheduler
     chosen = native_sampler(config) if name is None else name
-    told: Any = {"timestep_dtype": timestep_dtype, "timestep_scale": timestep_scale}
+    timestep = record.call.timestep if record.call is not None else TimestepRecord()
+    taken: Any = {"timestep_dtype": timestep.dtype, "timestep_scale": timestep.scale}
     if chosen == "ddim":
-        return DdimSampler.from_config(config, steps, eta, **told)
+        return DdimSampler.from_config(config, steps, eta, alphas=record.alphas_cumprod, **taken)
     if eta != 0.0:
         raise UsageError(f"eta is a setting of ddim, not of {chosen}.", "Leave --eta out.")
     if chosen == "flow":
-        return FlowSampler.from_config(config, steps, **told)
+        return FlowSampler.from_config(config, steps, **taken)
     adapter = import_attribute(
         _DIFFUSERS, what=f"Scheduler '{chosen}'", hint="pip install 'gacq-deploy[calibrate]'"
     )
     try:
-        sampler: Sampler = adapter.from_config(config, steps, chosen, **told)
+        sampler: Sampler = adapter.from_config(config, steps, chosen, **taken)
     except (UsageError, ModelError) as error:
         if name is not None:
             raise
@@ -112,14 +104,6 @@ def open_sampler(
             "Save the model with a scheduler of its process that works; `run --scheduler NAME` tries one.",
         ) from error
     return sampler
-
-
-def model_sampler(record: ModelRecord, steps: int, *, name: str | None = None, eta: float = 0.0) -> Sampler:
-    """Return a sampler for a recorded model, as :func:`open_sampler` does for its scheduler's configuration."""
-    told = record.call.timestep if record.call is not None else TimestepRecord()
-    return open_sampler(
-        record.scheduler, steps, name=name, eta=eta, timestep_dtype=told.dtype, timestep_scale=told.scale
-    )
 
 
 def build_conditioning(

@@ -8,16 +8,15 @@ cleanest steps has the worst, and hardly moves the image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gacq_deploy.artifact.probe import Probe
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.sampling.ddim import DdimConfig, alphas_cumprod, parse_scheduler
+from gacq_deploy.sampling.ddim import DdimConfig, parse_scheduler
 from gacq_deploy.sampling.flow import FLOW_CLASS, parse_flow
 from gacq_deploy.sampling.timesteps import training_keys
 
@@ -61,24 +60,23 @@ def output_error(probe: Probe | None, timestep_scale: float = 1.0) -> OutputErro
     return OutputError(timesteps, np.array([np.sqrt(squares[rows == t].mean()) for t in timesteps]))
 
 
-def image_errors(
-    error: OutputError, scheduler: Mapping[str, Any], timesteps: Timesteps
-) -> NDArray[np.float64]:
+def image_errors(error: OutputError, record: ModelRecord, timesteps: Timesteps) -> NDArray[np.float64]:
     """Return what each of the sampler steps alone adds to the image, RMS, ``[S]``.
 
     Args:
         error: of the model's output.
-        scheduler: the model's scheduler configuration.
+        record: the model's, with its noise schedule.
         timesteps: distinct, noisiest first, ``[S]``.
 
     Raises:
         ModelError: neither DDIM nor a flow can follow that configuration.
     """
+    scheduler = record.scheduler
     if scheduler.get("_class_name") == FLOW_CLASS:
         levels = np.append(timesteps / parse_flow(scheduler).num_train_timesteps, 0.0)
         return error.at(timesteps) * np.abs(np.diff(levels))
     config = parse_scheduler(scheduler)
-    alphas = alphas_cumprod(config).astype(np.float64)
+    alphas = np.array(record.alphas_cumprod)
     here = np.maximum(alphas[timesteps], _TINY)
     after = np.append(alphas[timesteps[1:]], 1.0)
     return error.at(timesteps) * np.abs(_state_change(config, here, after))

@@ -128,5 +128,5 @@ def _order(asked: StepPolicySection, timesteps: Sequence[int], artifact: Calibra
             grid = np.array(timesteps, np.int64)
             call = artifact.model.call
             error = output_error(artifact.probe, 1.0 if call is None else call.timestep.scale)
-            errors = image_errors(error, artifact.model.scheduler, grid)
+            errors = image_errors(error, artifact.model, grid)
             return sorted(steps, key=lambda step: -errors[step])

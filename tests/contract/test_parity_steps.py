@@ -16,7 +16,7 @@ from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure
 from gacq_deploy.parity.exact import CANONICAL
 from gacq_deploy.parity.report import Edge, ParityReport
 from gacq_deploy.recipe.sections import StepPolicySection
-from gacq_deploy.sampling.ddim import DdimSampler
+from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import resolve_policy
 from tests.support.judged_run import make_run, setting_of, subject_of
 
@@ -35,7 +35,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Setting]:
 
 def judge(parts: tuple[Subject, Setting], float_steps: int, **changes: Any) -> ParityReport:
     subject, setting = parts
-    sampler = DdimSampler.from_config(subject.artifact.model.scheduler, STEPS)
+    sampler = model_sampler(subject.artifact.model, STEPS)
     asked = StepPolicySection(float_steps=float_steps, where="first")
     policy = resolve_policy(asked, sampler.timesteps, subject.artifact)
     return measure(subject, [ORT_INT8], replace(setting, policy=policy, **changes), {})

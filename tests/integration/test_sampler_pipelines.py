@@ -17,9 +17,10 @@ from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import initial_noise
-from gacq_deploy.sampling.loop import generate, native_sampler, open_sampler
+from gacq_deploy.sampling.loop import generate, native_sampler
 from gacq_deploy.spec import Array
 from tests.support.pipelines import PIPELINES, call_arguments
+from tests.support.samplers import open_sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 STEPS, SEEDS = 4, (3, 4)
@@ -113,7 +114,7 @@ def test_latents_are_the_pipelines_own(
     config = {**saved, "_class_name": class_name, "mu": watched.given.get("mu")}
     timestep = "int64" if native == "ddim" else "float32"
     assert native_sampler(config) == native
-    sampler = open_sampler(config, STEPS, timestep_dtype=timestep, timestep_scale=scale)
+    sampler = open_sampler(config, STEPS, dtype=timestep, scale=scale)
     first = watched.call["timestep"].numpy().reshape(-1)[0]
     assert first == sampler.model_timesteps[0]
     assert first.dtype == timestep

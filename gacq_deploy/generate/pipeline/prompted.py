@@ -25,7 +25,7 @@ from gacq_deploy.recipe.sections import ModelSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
 from gacq_deploy.sampling.ddim import check_seeds
-from gacq_deploy.sampling.loop import Sampler, open_sampler
+from gacq_deploy.sampling.loop import Sampler, model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 
 _SHORT = {"ddim": "DDIMScheduler", "flow": "FlowMatchEulerDiscreteScheduler"}
@@ -146,13 +146,8 @@ def _sampler(artifact: CalibrationArtifact, recipe: Recipe, request: ImageReques
     model = artifact.model
     own = str(model.scheduler.get("_class_name", "DDIMScheduler"))
     name = _SHORT.get(request.scheduler or own, request.scheduler or own)
-    assert model.call is not None
-    told = model.call.timestep
     steps = recipe.runtime.steps if request.steps is None else request.steps
-    sampler = open_sampler(
-        model.scheduler, steps, name=name, timestep_dtype=told.dtype, timestep_scale=told.scale
-    )
-    return sampler, name
+    return model_sampler(model, steps, name=name), name
 
 
 def _policy(

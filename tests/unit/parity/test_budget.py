@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.parity.budget import (
@@ -26,6 +25,7 @@ from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.spec import Array
+from tests.support.samplers import record_of
 
 PACKED, LATENT, IMAGE = (6, 4), (4, 8, 8), (1, 8, 8)
 STEPS, BATCH = 3, 4
@@ -166,16 +166,8 @@ def test_no_call_holds_more_than_a_batch() -> None:
 
 
 def test_conditions_of_prompts_are_held_out_in_turn() -> None:
-    record = ModelRecord(
-        source="x",
-        revision=None,
-        family="x",
-        weights_sha256="",
-        prediction_type="epsilon",
-        scheduler={"_class_name": "DDIMScheduler"},
-        sample_shape=LATENT,
-        conditioning={"text": {"dtype": "float32", "shape": [2]}},
-    )
+    conditioning = {"text": {"dtype": "float32", "shape": [2]}}
+    record = record_of({"_class_name": "DDIMScheduler"}, sample_shape=LATENT, conditioning=conditioning)
     text = {"text": np.arange(4, dtype=np.float32).reshape(2, 2)}
     prompts = Conditions(text, {"text": -text["text"]}, 5.0)
     held = hold_out(record, Probe({}, {}, {}, prompts), SECTION, BATCH)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.parity import check_parity, load_report, rejudge
 from gacq_deploy.parity.budget import hold_out
@@ -18,6 +17,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json
 from tests.support.engine_records import change_engine
 from tests.support.judged_run import make_run
+from tests.support.samplers import record_of
 from tests.support.tiny import SCHEDULER
 
 
@@ -118,19 +118,11 @@ def test_an_unknown_engine_is_a_usage_error(run: RunDirectory) -> None:
 
 
 def test_classes_come_in_turn() -> None:
-    record = ModelRecord(
-        source="x",
-        revision=None,
-        family="UNet2DModel",
-        weights_sha256="",
-        prediction_type="epsilon",
-        scheduler=SCHEDULER,
-        sample_shape=(1, 8, 8),
-        conditioning={
-            "class_labels": {"dtype": "int64", "shape": [], "num_classes": 3},
-            "embedding": {"dtype": "float32", "shape": [3]},
-        },
-    )
+    conditioning: dict[str, dict[str, Any]] = {
+        "class_labels": {"dtype": "int64", "shape": [], "num_classes": 3},
+        "embedding": {"dtype": "float32", "shape": [3]},
+    }
+    record = record_of(SCHEDULER, conditioning=conditioning)
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     held = hold_out(record, Probe({"embedding": rows}, {}, {}), ParitySection(images=5, steps=2), 4)
     assert held.conditions.positive["class_labels"].tolist() == [0, 1, 2, 0, 1]

@@ -14,9 +14,10 @@ from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import DdimSampler, initial_noise
 from gacq_deploy.sampling.flow import FlowSampler
-from gacq_deploy.sampling.loop import build_conditioning, generate, native_sampler, open_sampler
+from gacq_deploy.sampling.loop import build_conditioning, generate, native_sampler
 from gacq_deploy.spec import Array
 from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph
+from tests.support.samplers import ddim, open_sampler, record_of
 
 CONFIG = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 STEPS = 5
@@ -24,16 +25,7 @@ numpy2_noise = pytest.mark.filterwarnings("ignore:__array__ implementation:Depre
 
 
 def _record(**conditioning: dict[str, Any]) -> ModelRecord:
-    return ModelRecord(
-        source="tiny",
-        revision=None,
-        family="unet2d",
-        weights_sha256="0",
-        prediction_type="epsilon",
-        scheduler=CONFIG,
-        sample_shape=SAMPLE_SHAPE,
-        conditioning=conditioning,
-    )
+    return record_of(CONFIG, sample_shape=SAMPLE_SHAPE, conditioning=conditioning)
 
 
 LABELLED = _record(class_labels={"dtype": "int64", "shape": [], "num_classes": CLASSES})
@@ -79,7 +71,7 @@ def _engine(
 
 
 def _generate(engine: Engine, seeds: list[int], batch: int = 16, **more: Any) -> np.ndarray:
-    sampler = more.pop("sampler", None) or DdimSampler.from_config(CONFIG, STEPS)
+    sampler = more.pop("sampler", None) or ddim(CONFIG, STEPS)
     labels = {"class_labels": np.array([s % CLASSES for s in seeds], np.int64)}
     conditions = Conditions(more.pop("conditioning", labels))
     request = {"shape": SAMPLE_SHAPE, "conditions": conditions, "seeds": seeds, "batch": batch, **more}
@@ -87,7 +79,7 @@ def _generate(engine: Engine, seeds: list[int], batch: int = 16, **more: Any) ->
 
 
 def test_walks_the_samplers_steps() -> None:
-    sampler = DdimSampler.from_config(CONFIG, STEPS)
+    sampler = ddim(CONFIG, STEPS)
     state = initial_noise([4], SAMPLE_SHAPE)
     for index in range(STEPS):
         state = sampler.step(state * np.float32(0.3) + np.float32(4 % CLASSES), index, state)
@@ -111,7 +103,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, quantized: bool) -> No
 
 
 def test_added_noise_does_not_depend_on_the_batch() -> None:
-    sampler = DdimSampler.from_config(CONFIG, STEPS, eta=1.0)
+    sampler = ddim(CONFIG, STEPS, eta=1.0)
     with _engine() as engine:
         together = _generate(engine, [1, 2, 3], sampler=sampler)
         np.testing.assert_array_equal(together[1:2], _generate(engine, [2], sampler=sampler))
@@ -140,7 +132,7 @@ def test_a_fixed_batch_is_filled_up() -> None:
 
 @pytest.mark.parametrize("seeds", [[20, 21, 22], [20, 21]])
 def test_an_output_that_is_not_finite_names_step_timestep_and_seed(seeds: list[int]) -> None:
-    timestep = int(DdimSampler.from_config(CONFIG, STEPS).timesteps[2])
+    timestep = int(ddim(CONFIG, STEPS).timesteps[2])
     with _engine(spoil_at=timestep) as engine, pytest.raises(EngineError) as caught:
         _generate(engine, seeds)
     assert f"step 3 of {STEPS} (timestep {timestep}), seed 21" in caught.value.message
@@ -380,7 +372,7 @@ def test_timesteps_of_another_kind_are_refused() -> None:
     with _text_engine() as engine, pytest.raises(UsageError, match="takes float32 timesteps") as raised:
         generate(
             engine,
-            DdimSampler.from_config(CONFIG, STEPS),
+            ddim(CONFIG, STEPS),
             shape=PACKED,
             conditions=_prompts(1),
             seeds=[0],
@@ -394,7 +386,7 @@ def test_a_models_own_sampler() -> None:
     bent = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
     assert native_sampler(bent) == "UniPCMultistepScheduler"
     assert isinstance(open_sampler(CONFIG, STEPS), DdimSampler)
-    flow = open_sampler(FLOW, STEPS, timestep_dtype="float32", timestep_scale=0.001)
+    flow = open_sampler(FLOW, STEPS, dtype="float32", scale=0.001)
     assert isinstance(flow, FlowSampler)
     np.testing.assert_array_equal(flow.model_timesteps, _flow().model_timesteps)
     with pytest.raises(ModelError, match="does not describe a flow"):
@@ -408,7 +400,7 @@ def test_a_models_own_sampler() -> None:
 @numpy2_noise
 def test_a_scheduler_of_another_process_is_taken_from_diffusers_or_refused() -> None:
     heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
-    assert open_sampler(heun, STEPS, timestep_dtype="float32").model_timesteps.dtype == np.float32
+    assert open_sampler(heun, STEPS, dtype="float32").model_timesteps.dtype == np.float32
     with pytest.raises(ModelError, match=r"own scheduler, FlowMatchHeun.*fractional") as raised:
         open_sampler(heun, 7)
     assert "--scheduler" in raised.value.hint
@@ -418,7 +410,7 @@ def test_a_scheduler_of_another_process_is_taken_from_diffusers_or_refused() -> 
 @pytest.mark.parametrize("mu", [None, 0.9])
 def test_diffusers_own_flow_makes_the_same_images(mu: float | None) -> None:
     config = {**FLOW, "use_dynamic_shifting": mu is not None, "mu": mu}
-    told: dict[str, Any] = {"timestep_dtype": "float32", "timestep_scale": 0.001}
+    told: dict[str, Any] = {"dtype": "float32", "scale": 0.001}
     ours, theirs = (open_sampler(config, 7, name=name, **told) for name in ("flow", FLOW["_class_name"]))
     np.testing.assert_array_equal(ours.model_timesteps, theirs.model_timesteps)
     np.testing.assert_array_equal(ours.timesteps, theirs.timesteps)
@@ -433,6 +425,6 @@ def test_diffusers_own_flow_makes_the_same_images(mu: float | None) -> None:
 @numpy2_noise
 def test_a_network_of_float_timesteps_takes_fractional_ones() -> None:
     config = {**CONFIG, "timestep_spacing": "linspace"}
-    sampler = open_sampler(config, 7, name="EulerDiscreteScheduler", timestep_dtype="float32")
+    sampler = open_sampler(config, 7, name="EulerDiscreteScheduler", dtype="float32")
     assert sampler.model_timesteps[1] == np.float32(832.5)
     assert sampler.timesteps[1] in {832, 833}

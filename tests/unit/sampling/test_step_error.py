@@ -8,10 +8,10 @@ import pytest
 
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.errors import ArtifactError, ModelError
-from gacq_deploy.sampling.ddim import DdimSampler
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.sampling.step_error import OutputError, image_errors, output_error
 from tests.support.probes import curve_probe
+from tests.support.samplers import ddim, record_of
 
 CONFIG = {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
 UNIT = OutputError(np.array([0, 999]), np.ones(2))
@@ -21,20 +21,22 @@ UNIT = OutputError(np.array([0, 999]), np.ones(2))
 @pytest.mark.parametrize("steps", [1, 5, 20, 50])
 def test_an_error_enters_the_next_state_as_the_sampler_lets_it(prediction: str, steps: int) -> None:
     config: dict[str, Any] = {**CONFIG, "prediction_type": prediction}
-    sampler = DdimSampler.from_config(config, steps)
+    sampler = ddim(config, steps)
     state = np.full((1, 1, 2, 2), 0.3, np.float32)
     moved = [
         float(np.abs(sampler.step(state + 1, i, state) - sampler.step(state, i, state)).max())
         for i in range(steps)
     ]
-    np.testing.assert_allclose(image_errors(UNIT, config, sampler.timesteps), moved, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        image_errors(UNIT, record_of(config), sampler.timesteps), moved, rtol=2e-3, atol=1e-5
+    )
 
 
 def test_the_worst_output_is_not_the_worst_step() -> None:
     """The cleanest step's output is ten times as wrong, and moves the image less than the noisiest step does."""
-    timesteps = DdimSampler.from_config(CONFIG, 20).timesteps
+    timesteps = ddim(CONFIG, 20).timesteps
     error = OutputError(np.array([0, 950]), np.array([0.1, 0.01]))
-    moved = image_errors(error, CONFIG, timesteps)
+    moved = image_errors(error, record_of(CONFIG), timesteps)
     assert moved[0] == moved.max()
     assert moved[-1] == moved.min()
 
@@ -52,7 +54,7 @@ def test_between_the_probes_timesteps_the_error_is_interpolated() -> None:
 
 def test_a_model_without_error_has_none() -> None:
     error = output_error(curve_probe({900: 0.0, 100: 0.0}))
-    assert not np.any(image_errors(error, CONFIG, np.array([900, 100])) > 1e-200)
+    assert not np.any(image_errors(error, record_of(CONFIG), np.array([900, 100])) > 1e-200)
 
 
 def test_without_both_outputs_nothing_says_which_steps_are_worst() -> None:
@@ -65,7 +67,7 @@ def test_without_both_outputs_nothing_says_which_steps_are_worst() -> None:
 
 def test_a_schedule_that_no_sampler_here_can_follow_is_refused() -> None:
     with pytest.raises(ModelError, match="FlowMatchHeun"):
-        image_errors(UNIT, {"_class_name": "FlowMatchHeunDiscreteScheduler"}, np.array([900, 100]))
+        image_errors(UNIT, record_of({"_class_name": "FlowMatchHeunDiscreteScheduler"}), np.array([900, 100]))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -78,7 +80,7 @@ def test_an_error_enters_the_next_state_as_a_flow_lets_it(shift: float, steps: i
         float(np.abs(run.step(state + 1, i, state) - run.step(state, i, state)).max()) for i in range(steps)
     ]
     # timesteps are rounded to whole ones of 1000
-    np.testing.assert_allclose(image_errors(UNIT, config, sampler.timesteps), moved, atol=1.1e-3)
+    np.testing.assert_allclose(image_errors(UNIT, record_of(config), sampler.timesteps), moved, atol=1.1e-3)
     assert sum(moved) == pytest.approx(1, abs=1e-5)
 
 

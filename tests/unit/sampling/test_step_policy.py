@@ -12,10 +12,10 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.artifact.call import CallRecord, StateRecord, TimestepRecord
 from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.recipe.sections import StepPolicySection, Where
-from gacq_deploy.sampling.ddim import DdimSampler
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
 from tests.support.probes import curve_probe
+from tests.support.samplers import ddim
 from tests.support.tiny import tiny_artifact, tiny_denoiser
 
 PLACES: tuple[Where, ...] = ("worst", "first", "last", "both")
@@ -23,7 +23,7 @@ BARE = tiny_artifact(tiny_denoiser(), probe=False)
 ARTIFACT = replace(BARE, probe=curve_probe({950: 0.01, 500: 0.02, 0: 0.1}))
 places = st.sampled_from(PLACES)
 trajectories = st.integers(1, 60).map(
-    lambda steps: tuple(int(t) for t in DdimSampler.from_config(BARE.model.scheduler, steps).timesteps)
+    lambda steps: tuple(int(t) for t in ddim(BARE.model.scheduler, steps).timesteps)
 )
 
 
@@ -74,7 +74,7 @@ def test_the_ends_are_the_ends() -> None:
 
 
 def test_the_worst_steps_move_the_image_most() -> None:
-    timesteps = tuple(int(t) for t in DdimSampler.from_config(BARE.model.scheduler, 20).timesteps)
+    timesteps = tuple(int(t) for t in ddim(BARE.model.scheduler, 20).timesteps)
     flat = replace(BARE, probe=curve_probe({950: 0.1, 0: 0.1}))
     assert _resolve(2, "worst", timesteps, flat).float_timesteps == (950, 900)
     steep = replace(BARE, probe=curve_probe({950: 0.001, 450: 0.001, 400: 0.5, 350: 0.001, 0: 0.001}))
