@@ -76,7 +76,7 @@ def calibrate(
         from gacq_deploy.calibration.stage import calibrate as run_calibration
         from gacq_deploy.models.trajectories.worker import help_calibrate
     with joined_group() as group, output.progress() as report:
-        if not group.leads:
+        if not group.is_main:
             help_calibrate(resolved, group)
             return
         artifact = run_calibration(resolved, directory, fresh=fresh, report=report, group=group)

@@ -127,10 +127,10 @@ def _after_blocks(result: Inspection) -> Iterator[Table | str]:
 
 def _notes(result: Inspection) -> list[tuple[str, str]]:
     """Return every (stage, note) once, in the order of calibration."""
-    told = [(block.name, note) for block in result.blocks for note in block.notes]
-    told += [("polish", note) for note in (result.polish.notes if result.polish else ())]
-    told += [(stage.stage, note) for stage in result.stages for note in stage.notes]
-    return list(dict.fromkeys(told))
+    notes = [(block.name, note) for block in result.blocks for note in block.notes]
+    notes += [("polish", note) for note in (result.polish.notes if result.polish else ())]
+    notes += [(stage.stage, note) for stage in result.stages for note in stage.notes]
+    return list(dict.fromkeys(notes))
 
 
 def _weights(stage: StageView | None) -> str:

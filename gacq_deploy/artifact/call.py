@@ -26,12 +26,12 @@ class StateRecord(_Record):
 
 
 class TimestepRecord(_Record):
-    """What the denoiser is told of the timestep, one value a row."""
+    """What the denoiser is fed as the timestep, one value a row."""
 
     path: Path = (TIMESTEP,)
     dtype: Literal["int64", "float32"] = "int64"
     scale: float = Field(default=1.0, gt=0)
-    """The value told is the scheduler's timestep times this: 1, or 0.001 where it is told sigma."""
+    """The value fed is the scheduler's timestep times this: 1, or 0.001 where it takes sigma."""
 
 
 class ArgumentRecord(_Record):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-# its wheels report every process to their maker, and leave an identifier in the home directory, unless told first
+# its wheels report every process to their maker, and leave an identifier in the home directory, unless forbidden first
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from onnxruntime import (
     GraphOptimizationLevel,

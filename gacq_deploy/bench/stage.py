@@ -135,10 +135,10 @@ def plan_graphs(
     pairs: list[tuple[str, str]] = []
     absent: dict[str, str] = {}
     for engine in engines:
-        told = planned if engine_named(engine).kernels else ()
+        layers = planned if engine_named(engine).kernels else ()
         twin, int8 = (
             Graph(engine, folder / FLOAT),
-            Graph(engine, folder / engine_named(engine).best_graph, told),
+            Graph(engine, folder / engine_named(engine).best_graph, layers),
         )
         if engine_named(engine).best_graph not in available:
             absent[int8.name] = f"not exported: run `gacq-deploy export --onnx` with --target {engine}"

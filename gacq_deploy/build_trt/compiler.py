@@ -137,7 +137,7 @@ def parse_graph(graph: Path, backend: TrtName, *, folder: Path, limits: Limits |
 
 @dataclass(frozen=True)
 class LibraryFacts:
-    """A library that loads: its version, and the compute capabilities it can be told to build for."""
+    """A library that loads: its version, and the compute capabilities it can build for."""
 
     name: TrtName
     version: str

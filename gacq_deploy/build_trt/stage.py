@@ -290,7 +290,10 @@ class _Stage:
         sampler = model_sampler(self._artifact.model, runtime.steps)
         return policy_document(
             resolve_policy(
-                runtime.step_policy, sampler.timesteps, self._artifact, told=sampler.model_timesteps
+                runtime.step_policy,
+                sampler.timesteps,
+                self._artifact,
+                model_timesteps=sampler.model_timesteps,
             )
         )
 
@@ -317,7 +320,7 @@ class _Stage:
             raise UsageError(f"{label} cannot build with {wrong[0]}{where}.", f"Leave {wrong[0]} out.")
 
     def _device_record(self) -> DeviceRecord | None:
-        """Return the GPU that decides what the plan is: TensorRT-RTX compiles for those it is told, or for all."""
+        """Return the GPU that decides what the plan is: TensorRT-RTX compiles for those asked for, or for all."""
         if self._device is None or self._library.name == "tensorrt-rtx":
             return None
         return DeviceRecord(

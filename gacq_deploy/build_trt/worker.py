@@ -193,7 +193,7 @@ def _configure(library: TrtLibrary, config: Any, options: CompileOptions) -> Non
 
 
 def _targets(library: TrtLibrary) -> tuple[str, ...]:
-    """Return the compute capabilities it can be told to build for; none where it builds for the GPU it runs on."""
+    """Return the compute capabilities it can build for; none where it builds for the GPU it runs on."""
     known = getattr(library.module, "ComputeCapability", None)
     numbers = sorted(int(name[2:]) for name in dir(known) if name.startswith("SM"))
     return tuple(f"{number // 10}.{number % 10}" for number in numbers)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.artifact.records import BlockRecord
-from gacq_deploy.calibration.checkpoint import Journal, scalar
+from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     ReconstructionResult,
@@ -61,7 +61,7 @@ class _Work:
 
 
 def ensure_blocks(
-    session: Session, journal: Journal, layers: dict[str, QuantizedLayer], folder: Path
+    session: Session, checkpoint: Checkpoint, layers: dict[str, QuantizedLayer], folder: Path
 ) -> BlocksOutcome:
     """Load finished blocks, learn the others in execution order; the layers take the learned values.
 
@@ -69,7 +69,7 @@ def ensure_blocks(
         CalibrationError: a loss is not finite; finished blocks are kept.
     """
     blocks = session.graph.blocks
-    finished = set(journal.steps)
+    finished = set(checkpoint.steps)
     remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]
     last = remaining[-1] if remaining else -1
     replay = Replay(
@@ -86,7 +86,7 @@ def ensure_blocks(
             data = replay.prepare(index) if index <= last else None
             if mine := _planned(block, layers):
                 work = _Work(index, block, mine, _new_quantizers(mine, learned))
-                step = _ensure(session, journal, work, data, logits)
+                step = _ensure(session, checkpoint, work, data, logits)
                 logits = step["logits"]
                 history.append(_unpack(block, mine, step))
                 stages.append(_stage(block, step))
@@ -108,18 +108,18 @@ def _shown(record: BlockRecord, stage: StageWeights) -> dict[str, float]:
 
 def _ensure(
     session: Session,
-    journal: Journal,
+    checkpoint: Checkpoint,
     work: _Work,
     data: BlockData | None,
     logits: NDArray[np.float64] | None,
 ) -> dict[str, Array]:
     """Load one block's step, or learn and save it."""
     name = _step(work.index, work.block)
-    step = journal.get(name)
+    step = checkpoint.get(name)
     if step is None:
         assert data is not None, f"{work.block.name} is not learned, but its data was not prepared"
         step = _learn(session, work, data, logits)
-        journal.put(name, step)
+        checkpoint.put(name, step)
     return step
 
 
@@ -246,7 +246,7 @@ def _stage(block: Block, step: dict[str, Array]) -> StageWeights:
 
 
 def pack_weights(learned: LearnedWeights) -> dict[str, Array]:
-    """Return learned weights as the arrays of a journal's step."""
+    """Return learned weights as the arrays of a checkpoint's step."""
     words = json.dumps({"mode": learned.mode, "fallback": learned.fallback, "notes": learned.notes})
     return {
         "weights": learned.weights,

@@ -19,10 +19,10 @@ _HINT = "Run `gacq-deploy calibrate --fresh` to start over."
 
 
 @dataclass(frozen=True)
-class Journal:
-    """Entries of finished steps. A step counts only once the journal names its file and sha256.
+class Checkpoint:
+    """Entries of finished steps. A step counts only once the checkpoint names its file and sha256.
 
-    ``key`` is the digest of everything the steps were computed from; a journal with another key is ignored.
+    ``key`` is the digest of everything the steps were computed from; a checkpoint with another key is ignored.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Journal:
         """Return what ``step`` saved, or None if it is not finished.
 
         Raises:
-            ArtifactError: the journal names a file that was altered.
+            ArtifactError: the checkpoint names a file that was altered.
         """
         entry = self._entries().get(step)
         if entry is None:
@@ -42,7 +42,7 @@ class Journal:
         return load_arrays(path, what=f"Finished step '{step}'", hint=_HINT)
 
     def put(self, step: str, arrays: Mapping[str, Array]) -> None:
-        """Save a finished step: its file first, then the journal."""
+        """Save a finished step: its file first, then the checkpoint."""
         entries = self._entries()
         name = f"{len(entries):03d}-{step}.safetensors" if step not in entries else str(entries[step]["file"])
         save_arrays(self.folder / name, arrays, schema=_SCHEMA)
@@ -57,14 +57,14 @@ class Journal:
 
     @property
     def _path(self) -> Path:
-        return self.folder / "journal.json"
+        return self.folder / "checkpoint.json"
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self._path.is_file():
             return {}
-        document = read_json(self._path, what="Calibration journal", hint=_HINT)
+        document = read_json(self._path, what="Calibration checkpoint", hint=_HINT)
         if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
-            raise ArtifactError(f"{self._path} is not a calibration journal.", _HINT)
+            raise ArtifactError(f"{self._path} is not a calibration checkpoint.", _HINT)
         return dict(document["steps"]) if document.get("key") == self.key else {}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from gacq_deploy.artifact.diagnostics import StageWeights, mean_between_groups
 from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
-from gacq_deploy.calibration.checkpoint import Journal, scalar
+from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.output_error import output_loss, output_losses
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.weighting.objective import nearest_gains, trajectory_gains
@@ -54,7 +54,7 @@ class PolishOutcome:
 
 
 def ensure_polish(
-    session: Session, journal: Journal, layers: Mapping[str, QuantizedLayer]
+    session: Session, checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer]
 ) -> PolishOutcome | None:
     """Load the finished polish, go on with a begun one, or do it; the model takes the learned values.
 
@@ -71,10 +71,10 @@ def ensure_polish(
             "Name other calibration.polish.parameters, or set calibration.polish.steps to 0.",
         )
     loss = StageLoss(POLISH, trainables.parameters, _output_loss(session), None)
-    step = journal.get(_FINAL)
+    step = checkpoint.get(_FINAL)
     if step is None:
-        step = _polish(session, journal, trainables, loss)
-        journal.put(_FINAL, step)
+        step = _polish(session, checkpoint, trainables, loss)
+        checkpoint.put(_FINAL, step)
     trainables.load({name: torch.from_numpy(step[f"value:{name}"]) for name in trainables.parameters})
     retrained = {name: value.clone() for name, value in trainables.retrained().items()}
     trainables.freeze()
@@ -109,24 +109,26 @@ def _outcome(session: Session, step: Mapping[str, Array], retrained: Mapping[str
     return PolishOutcome(record, stage, retrained)
 
 
-def _polish(session: Session, journal: Journal, trainables: Trainables, loss: StageLoss) -> dict[str, Array]:
+def _polish(
+    session: Session, checkpoint: Checkpoint, trainables: Trainables, loss: StageLoss
+) -> dict[str, Array]:
     section = session.recipe.calibration.polish
-    begun = journal.get(_START)
+    begun = checkpoint.get(_START)
     if begun is None:
         begun = _measure_start(session, loss)
-        journal.put(_START, begun)
+        checkpoint.put(_START, begun)
     start = begun["losses"]
     gains = dict(zip(begun["gain_steps"].tolist(), begun["gains"].tolist(), strict=True)) or None
     first = trainables.values()
-    loop = _Loop(session, journal, trainables, float(start.mean()))
+    loop = _Loop(session, checkpoint, trainables, float(start.mean()))
     weighting = session.weighting
     warm = round(section.warmup * section.steps) if weighting.is_learned(POLISH) else 0
     loop.train(warm, weighting.start(POLISH, start, gains), "polish before weighting")
-    weighed = journal.get(_WEIGHTS)
+    weighed = checkpoint.get(_WEIGHTS)
     if weighed is None:
         session.report.stage("weigh samples for the polish", 1)
         weighed = _weigh(session, loss, start, gains)
-        journal.put(_WEIGHTS, weighed)
+        checkpoint.put(_WEIGHTS, weighed)
         session.report.advance(1, **_shown({**begun, **weighed}))
     weights = unpack_weights(weighed).weights
     loop.train(section.steps, weights, "polish")
@@ -206,14 +208,16 @@ def _metric(session: Session, loss: StageLoss) -> dict[str, float]:
 class _Loop:
     """Adam on the whole model, from the last saved state on; ``scale`` is the loss at the start, the unit of losses."""
 
-    def __init__(self, session: Session, journal: Journal, trainables: Trainables, scale: float) -> None:
+    def __init__(
+        self, session: Session, checkpoint: Checkpoint, trainables: Trainables, scale: float
+    ) -> None:
         self._session = session
-        self._journal = journal
+        self._checkpoint = checkpoint
         self._trainables = trainables
         self._section = session.recipe.calibration.polish
         self._optimizer = torch.optim.Adam(list(trainables.parameters.values()), lr=self._section.lr)
         self._scale = max(scale, 1e-30)
-        self._done = _resume(journal, trainables, self._optimizer, self._section)
+        self._done = _resume(checkpoint, trainables, self._optimizer, self._section)
 
     def train(self, until: int, weights: NDArray[np.float64], name: str) -> None:
         """Take the steps that are missing up to step ``until``.
@@ -231,7 +235,7 @@ class _Loop:
             self._done = step + 1
             report.advance(loss=self._value * self._scale)
             if self._done % self._section.save_every == 0 and self._done < self._section.steps:
-                self._journal.put(_state_name(self._done), _state(self._trainables, self._optimizer))
+                self._checkpoint.put(_state_name(self._done), _state(self._trainables, self._optimizer))
 
     def _step(self, step: int, batches: _Batches) -> None:
         for group in self._optimizer.param_groups:
@@ -296,17 +300,17 @@ def _state(trainables: Trainables, optimizer: torch.optim.Adam) -> dict[str, Arr
 
 
 def _resume(
-    journal: Journal, trainables: Trainables, optimizer: torch.optim.Adam, section: PolishSection
+    checkpoint: Checkpoint, trainables: Trainables, optimizer: torch.optim.Adam, section: PolishSection
 ) -> int:
     """Take up the last saved state; return its step, 0 if there is none."""
     saved = [
         s
         for s in range(section.save_every, section.steps, section.save_every)
-        if _state_name(s) in journal.steps
+        if _state_name(s) in checkpoint.steps
     ]
     if not saved:
         return 0
-    state = journal.get(_state_name(saved[-1]))
+    state = checkpoint.get(_state_name(saved[-1]))
     assert state is not None
     trainables.load({name: torch.from_numpy(state[f"value:{name}"]) for name in trainables.parameters})
     for name, parameter in trainables.parameters.items():

@@ -61,7 +61,7 @@ def record_probe(
     inputs: dict[str, Any] = {
         SAMPLE: states.latents, TIMESTEP: states.model_timesteps, **states.conditioning
     }  # fmt: skip
-    # the local rows are stored, too, so that nothing has to be told about which ones they are
+    # the local rows are stored, too, so that nobody has to know which ones they are
     steering = {name: np.asarray(value[:]) for name, value in local.conditioning.items()}
     tensors["inputs"] = {SAMPLE: local.latents, TIMESTEP: local.model_timesteps, **steering}
     return Probe(inputs, answers, tensors, trajectories.conditions())

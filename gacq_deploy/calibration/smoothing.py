@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.checkpoint import Journal, scalar
+from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError, RecipeError
@@ -74,7 +74,7 @@ def smoothing_groups(
     return tuple(chosen)
 
 
-def ensure_smoothing(session: Session, journal: Journal) -> dict[str, Smoothing]:
+def ensure_smoothing(session: Session, checkpoint: Checkpoint) -> dict[str, Smoothing]:
     """Load or measure how every chosen layer is smoothed, by the layer's name; layers that share a tensor share it.
 
     A norm carries it if the layers of one group alone read its output and stand in its block, so that the block
@@ -88,10 +88,10 @@ def ensure_smoothing(session: Session, journal: Journal) -> dict[str, Smoothing]
     if section is None:
         return {}
     groups = smoothing_groups(section, session.plan, session.graph)
-    done = journal.get(_STEP)
+    done = checkpoint.get(_STEP)
     if done is None:
         done = _Measurement(session, section, groups).run()
-        journal.put(_STEP, done)
+        checkpoint.put(_STEP, done)
     norms = {readers: norm for norm, readers in norms_of_linears(session.denoiser).items()}
     smoothed = {}
     for names in groups:

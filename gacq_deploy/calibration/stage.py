@@ -18,7 +18,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParamete
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
-from gacq_deploy.calibration.checkpoint import Journal, scalar
+from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.output_error import sqnr_by_step
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
@@ -111,7 +111,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         check_steps(recipe, denoiser)
         recipe.save(directory.recipe_path)
         samples_sha256 = trajectories.ensure_samples(report)
-        group.tell(None)
+        group.broadcast(None)
         group.close()
         key = work_key(recipe, denoiser, samples_sha256, weights)
         finished = None if fresh else finished_artifact(directory, key, report)
@@ -127,8 +127,8 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
         weighting = Weighting(recipe.calibration, split, weights, too_large)
         session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)
-        blocks = Journal(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
-        artifact = _learn(session, blocks, Journal(directory.work / "polish", key), samples_sha256)
+        blocks = Checkpoint(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
+        artifact = _learn(session, blocks, Checkpoint(directory.work / "polish", key), samples_sha256)
         artifact.save(directory.artifact)
         return load_artifact(directory.artifact)
 
@@ -216,7 +216,9 @@ def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
         model_sampler(denoiser.record, steps)
 
 
-def _learn(session: Session, blocks: Journal, polish: Journal, samples_sha256: str) -> CalibrationArtifact:
+def _learn(
+    session: Session, blocks: Checkpoint, polish: Checkpoint, samples_sha256: str
+) -> CalibrationArtifact:
     started, cpu = time.time(), time.process_time()
     blocks.folder.mkdir(exist_ok=True)
     polish.folder.mkdir(exist_ok=True)
@@ -317,9 +319,9 @@ def _diagnostics(
 
 
 def _ensure_ranges(
-    session: Session, journal: Journal, smoothing: Mapping[str, Smoothing]
+    session: Session, checkpoint: Checkpoint, smoothing: Mapping[str, Smoothing]
 ) -> dict[str, float]:
-    done = journal.get("ranges")
+    done = checkpoint.get("ranges")
     if done is None:
         samples = session.split.samples.rows(session.split.training)
         if any(e.site.role != "weight" for e in session.plan):
@@ -332,8 +334,8 @@ def _ensure_ranges(
 
         module, plan = session.denoiser.module, session.plan
         scales = estimate_activation_scales(module, plan, run, smoothing)
-        journal.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
-        done = journal.get("ranges")
+        checkpoint.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
+        done = checkpoint.get("ranges")
         assert done is not None
     return {tie: float(value) for tie, value in done.items()}
 

@@ -55,11 +55,11 @@ class CallReader:
         self._inputs = {info.name: info for info in inputs}
         self._labels = labels
         self._fixed = _fixed_values(signature, call)
-        told = [SAMPLE, TIMESTEP, *(a.name for a in call.arguments)]
-        if set(told) != set(self._inputs):
+        named = [SAMPLE, TIMESTEP, *(a.name for a in call.arguments)]
+        if set(named) != set(self._inputs):
             raise ModelError(
                 f"The engine takes {', '.join(sorted(self._inputs))}; the calibrated model is called with"
-                f" {', '.join(sorted(told))}.",
+                f" {', '.join(sorted(named))}.",
                 "Open the engine and the artifact of one run directory.",
             )
 
@@ -80,8 +80,8 @@ class CallReader:
         self._check_lacking(sample, timestep, steering)
         _check_state(sample)
         rows = len(sample)
-        told = self._call.timestep.dtype
-        feeds = {SAMPLE: self._array(SAMPLE, sample), TIMESTEP: _timesteps(timestep, rows, told)}
+        dtype = self._call.timestep.dtype
+        feeds = {SAMPLE: self._array(SAMPLE, sample), TIMESTEP: _timesteps(timestep, rows, dtype)}
         for argument in self._call.arguments:
             feeds[argument.name] = self._rows_of(argument, steering[argument.name], rows)
         return Call(feeds, sample, return_dict)

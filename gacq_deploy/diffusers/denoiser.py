@@ -17,7 +17,7 @@ from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.batches import predict
 from gacq_deploy.diffusers.arguments import CallReader, signature_of
-from gacq_deploy.diffusers.model_facade import make_face
+from gacq_deploy.diffusers.model_facade import make_facade
 from gacq_deploy.errors import EngineError
 from gacq_deploy.spec import Array
 
@@ -54,13 +54,15 @@ class EngineDenoiser(ModelMixin):
             ModelError: configuration, class or engine are another model's.
         """
         super().__init__()  # type: ignore[no-untyped-call] # of diffusers
-        self._face = make_face(record, config, kind)
-        call = self._face.call
-        self._reader = CallReader(signature_of(call, self._face.kind), call, engine.inputs, self._face.labels)
-        self.config = self._face.config
+        self._facade = make_facade(record, config, kind)
+        call = self._facade.call
+        self._reader = CallReader(
+            signature_of(call, self._facade.kind), call, engine.inputs, self._facade.labels
+        )
+        self.config = self._facade.config
         self.engine = engine
         self._answer = None if record.call is None else record.call.answer
-        for name, value in self._face.attributes.items():
+        for name, value in self._facade.attributes.items():
             setattr(self, name, value)
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self.eval()
@@ -114,11 +116,11 @@ class EngineDenoiser(ModelMixin):
         predicted = predict(self.engine, call.feeds)
         _check_finite(predicted, call.feeds[TIMESTEP], self.engine)
         answer: Tensor = torch.from_numpy(predicted).to(device=call.sample.device, dtype=call.sample.dtype)
-        if self._face.gives_variance:
+        if self._facade.gives_variance:
             answer = torch.cat([answer, torch.zeros_like(answer)], 1)
         if self._answer is not None:
             return {self._answer[0]: answer} if self._answer else answer
-        return self._face.answer(answer) if call.return_dict else (answer,)
+        return self._facade.answer(answer) if call.return_dict else (answer,)
 
     def extra_repr(self) -> str:
         """Say which engine runs."""

@@ -32,7 +32,7 @@ class DenoiserOutput(BaseOutput):
 
 
 @dataclass(frozen=True)
-class Face:
+class ModelFacade:
     """A denoiser's looks."""
 
     kind: type[Any] | None
@@ -62,7 +62,7 @@ def find_class(family: str) -> type[Any] | None:
     return kind if isinstance(kind, type) and issubclass(kind, ModelMixin) else None
 
 
-def make_face(record: ModelRecord, config: Mapping[str, Any], kind: type[Any] | None = None) -> Face:
+def make_facade(record: ModelRecord, config: Mapping[str, Any], kind: type[Any] | None = None) -> ModelFacade:
     """Return the looks of a calibrated model.
 
     Args:
@@ -86,7 +86,7 @@ def make_face(record: ModelRecord, config: Mapping[str, Any], kind: type[Any] | 
     whole = _complete(config, kind, record.sample_shape[0])
     tables = {} if described is None else {a.name: a.num_classes for a in described.arguments}
     null = _NULL_CLASSES.get(record.family, 0)
-    return Face(
+    return ModelFacade(
         kind=kind,
         call=with_classes(call, record.conditioning),
         config=whole,
@@ -106,7 +106,7 @@ def _output_class(kind: type[Any]) -> Any:
 def _complete(config: Mapping[str, Any], kind: type[Any] | None, channels: int) -> Any:
     """Return a configuration with the class's defaults.
 
-    Of [noise, variance] only the noise was exported: a pipeline that was told otherwise would split the noise itself.
+    Of [noise, variance] only the noise was exported: a pipeline that expected both would split the noise itself.
     """
     parameters = () if kind is None else inspect.signature(kind.__init__).parameters.values()
     whole = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)

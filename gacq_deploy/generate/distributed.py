@@ -37,7 +37,7 @@ def make_images_together(
         share = share_request(directory, request, group)
         made = None if share is None else make_images(directory, share, report)
         parts: list[GeneratedImages] = [part for part in group.gather(made) if part is not None]
-        return _joined(parts) if group.leads else None
+        return _joined(parts) if group.is_main else None
 
 
 def share_request(directory: RunDirectory, request: ImageRequest, group: Group) -> ImageRequest | None:

@@ -51,7 +51,9 @@ def make_sampled_images(
     )
     asked = request.policy(recipe.runtime.step_policy)
     policy = (
-        resolve_policy(asked, sampler.timesteps, artifact, told=sampler.model_timesteps) if asked else None
+        resolve_policy(asked, sampler.timesteps, artifact, model_timesteps=sampler.model_timesteps)
+        if asked
+        else None
     )
     graph = graph_for(directory, request.engine, allow_failed=request.allow_failed)
     seeds = tuple(range(request.seed, request.seed + request.count))

@@ -70,7 +70,7 @@ def verify_run(directory: RunDirectory) -> VerifyReport:
 def _links(run: RunDirectory) -> Iterator[Link]:
     yield _check("recipe", run.recipe_path, lambda: f"digest {run.load_recipe().digest[:12]}", run.artifact)
     yield _check("samples", run.samples_record_path, lambda: _samples(run), run.samples_path)
-    yield _check("finished steps", run.work / "journal.json", lambda: _journal(run))
+    yield _check("finished steps", run.work / "checkpoint.json", lambda: _checkpoint(run))
     manifest = run.artifact / "manifest.json"
     files = [run.artifact / name for name in ARTIFACT_FILES]
     yield _check("artifact", manifest, lambda: _artifact(run), *files, run.onnx_manifest)
@@ -117,15 +117,15 @@ def _samples(run: RunDirectory) -> str:
     return f"sha256 {actual[:12]}"
 
 
-def _journal(run: RunDirectory) -> str:
+def _checkpoint(run: RunDirectory) -> str:
     hint = "Run `gacq-deploy calibrate --fresh` to start over."
-    journal = read_json(run.work / "journal.json", what="Calibration journal", hint=hint)
-    steps = journal.get("steps") if isinstance(journal, dict) else None
+    checkpoint = read_json(run.work / "checkpoint.json", what="Calibration checkpoint", hint=hint)
+    steps = checkpoint.get("steps") if isinstance(checkpoint, dict) else None
     if not isinstance(steps, dict):
-        raise ArtifactError(f"{run.work / 'journal.json'} is not a calibration journal.", hint)
+        raise ArtifactError(f"{run.work / 'checkpoint.json'} is not a calibration checkpoint.", hint)
     for name, entry in steps.items():
         if not isinstance(entry, dict) or Path(str(entry.get("file"))).name != entry.get("file"):
-            raise ArtifactError(f"The journal's entry of step '{name}' is malformed.", hint)
+            raise ArtifactError(f"The checkpoint's entry of step '{name}' is malformed.", hint)
         verify_file(run.work / entry["file"], entry, what=f"Finished step '{name}'", hint=hint)
     return f"{len(steps)} steps"
 

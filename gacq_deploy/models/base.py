@@ -117,8 +117,8 @@ class Denoiser:
         generator = torch.Generator().manual_seed(seed)
         inputs = {SAMPLE: torch.randn((batch, *self.record.sample_shape), generator=generator)}
         steps = torch.randint(0, self.num_train_timesteps, (batch,), generator=generator)
-        told = self.call.timestep
-        inputs[TIMESTEP] = steps if told.dtype == "int64" else steps.float() * told.scale
+        timestep = self.call.timestep
+        inputs[TIMESTEP] = steps if timestep.dtype == "int64" else steps.float() * timestep.scale
         for argument in self.call.arguments:
             inputs[argument.name] = _example(argument, batch, generator)
         return inputs

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from gacq_deploy.artifact.call import Path
 from gacq_deploy.models.base import first_tensor
 
-Answer = Callable[[dict[str, Any]], Any]
+Replacement = Callable[[dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class SeenCall:
+class CapturedCall:
     """One call: tensors and plain values by place, floats in the denoiser's own dtype; ``output`` is the prediction."""
 
     leaves: Mapping[Path, Any]
@@ -32,22 +32,23 @@ class SeenCall:
 
 
 @dataclass
-class Watcher:
+class CallCapture:
     """Stands before a denoiser's ``forward`` and keeps what passes.
 
-    ``answer`` may answer in the denoiser's place, from the arguments by name; by default the denoiser runs.
+    ``replacement`` may compute the output in the denoiser's place, from the arguments by name; by default the
+    denoiser runs.
     ``keep`` gets every call; by default all are kept in ``calls``.
     """
 
     module: nn.Module
-    answer: Answer | None = None
-    keep: Callable[[SeenCall], None] | None = None
-    calls: list[SeenCall] = field(default_factory=list)
-    last_answer: Any = None
+    replacement: Replacement | None = None
+    keep: Callable[[CapturedCall], None] | None = None
+    calls: list[CapturedCall] = field(default_factory=list)
+    last_output: Any = None
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        """Watch until the context ends."""
+    def capturing(self) -> Iterator[CallCapture]:
+        """Capture until the context ends."""
         original = self.module.forward
         signature = inspect.signature(original)
 
@@ -56,11 +57,11 @@ class Watcher:
             given = dict(signature.bind(*args, **kwargs).arguments)
             given |= given.pop(_rest(signature), {})
             arguments = _map(given, self._to_own_dtype)
-            answered = (self.answer or (lambda named: original(**named)))(arguments)
-            self.last_answer = answered
-            seen = SeenCall(dict(flatten(arguments)), first_tensor(answered))
-            (self.keep or self.calls.append)(seen)
-            return _map(answered, _to_dtype_of(given))
+            output = (self.replacement or (lambda named: original(**named)))(arguments)
+            self.last_output = output
+            call = CapturedCall(dict(flatten(arguments)), first_tensor(output))
+            (self.keep or self.calls.append)(call)
+            return _map(output, _to_dtype_of(given))
 
         self.module.__dict__["forward"] = forward
         try:
@@ -86,8 +87,8 @@ def flatten(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from flatten(value, (*path, key))
 
 
-def blank(answered: Any, before: int, rows: int) -> Any:
-    """Return an answer like the one seen, all zeros, for another number of rows."""
+def blank(output: Any, before: int, rows: int) -> Any:
+    """Return an output like the one captured, all zeros, for another number of rows."""
 
     def zeros(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -95,7 +96,7 @@ def blank(answered: Any, before: int, rows: int) -> Any:
         shape = (rows, *value.shape[1:]) if value.ndim and value.shape[0] == before else tuple(value.shape)
         return torch.zeros(shape, dtype=value.dtype)
 
-    return _map(answered, zeros)
+    return _map(output, zeros)
 
 
 def _rest(signature: inspect.Signature) -> str:

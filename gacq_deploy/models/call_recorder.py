@@ -1,4 +1,4 @@
-"""How does this pipeline call its denoiser? Told by running it twice, two steps of one image and of two.
+"""How does this pipeline call its denoiser? ModelTimesteps by running it twice, two steps of one image and of two.
 
 Nothing is known beforehand of the denoiser's class. The state is the float argument that the answer is shaped like; the
 timestep is the number that follows the scheduler's; what has a row a state steers it, what has none is shared. Rows
@@ -21,7 +21,7 @@ from torch import Tensor
 from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Path, StateRecord, TimestepRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import run_call
-from gacq_deploy.models.call_capture import SeenCall, Watcher, blank
+from gacq_deploy.models.call_capture import CallCapture, CapturedCall, blank
 from gacq_deploy.models.noise_schedule import check_process
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Recording, plain_scheduler
@@ -55,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """What two short runs of a pipeline told."""
+    """What two short runs of a pipeline showed."""
 
     recording: Recording
     layout: Layout
@@ -90,8 +90,8 @@ class _Schedule:
 class _Run:
     """The first two calls, and the denoiser's own answer to the first as it came."""
 
-    first: SeenCall
-    second: SeenCall
+    first: CapturedCall
+    second: CapturedCall
     answered: Any
 
     @property
@@ -117,30 +117,30 @@ def _short_run(
         if not answered:
             answered.append(original(**named))
             return answered[0]
-        return blank(answered[0], len(watcher.calls[0].output), len(watcher.calls[0].output))
+        return blank(answered[0], len(capture.calls[0].output), len(capture.calls[0].output))
 
-    def keep(seen: SeenCall) -> None:
-        watcher.calls.append(seen)
-        if len(watcher.calls) == 2:
+    def keep(seen: CapturedCall) -> None:
+        capture.calls.append(seen)
+        if len(capture.calls) == 2:
             raise _Enough
 
-    watcher = Watcher(opened.denoiser, answer, keep)
-    with _remember_schedule(opened.pipeline) as told, watcher.watching(), suppress(_Enough):
+    capture = CallCapture(opened.denoiser, answer, keep)
+    with _remember_schedule(opened.pipeline) as given, capture.capturing(), suppress(_Enough):
         opened.run(_PROBE_PROMPTS[:images], range(images), steps, None)
-    if len(watcher.calls) < 2:
+    if len(capture.calls) < 2:
         raise ModelError(
-            f"{opened.name} called its {opened.component} {len(watcher.calls)} times in {steps} steps.",
+            f"{opened.name} called its {opened.component} {len(capture.calls)} times in {steps} steps.",
             "Name the component that denoises with model.component.",
         )
     scheduler = opened.pipeline.scheduler
-    config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__, **told}
+    config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__, **given}
     config = plain_scheduler({k: v for k, v in config.items() if not k.startswith("_") or k in _KEPT})
     if "_use_default_values" in config:
         config["_use_default_values"] = sorted(
             config["_use_default_values"]
         )  # in memory in an order of chance
     check_process(config, f"{opened.name}'s scheduler")
-    first, second = watcher.calls
+    first, second = capture.calls
     return _Run(first, second, answered[0] if answered else None), _Schedule(
         scheduler.timesteps.detach().cpu().double(), config
     )
@@ -154,20 +154,20 @@ def _remember_schedule(pipeline: Any) -> Iterator[dict[str, Any]]:
     """Note what a pipeline computes for its resolution and hands to its scheduler: a shift, and sigmas of its own."""
     scheduler = pipeline.scheduler
     original = scheduler.set_timesteps
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
 
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
         has_sigmas = kwargs.get("sigmas") is not None
         if kwargs.get("mu") is not None:
-            told.update(mu=float(kwargs["mu"]), pipeline_sigmas=has_sigmas)
+            given.update(mu=float(kwargs["mu"]), pipeline_sigmas=has_sigmas)
         elif has_sigmas:
-            told["pipeline_sigmas"] = True
+            given["pipeline_sigmas"] = True
         return original(*args, **kwargs)
 
     set_timesteps.__wrapped__ = original  # type: ignore[attr-defined] # pipelines look at the signature
     scheduler.set_timesteps = set_timesteps
     try:
-        yield told
+        yield given
     finally:
         del scheduler.set_timesteps
 
@@ -234,7 +234,7 @@ def _find_timestep(opened: OpenPipeline, run: _Run, schedule: Tensor) -> Timeste
         first, second = _number(value, rows), _number(run.second.leaves[path], rows)
         if first is None or second is None or first == second:
             continue
-        ratios = [told / float(t) for told, t in ((first, schedule[0]), (second, schedule[1])) if float(t)]
+        ratios = [fed / float(t) for fed, t in ((first, schedule[0]), (second, schedule[1])) if float(t)]
         if ratios and ratios[0] > 0 and all(abs(r / ratios[0] - 1) < _CLOSE for r in ratios):
             scale = 1.0 if abs(ratios[0] - 1) < _CLOSE else ratios[0]
             total = float(opened.pipeline.scheduler.config.get("num_train_timesteps", 1000))
@@ -349,9 +349,9 @@ def _same_steering(call: CallRecord, tensors: Mapping[Path, Tensor], a: int, b: 
 
 
 def _proven(opened: OpenPipeline, call: CallRecord, run: _Run) -> CallRecord:
-    """Return the call as it is proved to work: told whole timesteps, or, where it needs them, the same as floats."""
-    told = run.first.leaves[call.timestep.path]
-    needs_floats = isinstance(told, Tensor) and told.is_floating_point()
+    """Return the call as it is proved to work: fed whole timesteps, or, where it needs them, the same as floats."""
+    timestep = run.first.leaves[call.timestep.path]
+    needs_floats = isinstance(timestep, Tensor) and timestep.is_floating_point()
     try:
         _prove_rows(opened, call, run)
     except ModelError:
@@ -366,9 +366,9 @@ def _proven(opened: OpenPipeline, call: CallRecord, run: _Run) -> CallRecord:
 @torch.no_grad()
 def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
     """Ask for one state at two timesteps in one call: calibration mixes timesteps, and engines batch images."""
-    told = [_number(c.leaves[call.timestep.path], run.rows) for c in (run.first, run.second)]
+    fed = [_number(c.leaves[call.timestep.path], run.rows) for c in (run.first, run.second)]
     dtype = torch.int64 if call.timestep.dtype == "int64" else torch.float32
-    both = torch.tensor([told[0], told[1]], dtype=torch.float64).to(dtype)
+    both = torch.tensor([fed[0], fed[1]], dtype=torch.float64).to(dtype)
     tensors = run.first.tensors
     state = tensors[call.state.path][:1].repeat_interleave(2, 0)
     steering = conditioning_rows(call, tensors, [0, 0])
@@ -391,19 +391,19 @@ def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
         raise ModelError(f"{kind} gives all rows of a call one timestep, the first's.", _LIKE_THESE)
 
 
-def timestep_told(call: CallRecord, seen: SeenCall, rows: int) -> float:
-    """Return the timestep of a call, as the denoiser is told it.
+def captured_timestep(call: CallRecord, seen: CapturedCall, rows: int) -> float:
+    """Return the timestep of a call, as the denoiser is fed it.
 
     Raises:
         ModelError: it differs from row to row.
     """
-    told = _number(seen.leaves[call.timestep.path], rows)
-    if told is None:
+    timestep = _number(seen.leaves[call.timestep.path], rows)
+    if timestep is None:
         raise ModelError(
             f"{_spell(call.timestep.path)} differs from row to row within a call.",
             "Supported are pipelines that take all images of a call through one timestep.",
         )
-    return told
+    return timestep
 
 
 def conditioning_rows(

@@ -14,7 +14,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from gacq_deploy.errors import ModelError, UsageError
-from gacq_deploy.sampling.timesteps import Keys, Told, told_timesteps
+from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
 _EXAMPLES = "For instance: ddim, EulerDiscreteScheduler, PNDMScheduler."
@@ -34,7 +34,7 @@ class DiffusersSampler:
     scheduler: Any
     steps: int
     timesteps: Keys
-    model_timesteps: Told
+    model_timesteps: ModelTimesteps
     given: Mapping[str, Any] = field(default_factory=dict)
     """What ``set_timesteps`` takes besides the number of steps."""
 
@@ -87,8 +87,8 @@ class DiffusersSampler:
         lacking = [a for a in needed if not hasattr(scheduler, a)]
         if lacking:
             raise UsageError(f"{name} has no {lacking[0]}, which denoising needs.", _EXAMPLES)
-        told = told_timesteps(values, timestep_dtype, timestep_scale)
-        return cls(scheduler, steps, np.rint(values).astype(np.int64), told, given)
+        fed = model_timesteps_from(values, timestep_dtype, timestep_scale)
+        return cls(scheduler, steps, np.rint(values).astype(np.int64), fed, given)
 
     def begin(self, seeds: Sequence[int]) -> DiffusersRun:
         """Start a batch with its own copy of the scheduler: ``step`` changes it."""

@@ -24,11 +24,11 @@ def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report
         recipe: its model section keeps what it says beside the source.
         pipeline: of diffusers, with a denoiser.
         directory: receives ``model/`` if the weights are not those of the place that the pipeline came from.
-        report: is told which of the two it is.
+        report: hears which of the two it is.
 
     Raises:
         UsageError: no pipeline, adapters that are not fused, or the run is another model's.
-        ModelError: which of its modules is the denoiser cannot be told.
+        ModelError: which of its modules is the denoiser is not clear.
         ResourceError: the disk is full, or another process uses the directory.
     """
     if not isinstance(pipeline, diffusers.DiffusionPipeline):

@@ -229,8 +229,8 @@ def _read(section: LoraSection, module: nn.Module, pipeline_class: type[Any] | N
     path = lora_file(section)
     with safe_open(path, framework="pt") as file:
         plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        told = (file.metadata() or {}).get(_METADATA)
-    metadata = None if told is None else json.loads(told)
+        written = (file.metadata() or {}).get(_METADATA)
+    metadata = None if written is None else json.loads(written)
     for name, value in plain.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"LoRA {path}: '{name}' holds NaN or Inf.", "Download it again.")

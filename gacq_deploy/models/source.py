@@ -42,7 +42,7 @@ def family_of(name: str) -> Family:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a pipeline's run told of its denoiser: how it is called, and on which noising process."""
+    """What a pipeline's run showed of its denoiser: how it is called, and on which noising process."""
 
     call: CallRecord
     scheduler: dict[str, Any]

@@ -219,11 +219,11 @@ def _answers(engine: Engine, truth: Trajectories, held: Held) -> Iterator[Array]
     """
     steps, rows = truth.outputs.shape[:2]
     images = truth.states.shape[1]
-    fixed, told = held.conditions.feeds(), held.sampler.model_timesteps
+    fixed, fed = held.conditions.feeds(), held.sampler.model_timesteps
     size = min(held.batch, engine.max_rows or held.batch)
     for first in range(0, steps * rows, size):
         step, row = np.divmod(np.arange(first, min(first + size, steps * rows)), rows)
-        feeds = {SAMPLE: truth.states[step, row % images], TIMESTEP: told[step]}
+        feeds = {SAMPLE: truth.states[step, row % images], TIMESTEP: fed[step]}
         yield engine.run({**feeds, **{k: v[row] for k, v in fixed.items()}})[engine.outputs[0].name]
 
 

@@ -229,7 +229,7 @@ def _policy_of(recipe: Recipe, artifact: CalibrationArtifact) -> StepPolicy | No
     if not asked:
         return None
     sampler = model_sampler(artifact.model, recipe.parity.steps)
-    return resolve_policy(asked, sampler.timesteps, artifact, told=sampler.model_timesteps)
+    return resolve_policy(asked, sampler.timesteps, artifact, model_timesteps=sampler.model_timesteps)
 
 
 def _about(artifact: CalibrationArtifact, record: ExportRecord) -> dict[str, Any]:

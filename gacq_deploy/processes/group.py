@@ -1,6 +1,6 @@
 """Which of several processes is this, and how do they work on one thing? `torchrun` starts them, on one machine.
 
-What they exchange are words: arrays travel through files. So gloo carries it, whatever device computes.
+What they exchange are values: arrays travel through files. So gloo carries it, whatever device computes.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _CONNECT = timedelta(seconds=30)
 
 @dataclass(frozen=True)
 class Group:
-    """Processes that run one command together; the first, of rank 0, leads, writes and talks."""
+    """Processes that run one command together; the first, of rank 0, is the main one: it writes and talks."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the first process."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
-        """Return which of ``count`` pieces of work are this process's: every ``size``-th."""
+    def indices(self, count: int) -> range:
+        """Return which of ``count`` work items are this process's: every ``size``-th."""
         return range(self.rank, count, self.size)
 
-    def tell(self, word: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the first process's word in all of them; theirs are not looked at.
 
         Raises:
             ResourceError: another process ended.
         """
         if self.size == 1:
-            return word
-        words = [word if self.leads else None]
+            return value
+        values = [value if self.is_main else None]
         with _heard() as distributed:
-            distributed.broadcast_object_list(words, src=0)
-        return words[0]
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Return every process's value, by rank, in the first one; nothing in the others.
@@ -57,7 +57,7 @@ class Group:
         """
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.leads else None
+        values: list[Any] | None = [None] * self.size if self.is_main else None
         with _heard() as distributed:
             distributed.gather_object(value, values, dst=0)
         return values or []

@@ -60,8 +60,8 @@ class CalibrationSet:
     ``validation`` [N] uint8 (1 = held out; whole trajectories only). States may be of any rank. Under guidance a step
     has two rows, the negative one first.
 
-    ``told`` [N] float32 is what the network is told of the timestep where that is no whole number; ``timesteps`` then
-    are the nearest whole ones on the training scale. None: they are what it is told.
+    ``float_timesteps`` [N] float32 is what the network is fed where that is no whole number; ``timesteps`` then
+    are the nearest whole ones on the training scale. None: they are what it is fed.
     """
 
     latents: NDArray[np.float32]
@@ -71,12 +71,12 @@ class CalibrationSet:
     trajectory: NDArray[np.int64]
     step: NDArray[np.int64]
     validation: NDArray[np.uint8]
-    told: NDArray[np.float32] | None = None
+    float_timesteps: NDArray[np.float32] | None = None
 
     @property
     def model_timesteps(self) -> NDArray[Any]:
-        """What the network is told: ``[N]`` int64, or float32."""
-        return self.timesteps if self.told is None else self.told
+        """What the network is fed: ``[N]`` int64, or float32."""
+        return self.timesteps if self.float_timesteps is None else self.float_timesteps
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -94,7 +94,7 @@ class CalibrationSet:
             trajectory=np.array(self.trajectory[index]),
             step=np.array(self.step[index]),
             validation=np.array(self.validation[index]),
-            told=None if self.told is None else np.array(self.told[index]),
+            float_timesteps=None if self.float_timesteps is None else np.array(self.float_timesteps[index]),
         )
 
     @property
@@ -209,7 +209,7 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
 
 def _tensors(samples: CalibrationSet) -> dict[str, Rows]:
     return {
-        **({} if samples.told is None else {"told": samples.told}),
+        **({} if samples.float_timesteps is None else {"float_timesteps": samples.float_timesteps}),
         "latents": samples.latents,
         "timesteps": samples.timesteps,
         "targets": samples.targets,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError, UsageError
-from gacq_deploy.sampling.timesteps import Told, told_timesteps
+from gacq_deploy.sampling.timesteps import ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
 SAME_PROCESS = frozenset(
@@ -154,7 +154,7 @@ class DdimSampler:
     timesteps: NDArray[np.int64]
     alphas: Float32
     """Cumulative alphas of all training timesteps, ``[T]``."""
-    model_timesteps: Told
+    model_timesteps: ModelTimesteps
     """What the network is fed of ``timesteps``, ``[S]``."""
 
     @classmethod
@@ -197,8 +197,8 @@ class DdimSampler:
                 "An epsilon-predicting model cannot start at zero signal (rescale_betas_zero_snr).",
                 "Set timestep_spacing to 'leading' in the scheduler's configuration.",
             )
-        told = told_timesteps(timesteps, timestep_dtype, timestep_scale)
-        return cls(parsed, steps, eta, timesteps, np.array(alphas, np.float32), told)
+        fed = model_timesteps_from(timesteps, timestep_dtype, timestep_scale)
+        return cls(parsed, steps, eta, timesteps, np.array(alphas, np.float32), fed)
 
     def begin(self, seeds: Sequence[int]) -> DdimRun:
         """Start a batch of trajectories; row i's added noise (eta > 0) depends on ``seeds[i]`` alone."""

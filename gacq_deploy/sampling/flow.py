@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError, UsageError
-from gacq_deploy.sampling.timesteps import Keys, Told, distinct_keys, told_timesteps
+from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps, distinct_keys, model_timesteps_from
 from gacq_deploy.spec import Float32
 
 FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -128,7 +128,7 @@ class FlowSampler:
     config: FlowConfig
     steps: int
     timesteps: Keys
-    model_timesteps: Told
+    model_timesteps: ModelTimesteps
     sigmas: Float32
 
     @classmethod
@@ -156,8 +156,8 @@ class FlowSampler:
         parsed = parse_flow(config)
         sigmas = make_sigmas(parsed, steps)
         timesteps = sigmas[:-1] * np.float32(parsed.num_train_timesteps)
-        told = told_timesteps(timesteps, timestep_dtype, timestep_scale)
-        return cls(parsed, steps, distinct_keys(timesteps), told, sigmas)
+        fed = model_timesteps_from(timesteps, timestep_dtype, timestep_scale)
+        return cls(parsed, steps, distinct_keys(timesteps), fed, sigmas)
 
     def begin(self, seeds: Sequence[int]) -> FlowRun:  # noqa: ARG002 (nothing random is added on the way)
         """Start a batch of trajectories."""

@@ -17,7 +17,7 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import SAME_PROCESS, DdimSampler, check_seeds, initial_noise
 from gacq_deploy.sampling.flow import FLOW_CLASS, FlowSampler
-from gacq_deploy.sampling.timesteps import Keys, Told
+from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps
 from gacq_deploy.spec import Array, Float32
 
 Observer = Callable[[int, Float32, Float32], None]
@@ -47,7 +47,7 @@ class Sampler(Protocol):
         """Timesteps ``[S]`` of the engine calls on the training scale, rounded, noisiest first."""
 
     @property
-    def model_timesteps(self) -> Told:
+    def model_timesteps(self) -> ModelTimesteps:
         """What the network is fed of them, ``[S]`` int64 or float32."""
 
     def begin(self, seeds: Sequence[int]) -> SamplerRun:
@@ -232,10 +232,10 @@ def _check_request(
             f"{engine.label} takes {sorted(wanted)}, sampling would give {sorted(given)}.",
             "Give the conditioning that the model was exported with.",
         )
-    told = sampler.model_timesteps.dtype.name
-    if wanted[TIMESTEP].dtype != told:
+    dtype = sampler.model_timesteps.dtype.name
+    if wanted[TIMESTEP].dtype != dtype:
         raise UsageError(
-            f"{engine.label} takes {wanted[TIMESTEP].dtype} timesteps, the sampler gives {told}.",
+            f"{engine.label} takes {wanted[TIMESTEP].dtype} timesteps, the sampler gives {dtype}.",
             "Take the sampler that the model was calibrated for: leave --scheduler out.",
         )
     declared = wanted[SAMPLE].shape[1:]

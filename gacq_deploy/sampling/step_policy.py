@@ -15,7 +15,7 @@ from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.step_error import image_errors, output_error
 
 Timesteps = NDArray[np.int64]
-Told = NDArray[np.int64] | NDArray[np.float32]
+ModelTimesteps = NDArray[np.int64] | NDArray[np.float32]
 """Timesteps as the network is fed them."""
 
 
@@ -24,14 +24,15 @@ class StepPolicy:
     """A choice for every timestep, made for one sampler's steps.
 
     ``timesteps`` are the sampler's S distinct timesteps on the training scale, noisiest first; ``in_float`` says for
-    each whether it runs in float; ``told`` is what the network is fed of them, if that is something else. A timestep
-    between two of them belongs to the noisier one, whose step passes over it; one above the first belongs to the first.
+    each whether it runs in float; ``model_timesteps`` is what the network is fed of them, if that is something else. A
+    timestep between two of them belongs to the noisier one, whose step passes over it; one above the first belongs to
+    the first.
     """
 
     asked: StepPolicySection
     timesteps: tuple[int, ...]
     in_float: tuple[bool, ...]
-    told: tuple[float, ...] = ()
+    model_timesteps: tuple[float, ...] = ()
 
     @property
     def float_timesteps(self) -> tuple[int, ...]:
@@ -43,9 +44,9 @@ class StepPolicy:
         """Part of the steps that run in float, 0 to 1."""
         return sum(self.in_float) / len(self.in_float)
 
-    def choose(self, timesteps: Told) -> NDArray[np.bool_]:
+    def choose(self, timesteps: ModelTimesteps) -> NDArray[np.bool_]:
         """Return for each row of ``timesteps`` [N], as the network is fed them, whether it runs in float, ``[N]``."""
-        ascending = np.array((self.told or self.timesteps)[::-1])
+        ascending = np.array((self.model_timesteps or self.timesteps)[::-1])
         place = np.minimum(np.searchsorted(ascending, timesteps), len(ascending) - 1)
         return np.array(self.in_float[::-1], bool)[place]
 
@@ -61,7 +62,7 @@ def resolve_policy(
     timesteps: Sequence[int] | Timesteps,
     artifact: CalibrationArtifact,
     *,
-    told: Told | None = None,
+    model_timesteps: ModelTimesteps | None = None,
 ) -> StepPolicy:
     """Choose the float steps of a sampler. More float steps always hold the fewer.
 
@@ -69,7 +70,7 @@ def resolve_policy(
         asked: the recipe's section.
         timesteps: of the engine calls on the training scale, noisiest first; one that comes twice is one step.
         artifact: its probe says which steps are worst.
-        told: what the network is fed at each of them, ``[S]``; None: the timesteps.
+        model_timesteps: what the network is fed at each of them, ``[S]``; None: the timesteps.
 
     Raises:
         UsageError: more float steps than the sampler has, or a listed step beyond its last.
@@ -87,7 +88,9 @@ def resolve_policy(
     ordered = _order(asked, distinct, artifact) if asked.float_steps else []
     chosen = {*asked.steps, *ordered[: asked.float_steps]}
     in_float = tuple(step in chosen for step in range(count))
-    return StepPolicy(asked, distinct, in_float, _told(distinct, timesteps, told))
+    return StepPolicy(
+        asked, distinct, in_float, _distinct_model_timesteps(distinct, timesteps, model_timesteps)
+    )
 
 
 def policy_document(policy: StepPolicy | None) -> dict[str, Any] | None:
@@ -102,14 +105,14 @@ def policy_document(policy: StepPolicy | None) -> dict[str, Any] | None:
     }
 
 
-def _told(
-    distinct: tuple[int, ...], timesteps: Sequence[int] | Timesteps, told: Told | None
+def _distinct_model_timesteps(
+    distinct: tuple[int, ...], timesteps: Sequence[int] | Timesteps, fed: ModelTimesteps | None
 ) -> tuple[float, ...]:
-    """Return the noisiest value told at each distinct timestep; empty where the timesteps themselves are told."""
-    if told is None or np.array_equal(told, np.asarray(timesteps)):
+    """Return the noisiest value fed at each distinct timestep; empty where the timesteps themselves are fed."""
+    if fed is None or np.array_equal(fed, np.asarray(timesteps)):
         return ()
     most: dict[int, float] = {}
-    for key, value in zip(timesteps, told.tolist(), strict=True):
+    for key, value in zip(timesteps, fed.tolist(), strict=True):
         most[int(key)] = max(value, most.get(int(key), value))
     return tuple(most[key] for key in distinct)
 

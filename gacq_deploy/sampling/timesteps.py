@@ -1,4 +1,4 @@
-"""What is a network told of a sampler's timesteps, and by which whole numbers are they known everywhere else?"""
+"""What is a network fed of a sampler's timesteps, and by which whole numbers are they known everywhere else?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gacq_deploy.errors import ModelError
 
 Keys = NDArray[np.int64]
 """Timesteps on the training scale, rounded."""
-Told = NDArray[np.int64] | NDArray[np.float32]
+ModelTimesteps = NDArray[np.int64] | NDArray[np.float32]
 """The same timesteps as the network is fed them."""
 
 
@@ -24,13 +24,13 @@ def distinct_keys(timesteps: NDArray[Any]) -> Keys:
     return np.asarray(np.maximum(keys, last[::-1]))
 
 
-def told_timesteps(timesteps: NDArray[Any], dtype: str = "int64", scale: float = 1.0) -> Told:
+def model_timesteps_from(timesteps: NDArray[Any], dtype: str = "int64", scale: float = 1.0) -> ModelTimesteps:
     """Return what the network is fed: ``timesteps * scale`` in the network's type.
 
     Args:
         timesteps: of the sampler, on the training scale, ``[S]``.
         dtype: ``int64`` or ``float32``.
-        scale: 1, or 0.001 for a network that is told sigma.
+        scale: 1, or 0.001 for a network that takes sigma.
 
     Raises:
         ModelError: fractional timesteps, or a scale, for a network that takes whole numbers.
@@ -49,8 +49,8 @@ def told_timesteps(timesteps: NDArray[Any], dtype: str = "int64", scale: float =
     return wide.astype(np.int64)
 
 
-def training_keys(told: NDArray[Any], scale: float = 1.0) -> Keys:
+def training_keys(fed: NDArray[Any], scale: float = 1.0) -> Keys:
     """Return the rounded training-scale timesteps of what a network was fed, any shape."""
-    if np.issubdtype(told.dtype, np.integer) and scale == 1.0:
-        return told.astype(np.int64)
-    return np.asarray(np.rint(np.asarray(told, np.float64) / scale).astype(np.int64))
+    if np.issubdtype(fed.dtype, np.integer) and scale == 1.0:
+        return fed.astype(np.int64)
+    return np.asarray(np.rint(np.asarray(fed, np.float64) / scale).astype(np.int64))

@@ -154,11 +154,11 @@ BAD_FEEDS = {
 
 @pytest.mark.parametrize("case", BAD_FEEDS)
 def test_refuses_feeds_that_do_not_fit(opener: Opener, case: str) -> None:
-    make, told = BAD_FEEDS[case]
+    make, message = BAD_FEEDS[case]
     with opener() as engine:
         with pytest.raises(EngineError) as caught:
             engine.run(make())
-        assert told in str(caught.value)
+        assert message in str(caught.value)
         assert engine.label in str(caught.value)
         np.testing.assert_allclose(engine.run(feeds(2))["output"], reference(feeds(2)), atol=2e-6)
 

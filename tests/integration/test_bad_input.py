@@ -396,7 +396,7 @@ CHAIN_CASES = (
     Case("verify-artifact", VERIFY, 5, ("tensors.safetensors", "altered"), flip(TENSORS), is_report=True),
     Case("verify-graph", VERIFY, 5, ("int8.cpu.onnx", "altered"), flip(CPU), is_report=True),
     Case("verify-orphan", VERIFY, 5, ("nothing vouches for",), remove("onnx/manifest.json"), is_report=True),
-    Case("verify-journal", VERIFY, 5, ("Finished step", "ranges"),
+    Case("verify-checkpoint", VERIFY, 5, ("Finished step", "ranges"),
          lambda s: flip("work/" + next((s.run / "work").glob("*ranges*")).name)(s), is_report=True),
     Case("verify-stale-parity", VERIFY, 5, ("is not the file that it is about",),
          lambda s: s.reseal("parity.json", lambda d: d["subject"]["files"].update({"int8.onnx": "0" * 64})),

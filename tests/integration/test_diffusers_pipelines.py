@@ -275,7 +275,7 @@ class Refusal:
 
     name: str
     kind: type[GacqError]
-    told: str
+    message: str
     spoil: Callable[[RunDirectory], Any] = leave
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -300,7 +300,7 @@ def test_what_cannot_be_loaded_is_refused(run_copy: RunDirectory, refusal: Refus
     refusal.spoil(run_copy)
     with pytest.raises(refusal.kind) as caught:
         load_denoiser(run_copy.root, **refusal.options)
-    assert refusal.told in str(caught.value)
+    assert refusal.message in str(caught.value)
 
 
 def test_a_moved_model_is_no_loss_when_its_configuration_is_given(

@@ -114,7 +114,7 @@ def test_another_scheduler_and_some_steps_in_float(root: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--class", 3), "takes no class labels"),
         (("--width", 64), "the graph takes 32 pixels only"),
@@ -125,10 +125,10 @@ def test_another_scheduler_and_some_steps_in_float(root: Path, tmp_path: Path) -
         (("--pipeline", "nowhere"), "neither a folder nor a hub id"),
     ],
 )
-def test_what_cannot_be_is_refused(root: Path, tmp_path: Path, options: Sequence[Any], told: str) -> None:
+def test_what_cannot_be_is_refused(root: Path, tmp_path: Path, options: Sequence[Any], message: str) -> None:
     result = command("run", root / "run", *options, "-o", tmp_path / "images.png")
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert not (tmp_path / "images.png").exists()
 
 
@@ -150,9 +150,9 @@ def test_the_pipeline_may_have_moved_and_needs_no_float_denoiser(root: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("part", "told"), [("vae", "has no decoder"), ("text_encoder", "has no text encoder")]
+    ("part", "message"), [("vae", "has no decoder"), ("text_encoder", "has no text encoder")]
 )
-def test_a_pipeline_without_a_part_is_refused(root: Path, tmp_path: Path, part: str, told: str) -> None:
+def test_a_pipeline_without_a_part_is_refused(root: Path, tmp_path: Path, part: str, message: str) -> None:
     broken = Path(shutil.copytree(root / "model", tmp_path / "broken"))
     index = read_json(broken / "model_index.json", what="index", hint="")
     write_json(broken / "model_index.json", index | {part: [None, None]})
@@ -160,7 +160,7 @@ def test_a_pipeline_without_a_part_is_refused(root: Path, tmp_path: Path, part: 
         "run", root / "run", *asked("a cat"), "--pipeline", broken, "-o", tmp_path / "images.png"
     )
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 def test_two_processes_share_seeds_and_prompts(root: Path) -> None:

@@ -114,10 +114,10 @@ class GraphAnswers:
         given = dict(flatten(dict(self._signature.bind(*args, **kwargs).arguments)))
         state = given[self._call.state.path]
         rows = len(state)
-        told = torch.as_tensor(given[self._call.timestep.path]).flatten().expand(rows)
+        message = torch.as_tensor(given[self._call.timestep.path]).flatten().expand(rows)
         feeds: dict[str, Any] = {
             "sample": state.numpy(),
-            "timestep": told.numpy().astype(self._call.timestep.dtype),
+            "timestep": message.numpy().astype(self._call.timestep.dtype),
         }
         for argument in self._call.arguments:
             value = given[argument.path].numpy().astype(argument.dtype)

@@ -61,5 +61,5 @@ def _key(denoiser: Denoiser, opset: int, dynamic_resolution: bool) -> str:
 def _facts(part: nn.Module) -> tuple[type, type, dict[str, object]]:
     """Return the code of a module, and what it was told when it was made, which no configuration may hold."""
     plain = bool | int | float | str | tuple | None
-    told = {k: v for k, v in vars(part).items() if isinstance(v, plain)}
-    return type(part), type(getattr(part, "processor", None)), told
+    message = {k: v for k, v in vars(part).items() if isinstance(v, plain)}
+    return type(part), type(getattr(part, "processor", None)), message

@@ -37,10 +37,10 @@ def _join(pieces: Sequence[CalibrationSet]) -> CalibrationSet:
             np.concatenate([p.table for p in parts]),
             np.concatenate([p.index + o for p, o in zip(parts, offsets, strict=False)]),
         )
-    told = [p.told for p in pieces if p.told is not None]
+    fed = [p.float_timesteps for p in pieces if p.float_timesteps is not None]
     return CalibrationSet(
         conditioning=conditioning,
-        told=np.concatenate(told) if told else None,
+        float_timesteps=np.concatenate(fed) if fed else None,
         **{
             name: np.concatenate([getattr(p, name) for p in pieces])
             for name in ("latents", "timesteps", "targets", "trajectory", "step", "validation")

@@ -22,7 +22,7 @@ def collect(recipe: Recipe, directory: RunDirectory, group: Group) -> None:
     """Collect samples as the first process of a group does."""
     with limited_threads(recipe.calibration.threads):
         open_trajectories(find_model(recipe), recipe, directory, group).ensure_samples(SILENT)
-    group.tell(None)
+    group.broadcast(None)
 
 
 def main(folder: str, *recipes: str) -> None:
@@ -30,7 +30,7 @@ def main(folder: str, *recipes: str) -> None:
     with joined_group() as group:
         for number, recipe in enumerate(recipes):
             directory = RunDirectory(Path(folder) / str(number))
-            if group.leads:
+            if group.is_main:
                 collect(load_recipe(recipe), directory, group)
             else:
                 help_calibrate(load_recipe(recipe), group)

@@ -279,7 +279,7 @@ def device_of(driver: Any, ordinal: int = 0) -> CudaDevice:
 
 def _error_text(driver: Any, status: Any) -> str:
     name = driver.cuGetErrorName(status)
-    told = driver.cuGetErrorString(status)
-    if int(name[0]) != 0 or int(told[0]) != 0:
+    text = driver.cuGetErrorString(status)
+    if int(name[0]) != 0 or int(text[0]) != 0:
         return f"CUDA error {int(status)}"
-    return f"{name[1].decode()}: {told[1].decode()}"
+    return f"{name[1].decode()}: {text[1].decode()}"

@@ -57,7 +57,7 @@ class TrtLibrary:
 
     @property
     def network_flags(self) -> int:
-        """Flags of ``create_network``: TensorRT 10 must be told that types are the graph's, later ones always do."""
+        """Flags of ``create_network``: TensorRT 10 has to know that types are the graph's, later ones always do."""
         if self.name == "tensorrt-rtx" or self.major >= 11:
             return 0
         return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

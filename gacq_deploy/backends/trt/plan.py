@@ -73,10 +73,10 @@ class Messages:
 
     def failure(self, message: str, hint: str) -> GacqError:
         """Return the error to raise, with the last thing that the library said about it."""
-        told = self._errors[-1].strip()[:500] if self._errors else "it gave no reason"
-        text = f"{message}: {told}"
+        reason = self._errors[-1].strip()[:500] if self._errors else "it gave no reason"
+        text = f"{message}: {reason}"
         short = any(
-            word in told.lower() for word in ("out of memory", "outofmemory", "bad_alloc", "cudaerror 2:")
+            word in reason.lower() for word in ("out of memory", "outofmemory", "bad_alloc", "cudaerror 2:")
         )
         if short:
             return ResourceError(text, "Use a smaller batch, or free memory on the GPU.")

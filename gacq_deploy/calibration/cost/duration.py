@@ -133,7 +133,7 @@ def _noise(denoiser: Denoiser, rows: int) -> CalibrationSet:
     return CalibrationSet(
         latents=latents,
         timesteps=timesteps.astype(np.int64),
-        told=None if timesteps.dtype == np.int64 else timesteps,
+        float_timesteps=None if timesteps.dtype == np.int64 else timesteps,
         targets=latents,
         conditioning=inputs,
         trajectory=number,

@@ -127,7 +127,7 @@ def memory_bytes(counts: Counts) -> float:
 
 
 def disk_bytes(counts: Counts) -> float:
-    """Return the largest size of the run directory: samples, cache and journal, or journal and artifact."""
+    """Return the largest size of the run directory: samples, cache and checkpoint, or checkpoint and artifact."""
     samples = (counts.rows + counts.probe_rows) * counts.row_bytes
     made = counts.quantized + _recorded_bytes(counts) + 3 * counts.probe_rows * counts.row_bytes
     return samples + counts.quantized + max(cache_bytes(counts.graph, counts.rows), made)

@@ -96,22 +96,22 @@ def trajectory_gains(
     noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
     run = sampler.begin(range(TRAJECTORIES))
     state = run.start(np.stack(noise))
-    told = sampler.model_timesteps
+    fed = sampler.model_timesteps
     exact: list[tuple[SamplerRun, Float32, Float32]] = []
     with float_mode(denoiser.module):
-        for index in range(len(told)):
-            output = answer(run.model_input(state, index), told[index])
+        for index in range(len(fed)):
+            output = answer(run.model_input(state, index), fed[index])
             # a sampler may remember earlier answers: every departure needs a run of its own
             exact.append((copy.deepcopy(run), state, output))
             state = run.step(answer.guide(output), index, state)
     gains: dict[int, float] = {}
     for index, (departing, before, output) in enumerate(exact):
-        quantized = answer(departing.model_input(before, index), told[index])
+        quantized = answer(departing.model_input(before, index), fed[index])
         error = float(np.mean((quantized - output) ** 2, dtype=np.float64))
         final = departing.step(answer.guide(quantized), index, before)
         with float_mode(denoiser.module):
-            for later in range(index + 1, len(told)):
-                following = answer(departing.model_input(final, later), told[later])
+            for later in range(index + 1, len(fed)):
+                following = answer(departing.model_input(final, later), fed[later])
                 final = departing.step(answer.guide(following), later, final)
         damage = float(np.mean((final - state) ** 2, dtype=np.float64))
         gains[int(sampler.timesteps[index])] = damage / error if error > 0 else 0.0

@@ -59,7 +59,7 @@ class Split:
 
     @property
     def measured(self) -> Rows:
-        """Rows on which the output error is told: the held-out ones, or all if nothing is held out."""
+        """Rows on which the output error is measured: the held-out ones, or all if nothing is held out."""
         return self.held_out if len(self.held_out) else np.arange(len(self.samples))
 
     @cached_property

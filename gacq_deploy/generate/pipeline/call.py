@@ -170,7 +170,7 @@ def _pictures(images: Any, pipeline: str, count: int) -> NDArray[np.float32]:
 
 
 def _failure(what: str, error: Exception, hint: str) -> GacqError:
-    told = f"{what}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    message = f"{what}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if isinstance(error, torch.OutOfMemoryError):
-        return ResourceError(told, "Pass --batch 1, or --device cpu for text encoders and decoder.")
-    return ModelError(told, hint)
+        return ResourceError(message, "Pass --batch 1, or --device cpu for text encoders and decoder.")
+    return ModelError(message, hint)

@@ -156,7 +156,7 @@ def _policy(
     section = request.policy(recipe.runtime.step_policy)
     if not section:
         return None
-    return resolve_policy(section, sampler.timesteps, artifact, told=sampler.model_timesteps)
+    return resolve_policy(section, sampler.timesteps, artifact, model_timesteps=sampler.model_timesteps)
 
 
 def _device(request: ImageRequest) -> str:

@@ -110,7 +110,7 @@ def trace_model(denoiser: Denoiser) -> ModelGraph:
 
     A module that cannot be a block (it runs twice in a step, changes what it is given, or takes or returns what neither
     has a row for each sample nor is the same for all) is cut into its children; a layer for which that ends in nothing
-    is told in ``uncut``.
+    stands in ``uncut``.
 
     Raises:
         ModelError: nothing in the model can be a block.
@@ -149,7 +149,7 @@ def _observe_twice(denoiser: Denoiser, cut: Mapping[str, nn.Module]) -> Observed
             continue
         return first
     raise ModelError(
-        f"Which tensors hold a row for each sample cannot be told from batches of {_ROWS}.", _SUPPORTED
+        f"Which tensors hold a row for each sample cannot be seen from batches of {_ROWS}.", _SUPPORTED
     )
 
 

@@ -44,7 +44,7 @@ class LayerCall:
 
 @dataclass
 class Observed:
-    """What one forward pass told; ``troubles`` says which modules cannot be blocks, and why."""
+    """What one forward pass showed; ``troubles`` says which modules cannot be blocks, and why."""
 
     rows: int
     blocks: list[BlockCall] = field(default_factory=list)

@@ -63,7 +63,7 @@ def collect_samples(
 
     Every ``keep_every``-th step of every trajectory is kept, so all timesteps are equally represented. Seeds,
     classes, timesteps and noise do not depend on ``section.batch``. Other processes of the group have to call
-    :func:`help_collect_samples` with what they are told; batches are the same whoever runs them, so rows are, too.
+    :func:`help_collect_samples` with what is broadcast; batches are the same whoever runs them, so rows are, too.
 
     Raises:
         CalibrationError: the float model's output is not finite.
@@ -72,7 +72,7 @@ def collect_samples(
     walk = _Walk(denoiser, section)
     report.stage("collect samples", walk.work(group))
     with SampleWriter(path, walk.layout()) as writer:
-        group.tell(DrawnShare(section, writer.rows.path))
+        group.broadcast(DrawnShare(section, writer.rows.path))
         walk.run(writer.rows, group, report)
         group.wait()
 
@@ -128,7 +128,7 @@ class _Walk:
 
     def _batches(self, group: Group) -> Iterator[NDArray[np.int64]]:
         count, size = self._section.trajectories, self._section.batch
-        for number in group.share(-(-count // size)):
+        for number in group.indices(-(-count // size)):
             yield np.arange(number * size, min((number + 1) * size, count))
 
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from gacq_deploy.errors import CalibrationError, ModelError
-from gacq_deploy.models.call_capture import SeenCall, Watcher
-from gacq_deploy.models.call_recorder import RecordedCall, conditioning_rows, timestep_told
+from gacq_deploy.models.call_capture import CallCapture, CapturedCall
+from gacq_deploy.models.call_recorder import RecordedCall, captured_timestep, conditioning_rows
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.processes.group import ALONE, Group
@@ -84,7 +84,7 @@ def walk_share(
         ModelError: a trajectory calls the denoiser otherwise than the recorded one did.
         CalibrationError: the float model's output is not finite.
     """
-    for number in group.share(-(-wanted.count // wanted.batch)):
+    for number in group.indices(-(-wanted.count // wanted.batch)):
         members = range(number * wanted.batch, min((number + 1) * wanted.batch, wanted.count))
         yield number, _run(opened, recorded, wanted, members)
         report.advance(len(members) * wanted.steps)
@@ -95,9 +95,9 @@ def _run(
 ) -> CalibrationSet:
     """Run one batch of trajectories together; rows are ordered by trajectory, step, branch."""
     numbers = itertools.count()
-    kept: list[SeenCall] = []
+    kept: list[CapturedCall] = []
 
-    def keep(seen: SeenCall) -> None:
+    def keep(seen: CapturedCall) -> None:
         number = next(numbers)
         if not bool(torch.isfinite(seen.output).all()):
             raise CalibrationError(
@@ -110,18 +110,18 @@ def _run(
 
     prompts = draw_prompts(wanted.prompts, wanted.prompt_seed, wanted.first_prompt + members[0], len(members))
     seeds = [wanted.seed * _SEED_STRIDE + member for member in members]
-    with Watcher(opened.denoiser, keep=keep).watching():
+    with CallCapture(opened.denoiser, keep=keep).capturing():
         opened.run(prompts, seeds, wanted.steps, wanted.guidance_scale)
     return _arrange(recorded, kept, wanted, members)
 
 
 def _arrange(
-    recorded: RecordedCall, kept: Sequence[SeenCall], wanted: Wanted, members: Sequence[int]
+    recorded: RecordedCall, kept: Sequence[CapturedCall], wanted: Wanted, members: Sequence[int]
 ) -> CalibrationSet:
     call = recorded.recording.call
     images, branches = len(members), recorded.layout.branches
     order = np.array(recorded.layout.rows(images))  # [image, branch] -> row
-    state, told, output = [], [], []
+    state, fed, output = [], [], []
     for seen in kept:
         tensors = seen.tensors
         if (
@@ -134,10 +134,10 @@ def _arrange(
             )
         state.append(tensors[call.state.path].float().cpu().numpy()[order])
         output.append(seen.output[:, : call.state.shape[0]].float().cpu().numpy()[order])
-        told.append(timestep_told(call, seen, images * branches))
+        fed.append(captured_timestep(call, seen, images * branches))
     steps = len(kept)
     shape = (images * steps * branches, *call.state.shape)
-    values = np.array(told, np.float64)
+    values = np.array(fed, np.float64)
 
     def rows(value: NDArray[Any]) -> NDArray[Any]:
         return np.repeat(np.tile(value, images), branches)
@@ -149,7 +149,7 @@ def _arrange(
         latents=np.stack(state, 1).reshape(shape),
         targets=np.stack(output, 1).reshape(shape),
         timesteps=rows(training_keys(values, call.timestep.scale)),
-        told=rows(values.astype(np.float32)) if fraction else None,
+        float_timesteps=rows(values.astype(np.float32)) if fraction else None,
         conditioning={k: TableRows(v, index.astype(np.int64)) for k, v in steering.items()},
         trajectory=np.repeat(np.array(members, np.int64), steps * branches),
         step=rows(np.arange(0, steps * wanted.keep_every, wanted.keep_every, dtype=np.int64)),
@@ -157,7 +157,9 @@ def _arrange(
     )
 
 
-def _steering(recorded: RecordedCall, seen: SeenCall, order: NDArray[np.int64]) -> Mapping[str, NDArray[Any]]:
+def _steering(
+    recorded: RecordedCall, seen: CapturedCall, order: NDArray[np.int64]
+) -> Mapping[str, NDArray[Any]]:
     rows = [int(r) for r in order.ravel()]
     chosen = conditioning_rows(recorded.recording.call, seen.tensors, rows)
     return {name: value.cpu().numpy() for name, value in chosen.items()}

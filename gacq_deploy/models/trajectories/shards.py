@@ -43,7 +43,7 @@ def collect_file(
 ) -> None:
     """Run a pipeline's float trajectories and write what its denoiser saw and answered to ``path``.
 
-    Other processes of the group have to call :func:`help_collect_file` with what they are told.
+    Other processes of the group have to call :func:`help_collect_file` with what is broadcast.
 
     Raises:
         ModelError: a trajectory calls the denoiser otherwise than the recorded one did.
@@ -53,7 +53,7 @@ def collect_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{TEMP_PREFIX}batches-", dir=path.parent) as folder:
         share = PromptedShare(recorded, wanted, Path(folder))
-        group.tell(share)
+        group.broadcast(share)
         _walk(opened, share, group, report)
         group.wait()
         _join(sorted(Path(folder).glob(_PATTERN)), path)

@@ -23,7 +23,7 @@ def help_calibrate(recipe: Recipe, group: Group) -> None:
     source = find_model(recipe)
     opened: OpenPipeline | None = None
     with limited_threads(recipe.calibration.threads):
-        while (share := group.tell(None)) is not None:
+        while (share := group.broadcast(None)) is not None:
             if isinstance(share, PromptedShare):
                 opened = opened or open_pipeline(source, load_module(source, keep_stored=True))
                 help_collect_file(opened, share, group)

@@ -22,7 +22,7 @@ def test_runs_the_function_under_its_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "told"),
+    ("result", "message"),
     [
         ({"z": np.ones((3, 2), np.float32)}, r"returned \['z'\]"),
         ({"y": np.ones((3, 2))}, "float64"),
@@ -30,6 +30,6 @@ def test_runs_the_function_under_its_label() -> None:
         ({"y": np.ones(3, np.float32)}, r"\[3\]"),
     ],
 )
-def test_holds_the_function_to_its_declaration(result: Mapping[str, Any], told: str) -> None:
-    with FunctionEngine(lambda _: result, X, Y) as engine, pytest.raises(EngineError, match=told):
+def test_holds_the_function_to_its_declaration(result: Mapping[str, Any], message: str) -> None:
+    with FunctionEngine(lambda _: result, X, Y) as engine, pytest.raises(EngineError, match=message):
         engine.run(FEEDS)

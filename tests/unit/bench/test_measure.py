@@ -102,8 +102,8 @@ def test_a_killed_process_is_a_resource_error(gone: bool) -> None:
 
 
 def test_a_process_that_dies_tells_its_last_words() -> None:
-    told = pytest.raises(EngineError, match="code 1: KeyError: 'nonsense'")
-    with WorkerProcess("ort-cpu/float.onnx", 1) as worker, told:
+    message = pytest.raises(EngineError, match="code 1: KeyError: 'nonsense'")
+    with WorkerProcess("ort-cpu/float.onnx", 1) as worker, message:
         worker.ask("nonsense")
 
 

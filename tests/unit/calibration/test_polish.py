@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gacq_deploy.calibration.checkpoint import Journal
+from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.output_error import output_losses
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.session import Session
@@ -76,7 +76,7 @@ def small_bench(samples: CalibrationSet, *more: str, report: Reporter = SILENT) 
 
 def polish(bench: Bench, folder: Path) -> PolishOutcome:
     folder.mkdir(exist_ok=True)
-    outcome = ensure_polish(bench.session, Journal(folder, KEY), bench.layers)
+    outcome = ensure_polish(bench.session, Checkpoint(folder, KEY), bench.layers)
     assert outcome is not None
     return outcome
 
@@ -153,7 +153,7 @@ def test_it_lowers_the_output_error_and_records_what_it_did(samples: Calibration
 def test_no_steps_are_no_polish(samples: CalibrationSet, tmp_path: Path) -> None:
     bench = small_bench(samples, "calibration.polish.steps=0")
     before = answer(bench.session.denoiser)
-    assert ensure_polish(bench.session, Journal(tmp_path, KEY), bench.layers) is None
+    assert ensure_polish(bench.session, Checkpoint(tmp_path, KEY), bench.layers) is None
     assert torch.equal(answer(bench.session.denoiser), before)
     assert not list(tmp_path.iterdir())
 
@@ -197,12 +197,12 @@ def test_killed_after_a_saved_state_it_ends_on_the_same_bits(
 ) -> None:
     whole = finished("uniform")
     shutil.copytree(whole.folder, tmp_path / "work")
-    path = tmp_path / "work" / "journal.json"
-    journal = read_json(path, what="", hint="")
-    order = sorted(journal["steps"], key=lambda step: str(journal["steps"][step]["file"]))
+    path = tmp_path / "work" / "checkpoint.json"
+    checkpoint = read_json(path, what="", hint="")
+    order = sorted(checkpoint["steps"], key=lambda step: str(checkpoint["steps"][step]["file"]))
     assert order == ["polish-start", "polish-weights", "polish-00002", "polish-00004", "polished"]
     kept = order[: order.index(lost)]
-    write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
+    write_json(path, checkpoint | {"steps": {step: checkpoint["steps"][step] for step in kept}})
     resumed = small_bench(samples)
     found = polish(resumed, tmp_path / "work")
     assert_equal(resumed, whole.bench)
@@ -229,7 +229,7 @@ def test_a_loss_that_explodes_names_the_step_and_keeps_the_last_state(
     ) as e:
         polish(bench, tmp_path / "work")
     assert "calibration.polish.lr" in e.value.hint
-    assert Journal(tmp_path / "work", KEY).steps == ("polish-start", "polish-weights", "polish-00001")
+    assert Checkpoint(tmp_path / "work", KEY).steps == ("polish-start", "polish-weights", "polish-00001")
 
 
 def test_what_ends_worse_is_undone_and_said(samples: CalibrationSet, tmp_path: Path) -> None:
@@ -294,10 +294,10 @@ def test_parameters_the_output_does_not_depend_on_stay_as_they_are(
     bench = with_spare_norm()
     outcome = polish(bench, tmp_path / "work")
     assert torch.equal(outcome.parameters["spare.weight"], torch.ones(4))
-    path = tmp_path / "work" / "journal.json"
-    journal = read_json(path, what="", hint="")
-    del journal["steps"]["polished"]
-    write_json(path, journal)
+    path = tmp_path / "work" / "checkpoint.json"
+    checkpoint = read_json(path, what="", hint="")
+    del checkpoint["steps"]["polished"]
+    write_json(path, checkpoint)
     resumed = with_spare_norm()
     polish(resumed, tmp_path / "work")
     assert_equal(resumed, bench)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.calibration.checkpoint import Journal
+from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing
 from gacq_deploy.calibration.stage import calibrate, make_plan
@@ -109,11 +109,11 @@ def test_killed_around_the_step_it_gives_the_same_bytes(
     directory = RunDirectory(tmp_path / "run")
     shutil.rmtree(directory.artifact)
     shutil.rmtree(directory.work / "polish")
-    path = directory.work / "journal.json"
-    journal = read_json(path, what="", hint="")
-    steps = sorted(journal["steps"].items(), key=lambda item: str(item[1]["file"]))
+    path = directory.work / "checkpoint.json"
+    checkpoint = read_json(path, what="", hint="")
+    steps = sorted(checkpoint["steps"].items(), key=lambda item: str(item[1]["file"]))
     assert [name for name, _ in steps][:2] == ["smoothing", "ranges"]
-    write_json(path, journal | {"steps": dict(steps[:kept])})
+    write_json(path, checkpoint | {"steps": dict(steps[:kept])})
     calibrate(recipe(source), directory)
     assert digests(directory) == digests(finished[0])
 
@@ -149,7 +149,7 @@ def session_of(denoiser: Denoiser, asked: Recipe) -> Session:
 
 def chosen(denoiser: Denoiser, asked: Recipe, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    return ensure_smoothing(session_of(denoiser, asked), Journal(folder, "key"))
+    return ensure_smoothing(session_of(denoiser, asked), Checkpoint(folder, "key"))
 
 
 def test_norms_of_one_block_carry_it(tmp_path: Path) -> None:
@@ -194,12 +194,12 @@ def test_an_activation_that_is_not_finite_is_named(tmp_path: Path) -> None:
     latents[0, 0, 0, 0] = np.nan
     broken = replace(asked.split.samples, latents=latents)
     with pytest.raises(CalibrationError, match=r"to_q:input.* NaN"):
-        ensure_smoothing(replace(asked, split=Split(broken, 2)), Journal(tmp_path, "key"))
+        ensure_smoothing(replace(asked, split=Split(broken, 2)), Checkpoint(tmp_path, "key"))
 
 
 def test_a_recipe_without_it_says_nothing_of_it() -> None:
     plain = load_recipe("dit-w8a8")
-    assert "smoothing" not in plain.document()["quantization"]
+    assert plain.document()["quantization"]["smoothing"] is None
     asked = load_recipe("dit-w8a8", ["quantization.smoothing={}"])
     assert asked.quantization.smoothing == SmoothingSection(alpha=0.5, match="*")
     assert asked.calibration_digest != plain.calibration_digest

@@ -217,8 +217,8 @@ and a state of the polish is about to be saved."""
 
 
 def steps_in(folder: Path) -> set[str]:
-    path = folder / "journal.json"
-    return set(read_json(path, what="journal", hint="")["steps"]) if path.exists() else set()
+    path = folder / "checkpoint.json"
+    return set(read_json(path, what="checkpoint", hint="")["steps"]) if path.exists() else set()
 
 
 @pytest.mark.slow
@@ -232,8 +232,8 @@ def test_killed_and_resumed_it_gives_the_same_bytes(
     for strike in range(kills):
         root = tmp_path / str(strike // len(PLACES))
         stage, steps = PLACES[strike % len(PLACES)]
-        told = (str(root), stage, str(steps), str(rng.uniform(0.0005, 0.01)))
-        with WarmProcess(warm_server, CHILD, *told, *SETTINGS) as child:
+        message = (str(root), stage, str(steps), str(rng.uniform(0.0005, 0.01)))
+        with WarmProcess(warm_server, CHILD, *message, *SETTINGS) as child:
             assert child.wait(120) == -signal.SIGKILL, "the child ended before it could be killed"
         assert not (root / "artifact" / "manifest.json").exists()
         if stage == "reconstruct blocks":
@@ -264,10 +264,10 @@ def test_resuming_in_the_middle_gives_the_same_bytes(
     shutil.copytree(finished[0].root, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "artifact")
     shutil.rmtree(tmp_path / "run" / "work" / "polish")
-    path = tmp_path / "run" / "work" / "journal.json"
-    journal = read_json(path, what="", hint="")
-    kept = dict(sorted(journal["steps"].items(), key=lambda item: str(item[1]["file"]))[:half])
-    write_json(path, journal | {"steps": kept})
+    path = tmp_path / "run" / "work" / "checkpoint.json"
+    checkpoint = read_json(path, what="", hint="")
+    kept = dict(sorted(checkpoint["steps"].items(), key=lambda item: str(item[1]["file"]))[:half])
+    write_json(path, checkpoint | {"steps": kept})
     calibrate(recipe(), RunDirectory(tmp_path / "run"))
     assert files_of(tmp_path / "run") == files_of(finished[0].root)
 
@@ -287,7 +287,7 @@ def test_interrupted_in_the_polish_it_gives_the_same_bytes(
     shutil.rmtree(directory.work / "polish")
     with pytest.raises(KeyboardInterrupt):
         calibrate(recipe(), directory, report=Interrupting())
-    done = read_json(directory.work / "polish" / "journal.json", what="", hint="")["steps"]
+    done = read_json(directory.work / "polish" / "checkpoint.json", what="", hint="")["steps"]
     assert set(done) == {"polish-start", "polish-weights", "polish-00002"}
     assert not directory.artifact.exists()
     calibrate(recipe(), directory)
@@ -298,11 +298,11 @@ def test_killed_in_the_polish_it_gives_the_same_bytes(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
 ) -> None:
     directory = copy_of(finished, tmp_path / "run")
-    path = directory.work / "polish" / "journal.json"
-    journal = read_json(path, what="", hint="")
-    del journal["steps"]["polished"]
-    assert "polish-00002" in journal["steps"]
-    write_json(path, journal)
+    path = directory.work / "polish" / "checkpoint.json"
+    checkpoint = read_json(path, what="", hint="")
+    del checkpoint["steps"]["polished"]
+    assert "polish-00002" in checkpoint["steps"]
+    write_json(path, checkpoint)
     report = Recording()
     calibrate(recipe(), directory, report=report)
     assert "polish" in report.stages
@@ -349,10 +349,10 @@ def test_another_polish_starts_from_the_same_blocks(
     finished: tuple[RunDirectory, CalibrationArtifact], tmp_path: Path
 ) -> None:
     directory = copy_of(finished, tmp_path / "run")
-    blocks = (directory.work / "journal.json").read_bytes()
+    blocks = (directory.work / "checkpoint.json").read_bytes()
     again = calibrate(recipe("calibration.polish.steps=0"), directory)
     assert again.polish is None
-    assert (directory.work / "journal.json").read_bytes() == blocks
+    assert (directory.work / "checkpoint.json").read_bytes() == blocks
     assert again.history == finished[1].history
 
 

@@ -42,10 +42,10 @@ def record(family: str, arguments: Arguments, **more: Any) -> CallRecord:
 
 
 def reader_of(call: CallRecord, family: str = "") -> CallReader:
-    told = TensorInfo("timestep", call.timestep.dtype, (None,))
+    timestep = TensorInfo("timestep", call.timestep.dtype, (None,))
     inputs = (
         TensorInfo("sample", "float32", (None, *call.state.shape)),
-        told,
+        timestep,
         *(TensorInfo(a.name, a.dtype, (None, *a.shape)) for a in call.arguments),
     )
     tables = {"class_labels": 11} if call.arguments == LABELS else {}
@@ -90,7 +90,7 @@ def test_every_row_keeps_its_own_timestep(timesteps: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("timestep", "told"),
+    ("timestep", "message"),
     [
         (7.5, "7.500 is not whole"),
         (torch.tensor([1.0, 2.25]), "2.250 is not whole"),
@@ -100,8 +100,8 @@ def test_every_row_keeps_its_own_timestep(timesteps: list[int]) -> None:
         (None, "lacks timestep"),
     ],
 )
-def test_a_timestep_that_the_engine_cannot_take_is_refused(timestep: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_timestep_that_the_engine_cannot_take_is_refused(timestep: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read("DiTTransformer2DModel", STATES, states(), timestep)
 
 
@@ -158,7 +158,7 @@ def test_an_ip_adapter_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "kwargs", "told"),
+    ("inputs", "kwargs", "message"),
     [
         (TEXT, {"encoder_hidden_states": None}, "lacks encoder_hidden_states"),
         (
@@ -171,9 +171,9 @@ def test_an_ip_adapter_is_refused_by_name() -> None:
     ],
 )
 def test_conditioning_that_does_not_fit_is_refused(
-    inputs: Arguments, kwargs: dict[str, Any], told: str
+    inputs: Arguments, kwargs: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         read("UNet2DConditionModel", inputs, states(), 3, **kwargs)
 
 
@@ -184,7 +184,7 @@ def test_one_label_serves_every_row(labels: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         (torch.tensor([1, 11]), "Label 11"),
         (torch.tensor([-1, 1]), "Label -1"),
@@ -192,13 +192,13 @@ def test_one_label_serves_every_row(labels: Any) -> None:
         (torch.tensor([1, 2, 3]), r"\[3\] for 2 states"),
     ],
 )
-def test_labels_without_a_class_are_refused(labels: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_labels_without_a_class_are_refused(labels: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read("UNet2DModel", LABELS, states(), 3, class_labels=labels)
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
         (torch.zeros(0, *STATE), r"\[0, 4, 8, 8\]"),
         (torch.tensor(1.0), r"\[\]"),
@@ -207,8 +207,8 @@ def test_labels_without_a_class_are_refused(labels: Any, told: str) -> None:
     ],
     ids=["empty", "scalar", "array", "gradients"],
 )
-def test_a_state_that_is_none_is_refused(state: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_state_that_is_none_is_refused(state: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read("UNet2DModel", STATES, state, 3)
 
 
@@ -274,7 +274,7 @@ def test_one_guidance_serves_every_row(guidance: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"guidance": None}, "lacks guidance"),
         ({"controlnet_block_samples": [PROMPT]}, r"controlnet_block_samples\[0\]"),
@@ -284,8 +284,8 @@ def test_one_guidance_serves_every_row(guidance: Any) -> None:
         ({"txt_ids": IDS}, "txt_ids"),
     ],
 )
-def test_what_was_not_calibrated_with_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_was_not_calibrated_with_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read_flux(**changes)
 
 
@@ -320,7 +320,7 @@ def test_an_unknown_class_is_called_as_it_was_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"frames": 6}, r"frames \(calibrated with 5\)"),
         ({"extra": {"style": torch.ones(2, 3)}}, "whole numbers"),
@@ -329,9 +329,9 @@ def test_an_unknown_class_is_called_as_it_was_recorded() -> None:
         ({"other": 1}, "other"),
     ],
 )
-def test_constants_stay_as_they_were_recorded(given: dict[str, Any], told: str) -> None:
+def test_constants_stay_as_they_were_recorded(given: dict[str, Any], message: str) -> None:
     whole = {"extra": {"style": torch.ones(2, 3, dtype=torch.bool)}, "frames": 5} | given
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         custom(frames=5).read((states(), 7), whole)
 
 

@@ -188,7 +188,7 @@ def test_the_label_table_counts_dits_null_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "config", "told"),
+    ("family", "config", "message"),
     [
         ("UNet2DModel", {"_class_name": "UNet2DConditionModel"}, "that of a UNet2DConditionModel"),
         ("UNet2DModel", LABELLED | {"in_channels": 3}, "takes 3 channels, the engine 4"),
@@ -197,8 +197,8 @@ def test_the_label_table_counts_dits_null_class() -> None:
     ],
 )
 def test_the_configuration_of_another_model_is_refused(
-    family: str, config: dict[str, Any], told: str
+    family: str, config: dict[str, Any], message: str
 ) -> None:
     record = record_of(family, CONFIGS[family])
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         EngineDenoiser(engine_of(record), record, config)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
-from gacq_deploy.diffusers.model_facade import make_face
+from gacq_deploy.diffusers.model_facade import make_facade
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_recorder import record_call
@@ -48,9 +48,9 @@ class Recorded:
 
         state = TensorInfo("sample", "float32", (None, *record.sample_shape))
         steering = (TensorInfo(a.name, a.dtype, (None, *a.shape)) for a in record.call.arguments)
-        told = TensorInfo("timestep", record.call.timestep.dtype, (None,))
+        fed = TensorInfo("timestep", record.call.timestep.dtype, (None,))
         output = TensorInfo("output", "float32", state.shape)
-        return FunctionEngine(function, (state, told, *steering), (output,))
+        return FunctionEngine(function, (state, fed, *steering), (output,))
 
     def stand_in(self) -> EngineDenoiser:
         module: Any = self.denoiser.module
@@ -148,8 +148,8 @@ def test_the_configuration_of_another_width_is_refused(sd3: Recorded) -> None:
 
 def test_where_pipelines_always_cut_a_variance_there_is_one(sd3: Recorded) -> None:
     record = sd3.denoiser.record.model_copy(update={"family": "HunyuanDiT2DModel"})
-    assert make_face(record, HUNYUAN | {"in_channels": 16}).gives_variance
-    assert not make_face(record, HUNYUAN | {"in_channels": 16, "learn_sigma": False}).gives_variance
+    assert make_facade(record, HUNYUAN | {"in_channels": 16}).gives_variance
+    assert not make_facade(record, HUNYUAN | {"in_channels": 16, "learn_sigma": False}).gives_variance
 
 
 class Painter(torch.nn.Module):
@@ -182,7 +182,7 @@ def test_stands_in_for_a_class_of_the_users_own(sd3: Recorded, kind: type[Any] |
     with EngineDenoiser(sd3.engine(), record, Painter.config, kind=kind) as denoiser:
         answer = denoiser(state, 7.5, text=text, pooled=pooled)
         assert type(answer).__name__ == "DenoiserOutput"
-        told = torch.tensor([7.5, 7.5])
+        fed = torch.tensor([7.5, 7.5])
         given = {"encoder_hidden_states": text, "pooled_projections": pooled}
-        torch.testing.assert_close(answer.sample, sd3.denoiser(state, told, given))
+        torch.testing.assert_close(answer.sample, sd3.denoiser(state, fed, given))
         assert denoiser.sample_size == 16

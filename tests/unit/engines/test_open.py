@@ -34,7 +34,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: 
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("import a_library_nobody_has", "a_library_nobody_has"),
         ("from json import InferenceSession", "InferenceSession"),  # an emptied onnxruntime looks like this
@@ -42,14 +42,14 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: 
     ],
 )
 def test_a_missing_library_gives_the_pip_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     change_engine(
         monkeypatch, "ort-cpu", backend=_module(tmp_path, monkeypatch, "gacq_absent_backend", source)
     )
     with pytest.raises(BackendUnavailable) as caught:
         open_engine("ort-cpu", denoiser_graph().SerializeToString())
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint == "pip install 'gacq-deploy[cpu]'"
 
 

@@ -59,12 +59,12 @@ SPOILED: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", SPOILED)
 def test_spoiled_external_data_is_refused(engine: str, case: str, tmp_path: Path) -> None:
-    spoil, told = SPOILED[case]
+    spoil, message = SPOILED[case]
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "float.onnx"
     data = save_external(denoiser_graph(), path)
     spoil(data, tmp_path / "elsewhere")
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=message):
         open_engine(engine, path, threads=1)
 
 
@@ -116,7 +116,7 @@ def test_bytes_with_external_data_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "no graph with outputs"),
         (b"not an ONNX file at all", "truncated or not an ONNX model"),
@@ -124,13 +124,13 @@ def test_bytes_with_external_data_are_refused(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "truncated"],
 )
-def test_a_corrupt_file_is_an_artifact_error(engine: str, data: bytes, told: str, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_an_artifact_error(engine: str, data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match=told) as caught:
+    with pytest.raises(ArtifactError, match=message) as caught:
         open_engine(engine, path, threads=1)
     assert str(path) in caught.value.message
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=message):
         open_engine(engine, data, threads=1)
 
 

@@ -128,15 +128,15 @@ def test_a_comparison_shows_both_and_the_amplified_difference(tmp_path: Path, ch
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         (np.zeros((0, 1, 4, 4), np.float32), "no images"),
         (np.zeros((2, 4, 8, 8), np.float32), "decoder"),
         (np.zeros((8, 8), np.float32), "not a set"),
     ],
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, images: np.ndarray, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_is_no_image_is_refused(tmp_path: Path, images: np.ndarray, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         write_grid(tmp_path / "grid.png", images)
     assert not list(tmp_path.iterdir())
 

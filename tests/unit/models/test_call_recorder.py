@@ -10,7 +10,7 @@ import torch
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.call_capture import Watcher
+from gacq_deploy.models.call_capture import CallCapture
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
 from gacq_deploy.models.pipelines import OpenPipeline, check_steerable, open_pipeline
 from gacq_deploy.models.source import find_source, load_module, make_denoiser
@@ -74,7 +74,7 @@ def test_what_is_kept_is_what_the_pipeline_passed(
     samples.check(where="samples")
     assert len(samples) == 3 * 4 * 2
     assert samples.trajectory.tolist() == sorted(samples.trajectory.tolist())
-    assert samples.told is None
+    assert samples.float_timesteps is None
     module: Any = opened.denoiser
     denoiser = make_denoiser(find_source(SECTION), module, recorded.recording)
     with torch.no_grad():
@@ -138,11 +138,11 @@ def test_a_watcher_leaves_answers_as_they_are() -> None:
     pipeline = odd_family.make_pipeline()
     generators = [torch.Generator().manual_seed(1)]
     plain = pipeline(["a cat"], generator=generators)
-    watcher = Watcher(pipeline.painter)
-    with watcher.watching():
+    capture = CallCapture(pipeline.painter)
+    with capture.capturing():
         watched = pipeline(["a cat"], generator=[torch.Generator().manual_seed(1)])
     assert torch.equal(plain, watched)
-    assert len(watcher.calls) == 4
+    assert len(capture.calls) == 4
 
 
 def test_a_recorded_denoiser_runs_by_name(recorded: RecordedCall, opened: OpenPipeline) -> None:

@@ -94,11 +94,11 @@ def test_trajectories_hold_what_the_network_saw_and_said(shape: tuple[int, ...],
     assert truth.states.shape == (STEPS, SECTION.images, *shape)
     assert truth.outputs.shape == (STEPS, branches * SECTION.images, *shape)
     assert truth.final.shape == (SECTION.images, *shape)
-    fed, run = held.conditions.feeds(), held.sampler.begin(held.seeds)
+    fixed, run = held.conditions.feeds(), held.sampler.begin(held.seeds)
     with engine_of(shape) as engine:
-        for step, told in enumerate(held.sampler.model_timesteps):
+        for step, fed in enumerate(held.sampler.model_timesteps):
             sample = np.concatenate([truth.states[step]] * branches)
-            feeds = {"sample": sample, "timestep": np.full(len(sample), told), **fed}
+            feeds = {"sample": sample, "timestep": np.full(len(sample), fed), **fixed}
             np.testing.assert_array_equal(engine.run(feeds)["output"], truth.outputs[step])
             after = run.step(held.conditions.guide(truth.outputs[step]), step, truth.states[step])
             following = [*truth.states[1:], truth.final][step]

@@ -261,11 +261,14 @@ WHY = {"image_ssim": "A state of shape [6, 64] has no two axes of space"}
 def test_a_metric_that_does_not_apply_is_not_declared(tmp_path: Path, evidence: Evidence) -> None:
     metrics = {k: v for k, v in GOOD[evidence].items() if k != "image_ssim"}
     edge = measured(evidence, "float.onnx", "int8.onnx", metrics, exempt=WHY)
-    told = {"compared": "PSNR is of the final latents."}
-    found = assemble((edge,), SECTION, trajectory=told, noise_floor={}, subject={})
+    message = {"compared": "PSNR is of the final latents."}
+    found = assemble((edge,), SECTION, trajectory=message, noise_floor={}, subject={})
     assert found.passed
     assert "image_ssim" not in found.edges[0].thresholds
-    assert found.remarks == (told["compared"], f"int8.onnx: image_ssim is not judged. {WHY['image_ssim']}.")
+    assert found.remarks == (
+        message["compared"],
+        f"int8.onnx: image_ssim is not judged. {WHY['image_ssim']}.",
+    )
     assert all(remark in found.to_text() for remark in found.remarks)
     found.save(tmp_path / "parity.json")
     assert load_report(tmp_path / "parity.json") == found

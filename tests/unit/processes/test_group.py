@@ -51,8 +51,8 @@ def test_shares_of_a_request_are_its_own_whole_batches(
 
 
 @given(size=st.integers(1, 9), count=st.integers(0, 40))
-def test_every_piece_is_somebodys_and_nobody_has_two_more_than_another(size: int, count: int) -> None:
-    shares = [Group(rank, size).share(count) for rank in range(size)]
+def test_every_index_is_somebodys_and_nobody_has_two_more_than_another(size: int, count: int) -> None:
+    shares = [Group(rank, size).indices(count) for rank in range(size)]
     assert sorted(piece for share in shares for piece in share) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -62,8 +62,8 @@ def test_one_process_alone_hears_itself(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name, raising=False)
     with joined_group() as group:
         assert group is ALONE
-        assert group.leads
-        assert group.tell("word") == "word"
+        assert group.is_main
+        assert group.broadcast("word") == "word"
         assert group.gather(3) == [3]
         group.wait()
     assert own_rank() == 0
@@ -155,9 +155,9 @@ def test_images_are_the_same_bytes_and_an_error_is_said_once(warm_server: str, t
     ask = ["run", str(directory.root), "-n", "5", "--batch", "2", "--seed", "3", "-o"]
     done = torchrun(command, [*ask, "two.png", "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["seeds"] == [3, 4, 5, 6, 7]
-    assert told["class_labels"] == [0, 1, 2, 3, 0]
+    message = json.loads(done.stdout)
+    assert message["seeds"] == [3, 4, 5, 6, 7]
+    assert message["class_labels"] == [0, 1, 2, 3, 0]
     assert invoke([*ask, str(tmp_path / "one.png"), "-q"]).exit_code == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     failed = torchrun(command, [*ask, "no.png", "--class", "77"], tmp_path)

@@ -95,7 +95,7 @@ def test_a_step_policy_does_not_change_what_calibration_learns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "told"),
+    ("policy", "message"),
     [
         ("{float_steps: -1}", "greater than or equal to 0"),
         ("{float_steps: 21}", "float_steps 21, a trajectory has 20"),
@@ -108,8 +108,8 @@ def test_a_step_policy_does_not_change_what_calibration_learns() -> None:
         ("worst", "valid dictionary"),
     ],
 )
-def test_step_policies_that_make_no_sense_are_refused(policy: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told) as caught:
+def test_step_policies_that_make_no_sense_are_refused(policy: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
         parse_recipe(BASE, origin="x", overrides=[f"runtime.step_policy={policy}"])
     assert "--set runtime.step_policy" in caught.value.message
 

@@ -62,7 +62,7 @@ def test_rows_keep_pairs_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("positive", "negative", "scale", "told"),
+    ("positive", "negative", "scale", "message"),
     [
         ({"text": np.zeros((2, 3)), "pooled": np.zeros((3, 3))}, None, 1.0, "unequal rows"),
         ({"text": np.zeros(())}, None, 1.0, "unequal rows"),
@@ -76,8 +76,8 @@ def test_rows_keep_pairs_together() -> None:
     ],
 )
 def test_what_does_not_pair_is_refused(
-    positive: dict[str, Array], negative: dict[str, Array] | None, scale: float, told: str
+    positive: dict[str, Array], negative: dict[str, Array] | None, scale: float, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=told) as raised:
+    with pytest.raises(UsageError, match=message) as raised:
         Conditions(positive, negative, scale)
     assert raised.value.hint

@@ -156,7 +156,7 @@ def test_a_saved_configuration_is_read_alike(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
@@ -168,8 +168,8 @@ def test_a_saved_configuration_is_read_alike(tmp_path: Any) -> None:
         ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "zero signal"),
     ],
 )
-def test_refuses_a_process_it_cannot_follow(config: dict[str, Any], told: str) -> None:
-    with pytest.raises(ModelError, match=told) as caught:
+def test_refuses_a_process_it_cannot_follow(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
         ddim(config, 10)
     assert caught.value.hint
 

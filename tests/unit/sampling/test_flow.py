@@ -78,11 +78,11 @@ def test_a_walk_ends_where_diffusers_does(shape: tuple[int, ...], mu: float | No
 def test_a_network_that_is_told_sigma() -> None:
     config = {"use_dynamic_shifting": True, "mu": 1.15}
     whole = FlowSampler.from_config(config, 28)
-    told = FlowSampler.from_config(config, 28, timestep_scale=0.001)
+    fed = FlowSampler.from_config(config, 28, timestep_scale=0.001)
     # what a pipeline gives: timestep / 1000 in float32
-    np.testing.assert_array_equal(told.model_timesteps, whole.model_timesteps / np.float32(1000))
-    np.testing.assert_array_equal(told.timesteps, whole.timesteps)
-    np.testing.assert_array_equal(training_keys(told.model_timesteps, 0.001), whole.timesteps)
+    np.testing.assert_array_equal(fed.model_timesteps, whole.model_timesteps / np.float32(1000))
+    np.testing.assert_array_equal(fed.timesteps, whole.timesteps)
+    np.testing.assert_array_equal(training_keys(fed.model_timesteps, 0.001), whole.timesteps)
 
 
 def test_a_network_of_whole_timesteps_is_told_whole_ones_alone() -> None:
@@ -94,7 +94,7 @@ def test_a_network_of_whole_timesteps_is_told_whole_ones_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"_class_name": "DDIMScheduler"}, "DDIMScheduler"),
         ({"use_dynamic_shifting": True}, "nothing says by how much"),
@@ -109,8 +109,8 @@ def test_a_network_of_whole_timesteps_is_told_whole_ones_alone() -> None:
         ({"mu": float("nan")}, "mu = nan"),
     ],
 )
-def test_what_it_cannot_follow_is_refused(config: dict[str, Any], told: str) -> None:
-    with pytest.raises(ModelError, match=told) as raised:
+def test_what_it_cannot_follow_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as raised:
         FlowSampler.from_config({"_class_name": FLOW_CLASS, **config}, 4)
     assert raised.value.hint
 

@@ -140,7 +140,7 @@ def test_an_output_that_is_not_finite_names_step_timestep_and_seed(seeds: list[i
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seeds": [], "conditioning": {"class_labels": np.zeros(0, np.int64)}}, "0 images"),
         ({"batch": 0}, "batches of 0"),
@@ -152,8 +152,8 @@ def test_an_output_that_is_not_finite_names_step_timestep_and_seed(seeds: list[i
         ({"seeds": [0, -5]}, "Seed -5"),
     ],
 )
-def test_refuses_a_request_that_does_not_fit(changes: dict[str, Any], told: str) -> None:
-    with _engine() as engine, pytest.raises(UsageError, match=told):
+def test_refuses_a_request_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    with _engine() as engine, pytest.raises(UsageError, match=message):
         _generate(engine, **{"seeds": [0, 1], **changes})
 
 
@@ -166,7 +166,7 @@ def test_labels_repeat_over_the_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "labels", "told"),
+    ("record", "labels", "message"),
     [
         (LABELLED, [0, CLASSES], f"label {CLASSES} is out of range"),
         (LABELLED, [-1], "label -1 is out of range"),
@@ -175,8 +175,10 @@ def test_labels_repeat_over_the_images() -> None:
         (_record(text={"dtype": "float32", "shape": [77, 768]}), None, "'text' of tiny is not a class label"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(record: ModelRecord, labels: list[int] | None, told: str) -> None:
-    with pytest.raises(UsageError, match=told) as caught:
+def test_labels_that_do_not_fit_are_refused(
+    record: ModelRecord, labels: list[int] | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         build_conditioning(record, 3, labels)
     assert caught.value.hint
 
@@ -204,7 +206,7 @@ def test_any_diffusers_scheduler_drives_the_loop(name: str) -> None:
 
 @numpy2_noise
 @pytest.mark.parametrize(
-    ("name", "steps", "error", "told"),
+    ("name", "steps", "error", "message"),
     [
         ("NoSuchScheduler", 5, UsageError, "no scheduler 'NoSuchScheduler'"),
         ("UNet2DModel", 5, UsageError, "no scheduler"),
@@ -219,8 +221,8 @@ def test_any_diffusers_scheduler_drives_the_loop(name: str) -> None:
         ("EulerDiscreteScheduler", 7, ModelError, "fractional timesteps"),
     ],
 )
-def test_a_scheduler_that_does_not_suit_is_refused(name: str, steps: int, error: type, told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_a_scheduler_that_does_not_suit_is_refused(name: str, steps: int, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
         open_sampler({**CONFIG, "timestep_spacing": "linspace"}, steps, name=name)
 
 
@@ -305,10 +307,10 @@ def test_a_flow_walks_packed_states_with_guidance(guided: bool) -> None:
     sampler, conditions = _flow(), _prompts(2, guided=guided)
     state, run = initial_noise([7, 8], PACKED), sampler.begin([7, 8])
     with _text_engine() as engine:
-        for index, told in enumerate(sampler.model_timesteps):
+        for index, fed in enumerate(sampler.model_timesteps):
             answers = []
             for side in (conditions.negative, conditions.positive):
-                feeds = {"sample": state, "timestep": np.full(2, told), **(side or conditions.positive)}
+                feeds = {"sample": state, "timestep": np.full(2, fed), **(side or conditions.positive)}
                 answers.append(engine.run(feeds)["output"])
             answer = answers[0] + np.float32(4.5) * (answers[1] - answers[0]) if guided else answers[1]
             state = run.step(answer, index, state)
@@ -410,8 +412,8 @@ def test_a_scheduler_of_another_process_is_taken_from_diffusers_or_refused() -> 
 @pytest.mark.parametrize("mu", [None, 0.9])
 def test_diffusers_own_flow_makes_the_same_images(mu: float | None) -> None:
     config = {**FLOW, "use_dynamic_shifting": mu is not None, "mu": mu}
-    told: dict[str, Any] = {"dtype": "float32", "scale": 0.001}
-    ours, theirs = (open_sampler(config, 7, name=name, **told) for name in ("flow", FLOW["_class_name"]))
+    taken: dict[str, Any] = {"dtype": "float32", "scale": 0.001}
+    ours, theirs = (open_sampler(config, 7, name=name, **taken) for name in ("flow", FLOW["_class_name"]))
     np.testing.assert_array_equal(ours.model_timesteps, theirs.model_timesteps)
     np.testing.assert_array_equal(ours.timesteps, theirs.timesteps)
     with _text_engine() as engine:

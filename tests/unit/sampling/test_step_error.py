@@ -86,8 +86,8 @@ def test_an_error_enters_the_next_state_as_a_flow_lets_it(shift: float, steps: i
 
 def test_the_error_of_a_network_that_is_told_sigma_is_by_training_timesteps() -> None:
     probe = curve_probe({900: 0.5, 100: 0.1}, rows=3)
-    told = (probe.inputs["timestep"] * 0.001).astype(np.float32)
-    scaled = output_error(replace(probe, inputs={**probe.inputs, "timestep": told}), 0.001)
+    fed = (probe.inputs["timestep"] * 0.001).astype(np.float32)
+    scaled = output_error(replace(probe, inputs={**probe.inputs, "timestep": fed}), 0.001)
     whole = output_error(probe)
     np.testing.assert_array_equal(scaled.timesteps, whole.timesteps)
     np.testing.assert_array_equal(scaled.rms, whole.rms)

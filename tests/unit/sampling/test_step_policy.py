@@ -95,14 +95,14 @@ def test_a_timestep_that_a_sampler_calls_twice_is_one_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         (StepPolicySection(float_steps=4), "4 float steps were asked for, the sampler has 3"),
         (StepPolicySection(steps=(1, 3)), "Step 3 was asked for, the sampler has 3"),
     ],
 )
-def test_more_than_the_sampler_has_is_refused(asked: StepPolicySection, told: str) -> None:
-    with pytest.raises(UsageError, match=told) as raised:
+def test_more_than_the_sampler_has_is_refused(asked: StepPolicySection, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
         resolve_policy(asked, (900, 600, 300), ARTIFACT)
     assert raised.value.hint.startswith("Choose 0 to ")
 
@@ -135,7 +135,7 @@ def test_a_row_is_chosen_by_what_the_network_is_told(steps: int, scale: float, d
     sampler = FlowSampler.from_config(flow, steps, timestep_scale=scale)
     chosen = data.draw(st.sets(st.integers(0, steps - 1)))
     asked = StepPolicySection(steps=tuple(sorted(chosen)))
-    policy = resolve_policy(asked, sampler.timesteps, BARE, told=sampler.model_timesteps)
+    policy = resolve_policy(asked, sampler.timesteps, BARE, model_timesteps=sampler.model_timesteps)
     assert policy.timesteps == tuple(sampler.timesteps.tolist())
     np.testing.assert_array_equal(
         policy.choose(sampler.model_timesteps), [step in chosen for step in range(steps)]
@@ -143,23 +143,23 @@ def test_a_row_is_chosen_by_what_the_network_is_told(steps: int, scale: float, d
 
 
 def test_fractional_timesteps_with_one_key_are_one_step() -> None:
-    told = np.array([900.4, 600.4, 599.6, 10.0], np.float32)
+    fed = np.array([900.4, 600.4, 599.6, 10.0], np.float32)
     policy = resolve_policy(
-        StepPolicySection(float_steps=2, where="first"), (900, 600, 600, 10), BARE, told=told
+        StepPolicySection(float_steps=2, where="first"), (900, 600, 600, 10), BARE, model_timesteps=fed
     )
     assert policy.timesteps == (900, 600, 10)
-    assert policy.choose(told).tolist() == [True, True, True, False]
+    assert policy.choose(fed).tolist() == [True, True, True, False]
     assert policy.choose(np.array([700.0, 599.7], np.float32)).tolist() == [True, True]
 
 
 def test_the_worst_steps_of_a_flow_are_found_by_its_own_probe() -> None:
     probe = curve_probe({1000: 0.001, 750: 0.5, 250: 0.001})
-    told = (probe.inputs["timestep"] * 0.001).astype(np.float32)
+    fed = (probe.inputs["timestep"] * 0.001).astype(np.float32)
     call = CallRecord(
         state=StateRecord(shape=(1, 4, 4)), timestep=TimestepRecord(dtype="float32", scale=0.001)
     )
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     model = BARE.model.model_copy(update={"scheduler": flow, "call": call})
-    artifact = replace(BARE, model=model, probe=replace(probe, inputs={**probe.inputs, "timestep": told}))
+    artifact = replace(BARE, model=model, probe=replace(probe, inputs={**probe.inputs, "timestep": fed}))
     policy = resolve_policy(StepPolicySection(float_steps=1), (1000, 750, 500, 250), artifact)
     assert policy.float_timesteps == (750,)

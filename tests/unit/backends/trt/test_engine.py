@@ -244,7 +244,7 @@ def test_device_tensors_go_in_and_out_through_dlpack(driver: FakeDriver, tmp_pat
 def test_device_tensors_are_checked_as_host_arrays_are(driver: FakeDriver, tmp_path: Path) -> None:
     with _open(driver, write_plan(tmp_path / "engine.plan")) as engine:
         good = {name: driver.lend(a) for name, a in feeds(2).items()}
-        for name, tensor, told in (
+        for name, tensor, message in (
             ("sample", good["sample"].astype(np.float64), "DLPack type"),
             ("sample", good["sample"].transpose(0, 1, 3, 2), "strides"),
             ("sample", good["sample"][:, :3].copy(), "shape"),
@@ -253,7 +253,7 @@ def test_device_tensors_are_checked_as_host_arrays_are(driver: FakeDriver, tmp_p
             ("sample", torch.zeros(2, *SAMPLE_SHAPE, requires_grad=True), "sample"),
             ("timestep", torch.zeros(2, dtype=torch.int64, device="meta"), "timestep"),
         ):
-            with pytest.raises(EngineError, match=told):
+            with pytest.raises(EngineError, match=message):
                 engine.run_device({**good, name: tensor})
         with pytest.raises(EngineError, match="takes"):
             engine.run_device({"sample": good["sample"]})
@@ -295,8 +295,8 @@ MISFITS = {
 def test_a_plan_for_something_else_is_refused_before_it_is_loaded(
     driver: FakeDriver, tmp_path: Path, case: str
 ) -> None:
-    expected, told = MISFITS[case]
-    with pytest.raises(ArtifactError, match=told):
+    expected, message = MISFITS[case]
+    with pytest.raises(ArtifactError, match=message):
         _open(driver, write_plan(tmp_path / "engine.plan"), expected=expected)
     assert "runtime" not in driver.events
 
@@ -324,7 +324,7 @@ def test_what_fits_is_opened(driver: FakeDriver, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("diagnostics", "error", "told"),
+    ("diagnostics", "error", "message"),
     [
         (1, ArtifactError, "VERSION_MISMATCH"),
         (2, ArtifactError, "UNSUPPORTED_CC"),
@@ -335,10 +335,10 @@ def test_what_fits_is_opened(driver: FakeDriver, tmp_path: Path) -> None:
     ],
 )
 def test_rtx_is_asked_before_it_deserializes(
-    driver: FakeDriver, tmp_path: Path, diagnostics: int, error: type[Exception], told: str
+    driver: FakeDriver, tmp_path: Path, diagnostics: int, error: type[Exception], message: str
 ) -> None:
     plan = write_plan(tmp_path / "engine.plan", validity="INVALID", diagnostics=diagnostics)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         _open(driver, plan, "tensorrt-rtx")
     assert "engine" not in driver.events
 

@@ -40,10 +40,10 @@ def _load(plan: Path) -> str:
 def test_bytes_that_are_no_plan(tmp_path: Path) -> None:
     plan = tmp_path / "engine.plan"
     plan.write_bytes(b"x" * 5000)
-    told = _load(plan)
-    assert told.startswith("ArtifactError")
-    assert "MALFORMED_ENGINE" in told
-    assert "build-trt" in told
+    message = _load(plan)
+    assert message.startswith("ArtifactError")
+    assert "MALFORMED_ENGINE" in message
+    assert "build-trt" in message
 
 
 @pytest.mark.skipif(has_device(), reason="a GPU is here: the plan loads")

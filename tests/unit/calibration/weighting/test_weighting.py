@@ -113,12 +113,12 @@ def test_learned_weights_are_the_same_twice_and_after_a_kill_between_blocks(
     directory = RunDirectory(Path(shutil.copytree(gac.root, tmp_path / "c")))
     shutil.rmtree(directory.artifact)
     shutil.rmtree(directory.work / "polish")
-    path = directory.work / "journal.json"
-    journal = read_json(path, what="", hint="")
-    order = sorted(journal["steps"], key=lambda step: str(journal["steps"][step]["file"]))
+    path = directory.work / "checkpoint.json"
+    checkpoint = read_json(path, what="", hint="")
+    order = sorted(checkpoint["steps"], key=lambda step: str(checkpoint["steps"][step]["file"]))
     assert len(order) >= 3, "ranges and at least two blocks"
     kept = order[:2]
-    write_json(path, journal | {"steps": {step: journal["steps"][step] for step in kept}})
+    write_json(path, checkpoint | {"steps": {step: checkpoint["steps"][step] for step in kept}})
     assert calibrate(recipe(model, *GAC), directory).manifest_digest == first.manifest_digest
 
 
