@@ -1,9 +1,11 @@
-"""Which scale fits a tensor? Min-max, percentile and MSE estimators; for weights and for streamed activations."""
+"""Which scale fits a tensor? One table of estimators, for weights and for streamed activations."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,21 +31,21 @@ _RATIOS = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class RangeMethod:
-    """A range estimator as the plan names it: ``minmax``, ``percentile:99.9`` or ``mse:2.4``."""
+    """A range method as the plan names it, ``minmax`` or ``percentile:99.9``: a key of :data:`ESTIMATORS`, a number."""
 
     name: str
     value: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> RangeMethod:
-        """Return the estimator that ``text`` names.
+        """Return the method that ``text`` names.
 
         Raises:
             ValueError: unknown name.
         """
         name, _, value = text.partition(":")
-        if name not in ("minmax", "percentile", "mse"):
-            raise ValueError(f"unknown range method {text!r}")
+        if name not in ESTIMATORS:
+            raise ValueError(f"unknown range method {text!r}, known are {', '.join(ESTIMATORS)}")
         return cls(name, float(value) if value else 0.0)
 
 
@@ -52,22 +54,29 @@ def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tenso
     axis = spec.axis or 0
     shape = (weight.shape[axis],) if spec.block is None else spec.scale_shape(tuple(weight.shape))
     rows = weight.detach().movedim(axis, 0).reshape(math.prod(shape), -1).double()
-    largest = rows.abs().amax(1)
-    if method.name == "percentile":
-        largest = torch.quantile(rows.abs(), method.value / 100, dim=1)
-    scale = largest / spec.qmax
+    scale = _without_dead(ESTIMATORS[method.name].rows(rows, spec, method.value)).float()
+    return scale if spec.block is None else half_exact(scale).reshape(shape)
+
+
+def _without_dead(scale: Tensor) -> Tensor:
     top = scale.max() if float(scale.max()) > 0 else torch.tensor(DEAD_SCALE, dtype=scale.dtype)
-    scale = torch.where(scale <= DEAD_RATIO * top, top, scale)
-    if method.name == "mse":
-        scale = _least_error_per_row(rows, scale, spec, method.value)
-    return scale.float() if spec.block is None else half_exact(scale.float()).reshape(shape)
+    return torch.where(scale <= DEAD_RATIO * top, top, scale)
 
 
-def _least_error_per_row(rows: Tensor, scale: Tensor, spec: TensorSpec, p: float) -> Tensor:
+def _largest_of_rows(rows: Tensor, spec: TensorSpec, _: float) -> Tensor:
+    return rows.abs().amax(1) / spec.qmax
+
+
+def _percentile_of_rows(rows: Tensor, spec: TensorSpec, percentile: float) -> Tensor:
+    return torch.quantile(rows.abs(), percentile / 100, dim=1) / spec.qmax
+
+
+def _least_error_of_rows(rows: Tensor, spec: TensorSpec, p: float) -> Tensor:
     """Return the best scale of every row; a row is left as soon as what it clips is worse than its best error.
 
     Smaller scales clip more, so none of them can be chosen: the result is that of trying all.
     """
+    scale = _without_dead(_largest_of_rows(rows, spec, p))
     best = torch.full_like(scale, torch.inf)
     chosen = scale.clone()
     rest = torch.arange(len(rows))
@@ -115,19 +124,57 @@ class ActivationRange:
         """Return the estimated scale; asymmetric int8 bounds are treated as ``qmax`` on both sides."""
         if self._counts is None:
             return DEAD_SCALE
-        top = self.largest / spec.qmax
-        if method.name == "minmax":
-            return top
-        width = self.largest / _BINS
-        if method.name == "percentile":
-            share = self._counts.double().cumsum(0) / self._counts.sum()
-            index = int(torch.searchsorted(share, method.value / 100).clamp(max=_BINS - 1))
-            return (index + 1) * width / spec.qmax
-        centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
-        errors = [self._error(centres, top * float(r), spec, method.value) for r in _RATIOS]
-        return top * float(_RATIOS[int(torch.tensor(errors).argmin())])
+        histogram = Histogram(self._counts, self.largest)
+        return ESTIMATORS[method.name].histogram(histogram, spec, method.value)
 
-    def _error(self, centres: Tensor, scale: float, spec: TensorSpec, p: float) -> float:
-        quantized = fake_quantize(centres, torch.tensor(scale, dtype=torch.float64), spec.qmin, spec.qmax)
-        assert self._counts is not None
-        return float(((centres - quantized).abs().pow(p) * self._counts).sum())
+
+class Histogram(NamedTuple):
+    """How many values of |x| lie in each bin, from 0 to the largest, which is not 0."""
+
+    counts: Tensor
+    largest: float
+
+    @property
+    def width(self) -> float:
+        """Of a bin."""
+        return self.largest / len(self.counts)
+
+
+def _largest(seen: Histogram, spec: TensorSpec, _: float) -> float:
+    return seen.largest / spec.qmax
+
+
+def _percentile(seen: Histogram, spec: TensorSpec, percentile: float) -> float:
+    share = seen.counts.double().cumsum(0) / seen.counts.sum()
+    index = int(torch.searchsorted(share, percentile / 100).clamp(max=len(share) - 1))
+    return (index + 1) * seen.width / spec.qmax
+
+
+def _least_error(seen: Histogram, spec: TensorSpec, p: float) -> float:
+    centres = (torch.arange(len(seen.counts), dtype=torch.float64) + 0.5) * seen.width
+    top = _largest(seen, spec, p)
+
+    def error(ratio: float) -> float:
+        scale = torch.tensor(top * ratio, dtype=torch.float64)
+        quantized = fake_quantize(centres, scale, spec.qmin, spec.qmax)
+        return float(((centres - quantized).abs().pow(p) * seen.counts).sum())
+
+    best: float = min(_RATIOS.tolist(), key=error)
+    return top * best
+
+
+class Estimator(NamedTuple):
+    """How a range method finds a scale; each function also takes the method's number, 0 where it has none."""
+
+    rows: Callable[[Tensor, TensorSpec, float], Tensor]
+    """Of weights float64 ``[rows, n]``, one scale a row; for dead rows whatever it likes."""
+    histogram: Callable[[Histogram, TensorSpec, float], float]
+    """Of an activation."""
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "minmax": Estimator(_largest_of_rows, _largest),
+    "percentile": Estimator(_percentile_of_rows, _percentile),
+    "mse": Estimator(_least_error_of_rows, _least_error),
+}
+"""By the name that recipes give the method."""

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from gacq_deploy.errors import RecipeError
+from gacq_deploy.recipe.quantization import RANGE_METHODS
 from gacq_deploy.recipe.sections import Recipe
 
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
@@ -186,11 +187,7 @@ def _merge(document: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overrides: Sequence[str]) -> str:
     lines = []
     for item in error.errors():
-        loc = [
-            part
-            for part in item["loc"]
-            if part not in ("minmax", "percentile", "mse") or part == item["loc"][-1]
-        ]
+        loc = [part for part in item["loc"] if part not in RANGE_METHODS or part == item["loc"][-1]]
         key = ".".join(str(part) for part in loc)
         from_override = next((o for o in overrides if _concerns(o.partition("=")[0], key)), None)
         place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"

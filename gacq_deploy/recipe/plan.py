@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.recipe.quantization import MinMaxRange, MseRange, PercentileRange, Rule
+from gacq_deploy.recipe.quantization import MseRange, Rule
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import LayerKind, PlannedSite, QuantPlan, Site, TensorSpec
 
@@ -67,18 +67,7 @@ def _plan_site(site: Site, rule: Rule, tie: str) -> PlannedSite:
     is_weight = site.role == "weight"
     spec = TensorSpec(bits=bits, axis=0 if is_weight else None, narrow=is_weight, block=rule.block)
     method = rule.range or MseRange(method="mse")
-    return PlannedSite(site, spec, tie, encode_range(method))
-
-
-def encode_range(method: MinMaxRange | PercentileRange | MseRange) -> str:
-    """Return a range method as text (``percentile:99.9``), the form the plan and the manifest keep."""
-    match method:
-        case PercentileRange():
-            return f"percentile:{method.percentile:g}"
-        case MseRange():
-            return f"mse:{method.p:g}"
-        case MinMaxRange():
-            return "minmax"
+    return PlannedSite(site, spec, tie, method.text)
 
 
 def _check_pairs(plan: QuantPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -15,27 +16,44 @@ Block = Literal[16, 32, 64, 128, 256]
 BLOCKS: tuple[Block, ...] = get_args(Block)
 
 
-class MinMaxRange(Section):
+class RangeSection(Section):
+    """What every range method has: a name, and one number more if it needs one."""
+
+    method: str
+
+    @property
+    def text(self) -> str:
+        """As the plan and the manifest keep it: ``minmax``, ``percentile:99.9``."""
+        numbers = (f"{value:g}" for name, value in self if name != "method")
+        return ":".join((self.method, *numbers))
+
+
+class MinMaxRange(RangeSection):
     """Largest absolute value."""
 
     method: Literal["minmax"]
 
 
-class PercentileRange(Section):
+class PercentileRange(RangeSection):
     """A percentile of the absolute values."""
 
     method: Literal["percentile"]
     percentile: float = Field(default=99.9, gt=50, le=100)
 
 
-class MseRange(Section):
+class MseRange(RangeSection):
     """The scale with the least error |x - q(x)|^p."""
 
     method: Literal["mse"]
     p: float = Field(default=2.4, ge=1, le=4)
 
 
-RangeMethod = Annotated[MinMaxRange | PercentileRange | MseRange, Field(discriminator="method")]
+_AnyRange = MinMaxRange | PercentileRange | MseRange
+RangeMethod = Annotated[_AnyRange, Field(discriminator="method")]
+RANGE_METHODS: tuple[str, ...] = tuple(
+    chain.from_iterable(get_args(kind.model_fields["method"].annotation) for kind in get_args(_AnyRange))
+)
+"""Their names; how each finds a scale stands in `quant/ranges.py`."""
 
 
 class Rule(Section):

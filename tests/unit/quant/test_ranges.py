@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gacq_deploy.quant.affine import channel_shape, fake_quantize
-from gacq_deploy.quant.ranges import DEAD_SCALE, ActivationRange, RangeMethod, weight_scale
+from gacq_deploy.quant.ranges import DEAD_SCALE, ESTIMATORS, ActivationRange, RangeMethod, weight_scale
+from gacq_deploy.recipe.quantization import RANGE_METHODS
 from gacq_deploy.spec import TensorSpec
 
 W4 = TensorSpec(bits=4, axis=0, narrow=True)
@@ -119,5 +120,9 @@ def test_activation_percentile_and_mse_against_the_exact_values() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown range method"):
+    with pytest.raises(ValueError, match="unknown range method 'entropy', known are minmax, "):
         RangeMethod.parse("entropy")
+
+
+def test_every_method_that_a_recipe_may_name_has_its_estimator() -> None:
+    assert set(RANGE_METHODS) == set(ESTIMATORS)
