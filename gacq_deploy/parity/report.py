@@ -31,6 +31,8 @@ Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget", "
 class Gate:
     """A bound on one metric: at least, or at most, a value of the recipe."""
 
+    meaning: str
+    """The metric in words."""
     bound: Callable[[ParitySection], float]
     at_least: bool = False
 
@@ -45,28 +47,40 @@ def _never(_: ParitySection) -> float:
     return 0.0
 
 
-_START = {"latents_differ": Gate(_never)}
+_START = {"latents_differ": Gate("starting latents that differ", _never)}
 _STEPS = {
-    "eps_sqnr_db": Gate(lambda s: s.budget.eps_sqnr_db, at_least=True),
-    "eps_cosine": Gate(lambda s: s.budget.eps_cosine, at_least=True),
+    "eps_sqnr_db": Gate(
+        "SQNR of single steps, worst timestep bucket (dB)", lambda s: s.budget.eps_sqnr_db, at_least=True
+    ),
+    "eps_cosine": Gate(
+        "cosine of single steps, worst timestep bucket", lambda s: s.budget.eps_cosine, at_least=True
+    ),
 }
 _TRAJECTORIES = {
-    "trajectory_cosine": Gate(lambda s: s.budget.trajectory_cosine, at_least=True),
-    "image_psnr_db": Gate(lambda s: s.budget.image_psnr_db, at_least=True),
-    "image_ssim": Gate(lambda s: s.budget.image_ssim, at_least=True),
+    "trajectory_cosine": Gate(
+        "cosine of final states, mean", lambda s: s.budget.trajectory_cosine, at_least=True
+    ),
+    "image_psnr_db": Gate(
+        "PSNR of same-seed images, mean (dB)", lambda s: s.budget.image_psnr_db, at_least=True
+    ),
+    "image_ssim": Gate("SSIM of same-seed images, mean", lambda s: s.budget.image_ssim, at_least=True),
 }
 GATES: dict[Evidence, dict[str, Gate]] = {
-    "exact": {"differences": Gate(_never)},
-    "flavour": {"max_abs": Gate(_never)},
-    "exporter": {"relative_error": Gate(lambda s: s.local_rtol)},
+    "exact": {"differences": Gate("differing codes, scales or axes", _never)},
+    "flavour": {"max_abs": Gate("largest absolute difference", _never)},
+    "exporter": {"relative_error": Gate("relative error", lambda s: s.local_rtol)},
     "local": {
-        "unchecked": Gate(_never),
-        "equal_share": Gate(lambda s: s.local_equal_share, at_least=True),
+        "unchecked": Gate("tensors that could not be compared", _never),
+        "equal_share": Gate("share of equal values", lambda s: s.local_equal_share, at_least=True),
         # half a percent for float rounding of code * scale
-        "steps": Gate(lambda _: 1.005),
-        "output_relative_error": Gate(lambda s: s.local_rtol),
+        "steps": Gate("largest difference in quantization steps", lambda _: 1.005),
+        "output_relative_error": Gate("relative error of the output", lambda s: s.local_rtol),
     },
-    "error": {"difference_db": Gate(lambda s: s.error_difference_db)},
+    "error": {
+        "difference_db": Gate(
+            "gap between the two errors, worst bucket (dB)", lambda s: s.error_difference_db
+        )
+    },
     "budget": {**_START, **_STEPS, **_TRAJECTORIES},
     # with a step policy the budget falls in two: single steps of the INT8 engine, trajectories and images of the mix
     "single": _STEPS,

@@ -26,22 +26,6 @@ EVIDENCE = {
     "single": "how far single steps of the INT8 engine are from the float model",
     "mixed": "how far images are from the float model when some steps run in float: what users see",
 }
-METRICS = {
-    "differences": "differing codes, scales or axes",
-    "max_abs": "largest absolute difference",
-    "relative_error": "relative error",
-    "unchecked": "tensors that could not be compared",
-    "equal_share": "share of equal values",
-    "steps": "largest difference in quantization steps",
-    "output_relative_error": "relative error of the output",
-    "difference_db": "gap between the two errors, worst bucket (dB)",
-    "latents_differ": "starting latents that differ",
-    "eps_sqnr_db": "SQNR of single steps, worst timestep bucket (dB)",
-    "eps_cosine": "cosine of single steps, worst timestep bucket",
-    "trajectory_cosine": "cosine of final states, mean",
-    "image_psnr_db": "PSNR of same-seed images, mean (dB)",
-    "image_ssim": "SSIM of same-seed images, mean",
-}
 _ONLY_SHOWN = frozenset({"bench", "sensitivity", "comparison"})
 """Links that no verdict rests on: when they are stale, their own part of the page says so."""
 
@@ -102,7 +86,7 @@ def gate_rows(edge: Edge) -> tuple[GateRow, ...]:
             meaning=EVIDENCE.get(edge.evidence, ""),
             reference=edge.reference,
             candidate=edge.candidate,
-            metric=METRICS.get(name, name),
+            metric=gate.meaning,
             value=value,
             bound=bound,
             sign="≥" if gate.at_least else "≤",
