@@ -9,31 +9,34 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from gacq_deploy import __version__
 from gacq_deploy.processes.group import speaks_first
-from gacq_deploy_cli import (
-    bench,
-    build_trt,
-    calibrate,
-    check,
-    doctor,
-    export,
-    inspect,
-    lint,
-    parity,
-    quickstart,
-    recipes,
-    report,
-    run,
-    sensitivity,
-    verify,
-)
 from gacq_deploy_cli.exit_codes import CLOSED_PIPE, explain
 from gacq_deploy_cli.options import common
+
+COMMANDS = (
+    "quickstart",
+    "calibrate",
+    "export",
+    "build_trt",
+    "parity",
+    "run",
+    "bench",
+    "report",
+    "inspect",
+    "sensitivity",
+    "lint",
+    "check",
+    "verify",
+    "doctor",
+    "recipes",
+)
+"""In the order in which one needs them; each is the function of that name in the module of that name."""
 
 
 class BoundaryGroup(click.Group):
@@ -109,24 +112,8 @@ def cli() -> None:
     """
 
 
-for _command in (
-    quickstart.quickstart,
-    calibrate.calibrate,
-    export.export,
-    build_trt.build_trt,
-    parity.parity,
-    run.run,
-    bench.bench,
-    report.report,
-    inspect.inspect,
-    sensitivity.sensitivity,
-    lint.lint,
-    check.check,
-    verify.verify,
-    doctor.doctor,
-    recipes.recipes,
-):
-    cli.add_command(_command)
+for _name in COMMANDS:
+    cli.add_command(getattr(import_module(f"gacq_deploy_cli.{_name}"), _name))
 
 
 def main() -> NoReturn:
