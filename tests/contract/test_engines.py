@@ -13,8 +13,9 @@ from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.backends.trt.engine import TrtEngine
+from gacq_deploy.engines.catalogue import BUILT_IN, REFERENCE, engine_named
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.errors import EngineError
+from gacq_deploy.errors import BackendUnavailable, EngineError
 from tests.support.fake_cuda import FakeDriver, fake_device, fake_driver
 from tests.support.fake_trt import fake_trt, write_plan
 from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
@@ -44,12 +45,16 @@ def gpu() -> Iterator[FakeDriver]:
         yield driver
 
 
-@pytest.fixture(
-    params=[
-        "function", "ort-cpu", "ort-cpu/bytes", "ort-cpu/plain", "openvino", "openvino/bytes", "stepped",
-        "tensorrt/fake", "tensorrt-rtx/fake",
-    ]
-)  # fmt: skip
+def _ways() -> Iterator[str]:
+    """Yield ``engine/how`` for every engine of the catalogue that needs no GPU, or has a fake one."""
+    for record in BUILT_IN:
+        if record.compiled:
+            yield f"{record.name}/fake"
+        elif not record.on_gpu and not record.runs_in:
+            yield from (record.name, f"{record.name}/bytes")
+
+
+@pytest.fixture(params=["function", "stepped", f"{REFERENCE}/plain", *_ways()])
 def opener(request: pytest.FixtureRequest, tmp_path: Path, gpu: FakeDriver) -> Opener:
     name, _, how = request.param.partition("/")
     if name == "function":
@@ -57,14 +62,21 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path, gpu: FakeDriver) -> O
     if how == "fake":
         plan = write_plan(tmp_path / "engine.plan")
         return lambda: TrtEngine(plan, library=fake_trt(gpu, name), device=fake_device(gpu))
-    if name == "openvino":
-        pytest.importorskip("openvino")
+    if name not in ("stepped", REFERENCE):
+        _skip_unless_installed(name)
     data = denoiser_graph().SerializeToString()
     path = tmp_path / "float.onnx"
     path.write_bytes(data)
     if name == "stepped":
         return lambda: _stepped(path)
     return lambda: open_engine(name, data if how == "bytes" else path, threads=1, optimize=how != "plain")
+
+
+def _skip_unless_installed(name: str) -> None:
+    try:
+        engine_named(name).load()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
 
 
 def test_declares_inputs_and_outputs(opener: Opener) -> None:

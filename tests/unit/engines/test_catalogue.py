@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from gacq_deploy.engines.catalogue import (
 )
 from gacq_deploy.errors import BackendUnavailable, UsageError
 from gacq_deploy.lint.rules import TARGETS
+from tests.support.commands import ROOT
 from tests.support.engine_records import install_package
 
 ADDED = """
@@ -38,15 +40,12 @@ def catalogue_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_names_are_unique_and_every_library_has_its_command() -> None:
+def test_names_are_unique_and_every_library_is_installed_by_an_extra() -> None:
     assert len({record.name for record in BUILT_IN}) == len(BUILT_IN)
-    assert {record.name: record.install for record in BUILT_IN if not record.runs_in} == {
-        "ort-cpu": "pip install 'gacq-deploy[cpu]'",
-        "openvino": "pip install 'gacq-deploy[openvino]'",
-        "ort-cuda": "pip install 'gacq-deploy[gpu]'",
-        "tensorrt": "pip install 'gacq-deploy[trt]'",
-        "tensorrt-rtx": "pip install 'gacq-deploy[rtx]'",
-    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    commands = {f"pip install 'gacq-deploy[{extra}]'" for extra in project["optional-dependencies"]}
+    assert {record.install for record in BUILT_IN} <= commands
+    assert engine_named("ort-cpu").install == "pip install 'gacq-deploy[cpu]'"
 
 
 def test_what_is_derived_agrees_with_what_others_say() -> None:
