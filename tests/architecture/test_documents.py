@@ -15,7 +15,6 @@ import pytest
 
 from gacq_deploy_cli.main import cli
 from tests.support.commands import invoke
-from tests.support.tiny import WITHOUT_ATTENTION, save_model, tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -110,12 +109,19 @@ def _own_model_commands() -> list[list[str]]:
     return commands
 
 
+def _save_own_model(folder: Path) -> None:
+    # no other test here needs PyTorch
+    from tests.support.tiny import WITHOUT_ATTENTION, save_model, tiny_unet
+
+    save_model(tiny_unet(classes=10, **WITHOUT_ATTENTION), folder / OWN_MODEL)
+
+
 @pytest.mark.usefixtures("warm_benches")
 @pytest.mark.rtx
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_model(tiny_unet(classes=10, **WITHOUT_ATTENTION), tmp_path / OWN_MODEL)
+    _save_own_model(tmp_path)
     commands = _own_model_commands()
     assert any(OWN_MODEL in arguments for arguments in commands)
     assert {arguments[0] for arguments in commands} >= {
@@ -146,7 +152,7 @@ def _python_chain() -> str:
 @pytest.mark.slow
 def test_the_python_chain_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_model(tiny_unet(classes=10, **WITHOUT_ATTENTION), tmp_path / OWN_MODEL)
+    _save_own_model(tmp_path)
     code = _python_chain()
     assert 'preset="quick"' in code
     names: dict[str, Any] = {"SMALL": SMALL}
