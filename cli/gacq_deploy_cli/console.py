@@ -47,8 +47,8 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Reporter]:
         """Yield a reporter: bars with ETA on a terminal, plain lines elsewhere, nothing with ``-q``."""
-        with self._drawn() as reporter, attentive(reporter) as heedful:
-            yield heedful
+        with self._drawn() as reporter, attentive(reporter) as attentive_reporter:
+            yield attentive_reporter
 
     @contextmanager
     def _drawn(self) -> Iterator[Reporter]:

@@ -1,4 +1,4 @@
-"""Is Ctrl-C always heeded? A library that swallows it in some import is overruled at the next report."""
+"""Does Ctrl-C always stop a command? A library that swallows it in some import is overruled at the next report."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def run(
         "step_policy": policy_document(made.policy),
         "seconds": made.seconds,
     }
-    steered = [("classes", " ".join(map(str, made.labels)) or "none")]
+    conditioning = [("classes", " ".join(map(str, made.labels)) or "none")]
     if made.prompts:
         whose = (
             ""
@@ -192,13 +192,13 @@ def run(
             if run_directory.load_recipe().samples.prompts
             else " (built-in)"
         )
-        steered = [
+        conditioning = [
             (f"prompts{whose}", "\n".join(dict.fromkeys(made.prompts))),
             ("guidance", "none" if made.guidance_scale is None else f"{made.guidance_scale:g}"),
         ]
     rows = [
         ("images", f"{len(made.seeds)} (seeds {made.seeds[0]} to {made.seeds[-1]})"),
-        *steered,
+        *conditioning,
         ("engine", f"{made.engine}, {made.graph}"),
         ("sampler", f"{made.sampler}, {len(made.timesteps)} steps"),
         *([("steps", made.policy.describe())] if made.policy else []),

@@ -1,4 +1,4 @@
-"""How is this very denoiser called? Which argument is the state, which the timestep, which steer, and what is fixed."""
+"""How is this very denoiser called? Which argument is the state, the timestep, conditioning, and what is fixed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TimestepRecord(_Record):
 
 
 class ArgumentRecord(_Record):
-    """One tensor that steers: a text embedding, a mask, a class label. ``shape`` is that of one row."""
+    """One tensor of conditioning: a text embedding, a mask, a class label. ``shape`` is that of one row."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Of the graph's input."""
@@ -62,9 +62,9 @@ class CallRecord(_Record):
     timestep: TimestepRecord = TimestepRecord()
     arguments: tuple[ArgumentRecord, ...] = ()
     constants: dict[str, JsonValue] = {}
-    answer: Path | None = None
-    """Where a plain dict answers the prediction; empty: the answer is the prediction itself. None: as diffusers' models
-    answer, first in a tuple or an output class."""
+    output: Path | None = None
+    """Where a plain dict holds the prediction; empty: the output is the prediction itself. None: as diffusers' models
+    return it, first in a tuple or an output class."""
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -74,7 +74,7 @@ class CallRecord(_Record):
         return self
 
     def conditioning(self) -> dict[str, dict[str, Any]]:
-        """Return input name -> {dtype, shape, num_classes}, without what steers nothing."""
+        """Return input name -> {dtype, shape, num_classes}, without what conditions nothing."""
         return {
             a.name: {
                 "dtype": a.dtype,

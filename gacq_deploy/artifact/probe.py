@@ -1,4 +1,4 @@
-"""What did the fake-quantized model answer, and to what? The reference of every exported graph, on disk."""
+"""What did the fake-quantized model predict, and from what? The reference of every exported graph, on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCALE = "guidance_scale"
 
 @dataclass(frozen=True)
 class Probe:
-    """The fake-quantized torch model's own answers, the reference of every exported graph.
+    """The fake-quantized torch model's own outputs, the reference of every exported graph.
 
     ``inputs`` name -> [M, ...], arrays or ``TableRows`` of the calibration set; ``outputs`` keys ``float``,
     ``input_quant`` (Q/DQ on inputs and weights) and ``output_quant`` (also on convolution outputs) -> [M, C, H, W];
@@ -30,7 +30,7 @@ class Probe:
     outputs: Mapping[str, Array]
     local: Mapping[str, Mapping[str, Array]]
     conditions: Conditions | None = None
-    """What steered the trajectories of the probe, one row each, where it cannot be drawn: prompts, already encoded."""
+    """The conditioning of the probe's trajectories, one row each, where it cannot be drawn: encoded prompts."""
 
 
 def save_probe(path: Path, probe: Probe, *, schema: str) -> None:

@@ -17,7 +17,7 @@ Choice = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 
 
 class SteppedEngine(HostEngine):
-    """An INT8 and a float engine behind one face; it owns both and closes them.
+    """An INT8 and a float engine behind one interface; it owns both and closes them.
 
     Rows of one timestep run in one engine, as if the other were not there. A batch of both kinds is split by row; a
     part of one row is run as two, for kernels sum in another order at one row.

@@ -1,4 +1,4 @@
-"""What does the fake-quantized model answer? Recorded once, as the reference of every exported graph."""
+"""What does the fake-quantized model predict? Recorded once, as the reference of every exported graph."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def record_probe(
     """Run float, input- and output-quantized models on float trajectories unseen by calibration.
 
     ``graph`` was traced on the float model. Outputs are kept for all ``M`` states; the fake-quantized tensors
-    for ``local_samples`` of them, spread over the timesteps, and under ``output`` what that very pass answered: in
+    for ``local_samples`` of them, spread over the timesteps, and under ``output`` what that very pass returned: in
     another batch, rounding would amplify the last bits of float sums.
     """
     denoiser = trajectories.denoiser
@@ -47,24 +47,24 @@ def record_probe(
         return np.concatenate(list(full_pass(denoiser, samples, chunk)))
 
     with float_mode(module):
-        answers = {"float": outputs(states)}
-    answers["input_quant"] = outputs(states)
+        by_mode = {"float": outputs(states)}
+    by_mode["input_quant"] = outputs(states)
     with output_mode(module):
-        answers["output_quant"] = outputs(states)
+        by_mode["output_quant"] = outputs(states)
     tensors: dict[str, dict[str, Array]] = {}
     with _recording(module, graph, outputs_too=False) as recorded:
-        answer = outputs(local)
-        tensors["input_quant"] = {**recorded(), "output": answer}
+        output = outputs(local)
+        tensors["input_quant"] = {**recorded(), "output": output}
     with output_mode(module), _recording(module, graph, outputs_too=True) as recorded:
-        answer = outputs(local)
-        tensors["output_quant"] = {**recorded(), "output": answer}
+        output = outputs(local)
+        tensors["output_quant"] = {**recorded(), "output": output}
     inputs: dict[str, Any] = {
         SAMPLE: states.latents, TIMESTEP: states.model_timesteps, **states.conditioning
     }  # fmt: skip
     # the local rows are stored, too, so that nobody has to know which ones they are
-    steering = {name: np.asarray(value[:]) for name, value in local.conditioning.items()}
-    tensors["inputs"] = {SAMPLE: local.latents, TIMESTEP: local.model_timesteps, **steering}
-    return Probe(inputs, answers, tensors, trajectories.conditions())
+    conditioning = {name: np.asarray(value[:]) for name, value in local.conditioning.items()}
+    tensors["inputs"] = {SAMPLE: local.latents, TIMESTEP: local.model_timesteps, **conditioning}
+    return Probe(inputs, by_mode, tensors, trajectories.conditions())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What does block b see? The network is run with finished blocks answered from a cache on disk.
+"""What does block b see? The network is run with the outputs of finished blocks taken from a cache on disk.
 
 Two streams are carried forward, the float and the quantized one. For each block only the parameter-free glue before it
 is computed again, so calibration costs one float and one quantized forward per block, whatever the architecture.
@@ -167,8 +167,8 @@ class Replay:
 
         with ExitStack() as stack:
             for done, block in enumerate(self._graph.blocks[:index]):
-                answer = self._answer(done, rows, stream)
-                stack.enter_context(replaced_forward(self._modules[block.name], answer))
+                forward = self._cached_forward(done, rows, stream)
+                stack.enter_context(replaced_forward(self._modules[block.name], forward))
             stack.enter_context(replaced_forward(self._modules[self._graph.blocks[index].name], stop))
             conditioning = {k: to_tensor(v[rows]) for k, v in self._samples.conditioning.items()}
             try:
@@ -181,7 +181,7 @@ class Replay:
                 return reached[0]
         raise AssertionError(f"block {index} was not reached")
 
-    def _answer(self, done: int, rows: slice, stream: str) -> Callable[..., Any]:
+    def _cached_forward(self, done: int, rows: slice, stream: str) -> Callable[..., Any]:
         block = self._graph.blocks[done]
         cached = self._outputs.get((stream, done))
         if cached is None:

@@ -1,6 +1,6 @@
 """Would this graph build and run on a target, and how sure is that? Asked without the GPU it is meant for.
 
-Four answers. Blocked: a rule says that the target would refuse the graph or compute it wrongly, or the target's own
+Four verdicts. Blocked: a rule says that the target would refuse the graph or compute it wrongly, or the target's own
 parser or compiler refused it here. Unverified: it holds something that neither a rule nor a measurement covers.
 Likely: no rule speaks against it and every operator was seen to compile, but not this graph. Verified: it was
 compiled (ONNX Runtime: loaded and run) here, with integer layers as predicted.
@@ -44,7 +44,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Preflight:
-    """The answer, why, and what was asked to find it."""
+    """The verdict, why, and what was asked to find it."""
 
     file: str
     target: Target
@@ -71,19 +71,19 @@ def check_file(path: Path, target: Target, request: CheckRequest | None = None) 
     examined = ["rules", f"operators and opset {opset_of(model)}"]
     if facts.library is None:
         predicted = None
-        answer = ask_onnxruntime(path, model, request)
+        examination = ask_onnxruntime(path, model, request)
         quantized = len(list(QuantView(model).quantized_layers()))
     else:
         layers = predict(model).layers
         quantized, predicted = len(layers), sum(outcome == "int8" for outcome in layers.values())
-        answer = ask_tensorrt(path, model, layers, facts, request)
-    reasons += answer.reasons
+        examination = ask_tensorrt(path, model, layers, facts, request)
+    reasons += examination.reasons
     return Preflight(
         file=str(path),
         target=target,
-        verdict=_verdict(reasons, proven=answer.proven),
-        layers=Layers(quantized, predicted, answer.measured),
-        examined=(*examined, *answer.examined),
+        verdict=_verdict(reasons, proven=examination.proven),
+        layers=Layers(quantized, predicted, examination.measured),
+        examined=(*examined, *examination.examined),
         reasons=tuple(sorted(reasons, key=lambda r: WEIGHTS.index(r.weight))),
     )
 

@@ -51,7 +51,7 @@ class CheckRequest:
 
 
 @dataclass
-class Answer:
+class Examination:
     """What the target's own library said. ``proven``: compiled, or run, as predicted."""
 
     reasons: list[Reason] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Answer:
 
 def ask_tensorrt(
     path: Path, model: ModelProto, expected: Mapping[str, Outcome], facts: TargetFacts, request: CheckRequest
-) -> Answer:
+) -> Examination:
     """Let the target's library parse the graph, and compile it if asked; without the library say nothing.
 
     Args:
@@ -78,28 +78,28 @@ def ask_tensorrt(
         ResourceError: out of time or memory.
     """
     assert facts.library is not None, "the target has a library"
-    answer = Answer()
+    examination = Examination()
     if reason := _not_here(facts):
         if request.compile:
             raise reason
-        return answer
+        return examination
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
         try:
             found = parse_graph(path, facts.library, folder=Path(folder), limits=request.limits)
         except BackendUnavailable:
             if request.compile:
                 raise
-            return answer
+            return examination
         except EngineError as error:
-            answer.reasons.append(_refusal("parser", error))
-            answer.examined.append(f"parser of {facts.library}")
-            return answer
-        answer.examined.append(f"parser of {facts.library} {found}")
+            examination.reasons.append(_refusal("parser", error))
+            examination.examined.append(f"parser of {facts.library}")
+            return examination
+        examination.examined.append(f"parser of {facts.library} {found}")
         if request.compile:
             profiles = _profiles(model, request.shapes)
             options = CompileOptions(backend=facts.library, profiles=profiles)
-            _compile(path, options, request.limits, Path(folder), expected, answer)
-    return answer
+            _compile(path, options, request.limits, Path(folder), expected, examination)
+    return examination
 
 
 def _not_here(facts: TargetFacts) -> BackendUnavailable | None:
@@ -129,18 +129,18 @@ def _compile(
     limits: Limits,
     folder: Path,
     expected: Mapping[str, Outcome],
-    answer: Answer,
+    examination: Examination,
 ) -> None:
     try:
         built = compile_graph(path, options, folder=folder, limits=limits)
     except EngineError as error:
-        answer.reasons.append(_refusal("compiler", error))
+        examination.reasons.append(_refusal("compiler", error))
         return
-    answer.examined.append(f"compiler of {built.library} {built.version}")
+    examination.examined.append(f"compiler of {built.library} {built.version}")
     surprises = tuple(surprising_layers(expected, built.layers))
-    answer.reasons += surprises
-    answer.measured = len(expected.keys() & _integer_nodes(built.layers))
-    answer.proven = not any(reason.weight == "unverified" for reason in surprises)
+    examination.reasons += surprises
+    examination.measured = len(expected.keys() & _integer_nodes(built.layers))
+    examination.proven = not any(reason.weight == "unverified" for reason in surprises)
 
 
 def surprising_layers(expected: Mapping[str, Outcome], layers: Sequence[CompiledLayer]) -> Iterator[Reason]:
@@ -183,7 +183,7 @@ def _refusal(rule: str, error: EngineError) -> Reason:
     return Reason("blocked", rule, "(graph)", error.message, error.hint)
 
 
-def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Answer:
+def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Examination:
     """Load the graph, see which kernels it gets, and run it once if asked; without the package say nothing.
 
     Raises:
@@ -191,38 +191,38 @@ def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Ans
         BackendUnavailable: running was asked for, and ONNX Runtime is not installed.
         ResourceError: out of memory.
     """
-    answer = Answer()
+    examination = Examination()
     try:
         uses = engine_named(REFERENCE).executed_kernels(path)
     except BackendUnavailable:
         if request.compile:
             raise
-        return answer
+        return examination
     except (EngineError, ArtifactError) as error:
-        answer.reasons.append(Reason("blocked", "loader", "(graph)", error.message, error.hint))
-        answer.examined.append("loader of ONNX Runtime")
-        return answer
-    answer.measured = sum(use.integer for use in uses)
+        examination.reasons.append(Reason("blocked", "loader", "(graph)", error.message, error.hint))
+        examination.examined.append("loader of ONNX Runtime")
+        return examination
+    examination.measured = sum(use.integer for use in uses)
     detail = "Its weight is quantized, but it runs as {}."
-    answer.reasons += [
+    examination.reasons += [
         Reason("note", "kernel", use.layer.node, detail.format(use.kernel), "See what the rules say of it.")
         for use in uses
         if not use.integer
     ]
     with open_engine(REFERENCE, path) as engine:
-        answer.examined.append(f"loaded in {engine.label}")
+        examination.examined.append(f"loaded in {engine.label}")
         if request.compile:
             try:
                 outputs = engine.run(_feeds(engine.inputs, model, request.shapes))
             except EngineError as error:
-                answer.reasons.append(_refusal("run", error))
-                return answer
-            answer.examined.append(f"run in {engine.label}")
-            answer.proven = all(np.isfinite(v).all() for v in outputs.values() if v.dtype.kind == "f")
-    if request.compile and not answer.proven:
+                examination.reasons.append(_refusal("run", error))
+                return examination
+            examination.examined.append(f"run in {engine.label}")
+            examination.proven = all(np.isfinite(v).all() for v in outputs.values() if v.dtype.kind == "f")
+    if request.compile and not examination.proven:
         detail = "The output of a run on noise is not finite."
-        answer.reasons.append(Reason("unverified", "run", "(graph)", detail, "Run it on real inputs."))
-    return answer
+        examination.reasons.append(Reason("unverified", "run", "(graph)", detail, "Run it on real inputs."))
+    return examination
 
 
 def _feeds(infos: tuple[TensorInfo, ...], model: ModelProto, shapes: Mapping[str, Shape]) -> Feeds:

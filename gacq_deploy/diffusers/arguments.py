@@ -23,7 +23,7 @@ _RETURN_DICT = "return_dict"
 
 @dataclass(frozen=True)
 class Call:
-    """One call: feeds by input name, each ``[N, ...]``; the state as it was given; the form of the answer."""
+    """One call: feeds by input name, each ``[N, ...]``; the state as it was given; the form of the output."""
 
     feeds: dict[str, Array]
     sample: Tensor
@@ -75,15 +75,15 @@ class CallReader:
         return_dict = bool(leaves.pop((_RETURN_DICT,), True))
         sample = leaves.pop(self._call.state.path, None)
         timestep = leaves.pop(self._call.timestep.path, None)
-        steering = {a.name: leaves.pop(a.path, None) for a in self._call.arguments}
+        conditioning = {a.name: leaves.pop(a.path, None) for a in self._call.arguments}
         self._check_rest(leaves)
-        self._check_lacking(sample, timestep, steering)
+        self._check_lacking(sample, timestep, conditioning)
         _check_state(sample)
         rows = len(sample)
         dtype = self._call.timestep.dtype
         feeds = {SAMPLE: self._array(SAMPLE, sample), TIMESTEP: _timesteps(timestep, rows, dtype)}
         for argument in self._call.arguments:
-            feeds[argument.name] = self._rows_of(argument, steering[argument.name], rows)
+            feeds[argument.name] = self._rows_of(argument, conditioning[argument.name], rows)
         return Call(feeds, sample, return_dict)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Path, Any]:
@@ -120,10 +120,10 @@ class CallReader:
                 f"The call lacks {', '.join(lost)}, which the model was calibrated with.", "Pass it."
             )
 
-    def _check_lacking(self, sample: Any, timestep: Any, steering: Mapping[str, Any]) -> None:
+    def _check_lacking(self, sample: Any, timestep: Any, conditioning: Mapping[str, Any]) -> None:
         call = self._call
         given = [(call.state.path, sample), (call.timestep.path, timestep)]
-        given += [(a.path, steering[a.name]) for a in call.arguments]
+        given += [(a.path, conditioning[a.name]) for a in call.arguments]
         lacking = [_spell(path) for path, value in given if value is None]
         if lacking:
             raise UsageError(f"The call lacks {', '.join(lacking)}, which the engine takes.", "Pass it.")

@@ -1,4 +1,4 @@
-"""What stands in a pipeline for its denoiser? A weightless module that owns an engine and answers like the model."""
+"""What stands in a pipeline for its denoiser? A weightless module that owns an engine and predicts like the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gacq_deploy.spec import Array
 class EngineDenoiser(ModelMixin):
     """A denoiser of diffusers whose steps run in an engine; it owns the engine and closes it.
 
-    It is called as the model it stands for, and answers in that model's output class. ``device`` and ``dtype`` are
+    It is called as the model it stands for, and returns that model's output class. ``device`` and ``dtype`` are
     those of the pipeline around it: they follow ``.to(...)``, which moves nothing, and say where a pipeline makes its
     states. A state may come from any device and in any float dtype; the prediction goes back there. The engine stays
     where it was opened and computes as it was built.
@@ -61,7 +61,7 @@ class EngineDenoiser(ModelMixin):
         )
         self.config = self._facade.config
         self.engine = engine
-        self._answer = None if record.call is None else record.call.answer
+        self._output_path = None if record.call is None else record.call.output
         for name, value in self._facade.attributes.items():
             setattr(self, name, value)
         self.register_buffer("_place", torch.empty(0), persistent=False)
@@ -105,7 +105,7 @@ class EngineDenoiser(ModelMixin):
         Returns:
             The model's output class, or with ``return_dict=False`` a tuple; its first field is ``[N, ...]`` on the
             device and in the dtype of the state that was given. Where pipelines cut a learned variance off, it is
-            zero. A class that is not diffusers' own is answered for as it does.
+            zero. A class that is not diffusers' own returns as it does.
 
         Raises:
             UsageError: an argument that the engine cannot honour, or that does not fit.
@@ -115,12 +115,14 @@ class EngineDenoiser(ModelMixin):
         call = self._reader.read(args, kwargs)
         predicted = predict(self.engine, call.feeds)
         _check_finite(predicted, call.feeds[TIMESTEP], self.engine)
-        answer: Tensor = torch.from_numpy(predicted).to(device=call.sample.device, dtype=call.sample.dtype)
+        prediction: Tensor = torch.from_numpy(predicted).to(
+            device=call.sample.device, dtype=call.sample.dtype
+        )
         if self._facade.gives_variance:
-            answer = torch.cat([answer, torch.zeros_like(answer)], 1)
-        if self._answer is not None:
-            return {self._answer[0]: answer} if self._answer else answer
-        return self._facade.answer(answer) if call.return_dict else (answer,)
+            prediction = torch.cat([prediction, torch.zeros_like(prediction)], 1)
+        if self._output_path is not None:
+            return {self._output_path[0]: prediction} if self._output_path else prediction
+        return self._facade.to_output(prediction) if call.return_dict else (prediction,)
 
     def extra_repr(self) -> str:
         """Say which engine runs."""

@@ -26,7 +26,7 @@ _NULL_CLASSES = {"DiTTransformer2DModel": 1}
 
 @dataclass
 class DenoiserOutput(BaseOutput):
-    """What a denoiser of an unknown class answers: ``sample`` ``[N, ...]``."""
+    """What a denoiser of an unknown class returns: ``sample`` ``[N, ...]``."""
 
     sample: Tensor
 
@@ -47,7 +47,7 @@ class ModelFacade:
     attributes: Mapping[str, Any]
     """What pipelines read of the model itself."""
 
-    def answer(self, prediction: Tensor) -> Any:
+    def to_output(self, prediction: Tensor) -> Any:
         """Return the model's output class around a prediction: the one that its ``forward`` names."""
         kind = DenoiserOutput if self.kind is None else _output_class(self.kind)
         return kind(**{fields(kind)[0].name: prediction})

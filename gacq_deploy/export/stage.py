@@ -202,7 +202,7 @@ def relative_error(candidate: Array, reference: Array) -> float:
 
 
 def _probe_rows(probe: Probe) -> tuple[dict[str, Array], Array]:
-    """Return a few rows of the probe, spread over it, and torch's float answers."""
+    """Return a few rows of the probe, spread over it, and torch's float outputs."""
     rows = len(probe.outputs["float"])
     chosen = np.unique(np.linspace(0, rows - 1, min(rows, _CHECKED_ROWS)).round().astype(int))
     return {name: value[chosen] for name, value in probe.inputs.items()}, probe.outputs["float"][chosen]
@@ -211,11 +211,11 @@ def _probe_rows(probe: Probe) -> tuple[dict[str, Array], Array]:
 def _check_quantized(name: str, output: Array, reference: Array) -> None:
     if not bool(np.isfinite(output).all()):
         raise ExportError(
-            f"{name} answers NaN or Inf on the probe inputs.", "Calibrate again; inspect the scales."
+            f"{name} returns NaN or Inf on the probe inputs.", "Calibrate again; inspect the scales."
         )
     if np.array_equal(output, reference):
         raise ExportError(
-            f"{name} answers exactly what {FLOAT} does: quantization took no effect.",
+            f"{name} returns exactly what {FLOAT} does: quantization took no effect.",
             "Please report this model.",
         )
 

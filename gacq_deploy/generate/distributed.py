@@ -56,7 +56,7 @@ def share_request(directory: RunDirectory, request: ImageRequest, group: Group) 
     labels = request.labels
     if labels is None:
         model = load_model_record(directory.artifact)
-        # a recorded model is steered by what its pipeline makes
+        # a recorded model is conditioned on what its pipeline makes
         conditioning = {} if model.call is not None else build_conditioning(model, request.count)
         labels = [int(x) for x in conditioning.get("class_labels", ())]
     return replace(

@@ -49,7 +49,7 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
             hint="pip install 'gacq-deploy[calibrate,text]'",
         )
         return make(run, request, report)
-    _refuse_steering(request, record.family)
+    _refuse_prompts(request, record.family)
     section = run.load_recipe().model
     if request.pipeline is not None:
         section = section.model_copy(update={"source": request.pipeline})
@@ -65,11 +65,11 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     return replace(made, images=decode(decoder, made.images))
 
 
-def _refuse_steering(request: ImageRequest, family: str) -> None:
+def _refuse_prompts(request: ImageRequest, family: str) -> None:
     given = [name for name in _STEERS if getattr(request, name) not in (None, ())]
     if given:
         option = {"prompts": "--prompt"}.get(given[0], f"--{given[0].replace('_', '-')}")
         raise UsageError(
-            f"{family} is not steered by prompts: {option} means nothing to it.",
+            f"{family} is not conditioned on prompts: {option} means nothing to it.",
             "Choose classes with --class, if the model has them.",
         )

@@ -59,11 +59,11 @@ def run_call(
     return prediction if prediction.shape[1] == channels else prediction[:, :channels]
 
 
-def first_tensor(answer: Any) -> Tensor:
-    """Return the first tensor of what a denoiser answered: itself, a tuple's, or an output class's."""
-    while not isinstance(answer, Tensor):
-        answer = next(iter(answer.values())) if isinstance(answer, Mapping) else answer[0]
-    return answer
+def first_tensor(output: Any) -> Tensor:
+    """Return the first tensor of what a denoiser returned: itself, a tuple's, or an output class's."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+    return output
 
 
 class CallModule(nn.Module):

@@ -1,10 +1,10 @@
-"""How does this pipeline call its denoiser? ModelTimesteps by running it twice, two steps of one image and of two.
+"""How does this pipeline call its denoiser? Found by running it twice, two steps of one image and of two.
 
-Nothing is known beforehand of the denoiser's class. The state is the float argument that the answer is shaped like; the
-timestep is the number that follows the scheduler's; what has a row a state steers it, what has none is shared. Rows
-of one image that start from one state are the branches of classifier-free guidance; the one that does not heed the
-prompt is the negative one. The denoiser itself runs twice only: for its first answer, and to prove that it takes one
-timestep a row, as calibration and every engine give it.
+Nothing is known beforehand of the denoiser's class. The state is the float argument shaped like the output; the
+timestep is the number that follows the scheduler's; what has a row a state is conditioning, what has none is shared.
+Rows of one image that start from one state are the branches of classifier-free guidance; the one that does not depend
+on the prompt is the negative one. The denoiser itself runs twice only: for its first output, and to prove that it takes
+one timestep a row, as calibration and every engine give it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gacq_deploy.models.source import Recording, plain_scheduler
 
 _PROBE_PROMPTS = ("a photograph of a cat", "an oil painting of a mountain lake at dawn")
 _CLOSE = 1e-3
-"""Relative error at which two numbers are one timestep, and two float answers one answer."""
+"""Relative error at which two numbers are one timestep, and two float outputs one output."""
 _LIKE_THESE = (
     "The nearest supported shape of it: forward(state [N, ...], timestep [N], tensors of N rows or shared ones) that "
     "returns a tensor like the state, or a tuple or output class that begins with one."
@@ -39,7 +39,7 @@ _LIKE_THESE = (
 class Layout:
     """Which row of a call belongs to which image: row ``image + count * branch``, or ``branch + branches * image``.
 
-    ``negative`` is the branch that guidance steers away from, None without guidance.
+    ``negative`` is the branch that guidance leads away from, None without guidance.
     """
 
     branches: int
@@ -73,7 +73,7 @@ def record_call(opened: OpenPipeline, steps: int) -> RecordedCall:
             and what would do.
     """
     single, whole_schedule = _short_run(opened, 1, max(2, steps))
-    double, _ = _short_run(opened, 2, max(2, steps), answer_like=single)
+    double, _ = _short_run(opened, 2, max(2, steps), output_like=single)
     call = _describe(opened, single, double, whole_schedule.timesteps)
     layout = _layout(opened, call, double)
     call = _proven(opened, call, single)
@@ -88,15 +88,15 @@ class _Schedule:
 
 @dataclass(frozen=True)
 class _Run:
-    """The first two calls, and the denoiser's own answer to the first as it came."""
+    """The first two calls, and the denoiser's own output of the first as it came."""
 
     first: CapturedCall
     second: CapturedCall
-    answered: Any
+    output: Any
 
     @property
     def rows(self) -> int:
-        """Rows of the answer."""
+        """Rows of the output."""
         return len(self.first.output)
 
 
@@ -105,26 +105,26 @@ class _Enough(Exception):
 
 
 def _short_run(
-    opened: OpenPipeline, images: int, steps: int, answer_like: _Run | None = None
+    opened: OpenPipeline, images: int, steps: int, output_like: _Run | None = None
 ) -> tuple[_Run, _Schedule]:
-    """Run the beginning of a trajectory of ``images`` images; the denoiser answers the first call of one image."""
+    """Run the beginning of a trajectory of ``images`` images; the denoiser runs in the first call of one image."""
     original = opened.denoiser.forward
-    answered: list[Any] = []
+    outputs: list[Any] = []
 
-    def answer(named: dict[str, Any]) -> Any:
-        if answer_like is not None:
-            return blank(answer_like.answered, answer_like.rows, images * answer_like.rows)
-        if not answered:
-            answered.append(original(**named))
-            return answered[0]
-        return blank(answered[0], len(capture.calls[0].output), len(capture.calls[0].output))
+    def predict(named: dict[str, Any]) -> Any:
+        if output_like is not None:
+            return blank(output_like.output, output_like.rows, images * output_like.rows)
+        if not outputs:
+            outputs.append(original(**named))
+            return outputs[0]
+        return blank(outputs[0], len(capture.calls[0].output), len(capture.calls[0].output))
 
     def keep(seen: CapturedCall) -> None:
         capture.calls.append(seen)
         if len(capture.calls) == 2:
             raise _Enough
 
-    capture = CallCapture(opened.denoiser, answer, keep)
+    capture = CallCapture(opened.denoiser, predict, keep)
     with _remember_schedule(opened.pipeline) as given, capture.capturing(), suppress(_Enough):
         opened.run(_PROBE_PROMPTS[:images], range(images), steps, None)
     if len(capture.calls) < 2:
@@ -141,7 +141,7 @@ def _short_run(
         )  # in memory in an order of chance
     check_process(config, f"{opened.name}'s scheduler")
     first, second = capture.calls
-    return _Run(first, second, answered[0] if answered else None), _Schedule(
+    return _Run(first, second, outputs[0] if outputs else None), _Schedule(
         scheduler.timesteps.detach().cpu().double(), config
     )
 
@@ -201,18 +201,18 @@ def _describe(opened: OpenPipeline, single: _Run, double: _Run, schedule: Tensor
         timestep=timestep,
         arguments=tuple(arguments),
         constants=constants,
-        answer=_answer_path(single.answered),
+        output=_output_path(single.output),
     )
 
 
-def _answer_path(answered: Any) -> Path | None:
-    if isinstance(answered, Tensor):
+def _output_path(output: Any) -> Path | None:
+    if isinstance(output, Tensor):
         return ()
-    return (str(next(iter(answered))),) if type(answered) is dict else None
+    return (str(next(iter(output))),) if type(output) is dict else None
 
 
 def _find_state(opened: OpenPipeline, run: _Run) -> StateRecord:
-    """Return the first float argument that the answer is shaped like, but for a learned variance."""
+    """Return the first float argument that the output is shaped like, but for a learned variance."""
     output = run.first.output
     floats = {p: t for p, t in run.first.tensors.items() if t.is_floating_point() and t.ndim > 1}
     for path, tensor in floats.items():
@@ -221,7 +221,7 @@ def _find_state(opened: OpenPipeline, run: _Run) -> StateRecord:
             return StateRecord(path=path, shape=tuple(tensor.shape[1:]))
     shapes = ", ".join(f"{_spell(p)} {[*t.shape]}" for p, t in floats.items()) or "no float tensor"
     raise ModelError(
-        f"{type(opened.denoiser).__name__} answers {[*output.shape]}, and no argument is shaped like that: it takes "
+        f"{type(opened.denoiser).__name__} returns {[*output.shape]}, and no argument is shaped like that: it takes "
         f"{shapes}. Inpainting and upscaling models, which take more channels than they predict, are not supported.",
         _LIKE_THESE,
     )
@@ -332,19 +332,19 @@ def _layout(opened: OpenPipeline, call: CallRecord, double: _Run) -> Layout:
     if branches == 1:
         return Layout(1, by_image, None)
     plain = Layout(branches, by_image, None).rows(2)
-    heedless = [
-        b for b in range(branches) if _same_steering(call, double.first.tensors, plain[0][b], plain[1][b])
+    deaf = [
+        b for b in range(branches) if _same_conditioning(call, double.first.tensors, plain[0][b], plain[1][b])
     ]
-    if branches != 2 or len(heedless) != 1:
+    if branches != 2 or len(deaf) != 1:
         raise ModelError(
-            f"{opened.name} calls its denoiser with {branches} rows an image, of which {len(heedless)} do not heed the "
-            "prompt.",
+            f"{opened.name} calls its denoiser with {branches} rows an image, of which {len(deaf)} do not depend on "
+            "the prompt.",
             "Supported: no guidance, or classifier-free guidance with one positive and one negative row.",
         )
-    return Layout(branches, by_image, heedless[0])
+    return Layout(branches, by_image, deaf[0])
 
 
-def _same_steering(call: CallRecord, tensors: Mapping[Path, Tensor], a: int, b: int) -> bool:
+def _same_conditioning(call: CallRecord, tensors: Mapping[Path, Tensor], a: int, b: int) -> bool:
     return all(x.shared or torch.equal(tensors[x.path][a], tensors[x.path][b]) for x in call.arguments)
 
 
@@ -371,23 +371,23 @@ def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
     both = torch.tensor([fed[0], fed[1]], dtype=torch.float64).to(dtype)
     tensors = run.first.tensors
     state = tensors[call.state.path][:1].repeat_interleave(2, 0)
-    steering = conditioning_rows(call, tensors, [0, 0])
+    conditioning = conditioning_rows(call, tensors, [0, 0])
     kind = type(opened.denoiser).__name__
     try:
-        answer = run_call(opened.denoiser, call, state, both, steering)
+        predicted = run_call(opened.denoiser, call, state, both, conditioning)
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         raise ModelError(
             f"{kind} does not take one timestep a row: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             _LIKE_THESE,
         ) from error
     expected = run.first.output[:1, : state.shape[1]]
-    distance = float((answer[:1] - expected).norm() / expected.norm().clamp(min=1e-30))
-    if answer.shape != state.shape or not distance < _CLOSE:
+    distance = float((predicted[:1] - expected).norm() / expected.norm().clamp(min=1e-30))
+    if predicted.shape != state.shape or not distance < _CLOSE:
         raise ModelError(
-            f"{kind} answers differently when it is given one timestep a row (relative error {distance:.1e}).",
+            f"{kind} predicts differently when it is given one timestep a row (relative error {distance:.1e}).",
             _LIKE_THESE,
         )
-    if torch.equal(answer[0], answer[1]):
+    if torch.equal(predicted[0], predicted[1]):
         raise ModelError(f"{kind} gives all rows of a call one timestep, the first's.", _LIKE_THESE)
 
 
@@ -409,7 +409,7 @@ def captured_timestep(call: CallRecord, seen: CapturedCall, rows: int) -> float:
 def conditioning_rows(
     call: CallRecord, tensors: Mapping[Path, Tensor], rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return input name -> the given rows of what steers, ``[len(rows), ...]``; shared tensors once a row."""
+    """Return input name -> the given rows of the conditioning, ``[len(rows), ...]``; shared tensors once a row."""
     chosen = {}
     for argument in call.arguments:
         value = tensors[argument.path].detach()

@@ -164,7 +164,7 @@ def read_pipeline(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(
             f"{root} is no pipeline: it has no model_index.json.",
-            "A denoiser that is steered by text is calibrated inside its pipeline: pass the pipeline's folder.",
+            "A denoiser that is conditioned on text is calibrated inside its pipeline: pass the pipeline's folder.",
         )
     index: dict[str, Any] = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
     if not isinstance(index.get("_class_name"), str):

@@ -240,13 +240,13 @@ def _read(section: LoraSection, module: nn.Module, pipeline_class: type[Any] | N
     options = {"return_alphas": True, "return_lora_metadata": True, "unet_config": _config(module)}
     try:
         with _quiet():
-            answer = convert(str(path), use_safetensors=True, local_files_only=True, **options)
+            converted = convert(str(path), use_safetensors=True, local_files_only=True, **options)
     except (ValueError, KeyError, RuntimeError, TypeError, IndexError) as error:
         raise ModelError(
             f"LoRA {path} has names that {getattr(pipeline_class, '__name__', '')} does not know: {_in_a_line(error)}",
             f"Pass a LoRA that was trained for this model. {_FUSE_IT}",
         ) from error
-    tensors, *more = answer if isinstance(answer, tuple) else (answer,)
+    tensors, *more = converted if isinstance(converted, tuple) else (converted,)
     alphas = more[0] if len(more) > 1 else None
     lost = sum(bool(_FIRST.search(n)) for n in plain) - sum(bool(_FIRST.search(n)) for n in tensors)
     if lost > 0:

@@ -85,7 +85,7 @@ class OpenPipeline:
             ) from error
 
 
-def check_steerable(source: Source, samples: SamplesSection) -> None:
+def check_conditioning(source: Source, samples: SamplesSection) -> None:
     """Refuse what would fail when the pipeline is opened or run, from its files alone.
 
     Raises:
@@ -154,7 +154,7 @@ def _is_half(module: nn.Module) -> bool:
 
 def _check_class(kind: type[Any], samples: SamplesSection) -> None:
     parameters = inspect.signature(kind.__call__).parameters
-    steered = (
+    hint = (
         "Supported are pipelines that make an image from a prompt (or nothing), a seed and a number of steps."
     )
     given = {"self", "prompt", "num_inference_steps", "generator", "output_type", "batch_size"}
@@ -165,9 +165,9 @@ def _check_class(kind: type[Any], samples: SamplesSection) -> None:
     ]
     wanted += [name for name in ("image", "control_image", "mask_image") if name in parameters]
     if wanted:
-        raise ModelError(f"{kind.__name__} also wants {', '.join(dict.fromkeys(wanted))}.", steered)
+        raise ModelError(f"{kind.__name__} also wants {', '.join(dict.fromkeys(wanted))}.", hint)
     if lost := [n for n in ("num_inference_steps", "generator") if n not in parameters]:
-        raise ModelError(f"{kind.__name__} takes no {' and no '.join(lost)}.", steered)
+        raise ModelError(f"{kind.__name__} takes no {' and no '.join(lost)}.", hint)
     if samples.prompts and "prompt" not in parameters:
         raise ModelError(
             f"{kind.__name__} takes no prompts, and {len(samples.prompts)} are given.",

@@ -64,7 +64,7 @@ class Source:
 
     @property
     def is_prompted(self) -> bool:
-        """Whether trajectories need a pipeline: not if nothing steers the model, or class labels that can be drawn.
+        """Whether trajectories need a pipeline: not if nothing conditions the model, or class labels that can be drawn.
 
         Raises:
             ModelError: the configuration asks for something that a pipeline could not give either.

@@ -1,4 +1,4 @@
-"""What steers each image, and away from what? The conditioning of prompts, for classifier-free guidance in pairs."""
+"""What is each image to show, and what not? The conditioning of prompts, for classifier-free guidance in pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HINT = "Encode every prompt, the empty one included, with the same pipeline and
 class Conditions:
     """The conditioning of K prompts or labels; of a model that takes none, empty.
 
-    ``positive`` input name -> ``[K, ...]``. ``negative``, of the same names and shapes, steers away: the prediction is
+    ``positive`` input name -> ``[K, ...]``. ``negative``, of the same names and shapes, leads away: the prediction is
     then ``negative + scale * (positive - negative)`` (Ho and Salimans 2022, eq. 6, ``scale`` being their 1 + w), and
     every image takes two rows of a call.
 
@@ -50,7 +50,7 @@ class Conditions:
             )
 
     def __len__(self) -> int:
-        """Return K, 0 where nothing steers."""
+        """Return K, 0 where nothing conditions."""
         return next((len(value) for value in self.positive.values()), 0)
 
     @property

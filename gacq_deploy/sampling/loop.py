@@ -21,7 +21,7 @@ from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps
 from gacq_deploy.spec import Array, Float32
 
 Observer = Callable[[int, Float32, Float32], None]
-"""Gets of every call: the step's index, the model's input ``[N, ...]``, its raw answer ``[branches * N, ...]``."""
+"""Gets of every call: the step's index, the model's input ``[N, ...]``, its raw output ``[branches * N, ...]``."""
 _DIFFUSERS = "gacq_deploy.models.diffusers_scheduler:DiffusersSampler"
 """Behind a string, so that the samplers in numpy need no torch."""
 

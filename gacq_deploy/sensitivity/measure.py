@@ -1,4 +1,4 @@
-"""What does one variant of the graph answer on the probe's states, and how far is that from float?"""
+"""What does one variant of the graph predict on the probe's states, and how far is that from float?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gacq_deploy.spec import Array, Site
 
 @dataclass(frozen=True)
 class States:
-    """``M`` states of float trajectories with the float model's own answers.
+    """``M`` states of float trajectories with the float model's own outputs.
 
     ``inputs`` name -> [M, ...]; ``outputs`` [M, C, H, W] float32; ``buckets`` [M] int64, 0 = noisiest.
     """
@@ -73,7 +73,7 @@ def states_of(probe: Probe, buckets: int) -> States:
 
 @dataclass
 class Meter:
-    """Runs graphs in ONNX Runtime, counts them and says so; every engine is closed when it has answered."""
+    """Runs graphs in ONNX Runtime, counts them and says so; every engine is closed when it has run."""
 
     batch: int
     threads: int
@@ -81,31 +81,31 @@ class Meter:
     runs: int = 0
     label: str = ""
 
-    def answers(self, graph: ModelProto, states: States) -> Array:
-        """Return the answers of ``graph``, [M, C, H, W].
+    def outputs(self, graph: ModelProto, states: States) -> Array:
+        """Return the outputs of ``graph``, [M, C, H, W].
 
         Raises:
-            EngineError: it does not open or run, or answers NaN or Inf.
+            EngineError: it does not open or run, or returns NaN or Inf.
         """
         with (
             openable(graph) as model,
             open_engine(REFERENCE, model, threads=self.threads) as engine,
         ):
-            answers = run_in_batches(engine, states.inputs, self.batch)
+            outputs = run_in_batches(engine, states.inputs, self.batch)
             self.label = engine.label
         self.runs += 1
         self.report.advance()
-        if not bool(np.isfinite(answers).all()):
+        if not bool(np.isfinite(outputs).all()):
             raise EngineError(
-                "A variant of the quantized graph answers NaN or Inf on the probe states.",
+                "A variant of the quantized graph returns NaN or Inf on the probe states.",
                 "Run `gacq-deploy parity` to see where; calibrate again.",
             )
-        return answers
+        return outputs
 
     def levels(self, graph: ModelProto, states: States, reference: Array | None = None) -> Levels:
-        """Return the SQNR of each bucket against ``reference``, default the float model's answers."""
+        """Return the SQNR of each bucket against ``reference``, default the float model's outputs."""
         exact = states.outputs if reference is None else reference
-        return tuple(by_bucket(sqnr_db, exact, self.answers(graph, states), states.buckets))
+        return tuple(by_bucket(sqnr_db, exact, self.outputs(graph, states), states.buckets))
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def rank_modules(variants: Variants, states: States, meter: Meter) -> Ranking:
         ExportError: a variant cannot be built.
         EngineError: a variant does not run.
     """
-    base = meter.answers(variants.only(()), states)
+    base = meter.outputs(variants.only(()), states)
     unquantized = tuple(by_bucket(sqnr_db, states.outputs, base, states.buckets))
     quantized = meter.levels(variants.without(()), states)
 

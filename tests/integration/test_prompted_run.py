@@ -89,8 +89,8 @@ def test_images_are_those_of_the_pipeline(root: Path, tmp_path: Path) -> None:
 
 def test_what_steers_reaches_the_pipeline(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "images.png"
-    steering = ("--negative-prompt", "blurred", "--guidance-scale", 2, "--threads", 1, "--batch", 1)
-    made = result_of("run", root / "run", *asked("a cat"), "-n", 2, *steering, "-o", file)
+    conditioning = ("--negative-prompt", "blurred", "--guidance-scale", 2, "--threads", 1, "--batch", 1)
+    made = result_of("run", root / "run", *asked("a cat"), "-n", 2, *conditioning, "-o", file)
     assert (made["negative_prompt"], made["guidance_scale"]) == ("blurred", 2)
     expected = by_hand(root, ["a cat"] * 2, [0, 1], negative_prompt=["blurred"] * 2, guidance_scale=2.0)
     assert_same_picture(file, expected, tmp_path)

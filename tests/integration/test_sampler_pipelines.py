@@ -50,7 +50,7 @@ class Watched:
             self.call = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
 
     @property
-    def steering(self) -> dict[str, Array]:
+    def conditioning(self) -> dict[str, Array]:
         """Tensors with one row per row of the call, those inside a dict as ``outer/inner``."""
         (rows,) = {len(self.call[key]) for key in STATE if key in self.call}
         flat = dict(self.call)
@@ -79,7 +79,7 @@ class Watched:
             return {"output": self.module(**call)[0].numpy()}
 
         inputs = [TensorInfo("sample", "float32", (None, *shape)), TensorInfo("timestep", timestep, (None,))]
-        inputs += [TensorInfo(k, v.dtype.name, (None, *v.shape[1:])) for k, v in self.steering.items()]
+        inputs += [TensorInfo(k, v.dtype.name, (None, *v.shape[1:])) for k, v in self.conditioning.items()]
         output = TensorInfo("output", "float32", (None, *shape))
         return FunctionEngine(answer, tuple(inputs), (output,), "pipeline")
 
@@ -118,7 +118,7 @@ def test_latents_are_the_pipelines_own(
     first = watched.call["timestep"].numpy().reshape(-1)[0]
     assert first == sampler.model_timesteps[0]
     assert first.dtype == timestep
-    conditions = conditions_of(watched.steering, pipeline.guidance_scale)
+    conditions = conditions_of(watched.conditioning, pipeline.guidance_scale)
     assert conditions.branches == (1 if shape == PACKED else 2)
     with watched.engine(shape, timestep) as engine:
         made = generate(engine, sampler, shape=shape, conditions=conditions, seeds=SEEDS)
@@ -126,11 +126,11 @@ def test_latents_are_the_pipelines_own(
     assert np.abs(wanted).max() > 1.5, "latents are not cut off at 1"
 
 
-def conditions_of(steering: Mapping[str, Array], scale: float) -> Conditions:
+def conditions_of(conditioning: Mapping[str, Array], scale: float) -> Conditions:
     """Return a guided call's halves, or an unguided call's rows."""
     count = len(SEEDS)
     negative, positive = (
-        {k: v[rows] for k, v in steering.items()} for rows in (slice(count), slice(count, None))
+        {k: v[rows] for k, v in conditioning.items()} for rows in (slice(count), slice(count, None))
     )
     guided = all(len(value) for value in positive.values())
     return Conditions(positive, negative, scale) if guided else Conditions(negative)

@@ -126,7 +126,7 @@ class GraphAnswers:
         prediction = torch.from_numpy(self._session.run(None, feeds)[0])
         if self._made == 2 * prediction.shape[1]:  # a learned variance, which pipelines cut off
             prediction = torch.cat([prediction, torch.zeros_like(prediction)], 1)
-        key = self._call.answer
+        key = self._call.output
         return {key[0]: prediction} if key else Prediction((prediction,))
 
 

@@ -27,7 +27,7 @@ def collect_prompted(
 
 
 def _join(pieces: Sequence[CalibrationSet]) -> CalibrationSet:
-    """Put batches one behind the other; tables of what steers as well."""
+    """Put batches one behind the other; tables of conditioning as well."""
     check_lengths([p.trajectory for p in pieces])
     conditioning: dict[str, Any] = {}
     for name in pieces[0].conditioning:

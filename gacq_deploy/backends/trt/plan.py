@@ -222,8 +222,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _require_valid(answer: tuple[Any, int], library: TrtLibrary, messages: Messages, plan: Path) -> None:
-    trt, (validity, bits) = library.module, answer
+def _require_valid(found: tuple[Any, int], library: TrtLibrary, messages: Messages, plan: Path) -> None:
+    trt, (validity, bits) = library.module, found
     if validity == trt.EngineValidity.VALID:
         return
     reasons = [n for n, m in trt.EngineInvalidityDiagnostics.__members__.items() if int(m) & int(bits)]

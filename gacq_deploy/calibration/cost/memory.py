@@ -61,7 +61,7 @@ class Counts:
 
     @property
     def probe_rows(self) -> int:
-        """States that the probe answers."""
+        """States of the probe."""
         return self.recipe.parity.probe.trajectories * self.recipe.samples.steps * self.branches
 
     @property
@@ -108,9 +108,9 @@ class Counts:
 
     @property
     def row_bytes(self) -> int:
-        """One sample: state and answer, and what steers it."""
-        steering = sum(int(torch.Size(a.shape).numel()) for a in self.denoiser.call.arguments)
-        return 4 * (2 * int(torch.Size(self.denoiser.record.sample_shape).numel()) + steering)
+        """One sample: state, prediction and conditioning."""
+        conditioning = sum(int(torch.Size(a.shape).numel()) for a in self.denoiser.call.arguments)
+        return 4 * (2 * int(torch.Size(self.denoiser.record.sample_shape).numel()) + conditioning)
 
 
 def memory_bytes(counts: Counts) -> float:

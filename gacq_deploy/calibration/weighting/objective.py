@@ -3,7 +3,7 @@
 Errors of noisy and of clean steps differ by orders of magnitude and do different damage. ``eps`` takes them as they
 are, so the worst steps rule. ``sqnr`` divides each timestep's error by what it was: a decibel counts the same
 everywhere. ``images`` multiplies by what an error of that step does to the final image, measured: the quantized model
-answers in one step of a trajectory, the float model in all others.
+predicts in one step of a trajectory, the float model in all others.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def trajectory_gains(
     """Return timestep -> squared error of the final state for one unit of squared output error at that step.
 
     Trajectories are the float model's, by its own sampler with ``steps`` steps, and guided where the conditions have a
-    negative; the quantized model answers once in each, for all branches.
+    negative; the quantized model predicts once in each, for all branches.
 
     Args:
         denoiser: with quantizers.
@@ -92,7 +92,7 @@ def trajectory_gains(
     sampler = model_sampler(denoiser.record, steps)
     if conditions is None:
         conditions = Conditions(draw_conditioning(denoiser, seed, TRAJECTORIES))
-    answer = _Answer(denoiser, conditions.cycle(TRAJECTORIES))
+    predict = _Predictor(denoiser, conditions.cycle(TRAJECTORIES))
     noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
     run = sampler.begin(range(TRAJECTORIES))
     state = run.start(np.stack(noise))
@@ -100,25 +100,25 @@ def trajectory_gains(
     exact: list[tuple[SamplerRun, Float32, Float32]] = []
     with float_mode(denoiser.module):
         for index in range(len(fed)):
-            output = answer(run.model_input(state, index), fed[index])
-            # a sampler may remember earlier answers: every departure needs a run of its own
+            output = predict(run.model_input(state, index), fed[index])
+            # a sampler may remember earlier outputs: every departure needs a run of its own
             exact.append((copy.deepcopy(run), state, output))
-            state = run.step(answer.guide(output), index, state)
+            state = run.step(predict.guide(output), index, state)
     gains: dict[int, float] = {}
     for index, (departing, before, output) in enumerate(exact):
-        quantized = answer(departing.model_input(before, index), fed[index])
+        quantized = predict(departing.model_input(before, index), fed[index])
         error = float(np.mean((quantized - output) ** 2, dtype=np.float64))
-        final = departing.step(answer.guide(quantized), index, before)
+        final = departing.step(predict.guide(quantized), index, before)
         with float_mode(denoiser.module):
             for later in range(index + 1, len(fed)):
-                following = answer(departing.model_input(final, later), fed[later])
-                final = departing.step(answer.guide(following), later, final)
+                following = predict(departing.model_input(final, later), fed[later])
+                final = departing.step(predict.guide(following), later, final)
         damage = float(np.mean((final - state) ** 2, dtype=np.float64))
         gains[int(sampler.timesteps[index])] = damage / error if error > 0 else 0.0
     return gains
 
 
-class _Answer:
+class _Predictor:
     """The denoiser in its present mode as a function of numpy states, all branches of guidance in one call."""
 
     def __init__(self, denoiser: Denoiser, conditions: Conditions) -> None:

@@ -1,4 +1,4 @@
-"""What is a pipeline asked for with an engine inside, and what images does it answer with?"""
+"""What is a pipeline asked for with an engine inside, and what images come out?"""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def call_arguments(
         _require(opened, "negative_prompt")
         if opened.takes("true_cfg_scale"):
             raise UsageError(
-                f"{opened.name} heeds a negative prompt only beside its distilled guidance, at twice the calls.",
+                f"{opened.name} takes a negative prompt only beside its distilled guidance, at twice the calls.",
                 "Leave --negative-prompt out.",
             )
         given["negative_prompt"] = request.negative_prompt
@@ -144,14 +144,14 @@ def run_pipeline(
     call["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     try:
         with torch.no_grad():
-            answered = opened.pipeline(**call)
+            result = opened.pipeline(**call)
     except GacqError:
         raise
     except _FAILURES as error:
         raise _failure(
             f"{opened.name} fails", error, "Run it once without gacq-deploy, with the same prompt."
         ) from error
-    return _pictures(getattr(answered, "images", answered), opened.name, len(seeds))
+    return _pictures(getattr(result, "images", result), opened.name, len(seeds))
 
 
 def _pictures(images: Any, pipeline: str, count: int) -> NDArray[np.float32]:

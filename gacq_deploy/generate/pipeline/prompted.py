@@ -72,14 +72,14 @@ def make_prompted_images(
         report.stage("denoise", -(-request.count // batch) * len(sampler.timesteps))
         denoiser.register_forward_hook(lambda *_: report.advance())
         began = time.perf_counter()
-        pieces = [
+        batches = [
             run_pipeline(opened, given, prompts[first : first + batch], seeds[first : first + batch])
             for first in range(0, request.count, batch)
         ]
         seconds = time.perf_counter() - began
         label = engine.label
     return GeneratedImages(
-        images=np.concatenate(pieces),
+        images=np.concatenate(batches),
         graph=graph.name,
         engine=label,
         seeds=tuple(seeds),
@@ -100,7 +100,8 @@ def _check_request(request: ImageRequest) -> None:
     check_seeds((request.seed, request.seed + request.count - 1))
     if request.labels is not None:
         raise UsageError(
-            "The model is steered by prompts and takes no class labels.", "Pass --prompt TEXT, not --class."
+            "The model is conditioned on prompts and takes no class labels.",
+            "Pass --prompt TEXT, not --class.",
         )
 
 

@@ -57,7 +57,7 @@ class Observed:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let ``forward`` answer calls of ``module`` until the context ends."""
+    """Let ``forward`` take the calls of ``module`` until the context ends."""
     module.__dict__["forward"] = forward
     try:
         yield

@@ -14,7 +14,7 @@ from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.errors import ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
-from gacq_deploy.models.pipelines import OpenPipeline, check_steerable, open_pipeline
+from gacq_deploy.models.pipelines import OpenPipeline, check_conditioning, open_pipeline
 from gacq_deploy.models.source import Recording, Source, find_source, load_module, make_denoiser
 from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.models.trajectories.prompted import Wanted, wanted_probe, wanted_samples
@@ -40,7 +40,7 @@ def find_model(recipe: Recipe) -> Source:
     """
     source = find_source(recipe.model)
     if source.is_prompted:
-        check_steerable(source, recipe.samples)
+        check_conditioning(source, recipe.samples)
     elif recipe.samples.prompts or recipe.samples.guidance_scale is not None:
         what = f"{len(recipe.samples.prompts)} prompts" if recipe.samples.prompts else "a guidance scale"
         raise RecipeError(
@@ -69,7 +69,7 @@ class Trajectories(Protocol):
         """Return the states of other trajectories, unseen by calibration; the model must be float."""
 
     def conditions(self) -> Conditions | None:
-        """Return what steered the probe's trajectories, where it cannot be drawn."""
+        """Return the conditioning of the probe's trajectories, where it cannot be drawn."""
 
 
 def open_trajectories(
@@ -111,7 +111,7 @@ def record_denoiser(source: Source, recipe: Recipe) -> tuple[Denoiser, int]:
 
 @dataclass(frozen=True)
 class DrawnTrajectories:
-    """Trajectories of the model's own sampler, with class labels that are drawn or with nothing that steers."""
+    """Trajectories of the model's own sampler, with class labels that are drawn or with no conditioning."""
 
     denoiser: Denoiser
     recipe: Recipe

@@ -1,7 +1,7 @@
 """Where do the calibration samples of a text-to-image model come from? Its own pipeline's trajectories, as they run.
 
 What is kept are the calls that the pipeline really makes of its denoiser, with its own scheduler and guidance: states,
-timesteps, everything that steers, and the float answers. Both rows of a guidance pair are kept, under one trajectory.
+timesteps, all conditioning, and the float outputs. Both rows of a guidance pair are kept, under one trajectory.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _arrange(
     def rows(value: NDArray[Any]) -> NDArray[Any]:
         return np.repeat(np.tile(value, images), branches)
 
-    steering = _steering(recorded, kept[0], order)
+    conditioning = _conditioning(recorded, kept[0], order)
     index = np.arange(images * branches).reshape(images, 1, branches).repeat(steps, 1).ravel()
     fraction = call.timestep.dtype == "float32"
     return CalibrationSet(
@@ -150,14 +150,14 @@ def _arrange(
         targets=np.stack(output, 1).reshape(shape),
         timesteps=rows(training_keys(values, call.timestep.scale)),
         float_timesteps=rows(values.astype(np.float32)) if fraction else None,
-        conditioning={k: TableRows(v, index.astype(np.int64)) for k, v in steering.items()},
+        conditioning={k: TableRows(v, index.astype(np.int64)) for k, v in conditioning.items()},
         trajectory=np.repeat(np.array(members, np.int64), steps * branches),
         step=rows(np.arange(0, steps * wanted.keep_every, wanted.keep_every, dtype=np.int64)),
         validation=np.repeat(wanted.validation[list(members)], steps * branches),
     )
 
 
-def _steering(
+def _conditioning(
     recorded: RecordedCall, seen: CapturedCall, order: NDArray[np.int64]
 ) -> Mapping[str, NDArray[Any]]:
     rows = [int(r) for r in order.ravel()]

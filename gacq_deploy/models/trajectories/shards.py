@@ -41,7 +41,7 @@ def collect_file(
     report: Reporter = SILENT,
     group: Group = ALONE,
 ) -> None:
-    """Run a pipeline's float trajectories and write what its denoiser saw and answered to ``path``.
+    """Run a pipeline's float trajectories and write what its denoiser took and returned to ``path``.
 
     Other processes of the group have to call :func:`help_collect_file` with what is broadcast.
 
@@ -70,28 +70,28 @@ def help_collect_file(opened: OpenPipeline, share: PromptedShare, group: Group) 
 
 
 def _walk(opened: OpenPipeline, share: PromptedShare, group: Group, report: Reporter) -> None:
-    for number, piece in walk_share(opened, share.recorded, share.wanted, report, group):
-        save_samples(piece, share.folder / _PATTERN.replace("*", f"{number:06d}"))
+    for number, batch in walk_share(opened, share.recorded, share.wanted, report, group):
+        save_samples(batch, share.folder / _PATTERN.replace("*", f"{number:06d}"))
 
 
 def _join(files: list[Path], path: Path) -> None:
-    """Put batches one behind the other; tables of what steers as well."""
-    pieces = [RowFile(file, "r") for file in files]
-    check_lengths([piece.tensors["trajectory"] for piece in pieces])
-    names = sorted(pieces[0].tensors)
+    """Put batches one behind the other; tables of conditioning as well."""
+    shards = [RowFile(file, "r") for file in files]
+    check_lengths([shard.tensors["trajectory"] for shard in shards])
+    names = sorted(shards[0].tensors)
     layout = {
         name: (
-            pieces[0].tensors[name].dtype.name,
-            (sum(len(p.tensors[name]) for p in pieces), *pieces[0].tensors[name].shape[1:]),
+            shards[0].tensors[name].dtype.name,
+            (sum(len(p.tensors[name]) for p in shards), *shards[0].tensors[name].shape[1:]),
         )
         for name in names
     }
     starts = dict.fromkeys(names, 0)
     with SampleWriter(path, layout) as writer:
-        for piece in pieces:
-            for name, value in piece.tensors.items():
+        for shard in shards:
+            for name, value in shard.tensors.items():
                 table = f"{CONDITION_PREFIX}{name.removeprefix(INDEX_PREFIX)}"
                 shifted: NDArray[np.int64] = value + starts[table] if name.startswith(INDEX_PREFIX) else value
                 writer.write(starts[name], {name: shifted})
-            starts = {name: starts[name] + len(value) for name, value in piece.tensors.items()}
-            piece.tensors.clear()
+            starts = {name: starts[name] + len(value) for name, value in shard.tensors.items()}
+            shard.tensors.clear()

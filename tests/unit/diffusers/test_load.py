@@ -47,10 +47,10 @@ class Recorded:
             return {"output": output.contiguous().numpy()}
 
         state = TensorInfo("sample", "float32", (None, *record.sample_shape))
-        steering = (TensorInfo(a.name, a.dtype, (None, *a.shape)) for a in record.call.arguments)
+        conditioning = (TensorInfo(a.name, a.dtype, (None, *a.shape)) for a in record.call.arguments)
         fed = TensorInfo("timestep", record.call.timestep.dtype, (None,))
         output = TensorInfo("output", "float32", state.shape)
-        return FunctionEngine(function, (state, fed, *steering), (output,))
+        return FunctionEngine(function, (state, fed, *conditioning), (output,))
 
     def stand_in(self) -> EngineDenoiser:
         module: Any = self.denoiser.module

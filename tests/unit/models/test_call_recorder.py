@@ -12,7 +12,7 @@ from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_capture import CallCapture
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
-from gacq_deploy.models.pipelines import OpenPipeline, check_steerable, open_pipeline
+from gacq_deploy.models.pipelines import OpenPipeline, check_conditioning, open_pipeline
 from gacq_deploy.models.source import find_source, load_module, make_denoiser
 from gacq_deploy.models.trajectories.prompted import wanted_probe, wanted_samples
 from gacq_deploy.progress import SILENT
@@ -28,7 +28,7 @@ SAMPLES = SamplesSection(trajectories=3, steps=4, batch=2, prompts=("a cat", "a 
 @pytest.fixture(scope="module")
 def opened() -> OpenPipeline:
     source = find_source(SECTION)
-    check_steerable(source, SAMPLES)
+    check_conditioning(source, SAMPLES)
     return open_pipeline(source, load_module(source))
 
 
@@ -57,8 +57,8 @@ def test_an_unfamiliar_call_is_taken_apart(recorded: RecordedCall) -> None:
     assert (loudness.name, loudness.shape, loudness.shared) == ("loudness", (), False)
     assert (grid.name, grid.shape, grid.shared) == ("grid", (8, 8), True)
     assert call.constants == {"brief": {"tone": None}}
-    assert call.answer == ("noise",)
-    # interleaved rows, of which the second heeds no prompt
+    assert call.output == ("noise",)
+    # interleaved rows, of which the second depends on no prompt
     assert recorded.layout == Layout(branches=2, by_image=True, negative=1)
     assert recorded.layout.rows(2) == [[1, 0], [3, 2]]
 
@@ -78,12 +78,12 @@ def test_what_is_kept_is_what_the_pipeline_passed(
     module: Any = opened.denoiser
     denoiser = make_denoiser(find_source(SECTION), module, recorded.recording)
     with torch.no_grad():
-        answer = denoiser(
+        output = denoiser(
             torch.from_numpy(samples.latents),
             torch.from_numpy(samples.timesteps),
             {k: torch.from_numpy(v[:]) for k, v in samples.conditioning.items()},
         )
-    np.testing.assert_allclose(answer.numpy(), samples.targets, atol=1e-5)
+    np.testing.assert_allclose(output.numpy(), samples.targets, atol=1e-5)
 
 
 def test_both_rows_of_a_guidance_pair_are_kept_the_negative_first(samples: CalibrationSet) -> None:

@@ -40,7 +40,7 @@ def test_with_nothing_in_it_answers_as_the_float_graph(
     assert probe is not None
     meter, states = Meter(8, 1, SILENT), states_of(probe, 2)
     np.testing.assert_array_equal(
-        meter.answers(empty, states), meter.answers(read_graph(run.float_onnx), states)
+        meter.outputs(empty, states), meter.outputs(read_graph(run.float_onnx), states)
     )
 
 
