@@ -1,22 +1,17 @@
 """Which NVIDIA GPUs and driver are here, does CUDA start on them, and which precision pays?
 
-Two witnesses: nvidia-smi knows the driver's version, and libcuda what a process can really use.
+Two witnesses: NVML knows the driver's version, and libcuda what a process can really use.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
 from gacq_deploy.doctor.precision import Capability, advise, dotted
-
-_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
-_OLD_FIELDS = _FIELDS[:-1]  # drivers before 470 have no compute_cap
-_UNKNOWN = ("", "[N/A]", "N/A", "[Not Supported]")
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Graphics:
-    """What both witnesses said. ``listed`` by nvidia-smi, ``usable`` through CUDA."""
+    """What both witnesses said. ``listed`` by NVML, ``usable`` through CUDA."""
 
     listed: tuple[Gpu, ...] = ()
     usable: tuple[Gpu, ...] = ()
@@ -49,28 +44,38 @@ class Graphics:
 
 
 def look() -> Graphics:
-    """Ask nvidia-smi, and libcuda in a child process."""
-    listed, driver, smi_problem = _ask_smi()
-    return merge(listed, driver, smi_problem, ask("cuda"))
+    """Ask NVML and libcuda, each in a child process."""
+    return merge(ask("nvml"), ask("cuda"))
 
 
-def merge(listed: tuple[Gpu, ...], driver: str | None, smi_problem: str, cuda: Reply) -> Graphics:
+def merge(nvml: Reply, cuda: Reply) -> Graphics:
     """Make one picture of both witnesses."""
-    answer = cuda.answer
-    usable = tuple(
-        Gpu(d["name"], d["memory"] // 1_000_000, (d["capability"][0], d["capability"][1]))
-        for d in answer.get("devices", ())
-    )
+    listed, usable = _gpus(nvml.answer), _gpus(cuda.answer)
     problem = cuda.problem
-    if answer.get("absent"):
+    if cuda.answer.get("absent"):
         problem = "libcuda.so.1 is not here" if listed else ""
-    spoken = answer.get("cuda")
+    # where CUDA works, a silent NVML takes nothing away
+    if not problem and not usable and nvml.problem:
+        problem = f"NVML failed: {nvml.problem}"
+    spoken = cuda.answer.get("cuda")
     return Graphics(
         listed,
         usable,
-        driver,
+        nvml.answer.get("driver"),
         (spoken[0], spoken[1]) if spoken else None,
-        problem or ("" if usable else smi_problem),
+        problem,
+    )
+
+
+def _gpus(answer: dict[str, Any]) -> tuple[Gpu, ...]:
+    """Read the ``devices`` of a witness; None stands for what a GPU does not tell of itself."""
+    return tuple(
+        Gpu(
+            device["name"],
+            None if device["memory"] is None else device["memory"] // 1_000_000,
+            None if device["capability"] is None else (device["capability"][0], device["capability"][1]),
+        )
+        for device in answer.get("devices", ())
     )
 
 
@@ -92,50 +97,3 @@ def checks(graphics: Graphics) -> Iterator[Check]:
     for capability in sorted({gpu.capability for gpu in seen if gpu.capability is not None}):
         status, sentence, source = advise(capability)
         yield Check("gpu precision", status, sentence, f"Source: {source}")
-
-
-def parse_smi(text: str) -> tuple[tuple[Gpu, ...], str | None]:
-    """Read `nvidia-smi --query-gpu=name,driver_version,memory.total[,compute_cap] --format=csv,noheader`.
-
-    Returns the GPUs and the driver's version. Fields that a GPU has not (`[N/A]` on Jetson) are None.
-    """
-    gpus, driver = [], None
-    for line in text.splitlines():
-        fields = [part.strip() for part in line.split(",")]
-        if len(fields) < len(_OLD_FIELDS):
-            continue
-        name, version, memory, *capability = fields
-        driver = driver or (version if version not in _UNKNOWN else None)
-        gpus.append(Gpu(name, _megabytes(memory), _capability(capability[0]) if capability else None))
-    return tuple(gpus), driver
-
-
-def _megabytes(text: str) -> int | None:
-    number, _, unit = text.partition(" ")
-    return int(number) * 1_048_576 // 1_000_000 if number.isdigit() and unit == "MiB" else None
-
-
-def _capability(text: str) -> Capability | None:
-    major, _, minor = text.partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
-
-
-def _ask_smi() -> tuple[tuple[Gpu, ...], str | None, str]:
-    """Return GPUs, driver and, where it failed, why."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return (), None, ""
-    problem = ""
-    for fields in (_FIELDS, _OLD_FIELDS):
-        command = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.SubprocessError) as error:
-            return (), None, f"nvidia-smi failed: {error}"
-        if done.returncode == 0:
-            return *parse_smi(done.stdout), ""
-        said = (done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}").splitlines()[
-            0
-        ]
-        problem = problem or f"nvidia-smi failed: {said}"
-    return (), None, problem

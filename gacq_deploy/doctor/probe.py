@@ -57,6 +57,50 @@ def _cuda() -> dict[str, Any]:
     return read_driver(driver)
 
 
+def read_nvml() -> dict[str, Any]:
+    """Ask NVML, the driver's own management library, for the driver's version and its GPUs.
+
+    ``driver`` is None where it does not tell; a device has ``name``, ``capability`` [major, minor] or None, and
+    ``memory`` in bytes or None (a Jetson's is not its own). ``absent`` where no driver brought the library.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        return {"absent": True}
+    except pynvml.NVMLError as error:
+        return {"problem": str(error)}
+    found: dict[str, Any] = {"driver": _told(pynvml.nvmlSystemGetDriverVersion), "devices": []}
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        found["devices"] = [_listed(handle) for handle in handles]
+    except pynvml.NVMLError as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _listed(handle: Any) -> dict[str, Any]:
+    import pynvml
+
+    memory = _told(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return {
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "capability": _told(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        "memory": None if memory is None else memory.total,
+    }
+
+
+def _told(question: Callable[..., Any], *arguments: Any) -> Any:
+    """Return NVML's answer, None where the driver or the GPU has none."""
+    import pynvml
+
+    try:
+        return question(*arguments)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return None
+
+
 def _tensorrt(name: str) -> dict[str, Any]:
     """Load the library, and open a builder where that needs no driver or has one."""
     library = load_trt(next(known for known in TRT_NAMES if known == name))
@@ -73,6 +117,7 @@ def _provider(name: str) -> dict[str, Any]:
 
 
 _QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "nvml": read_nvml,
     "cuda": _cuda,
     "tensorrt": _tensorrt,
     "provider": _provider,

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = ("torch", "diffusers", "transformers", "onnxscript", "huggingface_hub")
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy", "pynvml")
 TERMINAL = ("click", "rich")
 TORCH_ROOMS = (
     "gacq_deploy.models",
