@@ -15,6 +15,7 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.trt.library import choose_backend, current_device
+from gacq_deploy.backends.trt.polygraphy import require_polygraphy
 from gacq_deploy.build_trt import manifest
 from gacq_deploy.build_trt.compiler import Limits, compile_graph, describe_library
 from gacq_deploy.build_trt.coverage import check_coverage, measure_coverage
@@ -86,7 +87,7 @@ def plan_builds(directory: RunDirectory, request: BuildRequest) -> tuple[Planned
 
     Raises:
         ArtifactError: not exported, stale, or without ``int8.onnx``.
-        BackendUnavailable: the library is missing.
+        BackendUnavailable: the library or Polygraphy is missing.
         UsageError: shapes that do not fit the graph.
         GateError: the lint finds what TensorRT refuses, crashes on or computes wrongly.
     """
@@ -142,6 +143,7 @@ class _Stage:
         self._policy = self._step_policy()
         self._device = current_device()
         self._library = describe_library(choose_backend(self._section.backend))
+        require_polygraphy("build-trt")
 
     def plan(self) -> tuple[PlannedBuild, ...]:
         """Return the engines wanted, the INT8 one first."""

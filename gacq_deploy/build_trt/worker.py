@@ -14,11 +14,13 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
 from gacq_deploy.backends.trt.library import TrtLibrary, has_device, load_trt
-from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.backends.trt.polygraphy import Polygraphy, load_polygraphy
+from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import BackendUnavailable
 
 PLAN, LOG, RESULT, INSPECTION = "engine.plan", "builder.log", "result.json", "inspection.json"
@@ -26,7 +28,6 @@ DISK_FULL = 73
 """Exit code of a worker that could not write: on a full disk a file cannot say so."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PR_SET_PDEATHSIG = 1
-_FLAGS = {"refit": "REFIT", "strip": "STRIP_PLAN", "version_compat": "VERSION_COMPATIBLE"}
 _SECONDS_BETWEEN_REPORTS = 0.2
 
 
@@ -46,13 +47,13 @@ def main(job: Path) -> int:
     document = json.loads(job.read_text(encoding="utf-8"))
     folder = Path(document["folder"])
     options = CompileOptions.model_validate(document["options"])
+    outcome: dict[str, Any]
     try:
         library = load_trt(options.backend)
-    except BackendUnavailable as error:
-        outcome: dict[str, Any] = {"status": "unavailable", "message": error.message, "hint": error.hint}
-    else:
         outcome = {"library": library.name, "version": library.version, "targets": list(_targets(library))}
         outcome |= {"status": "built"} if document["graph"] is None else _outcome(library, options, document)
+    except BackendUnavailable as error:
+        outcome = {"status": "unavailable", "message": error.message, "hint": error.hint}
     (folder / RESULT).write_text(json.dumps(outcome), encoding="utf-8")
     return 0
 
@@ -85,28 +86,25 @@ def _build(library: TrtLibrary, options: CompileOptions, job: dict[str, Any], lo
     # by path: bytes would look for external data in the working directory
     if not parser.parse_from_file(job["graph"]):
         raise BuildFailure("parse", "The parser refused the graph.", _problems(parser))
-    _decompose_attention(trt, network)
     parsed = time.monotonic()
     if job.get("parse_only"):
         return {"parse_s": parsed - began, "layers": network.num_layers}
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _configure(library, config, options)
-    for profile in options.profiles:
-        config.add_optimization_profile(_profile(builder, profile))
-    cache = _timing_cache(config, options)
-    monitor = _monitor(trt)
-    config.progress_monitor = monitor
+    polygraphy = load_polygraphy(library)
+    # where the builder has no fused kernel for ONNX's Attention it may take it apart
+    polygraphy.decompose_attention((builder, network, parser))()
+    monitor = _monitor(trt)  # named, for a configuration need not keep it
+    given = _given(library, options) | {"progress_monitor": monitor}
+    config = _config(polygraphy, builder, network, options, given)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildFailure("build", "The builder gave no plan.")
     folder = Path(job["folder"])
     with (folder / PLAN).open("wb") as file:
         file.write(memoryview(plan))
-    if cache is not None:
+    if options.timing_cache is not None:
         whole = folder / "timing.cache"
         whole.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        whole.replace(str(options.timing_cache))  # never half a file, which would spoil every later build
+        whole.replace(options.timing_cache)  # never half a file, which would spoil every later build
     result = {"parse_s": parsed - began, "build_s": time.monotonic() - parsed, "layers": network.num_layers}
     if has_device():
         result |= _inspect(trt, logger, plan, folder)
@@ -166,30 +164,46 @@ def _problems(parser: Any) -> list[dict[str, str]]:
     return [{"text": e.desc(), "node": e.node_name(), "operator": e.node_operator()} for e in errors]
 
 
-def _decompose_attention(trt: Any, network: Any) -> None:
-    """Let the builder take ONNX's Attention apart where it has no fused kernel for it."""
-    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
-    for i in range(network.num_layers if kind is not None else 0):
-        layer = network.get_layer(i)
-        if layer.type == kind:
-            # the bindings hand out the base class; its attributes are the subclass's
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
+def _config(
+    polygraphy: Polygraphy, builder: Any, network: Any, options: CompileOptions, given: dict[str, Any]
+) -> Any:
+    """Let Polygraphy make the builder's configuration, its profiles checked against the network."""
+    profiles = [_profile(polygraphy.profile(), ranges) for ranges in options.profiles]
+    cache = None if options.timing_cache is None else Path(options.timing_cache)
+    # not by path: it would leave a lock file there; whoever asks for a build has locked the run
+    with cache.open("rb") if cache is not None and cache.is_file() else nullcontext() as kept:
+        try:
+            create = polygraphy.create_config(profiles=profiles, load_timing_cache=kept, **given)
+            return create(builder, network)
+        except (polygraphy.refusal, RuntimeError, ValueError) as error:
+            refused = str(error).rstrip(".")
+            raise BuildFailure("option", f"The configuration is refused: {refused}.") from error
 
 
-def _configure(library: TrtLibrary, config: Any, options: CompileOptions) -> None:
-    trt = library.module
-    if options.workspace_mb is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    if options.opt_level is not None:
-        config.builder_optimization_level = options.opt_level
-    for field, flag in _FLAGS.items():
-        if getattr(options, field):
-            config.set_flag(getattr(trt.BuilderFlag, flag))
+def _profile(profile: Any, ranges: dict[str, ShapeRange]) -> Any:
+    for name, shapes in ranges.items():
+        profile.add(name, shapes.min, shapes.opt, shapes.max)
+    return profile
+
+
+def _given(library: TrtLibrary, options: CompileOptions) -> dict[str, Any]:
+    """Return Polygraphy's arguments for the options; None leaves the library its default."""
+    trt, workspace = library.module, options.workspace_mb
+    given = {
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        "memory_pool_limits": None if workspace is None else {trt.MemoryPoolType.WORKSPACE: workspace << 20},
+        "builder_optimization_level": options.opt_level,
+        "refittable": options.refit,
+        "strip_plan": options.strip,
+        "version_compatible": options.version_compat,
+    }
     if options.hw_compat:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        given["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.compute_capabilities:
-        _target(library, config, options.compute_capabilities)
+        given["compute_capabilities"] = _capabilities(library, options.compute_capabilities)
+    if library.name == "tensorrt":
+        given["tf32"] = True  # the library's own default, which Polygraphy would turn off
+    return given
 
 
 def _targets(library: TrtLibrary) -> tuple[str, ...]:
@@ -199,38 +213,15 @@ def _targets(library: TrtLibrary) -> tuple[str, ...]:
     return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
 
-def _target(library: TrtLibrary, config: Any, capabilities: tuple[str, ...]) -> None:
-    trt, known = library.module, _targets(library)
-    if not hasattr(config, "num_compute_capabilities") or not hasattr(config, "set_compute_capability"):
-        raise BuildFailure("option", "It builds for the GPU it runs on and takes no compute capability.")
-    config.num_compute_capabilities = len(capabilities)
-    for index, text in enumerate(capabilities):
-        name = "SM" + text.replace(".", "")
-        if text not in known or not config.set_compute_capability(
-            getattr(trt.ComputeCapability, name), index
-        ):
+def _capabilities(library: TrtLibrary, asked: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return ``8.6`` as the pair that Polygraphy takes, of targets that there are."""
+    known = _targets(library)
+    for text in asked:
+        if text not in known:
             raise BuildFailure(
                 "option", f"There is no target {text}; there are {', '.join(known) or 'none'}."
             )
-
-
-def _profile(builder: Any, ranges: dict[str, Any]) -> Any:
-    profile = builder.create_optimization_profile()
-    for name, shapes in ranges.items():
-        try:
-            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        except (RuntimeError, ValueError) as error:
-            raise BuildFailure("option", f"Input '{name}' takes no shapes {shapes}: {error}.") from error
-    return profile
-
-
-def _timing_cache(config: Any, options: CompileOptions) -> Any:
-    if options.timing_cache is None:
-        return None
-    path = Path(options.timing_cache)
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, False)
-    return cache
+    return [(int(major), int(minor)) for major, minor in (text.split(".") for text in asked)]
 
 
 def _inspect(trt: Any, logger: Any, plan: Any, folder: Path) -> dict[str, Any]:

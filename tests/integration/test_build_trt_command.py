@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gacq_deploy.backends.trt import polygraphy
 from gacq_deploy.build_trt import compiler, stage
 from gacq_deploy.build_trt.compiler import Compiled, LibraryFacts, compile_graph
 from gacq_deploy.build_trt.open import locate_plan
@@ -224,6 +226,17 @@ def test_the_lint_is_a_gate(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "has 1 errors" in failed["message"]
     assert "conv1:input: scale 0" in failed["message"]
     assert not (run_copy / "engines").exists()
+
+
+def test_without_polygraphy_nothing_is_begun(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(polygraphy.metadata, "version", missing)
+    monkeypatch.setattr(stage, "describe_library", _any_library)
+    failed = build(run_copy, *RTX, "--dry-run", code=4)["error"]
+    assert failed["message"] == "build-trt needs Polygraphy, which is not installed."
+    assert "pip install 'polygraphy>=" in failed["hint"]
 
 
 def _any_library(_name: str) -> LibraryFacts:

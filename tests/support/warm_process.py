@@ -31,9 +31,10 @@ _TENSORRT = """
 from contextlib import suppress
 import gacq_deploy.build_trt.worker
 from gacq_deploy.backends.trt.library import load_trt
+from gacq_deploy.backends.trt.polygraphy import load_polygraphy
 from gacq_deploy.errors import BackendUnavailable
 with suppress(BackendUnavailable):
-    load_trt("tensorrt-rtx")
+    load_polygraphy(load_trt("tensorrt-rtx"))
 """
 _BENCH = """
 import gacq_deploy.bench.worker

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -15,8 +17,9 @@ from gacq_deploy.build_trt import compiler
 from gacq_deploy.build_trt.compiler import Limits, compile_graph, describe_library, parse_graph
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.layers import int8_nodes
-from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import BackendUnavailable, EngineError, ResourceError
+from gacq_deploy.processes.spawn import child_environment
 from tests.support import qdq_graphs as patterns
 from tests.support.graph_sketch import Sketch
 
@@ -56,6 +59,29 @@ def test_two_builds_write_the_same_bytes(graph: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         plans.append(compile_graph(graph, RTX, folder=tmp_path / name).plan.read_bytes())
     assert plans[0] == plans[1]
+
+
+@pytest.mark.rtx
+def test_nothing_but_progress_stands_on_stdout(graph: Path, folder: Path) -> None:
+    job = {"graph": str(graph), "folder": str(folder), "options": RTX.model_dump(mode="json")}
+    (folder / "job.json").write_text(json.dumps(job))
+    done = subprocess.run(
+        [*compiler.WORKER, str(folder / "job.json")],
+        env=child_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said
+    assert all(line.keys() == {"phase", "step", "of"} for line in said)
+    assert done.stderr == ""
+
+
+@pytest.mark.rtx
+@pytest.mark.usefixtures("warm_builds")
+def test_shapes_for_an_input_that_there_is_not(graph: Path, folder: Path) -> None:
+    shapes = ShapeRange(min=(1,), opt=(1,), max=(1,))
+    with pytest.raises(EngineError, match=r"configuration is refused: .*nobody") as caught:
+        compile_graph(graph, RTX.model_copy(update={"profiles": ({"nobody": shapes},)}), folder=folder)
+    assert caught.value.hint == "Correct the option."
 
 
 @pytest.mark.rtx
