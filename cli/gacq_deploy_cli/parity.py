@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the engine choose."
 )
 @host_code_option
+@click.option(
+    "--save-polygraphy",
+    "save_polygraphy",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Save the probe's inputs and each engine's answers for Polygraphy and trtexec, and print their commands.",
+)
 @common
 @with_output
 def parity(
@@ -44,6 +51,7 @@ def parity(
     thresholds: Path | None,
     threads: int,
     allow_host_code: bool,
+    save_polygraphy: Path | None,
 ) -> int:
     """Prove that the exported graphs are the calibrated model: exit 0 ship it, 3 do not.
 
@@ -51,11 +59,16 @@ def parity(
     float model, and that distance against the recipe's budget. Writes parity.json; --rejudge writes and
     runs nothing.
     """
+    from gacq_deploy.errors import UsageError
     from gacq_deploy.parity import check_parity, rejudge
     from gacq_deploy.run_directory import RunDirectory
 
     run = RunDirectory(directory)
     if thresholds is not None:
+        if save_polygraphy is not None:
+            raise UsageError(
+                "--rejudge runs nothing, so --save-polygraphy has nothing to save.", "Leave one out."
+            )
         result = rejudge(run, _read_thresholds(thresholds))
     else:
         with output.progress() as report:
@@ -64,10 +77,28 @@ def parity(
                 engines=engines or None,
                 threads=threads,
                 allow_host_code=allow_host_code,
+                save_polygraphy=save_polygraphy,
                 report=report,
             )
-    output.emit(result.model_dump(mode="json", by_alias=True), *parity_tables(result, run.parity_json))
+    document = result.model_dump(mode="json", by_alias=True)
+    lines: tuple[str, ...] = ()
+    if save_polygraphy is not None:
+        more, lines = _saved(save_polygraphy)
+        document |= more
+    output.emit(document, *parity_tables(result, run.parity_json), *lines)
     return exit_codes.DONE if result else exit_codes.GATE
+
+
+def _saved(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what is said of the folder for NVIDIA's tools, with --json and without."""
+    from dataclasses import asdict
+
+    from gacq_deploy.parity import saved_commands
+
+    commands = saved_commands(folder)
+    document = {"folder": str(folder), "commands": [asdict(command) for command in commands]}
+    lines = (f"\n# {command.about}\n{command.line}" for command in commands)
+    return {"polygraphy": document}, (f"saved for Polygraphy: {folder}", *lines)
 
 
 def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:

@@ -106,6 +106,17 @@ class CompiledEngine:
     key: str = ""
 
 
+class Keeper(Protocol):
+    """Takes up what an engine answered to every row of the probe, as it is measured."""
+
+    def __call__(self, graph: str, name: str, engine: Engine, rows: Array) -> None:
+        """Take ``rows`` [M, C, H, W] of the engine reported as ``name``, opened on the file ``graph``."""
+
+
+def _forget(graph: str, name: str, engine: Engine, rows: Array) -> None:
+    """Keep nothing."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """How it is judged."""
@@ -119,6 +130,7 @@ class Setting:
     """Which steps run in float: trajectories and images are then judged as the mix makes them."""
     compiled: Mapping[str, CompiledEngine] = field(default_factory=dict)
     """Engine name -> its plans. They cannot be cut into blocks, so there is no local evidence of them."""
+    keep: Keeper = _forget
 
 
 def measure(
@@ -249,6 +261,7 @@ class _Stage:
     def _exporter(self) -> Edge:
         def work(engine: Engine) -> Edge:
             answers = run_in_batches(engine, self._probe.inputs, self._setting.batch)
+            self._setting.keep("float.onnx", _FLOAT, engine, answers)
             exact = self._probe.outputs["float"]
             self.noise_floor[_FLOAT] = self._noise(engine, answers)
             self._truth = run_freely(engine, self._held)
@@ -309,6 +322,7 @@ class _Stage:
 
         def work(engine: Engine) -> Edge:
             answers = run_in_batches(engine, self._probe.inputs, batch)
+            self._setting.keep(candidate.flavour.file, names[1], engine, answers)
             self.noise_floor[names[1]] = self._noise(
                 engine,
                 answers,

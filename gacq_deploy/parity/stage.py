@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from gacq_deploy.parity.comparisons import (
     candidates_of,
     measure,
 )
+from gacq_deploy.parity.probe_folder import ProbeFolder
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import ParitySection, Recipe
@@ -42,13 +45,14 @@ from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.sealed import require_current
 
 
-def check_parity(
+def check_parity(  # noqa: PLR0913 (a public function: each argument is one choice of its caller)
     directory: AnyRun,
     *,
     engines: Sequence[str] | None = None,
     threads: int = 0,
     open_with: EngineFactory = open_engine,
     allow_host_code: bool = False,
+    save_polygraphy: Path | str | None = None,
     report: Reporter = SILENT,
 ) -> ParityReport:
     """Judge the exported graphs of a run by four kinds of evidence and write ``parity.json``.
@@ -59,16 +63,19 @@ def check_parity(
         threads: CPU threads of the engines; 0 lets each library choose.
         open_with: opens a graph in an engine.
         allow_host_code: let a version-compatible plan run the code it carries.
+        save_polygraphy: a folder for the probe's inputs and the engines' answers in Polygraphy's formats; it is made
+            whole or not at all, in the place of one that was made so before.
         report: progress.
 
     Raises:
         ArtifactError: not calibrated or exported, stale, altered, or the artifact holds no probe.
         BackendUnavailable: ``ort-cpu``, or an engine that was asked for, is missing, or no engine that was asked for
-            can be exact on this processor.
-        UsageError: no exported graph runs in the engines asked for.
+            can be exact on this processor; or Polygraphy is, where it is asked for.
+        UsageError: no exported graph runs in the engines asked for, or the folder for Polygraphy holds something else.
     """
     directory = as_run(directory)
     recipe = directory.load_recipe()
+    saved = None if save_polygraphy is None else ProbeFolder(save_polygraphy)
     with lock_directory(directory.root):
         artifact = load_artifact(directory.artifact)
         record = load_export(directory)
@@ -94,8 +101,12 @@ def check_parity(
             about["step_policy"] = policy_document(policy)
         if compiled:
             about["engines"] = {name: engine.key for name, engine in compiled.items()}
+        if saved is not None:
+            setting = replace(setting, keep=saved.keep)
         result = measure(subject, candidates, setting, about)
         result.save(directory.parity_json)
+        if saved is not None:
+            saved.write(subject.probe, directory.onnx, batch=setting.batch, section=recipe.parity)
     return result
 
 

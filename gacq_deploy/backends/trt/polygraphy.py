@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 from gacq_deploy.backends.trt.library import TrtLibrary
 from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.spec import Array
 
 OLDEST = (0, 53, 4)
 """The first version that knows both libraries as this package uses them."""
@@ -65,3 +68,22 @@ def load_polygraphy(library: TrtLibrary) -> Polygraphy:
         decompose_attention=driver.SetDecomposableAttentions,
         refusal=import_module("polygraphy.exception").PolygraphyException,
     )
+
+
+def save_feeds(path: Path, feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Write inputs for Polygraphy's ``--load-inputs``: name -> array for each iteration."""
+    with _silent():
+        import_module("polygraphy.json").save_json([dict(feed) for feed in feeds], str(path))
+
+
+def save_results(path: Path, runner: str, outputs: Sequence[Mapping[str, Array]]) -> None:
+    """Write what ``runner`` answered for Polygraphy's ``--load-outputs``: name -> array for each iteration."""
+    with _silent():
+        results = import_module("polygraphy.comparator").RunResults()
+        results.add([dict(output) for output in outputs], runner_name=runner)
+        results.save(str(path))
+
+
+def _silent() -> Any:
+    """Return a block in which Polygraphy writes nothing to stdout; its logger is the caller's own as well."""
+    return import_module("polygraphy.logger").G_LOGGER.verbosity()

@@ -18,7 +18,7 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.verify import verify_run
-from gacq_deploy.parity import check_parity
+from gacq_deploy.parity import check_parity, saved_commands
 from gacq_deploy.parity import stage as check
 from gacq_deploy.parity.comparisons import CompiledEngine
 from gacq_deploy.parity.stage import rejudge, runnable_plans
@@ -87,6 +87,18 @@ def test_a_plan_is_judged_at_every_batch_it_was_built_for(
     assert {1, 2, MOST} <= set(seen)
     assert max(seen) == MOST
     assert report.noise_floor["int8.onnx@tensorrt-rtx batch 2"]["rerun_max_abs"] == 0
+
+
+def test_answers_at_every_batch_are_saved_for_polygraphy(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_compiled", compiled(run, []))
+    check_parity(run, engines=["tensorrt-rtx"], threads=1, save_polygraphy=tmp_path / "saved")
+    assert {p.stem for p in (tmp_path / "saved/outputs").iterdir()} == {
+        "float.onnx@ort-cpu", *(f"int8.onnx@tensorrt-rtx-batch-{n}" for n in (1, 2, MOST)),
+    }  # fmt: skip
+    (reduce,) = (c.line for c in saved_commands(tmp_path / "saved") if "debug reduce" in c.line)
+    assert reduce.startswith("POLYGRAPHY_USE_TENSORRT_RTX=1 ")
 
 
 def test_an_engine_that_is_wrong_at_one_batch_only_is_caught(
