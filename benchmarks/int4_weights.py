@@ -75,7 +75,7 @@ def compiled(name: str, model: onnx.ModelProto, plan: QuantPlan | None, folder: 
     return {
         "graph_bytes": sum(f.stat().st_size for f in files),
         "half_graph_bytes": path.stat().st_size,
-        "plan_bytes": built.plan.stat().st_size,
+        "plan_bytes": built.engine.stat().st_size,
         "library": f"{built.library}-{built.version}",
         "coverage": coverage.document(),
     }

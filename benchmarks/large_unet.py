@@ -165,7 +165,7 @@ def _compile(work: Path) -> Facts:
     coverage = measure_coverage(model, compiled.layers, load_artifact(work / "artifact").plan.modules)
     return {
         "library": f"{compiled.library}-{compiled.version}",
-        "plan_mb": compiled.plan.stat().st_size // 2**20,
+        "plan_mb": compiled.engine.stat().st_size // 2**20,
         "builder_peak_mb": compiled.peak_mb,
         "int8_layers": coverage.int8,
         "planned_layers": coverage.planned,

@@ -28,7 +28,7 @@ BATCH = "4"
 
 def build(run: RunDirectory, *, rebuild: bool = False, **section: Any) -> dict[str, Any]:
     """Build one plan and return what its manifest says of it."""
-    asked = BuildSection(backend="tensorrt-rtx", fp16_twin=False, min_int8_coverage=0, **section)
+    asked = BuildSection(backend="tensorrt-rtx", fp16_baseline=False, min_int8_coverage=0, **section)
     (built,) = build_engines(run, BuildRequest(asked, rebuild=rebuild))
     record = built.record
     coverage = record.coverage

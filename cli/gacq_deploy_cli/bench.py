@@ -44,7 +44,7 @@ def bench(
     allow_host_code: bool,
     allow_failed: bool,
 ) -> None:
-    """Measure the INT8 graphs beside their float twins, interleaved, in both orders. Writes bench.json.
+    """Measure the INT8 graphs beside their float baselines, interleaved, in both orders. Writes bench.json.
 
     Every engine runs in a process of its own. Ratios are of CPU time: above 1 INT8 is faster.
     """

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     "--version-compat/--no-version-compat", default=None, help="Run on later TensorRT versions too."
 )
 @click.option(
-    "--fp16-twin/--no-fp16-twin", default=None, help="Build the float graph too; default: where a GPU is."
+    "--fp16-baseline/--no-fp16-baseline",
+    default=None,
+    help="Build the float graph too; default: where a GPU is.",
 )
 @click.option(
     "--min-int8-coverage", type=click.FloatRange(0, 1), help="Least share of planned layers in INT8."
@@ -118,7 +120,7 @@ def _proof_document(proof: Proof | None) -> dict[str, Any] | None:
     """Return what running the engines showed; None where nothing was run."""
     if proof is None:
         return None
-    return {"parity_passed": bool(proof.parity), "times_faster_than_twin": proof.speed}
+    return {"parity_passed": bool(proof.parity), "times_faster_than_baseline": proof.speed}
 
 
 def _proof_lines(proof: Proof | None) -> Iterator[str]:
@@ -128,7 +130,7 @@ def _proof_lines(proof: Proof | None) -> Iterator[str]:
     yield "parity: passed" if proof.parity else "parity: did not pass; `gacq-deploy parity` shows where"
     for batch, speed in proof.speed.items():
         word = "faster" if speed > 1 else "SLOWER"
-        yield f"batch {batch}: {speed:.2f} times the float twin's speed ({word}; wall time, interleaved)"
+        yield f"batch {batch}: {speed:.2f} times the float baseline's speed ({word}; wall time, interleaved)"
 
 
 def _override(section: BuildSection, chosen: Mapping[str, Any]) -> BuildSection:
@@ -244,7 +246,7 @@ def _target_text(built: BuiltEngine) -> str:
 def coverage_text(coverage: Mapping[str, Any] | None) -> str:
     """Return how many layers are INT8, and how many hold INT4 weights and compute in float."""
     if coverage is None:
-        return "float twin"
+        return "float baseline"
     texts = [f"{coverage['int8']} of {coverage['planned']} planned layers ({coverage['share']:.1%})"]
     if (weights := coverage.get("weight_only")) is not None:
         texts = texts if coverage["planned"] else []

@@ -104,10 +104,10 @@ def _saved(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:
     """Return one row a gate, what failed and where, and the verdict."""
     failed = [
-        f"FAILED {edge.evidence}: {edge.reference} -> {edge.candidate}. "
-        + "; ".join(f"{k}: {v}" for k, v in edge.worst.items() if v is not None)
-        for edge in result.edges
-        if not edge.passed
+        f"FAILED {comparison.evidence}: {comparison.reference} -> {comparison.candidate}. "
+        + "; ".join(f"{k}: {v}" for k, v in comparison.worst.items() if v is not None)
+        for comparison in result.comparisons
+        if not comparison.passed
     ]
     columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
     verdict = f"parity: {'passed' if result else 'FAILED'} ({path})"
@@ -117,14 +117,14 @@ def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:
 def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
     from gacq_deploy.parity.report import GATES
 
-    for edge in result.edges:
-        for name, bound in edge.thresholds.items():
-            gate, value = GATES[edge.evidence][name], edge.metrics.get(name)
+    for comparison in result.comparisons:
+        for name, bound in comparison.thresholds.items():
+            gate, value = GATES[comparison.evidence][name], comparison.metrics.get(name)
             yield (
                 "ok" if gate.holds(value, bound) else "FAIL",
-                edge.evidence,
-                edge.reference,
-                edge.candidate,
+                comparison.evidence,
+                comparison.reference,
+                comparison.candidate,
                 name,
                 "not evaluated" if value is None else f"{value:.6g}",
                 f"{'>=' if gate.at_least else '<='} {bound:g}",

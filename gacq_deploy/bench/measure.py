@@ -24,7 +24,7 @@ from gacq_deploy.progress import SILENT, Reporter
 class Graph:
     """One graph to measure in one engine; ``planned`` modules are expected in integer kernels.
 
-    Of a compiled graph ``path`` is the plan, ``source`` the graph's file, and ``integer`` what its manifest says.
+    Of a compiled graph ``path`` is the engine, ``source`` the graph's file, and ``integer`` what its manifest says.
     """
 
     engine: str
@@ -74,7 +74,7 @@ class BenchSettings:
     turn_seconds: float = 0.1
     """A turn of one engine lasts at least about this long."""
     allow_host_code: bool = False
-    """Let a version-compatible plan run the code it carries."""
+    """Let a version-compatible engine run the code it carries."""
     allow_failed: bool = False
     """Measure engines that failed parity on this machine, too."""
 

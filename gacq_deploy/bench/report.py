@@ -139,10 +139,10 @@ class BenchReport(_Record):
         """
         engine = candidate.partition("/")[0]
         ratio = self.ratio(candidate, BASELINE, batch)
-        twin = self.ratio(candidate, f"{engine}/{FLOAT_GRAPH}", batch)
-        if ratio is None or (float_share > 0 and twin is None):
+        baseline = self.ratio(candidate, f"{engine}/{FLOAT_GRAPH}", batch)
+        if ratio is None or (float_share > 0 and baseline is None):
             return None
-        slower = 1.0 if twin is None else 1 + float_share * (twin.cpu.median - 1)
+        slower = 1.0 if baseline is None else 1 + float_share * (baseline.cpu.median - 1)
         return ratio.cpu.median / slower
 
 

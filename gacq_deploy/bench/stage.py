@@ -1,4 +1,4 @@
-"""The bench stage: the exported graphs of a run directory, INT8 against its float twin."""
+"""The bench stage: the exported graphs of a run directory, INT8 against its float baseline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.backends.trt.library import require_device
 from gacq_deploy.bench.measure import BenchSettings, Feed, Graph, measure
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
-from gacq_deploy.build_trt.open import Plan, is_compiled, locate_plan, locate_twin
+from gacq_deploy.build_trt.open import LocatedEngine, is_compiled, locate_baseline, locate_engine
 from gacq_deploy.engines.catalogue import (
     CANONICAL,
     FLOAT,
@@ -44,7 +44,7 @@ def run_bench(
     ``float.onnx`` in ONNX Runtime is always measured: every INT8 graph is compared with it, and with
     ``float.onnx`` in its own engine.
 
-    A plan of TensorRT is compared with the plan of ``float.onnx``, its twin.
+    An engine of TensorRT is compared with the engine of ``float.onnx``, its baseline.
 
     Args:
         directory: holds artifact and exported graphs.
@@ -82,12 +82,12 @@ def run_bench(
             f"{engine}/{engine_named(engine).best_graph}": error.message for engine, error in failed.items()
         }
         for library in filter(is_compiled, chosen):
-            plan = locate_plan(directory, library)
+            located = locate_engine(directory, library)
             if not settings.allow_failed:
-                require_not_failed(directory, CANONICAL, library, key=plan.folder.name)
+                require_not_failed(directory, CANONICAL, library, key=located.folder.name)
             require_device()
-            int8, twin = _compiled(plan), _compiled(locate_twin(directory, plan))
-            graphs, baselines = (*graphs, int8, twin), (*baselines, (int8.name, twin.name))
+            int8, baseline = _compiled(located), _compiled(locate_baseline(directory, located))
+            graphs, baselines = (*graphs, int8, baseline), (*baselines, (int8.name, baseline.name))
         measured = measure(
             graphs,
             baselines,
@@ -136,7 +136,7 @@ def plan_graphs(
     absent: dict[str, str] = {}
     for engine in engines:
         layers = planned if engine_named(engine).kernels else ()
-        twin, int8 = (
+        baseline, int8 = (
             Graph(engine, folder / FLOAT),
             Graph(engine, folder / engine_named(engine).best_graph, layers),
         )
@@ -146,8 +146,8 @@ def plan_graphs(
         if unfit := engine_named(engine).why_unfit(int8.path):
             absent[int8.name] = unfit[0]
             continue
-        graphs |= {twin.name: twin, int8.name: int8}
-        pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, twin.name))]
+        graphs |= {baseline.name: baseline, int8.name: int8}
+        pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, baseline.name))]
     return tuple(graphs.values()), tuple(pairs), absent
 
 
@@ -170,15 +170,15 @@ def _failed_engines(
     return failed
 
 
-def _compiled(plan: Plan) -> Graph:
-    """Return a plan with its manifest's word on what is INT8."""
-    inputs = plan.record.inputs
-    said = plan.record.coverage
+def _compiled(located: LocatedEngine) -> Graph:
+    """Return an engine with its manifest's word on what is INT8."""
+    inputs = located.record.inputs
+    said = located.record.coverage
     integer = None
     if said is not None:
         lost = tuple(node["module"] or node["node"] for node in said["lost"])
         integer = IntegerShare(planned=said["planned"], integer=said["int8"], float_modules=lost)
-    return Graph(inputs.library, plan.path, source=inputs.graph, integer=integer)
+    return Graph(inputs.library, located.path, source=inputs.graph, integer=integer)
 
 
 def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:

@@ -1,1 +1,1 @@
-"""How does a Q/DQ graph become an engine plan, and what did the compiler make of it?"""
+"""How does a Q/DQ graph become an engine, and what did the compiler make of it?"""

@@ -51,9 +51,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came out: the plan's file, its layers, and what it took. Seconds, and megabytes at the peak."""
+    """What came out: the engine's file, its layers, and what it took. Seconds, and megabytes at the peak."""
 
-    plan: Path
+    engine: Path
     layers: tuple[CompiledLayer, ...]
     library: TrtName
     version: str
@@ -84,7 +84,7 @@ def compile_graph(
     limits: Limits | None = None,
     report: Reporter = SILENT,
 ) -> Compiled:
-    """Build an engine plan in ``folder``; on any failure no plan is left there.
+    """Build an engine in ``folder``; on any failure no engine is left there.
 
     Args:
         graph: ONNX file; external data beside it.
@@ -100,7 +100,7 @@ def compile_graph(
     """
     result, child = _run(graph, options, folder, limits or Limits(), report)
     return Compiled(
-        plan=folder / worker.PLAN,
+        engine=folder / worker.ENGINE_FILE,
         layers=_layers(folder),
         library=options.backend,
         version=str(result["version"]),
@@ -183,7 +183,7 @@ def _run(
             _watch(child, limits, estimate, report)
             result = _result(child, graph)
         except BaseException:
-            (folder / worker.PLAN).unlink(missing_ok=True)
+            (folder / worker.ENGINE_FILE).unlink(missing_ok=True)
             raise
     return result, child
 
@@ -314,7 +314,7 @@ def _crash(child: _Child) -> GacqError:
     code = child.process.returncode
     if code == worker.DISK_FULL:
         return ResourceError(
-            f"No space left in {child.folder.parent} for the plan. Earlier engines are untouched.",
+            f"No space left in {child.folder.parent} for the engine. Earlier engines are untouched.",
             "Free disk space, then run the same command again.",
         )
     last = " | ".join(_tail(child.folder / worker.LOG)) or "nothing"

@@ -1,4 +1,4 @@
-"""Which engine plans does a run directory hold, and is each still what was built, from the graph that is there?"""
+"""Which engines does a run directory hold, and is each still what was built, from the graph that is there?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gacq_deploy.backends.trt.deserialized import Expected
 from gacq_deploy.backends.trt.library import Device
-from gacq_deploy.backends.trt.plan import Expected
 from gacq_deploy.build_trt.coverage import holds
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName
@@ -21,10 +21,10 @@ from gacq_deploy.storage.digests import digest_json, verify_file
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 SCHEMA = "gacq-deploy/engine/1"
-MANIFEST, PLAN, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
-FILES = (PLAN, LAYERS, NETWORK, f"{NETWORK}.data")
+MANIFEST, ENGINE_FILE, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
+FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
 LICENCE = (
-    "The plan was made by NVIDIA's library under its own licence; it holds weights of the model and kernels of the "
+    "The engine was made by NVIDIA's library under its own licence; it holds weights of the model and kernels of the "
     "library. Read both licences before giving it to others."
 )
 _KEY_LENGTH = 16
@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class DeviceRecord(_Record):
-    """The GPU a plan was tuned on."""
+    """The GPU an engine was tuned on."""
 
     name: str
     compute_capability: str
@@ -43,7 +43,7 @@ class DeviceRecord(_Record):
 
 
 class EngineInputs(_Record):
-    """Everything a plan is made from; its digest is the engine's key."""
+    """Everything an engine is made from; its digest is the engine's key."""
 
     graph: Literal["int8.onnx", "float.onnx"]
     graph_sha256: str
@@ -87,7 +87,7 @@ class EngineRecord(_Record):
 
     @property
     def is_int8(self) -> bool:
-        """Tell whether this is the engine, and not its float twin."""
+        """Tell whether this is the engine, and not its float baseline."""
         return self.inputs.graph == CANONICAL
 
     @property
@@ -97,7 +97,7 @@ class EngineRecord(_Record):
 
     @property
     def expected(self) -> Expected:
-        """What the runtime holds library and GPU against, before it deserializes the plan."""
+        """What the runtime holds library and GPU against, before it deserializes the engine."""
         options, device = self.inputs.options, self.inputs.device
         targets = options.compute_capabilities or None
         if targets is None and device is not None and not options.hw_compat:
@@ -105,7 +105,7 @@ class EngineRecord(_Record):
         return Expected(self.inputs.library, self.inputs.version, targets, options.version_compat)
 
     def runs_on(self, device: Device | None) -> bool:
-        """Tell whether the plan may run as it is: on a GPU it was built for, with its weights in it."""
+        """Tell whether the engine may run as it is: on a GPU it was built for, with its weights in it."""
         if device is None or self.inputs.options.strip:
             return False
         targets = self.expected.compute_capabilities
@@ -179,13 +179,13 @@ def find_engine(
         directory: the run.
         export: its checked export record.
         library: `tensorrt` or `tensorrt-rtx`.
-        graph: ``int8.onnx``, or ``float.onnx`` for the twin.
+        graph: ``int8.onnx``, or ``float.onnx`` for the baseline.
 
     Raises:
         ArtifactError: none was built, all are stale, or the newest is damaged.
     """
-    twin = " --fp16-twin" if graph == FLOAT else ""
-    hint = f"Run `gacq-deploy build-trt {directory.root} --backend {library}{twin}`."
+    baseline = " --fp16-baseline" if graph == FLOAT else ""
+    hint = f"Run `gacq-deploy build-trt {directory.root} --backend {library}{baseline}`."
     stale, below = 0, None
     for folder, record in engines_of(directory):
         if record.inputs.library != library or record.inputs.graph != graph:

@@ -1,4 +1,4 @@
-"""How does a run directory's engine plan open? Found, checked against its manifest, and only then deserialized."""
+"""How does a run directory's engine open? Found, checked against its manifest, and only then deserialized."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TypeGuard
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.build_trt.coverage import check_coverage
 from gacq_deploy.build_trt.manifest import (
+    ENGINE_FILE,
     MANIFEST,
-    PLAN,
     EngineRecord,
     find_engine,
     graph_digest,
@@ -26,16 +26,16 @@ from gacq_deploy.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A plan whose manifest, graph and coverage were checked; ``open`` loads it."""
+class LocatedEngine:
+    """An engine whose manifest, graph and coverage were checked; ``open`` loads it."""
 
     folder: Path
     record: EngineRecord
 
     @property
     def path(self) -> Path:
-        """The plan's file."""
-        return self.folder / PLAN
+        """The engine's file."""
+        return self.folder / ENGINE_FILE
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -47,11 +47,11 @@ class Plan:
         """Open it.
 
         Args:
-            allow_host_code: run the code that a version-compatible plan carries.
+            allow_host_code: run the code that a version-compatible engine carries.
 
         Raises:
             BackendUnavailable: the library, CUDA or a GPU is missing.
-            ArtifactError: the plan is for another version or GPU, or holds no weights.
+            ArtifactError: the engine is for another version or GPU, or holds no weights.
             EngineError, ResourceError: it does not load.
         """
         if self.record.inputs.options.strip:
@@ -65,17 +65,17 @@ class Plan:
 
 
 def is_compiled(engine: str) -> TypeGuard[TrtName]:
-    """Tell whether an engine of this name runs plans, not ONNX graphs."""
+    """Tell whether an engine of this name runs compiled engines, not ONNX graphs."""
     return engine_named(engine).compiled
 
 
-def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANONICAL) -> Plan:
-    """Return the newest plan of ``library`` that was built from the exported graph.
+def locate_engine(directory: RunDirectory, library: TrtName, *, graph: str = CANONICAL) -> LocatedEngine:
+    """Return the newest engine of ``library`` that was built from the exported graph.
 
     Args:
         directory: the run.
         library: `tensorrt` or `tensorrt-rtx`.
-        graph: ``int8.onnx``, or ``float.onnx`` for the twin.
+        graph: ``int8.onnx``, or ``float.onnx`` for the baseline.
 
     Raises:
         ArtifactError: none was built, or it is stale or damaged.
@@ -84,23 +84,25 @@ def locate_plan(directory: RunDirectory, library: TrtName, *, graph: str = CANON
     folder, record = find_engine(directory, load_export(directory), library, graph=graph)
     if record.coverage is not None:
         check_coverage(record.coverage, record.least_coverage)
-    return Plan(folder, record)
+    return LocatedEngine(folder, record)
 
 
-def locate_twin(directory: RunDirectory, plan: Plan) -> Plan:
-    """Return the float engine that was built with the same options as ``plan``, to be timed beside it.
+def locate_baseline(directory: RunDirectory, engine: LocatedEngine) -> LocatedEngine:
+    """Return the float engine that was built with the same options as ``engine``, to be timed beside it.
 
     Raises:
         ArtifactError: none was built, or it is damaged.
     """
     digest = graph_digest(load_export(directory), FLOAT)
-    inputs = plan.record.inputs.model_copy(update={"graph": FLOAT, "graph_sha256": digest})
+    inputs = engine.record.inputs.model_copy(update={"graph": FLOAT, "graph_sha256": digest})
     folder = directory.engines / inputs.key
-    command = f"gacq-deploy build-trt {directory.root} --backend {inputs.library} --fp16-twin"
+    command = f"gacq-deploy build-trt {directory.root} --backend {inputs.library} --fp16-baseline"
     hint = f"Run `{command}` with the options that engine was built with."
     if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{plan.folder} has no float twin in {directory.engines} to compare with.", hint)
-    return Plan(folder, read_engine(folder, hint))
+        raise ArtifactError(
+            f"{engine.folder} has no float baseline in {directory.engines} to compare with.", hint
+        )
+    return LocatedEngine(folder, read_engine(folder, hint))
 
 
 def why_others(directory: RunDirectory, judged: Mapping[str, str]) -> str | None:
@@ -121,14 +123,14 @@ def why_others(directory: RunDirectory, judged: Mapping[str, str]) -> str | None
 
 
 def open_model(engine: str, path: Path, *, threads: int = 0, allow_host_code: bool = False) -> Engine:
-    """Open a graph in an engine, or the plan at ``path`` with the manifest beside it.
+    """Open a graph in an engine, or the engine at ``path`` with the manifest beside it.
 
-    ``allow_host_code`` lets a version-compatible plan run the code it carries; graphs carry none.
+    ``allow_host_code`` lets a version-compatible engine run the code it carries; graphs carry none.
 
     Raises:
-        UsageError, BackendUnavailable, ArtifactError, EngineError: as for ``open_engine`` and :meth:`Plan.open`.
+        UsageError, BackendUnavailable, ArtifactError, EngineError: as ``open_engine``, or :meth:`LocatedEngine.open`.
     """
     if not is_compiled(engine):
         return open_engine(engine, path, threads=threads)
     record = read_engine(path.parent, "Run `gacq-deploy build-trt` again.")
-    return Plan(path.parent, record).open(allow_host_code=allow_host_code)
+    return LocatedEngine(path.parent, record).open(allow_host_code=allow_host_code)

@@ -47,16 +47,16 @@ class CompileOptions(BaseModel):
     backend: TrtName
     profiles: tuple[dict[str, ShapeRange], ...] = ()
     compute_capabilities: tuple[str, ...] = ()
-    """GPU generations to compile for (``8.6``); empty: the device present, or one portable plan (TensorRT-RTX)."""
+    """GPU generations to compile for (``8.6``); empty: the device present, or one portable engine (TensorRT-RTX)."""
     workspace_mb: int | None = Field(default=None, ge=1)
     """Scratch memory kernels may use; None: the library's choice."""
     opt_level: int | None = Field(default=None, ge=0, le=5)
     refit: bool = False
     strip: bool = False
-    """Leave the weights out of the plan; they are put back by refitting."""
+    """Leave the weights out of the engine; they are put back by refitting."""
     hw_compat: bool = False
     """Run on every GPU from Ampere on, slower (TensorRT only)."""
     version_compat: bool = False
-    """Run on later TensorRT versions too; the plan then carries code of its own."""
+    """Run on later TensorRT versions too; the engine then carries code of its own."""
     timing_cache: str | None = None
     """File that keeps kernel timings between builds (TensorRT only)."""

@@ -1,4 +1,4 @@
-"""The build stage: a verified Q/DQ graph becomes an engine plan whose every layer is accounted for."""
+"""The build stage: a verified Q/DQ graph becomes an engine whose every layer is accounted for."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class BuildRequest:
 
 
 def plan_builds(directory: RunDirectory, request: BuildRequest) -> tuple[PlannedBuild, ...]:
-    """Return what :func:`build_engines` would build: the INT8 engine, then its float twin where one is wanted.
+    """Return what :func:`build_engines` would build: the INT8 engine, then its float baseline where one is wanted.
 
     Raises:
         ArtifactError: not exported, stale, or without ``int8.onnx``.
@@ -148,15 +148,15 @@ class _Stage:
     def plan(self) -> tuple[PlannedBuild, ...]:
         """Return the engines wanted, the INT8 one first."""
         self._lint()
-        wanted_twin = self._section.fp16_twin
-        twin = self._device is not None if wanted_twin is None else wanted_twin
-        return tuple(self._planned(graph) for graph in ((CANONICAL, FLOAT) if twin else (CANONICAL,)))
+        wanted_baseline = self._section.fp16_baseline
+        baseline = self._device is not None if wanted_baseline is None else wanted_baseline
+        return tuple(self._planned(graph) for graph in ((CANONICAL, FLOAT) if baseline else (CANONICAL,)))
 
     def build(self, planned: PlannedBuild) -> BuiltEngine:
         """Return the engine: as it is, or built."""
         if planned.found is not None and not self._request.rebuild:
             self._report.note(f"{planned.graph}: engine {planned.inputs.key} is up to date")
-            # these say how the plan is judged and used, and change nothing in it
+            # these say how the engine is judged and used, and change nothing in it
             now = {"step_policy": self._policy, "least_coverage": self._section.min_int8_coverage}
             record = planned.found.model_copy(update=now)
             if record != planned.found:
@@ -181,7 +181,7 @@ class _Stage:
         if planned.graph == CANONICAL:
             planned_modules, targets = self._artifact.plan.modules, options.compute_capabilities
             coverage = measure_coverage(model, compiled.layers, planned_modules, targets)
-        compiled.plan.rename(folder / manifest.PLAN)
+        compiled.engine.rename(folder / manifest.ENGINE_FILE)
         nodes = [] if coverage is None else coverage.listed()
         write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "planned": nodes})
         shutil.rmtree(scratch)
@@ -322,7 +322,7 @@ class _Stage:
             raise UsageError(f"{label} cannot build with {wrong[0]}{where}.", f"Leave {wrong[0]} out.")
 
     def _device_record(self) -> DeviceRecord | None:
-        """Return the GPU that decides what the plan is: TensorRT-RTX compiles for those asked for, or for all."""
+        """Return the GPU that decides what the engine is: TensorRT-RTX compiles for those asked for, or for all."""
         if self._device is None or self._library.name == "tensorrt-rtx":
             return None
         return DeviceRecord(

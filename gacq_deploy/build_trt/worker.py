@@ -1,8 +1,8 @@
 """The builder, in a process of its own: it may crash, hang or run out of memory without taking anyone along.
 
 ``python -m gacq_deploy.build_trt.worker JOB.json``: the job names graph, folder and options. Progress goes to stdout
-as JSON lines; the builder's log, the plan and ``result.json`` go to the folder. The first logger a process
-registers is the only one TensorRT ever uses, so one process builds one plan.
+as JSON lines; the builder's log, the engine and ``result.json`` go to the folder. The first logger a process
+registers is the only one TensorRT ever uses, so one process builds one engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gacq_deploy.backends.trt.polygraphy import Polygraphy, load_polygraphy
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import BackendUnavailable
 
-PLAN, LOG, RESULT, INSPECTION = "engine.plan", "builder.log", "result.json", "inspection.json"
+ENGINE_FILE, LOG, RESULT, INSPECTION = "engine.plan", "builder.log", "result.json", "inspection.json"
 DISK_FULL = 73
 """Exit code of a worker that could not write: on a full disk a file cannot say so."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -95,19 +95,19 @@ def _build(library: TrtLibrary, options: CompileOptions, job: dict[str, Any], lo
     monitor = _monitor(trt)  # named, for a configuration need not keep it
     given = _given(library, options) | {"progress_monitor": monitor}
     config = _config(polygraphy, builder, network, options, given)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BuildFailure("build", "The builder gave no plan.")
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise BuildFailure("build", "The builder gave no engine.")
     folder = Path(job["folder"])
-    with (folder / PLAN).open("wb") as file:
-        file.write(memoryview(plan))
+    with (folder / ENGINE_FILE).open("wb") as file:
+        file.write(memoryview(serialized))
     if options.timing_cache is not None:
         whole = folder / "timing.cache"
         whole.write_bytes(memoryview(config.get_timing_cache().serialize()))
         whole.replace(options.timing_cache)  # never half a file, which would spoil every later build
     result = {"parse_s": parsed - began, "build_s": time.monotonic() - parsed, "layers": network.num_layers}
     if has_device():
-        result |= _inspect(trt, logger, plan, folder)
+        result |= _inspect(trt, logger, serialized, folder)
     return result
 
 
@@ -224,9 +224,9 @@ def _capabilities(library: TrtLibrary, asked: tuple[str, ...]) -> list[tuple[int
     return [(int(major), int(minor)) for major, minor in (text.split(".") for text in asked)]
 
 
-def _inspect(trt: Any, logger: Any, plan: Any, folder: Path) -> dict[str, Any]:
+def _inspect(trt: Any, logger: Any, serialized: Any, folder: Path) -> dict[str, Any]:
     """With a device the engine itself tells its layers; without one only the builder's log does."""
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(serialized)
     if engine is None:
         return {"inspected": False}
     inspector = engine.create_engine_inspector()

@@ -45,7 +45,7 @@ class EngineDenoiser(ModelMixin):
         """Take over an engine.
 
         Args:
-            engine: runs graphs or a plan of this model.
+            engine: runs graphs or an engine of this model.
             record: of the model that was calibrated.
             config: of the same model, as in its ``config.json``.
             kind: the model's class, where it is not one of diffusers.

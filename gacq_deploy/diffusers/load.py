@@ -45,13 +45,13 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
         config: configuration of the calibrated model (``pipe.unet.config``); default: read where the recipe found it.
         like: the denoiser that is replaced (``pipe.transformer``): its class and its configuration are taken. Of a
             class that is not diffusers' own it saves running the recipe's ``python:`` function.
-        allow_host_code: let a version-compatible plan run the code it carries.
+        allow_host_code: let a version-compatible engine run the code it carries.
         allow_failed: open an engine that failed parity on this machine.
 
     Raises:
         UsageError: unknown engine, or the model is no longer where the recipe found it.
-        ArtifactError: recipe, artifact, graph or plan is missing, stale or altered.
-        GateError: too little of the plan is INT8, or the engine failed parity on this machine.
+        ArtifactError: recipe, artifact, graph or engine is missing, stale or altered.
+        GateError: too little of the engine is INT8, or the engine failed parity on this machine.
         ModelError: the configuration is not that of the calibrated model.
         BackendUnavailable: the engine's package, provider or device is missing, or it would compute the graph wrong on
             this processor.

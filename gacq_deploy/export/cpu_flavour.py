@@ -61,7 +61,7 @@ def to_cpu_flavour(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def signed_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+def signed_form(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the int8 graph that computes what a CPU flavour computes, bit for bit.
 
     Raises:

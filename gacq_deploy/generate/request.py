@@ -33,7 +33,7 @@ class ImageRequest:
     """Steps that run in float; replaces whatever the recipe's policy asks for."""
     float_where: Where | None = None
     allow_host_code: bool = False
-    """Let a version-compatible plan run the code it carries."""
+    """Let a version-compatible engine run the code it carries."""
     allow_failed: bool = False
     """Run an engine that failed parity on this machine."""
     prompts: Sequence[str] = ()

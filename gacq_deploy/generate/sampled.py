@@ -11,7 +11,7 @@ from typing import Any
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
-from gacq_deploy.build_trt.open import is_compiled, locate_plan, open_model
+from gacq_deploy.build_trt.open import is_compiled, locate_engine, open_model
 from gacq_deploy.engines.catalogue import FLOAT, engine_named
 from gacq_deploy.errors import UsageError
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
@@ -91,7 +91,7 @@ def open_engines(
     """Open the graph, beside the float one in the same kind of engine where some steps run in float.
 
     Raises:
-        ArtifactError: the float graph's plan is missing or stale.
+        ArtifactError: the float graph's engine is missing or stale.
         BackendUnavailable: the engine's package, provider or device is missing.
         EngineError, ResourceError: it does not load.
     """
@@ -101,13 +101,13 @@ def open_engines(
         if policy is None:
             yield engine
             return
-        twin = (
-            locate_plan(directory, backend, graph=FLOAT).path
+        baseline = (
+            locate_engine(directory, backend, graph=FLOAT).path
             if is_compiled(backend)
             else directory.float_onnx
         )
         with (
-            open_model(backend, twin, **options) as exact,
+            open_model(backend, baseline, **options) as exact,
             SteppedEngine(engine, exact, policy.choose, share=policy.describe()) as mixed,
         ):
             yield mixed

@@ -19,7 +19,7 @@ from gacq_deploy.sensitivity import load_sensitivity
 from gacq_deploy.storage.digests import digest_file, verify_file
 from gacq_deploy.storage.files import read_json
 from gacq_deploy.storage.sealed import require_current
-from gacq_deploy.workflow.comparison import load_comparison
+from gacq_deploy.workflow.picture import load_comparison
 
 Status = Literal["ok", "absent", "fail"]
 

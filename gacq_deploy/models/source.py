@@ -221,15 +221,6 @@ def load_denoiser(section: ModelSection, record: ModelRecord | None = None) -> D
     return make_denoiser(source, load_module(source), recorded)
 
 
-def read_config(section: ModelSection) -> Mapping[str, Any]:
-    """Return the denoiser's configuration; of a hub model no weights are fetched.
-
-    Raises:
-        UsageError, ModelError, ArtifactError: as :func:`load_denoiser`.
-    """
-    return find_source(section, weights=False).config
-
-
 def _call_function(source: str) -> Any:
     """Run the user's own function ``python:MODULE:FUNCTION`` and return the pipeline it makes."""
     module_name, _, name = source.removeprefix(PYTHON_PREFIX).partition(":")

@@ -16,7 +16,7 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.metrics.arrays import by_bucket, cosine, sqnr_db
 from gacq_deploy.metrics.error_difference import Number, finite
 from gacq_deploy.metrics.images import is_image, psnr, ssim, value_range
-from gacq_deploy.parity.report import Edge, measured
+from gacq_deploy.parity.report import Comparison, measured
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.calibration_set import timestep_buckets
 from gacq_deploy.samples.conditioning import Conditions
@@ -123,8 +123,8 @@ def compare_with_float(
     held: Held,
     section: ParitySection,
     evidence: Literal["budget", "single"] = "budget",
-) -> tuple[Edge, list[dict[str, Any]]]:
-    """Return the budget edge of one candidate, and its free-running similarity step by step."""
+) -> tuple[Comparison, list[dict[str, Any]]]:
+    """Return the budget comparison of one candidate, and its free-running similarity step by step."""
     free = compare_trajectories(engine, truth, held)
     by_timestep = _teacher_forced(engine, truth, held, section.buckets)
     metrics = {
@@ -137,7 +137,7 @@ def compare_with_float(
         "bucket": int(np.argmin([_order(r["sqnr_db"]) for r in by_timestep])),
         "image_seed": free.image_seed,
     }
-    edge = measured(
+    comparison = measured(
         evidence,
         *names,
         metrics,
@@ -146,7 +146,7 @@ def compare_with_float(
         by_timestep=by_timestep,
         exempt=free.exempt if evidence == "budget" else {},
     )
-    return edge, free.by_step
+    return comparison, free.by_step
 
 
 def describe_comparison(truth: Trajectories) -> str | None:

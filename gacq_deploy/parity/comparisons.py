@@ -19,7 +19,7 @@ from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.errors import EngineError, ExportError
-from gacq_deploy.export.cpu_flavour import signed_twin
+from gacq_deploy.export.cpu_flavour import signed_form
 from gacq_deploy.graph.quantizers import openable
 from gacq_deploy.metrics.arrays import relative_error
 from gacq_deploy.metrics.error_difference import compare_errors
@@ -44,7 +44,7 @@ from gacq_deploy.parity.exact import (
 )
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
-from gacq_deploy.parity.report import AT_BATCH, Edge, Evidence, ParityReport, assemble, measured
+from gacq_deploy.parity.report import AT_BATCH, Comparison, Evidence, ParityReport, assemble, measured
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.calibration_set import timestep_buckets
@@ -136,7 +136,7 @@ class Setting:
 def measure(
     subject: Subject, candidates: Sequence[Candidate], setting: Setting, about: Mapping[str, Any]
 ) -> ParityReport:
-    """Measure every kind of evidence on every edge and judge it.
+    """Measure every kind of evidence on every comparison and judge it.
 
     Args:
         subject: artifact and graphs.
@@ -144,18 +144,18 @@ def measure(
         setting: recipe section and engines.
         about: what to record about the subject, for instance digests.
 
-    An engine that fails to load or run makes its edges unevaluated, and so failed; a missing backend raises.
+    An engine that fails to load or run makes its comparisons unevaluated, and so failed; a missing backend raises.
     """
     stage = _Stage(subject, setting)
     setting.report.stage("parity", 2 + (4 if setting.policy is None else 6) * len(candidates))
-    edges = list(stage.exact(candidates))
+    comparisons = list(stage.exact(candidates))
     setting.report.advance()
-    edges.extend(stage.exporter())
+    comparisons.extend(stage.exporter())
     setting.report.advance()
     for candidate in candidates:
-        edges.extend(stage.candidate(candidate))
+        comparisons.extend(stage.candidate(candidate))
     return assemble(
-        tuple(edges),
+        tuple(comparisons),
         setting.section,
         trajectory=stage.trajectory,
         noise_floor=stage.noise_floor,
@@ -164,7 +164,7 @@ def measure(
 
 
 class _Stage:
-    """One measurement: what several edges need is computed once."""
+    """One measurement: what several comparisons need is computed once."""
 
     def __init__(self, subject: Subject, setting: Setting) -> None:
         self._subject, self._setting = subject, setting
@@ -183,21 +183,23 @@ class _Stage:
             "by_step": {},
         }
 
-    def exact(self, candidates: Sequence[Candidate]) -> Iterator[Edge]:
+    def exact(self, candidates: Sequence[Candidate]) -> Iterator[Comparison]:
         """Files against the artifact."""
         artifact, float_graph = self._subject.artifact, self._subject.float_graph
-        yield _exact_edge("float.onnx", compare_float_file(artifact, float_graph))
+        yield _exact_comparison("float.onnx", compare_float_file(artifact, float_graph))
         for flavour in dict.fromkeys(c.flavour for c in candidates):
             graph = self._subject.graphs[flavour.file]
-            yield _exact_edge(flavour.file, compare_quantized_file(artifact, float_graph, graph, flavour))
+            yield _exact_comparison(
+                flavour.file, compare_quantized_file(artifact, float_graph, graph, flavour)
+            )
             if flavour is CPU:
-                yield from self._guarded("flavour", (f"{CPU.file} signed twin", CPU.file), self._twin)
+                yield from self._guarded("flavour", (f"{CPU.file} signed form", CPU.file), self._signed_form)
 
-    def exporter(self) -> Iterator[Edge]:
+    def exporter(self) -> Iterator[Comparison]:
         """Torch float against the float graph; the float trajectories start from the same engine."""
         yield from self._guarded("exporter", ("torch/float", _FLOAT), self._exporter)
 
-    def candidate(self, candidate: Candidate) -> Iterator[Edge]:
+    def candidate(self, candidate: Candidate) -> Iterator[Comparison]:
         """Local evidence, error difference and budget of one candidate."""
         names = (candidate.reference, candidate.name)
         compiled = self._setting.compiled.get(candidate.engine)
@@ -218,8 +220,8 @@ class _Stage:
             self._setting.report.advance(2)
 
     def _guarded(
-        self, evidence: Evidence, names: tuple[str, str], work: Callable[[], Edge]
-    ) -> Iterator[Edge]:
+        self, evidence: Evidence, names: tuple[str, str], work: Callable[[], Comparison]
+    ) -> Iterator[Comparison]:
         try:
             yield work()
         except (EngineError, ExportError) as error:
@@ -251,15 +253,15 @@ class _Stage:
         answers: Array = self._open(engine, graph, work, optimize=optimize)
         return answers
 
-    def _twin(self) -> Edge:
+    def _signed_form(self) -> Comparison:
         graph = self._subject.graphs[CPU.file]
         one = self._answers(REFERENCE, graph, optimize=False)
-        other = self._answers(REFERENCE, signed_twin(graph), optimize=False)
+        other = self._answers(REFERENCE, signed_form(graph), optimize=False)
         gap = float(np.abs(one.astype(np.float64) - other).max())
-        return measured("flavour", f"{CPU.file} signed twin", CPU.file, {"max_abs": gap})
+        return measured("flavour", f"{CPU.file} signed form", CPU.file, {"max_abs": gap})
 
-    def _exporter(self) -> Edge:
-        def work(engine: Engine) -> Edge:
+    def _exporter(self) -> Comparison:
+        def work(engine: Engine) -> Comparison:
             answers = run_in_batches(engine, self._probe.inputs, self._setting.batch)
             self._setting.keep("float.onnx", _FLOAT, engine, answers)
             exact = self._probe.outputs["float"]
@@ -271,16 +273,16 @@ class _Stage:
             metrics = {"relative_error": relative_error(exact, answers)}
             return measured("exporter", "torch/float", _FLOAT, metrics, engine=engine.label)
 
-        edge: Edge = self._open(REFERENCE, self._subject.float_graph, work)
-        return edge
+        comparison: Comparison = self._open(REFERENCE, self._subject.float_graph, work)
+        return comparison
 
-    def _local(self, candidate: Candidate) -> Edge:
+    def _local(self, candidate: Candidate) -> Comparison:
         graph = self._subject.graphs[candidate.flavour.file]
         reference = self._local_reference(candidate, graph)
         cut = cut_at_quantizers(graph, reference.recorded)
         planned = [str(e.site) for e in self._subject.artifact.plan if e.site.role in candidate.flavour.roles]
 
-        def work(engine: Engine) -> Edge:
+        def work(engine: Engine) -> Comparison:
             result = compare_segments(engine, cut, reference, planned=planned, rtol=self._section.local_rtol)
             return measured(
                 "local",
@@ -292,8 +294,8 @@ class _Stage:
                 worst={"unchecked": ", ".join(result.unchecked[:_SHOWN]) or None},
             )
 
-        edge: Edge = self._open(candidate.engine, cut.model, work)
-        return edge
+        comparison: Comparison = self._open(candidate.engine, cut.model, work)
+        return comparison
 
     def _local_reference(self, candidate: Candidate, graph: ModelProto) -> LocalReference:
         inputs = self._probe.local["inputs"]
@@ -312,7 +314,7 @@ class _Stage:
         recorded = {s.site: results[s.computed] for s in exposed.segments}
         return LocalReference(inputs, results[graph.graph.output[0].name], recorded, scales)
 
-    def _error(self, candidate: Candidate, batch: int, names: tuple[str, str]) -> Edge:
+    def _error(self, candidate: Candidate, batch: int, names: tuple[str, str]) -> Comparison:
         graph = self._subject.graphs[candidate.flavour.file]
         exact = self._probe.outputs["float"]
         if candidate.engine == REFERENCE:
@@ -320,7 +322,7 @@ class _Stage:
         else:
             reference = self._answers(REFERENCE, graph, optimize=False)
 
-        def work(engine: Engine) -> Edge:
+        def work(engine: Engine) -> Comparison:
             answers = run_in_batches(engine, self._probe.inputs, batch)
             self._setting.keep(candidate.flavour.file, names[1], engine, answers)
             self.noise_floor[names[1]] = self._noise(
@@ -339,25 +341,27 @@ class _Stage:
                 worst={"bucket": compared.worst_bucket},
             )
 
-        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, work)
-        return edge
+        comparison: Comparison = self._open_file(candidate.engine, candidate.flavour.file, work)
+        return comparison
 
-    def _budget(self, candidate: Candidate, evidence: Literal["budget", "single"]) -> Edge:
+    def _budget(self, candidate: Candidate, evidence: Literal["budget", "single"]) -> Comparison:
         truth = self._trajectories()
 
-        def work(engine: Engine) -> Edge:
+        def work(engine: Engine) -> Comparison:
             names = (_FLOAT, candidate.name)
-            edge, by_step = compare_with_float(engine, names, truth, self._held, self._section, evidence)
+            comparison, by_step = compare_with_float(
+                engine, names, truth, self._held, self._section, evidence
+            )
             self.trajectory["by_step"][candidate.name] = by_step
-            return edge
+            return comparison
 
-        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, work)
-        return edge
+        comparison: Comparison = self._open_file(candidate.engine, candidate.flavour.file, work)
+        return comparison
 
-    def _mixed(self, candidate: Candidate, policy: StepPolicy) -> Edge:
+    def _mixed(self, candidate: Candidate, policy: StepPolicy) -> Comparison:
         truth = self._trajectories()
 
-        def work(quantized: Engine, exact: Engine) -> Edge:
+        def work(quantized: Engine, exact: Engine) -> Comparison:
             with SteppedEngine(quantized, exact, policy.choose, share=policy.describe()) as engine:
                 free = compare_trajectories(engine, truth, self._held)
                 self.trajectory["by_step"][f"{candidate.name} mixed"] = free.by_step
@@ -372,18 +376,20 @@ class _Stage:
                     exempt=free.exempt,
                 )
 
-        def with_float(quantized: Engine) -> Edge:
-            edge: Edge = self._open_file(candidate.engine, "float.onnx", lambda exact: work(quantized, exact))
-            return edge
+        def with_float(quantized: Engine) -> Comparison:
+            comparison: Comparison = self._open_file(
+                candidate.engine, "float.onnx", lambda exact: work(quantized, exact)
+            )
+            return comparison
 
-        edge: Edge = self._open_file(candidate.engine, candidate.flavour.file, with_float)
-        return edge
+        comparison: Comparison = self._open_file(candidate.engine, candidate.flavour.file, with_float)
+        return comparison
 
     def _trajectories(self) -> Trajectories:
         if self._truth is None:
             raise EngineError(
                 "There are no float trajectories to compare with: the float graph did not run.",
-                "The exporter edge says why; export again if float.onnx is at fault.",
+                "The exporter comparison says why; export again if float.onnx is at fault.",
             )
         return self._truth
 
@@ -395,7 +401,7 @@ class _Stage:
         return dict(floor)
 
 
-def _exact_edge(file: str, found: Sequence[Difference]) -> Edge:
+def _exact_comparison(file: str, found: Sequence[Difference]) -> Comparison:
     worst = {"first": str(found[0]) if found else None, "all": [str(d) for d in found[:_SHOWN]] or None}
     return measured("exact", "artifact", file, {"differences": float(len(found))}, worst=worst)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gacq_deploy.build_trt.open import is_compiled, locate_plan
+from gacq_deploy.build_trt.open import is_compiled, locate_engine
 from gacq_deploy.engines.catalogue import CANONICAL, engine_named
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import load_export
@@ -13,7 +13,7 @@ from gacq_deploy.run_directory import RunDirectory
 
 
 def graph_for(directory: RunDirectory, engine: str, *, allow_failed: bool = False) -> Path:
-    """Return the exported graph that ``engine`` runs best, or its plan, after every digest was checked.
+    """Return the exported graph that ``engine`` runs best, or its engine, after every digest was checked.
 
     Args:
         directory: the run.
@@ -23,14 +23,14 @@ def graph_for(directory: RunDirectory, engine: str, *, allow_failed: bool = Fals
     Raises:
         UsageError: unknown engine.
         ArtifactError: not exported, stale, altered, or what this engine needs was not exported or built.
-        GateError: too little of the plan is INT8, or the engine failed parity on this machine.
+        GateError: too little of the engine is INT8, or the engine failed parity on this machine.
     """
     record = engine_named(engine)
     if is_compiled(engine):
-        plan = locate_plan(directory, engine)
+        located = locate_engine(directory, engine)
         if not allow_failed:
-            require_not_failed(directory, CANONICAL, engine, key=plan.folder.name)
-        return plan.path
+            require_not_failed(directory, CANONICAL, engine, key=located.folder.name)
+        return located.path
     exported = load_export(directory)
     for name in record.graphs:
         if name in exported.files:

@@ -86,7 +86,7 @@ GATES: dict[Evidence, dict[str, Gate]] = {
     "single": _STEPS,
     "mixed": {**_START, **_TRAJECTORIES},
 }
-"""Evidence -> metric -> gate. Every metric named here must be measured on every edge of that evidence."""
+"""Evidence -> metric -> gate. Every metric named here must be measured on every comparison of that evidence."""
 EXEMPT = frozenset({"image_ssim"})
 """Metrics that are not defined for every kind of state, and may be declared not to apply."""
 
@@ -145,10 +145,10 @@ class SegmentRecord(_Record):
 
 
 AT_BATCH = " batch "
-"""Between the name of a compiled engine's graph and the batch that an edge is about."""
+"""Between the name of a compiled engine's graph and the batch that a comparison is about."""
 
 
-class Edge(_Record):
+class Comparison(_Record):
     """One comparison: ``candidate`` judged against ``reference`` by one kind of evidence."""
 
     evidence: Evidence
@@ -191,15 +191,15 @@ class Edge(_Record):
         )
 
 
-def judge(edge: Edge, section: ParitySection) -> Edge:
-    """Return the edge with the thresholds of ``section`` and the verdict under them."""
-    gates = {name: gate for name, gate in GATES[edge.evidence].items() if name not in edge.exempt}
+def judge(comparison: Comparison, section: ParitySection) -> Comparison:
+    """Return the comparison with the thresholds of ``section`` and the verdict under them."""
+    gates = {name: gate for name, gate in GATES[comparison.evidence].items() if name not in comparison.exempt}
     thresholds = {name: gate.bound(section) for name, gate in gates.items()}
-    evaluated = all(edge.metrics.get(name) is not None for name in thresholds)
-    judged = edge.model_copy(update={"thresholds": thresholds, "evaluated": evaluated})
-    worst = dict(edge.worst)
-    if edge.segments:
-        worst["first_departing"] = _first_departing(edge.segments, thresholds)
+    evaluated = all(comparison.metrics.get(name) is not None for name in thresholds)
+    judged = comparison.model_copy(update={"thresholds": thresholds, "evaluated": evaluated})
+    worst = dict(comparison.worst)
+    if comparison.segments:
+        worst["first_departing"] = _first_departing(comparison.segments, thresholds)
     return judged.model_copy(update={"passed": evaluated and not judged.failed, "worst": worst})
 
 
@@ -217,9 +217,9 @@ def _first_departing(segments: tuple[SegmentRecord, ...], thresholds: Mapping[st
 
 def measured(
     evidence: Evidence, reference: str, candidate: str, metrics: Mapping[str, Number], **details: Any
-) -> Edge:
-    """Return an edge before judgement; a metric that is not finite becomes None."""
-    return Edge(
+) -> Comparison:
+    """Return a comparison before judgement; a metric that is not finite becomes None."""
+    return Comparison(
         evidence=evidence,
         reference=reference,
         candidate=candidate,
@@ -263,7 +263,7 @@ class ParityReport(_Record):
 
     schema_: Literal["gacq-deploy/parity/1"] = Field(default="gacq-deploy/parity/1", alias="schema")
     passed: bool
-    edges: tuple[Edge, ...]
+    comparisons: tuple[Comparison, ...]
     trajectory: dict[str, Any]
     noise_floor: dict[str, Any]
     subject: dict[str, Any]
@@ -283,10 +283,14 @@ class ParityReport(_Record):
     def fidelity(self) -> dict[str, dict[str, Number]]:
         """Candidate -> how far it is from float: metrics of its budget, images of the mix where steps are mixed."""
         found: dict[str, dict[str, Number]] = {}
-        for edge in self.edges:
-            if edge.evidence in ("budget", "single", "mixed"):
-                own = {k: v for k, v in edge.metrics.items() if edge.evidence != "single" or k in _STEPS}
-                found[edge.candidate] = {**found.get(edge.candidate, {}), **own}
+        for comparison in self.comparisons:
+            if comparison.evidence in ("budget", "single", "mixed"):
+                own = {
+                    k: v
+                    for k, v in comparison.metrics.items()
+                    if comparison.evidence != "single" or k in _STEPS
+                }
+                found[comparison.candidate] = {**found.get(comparison.candidate, {}), **own}
         return found
 
     @property
@@ -309,9 +313,9 @@ class ParityReport(_Record):
         """What the figures are of, where it is not images, and what was not judged."""
         compared = self.trajectory.get("compared")
         exempt = dict.fromkeys(
-            f"{edge.candidate}: {name} is not judged. {why}."
-            for edge in self.edges
-            for name, why in edge.exempt.items()
+            f"{comparison.candidate}: {name} is not judged. {why}."
+            for comparison in self.comparisons
+            for name, why in comparison.exempt.items()
         )
         left_out = (f"{name} is not judged. {why}" for name, why in self.not_judged.items())
         return (*([compared] if compared else []), *exempt, *left_out)
@@ -319,7 +323,7 @@ class ParityReport(_Record):
     def under(self, section: ParitySection) -> ParityReport:
         """Return the same numbers judged under the thresholds of ``section``."""
         return assemble(
-            self.edges,
+            self.comparisons,
             section,
             trajectory=self.trajectory,
             noise_floor=self.noise_floor,
@@ -355,52 +359,62 @@ class ParityReport(_Record):
         """The gates that do not hold, in the report's order; none where it passed."""
         return tuple(
             FailedGate(
-                evidence=edge.evidence,
-                reference=edge.reference,
-                candidate=edge.candidate,
+                evidence=comparison.evidence,
+                reference=comparison.reference,
+                candidate=comparison.candidate,
                 metric=name,
-                value=edge.metrics.get(name),
+                value=comparison.metrics.get(name),
                 bound=bound,
-                at_least=GATES[edge.evidence][name].at_least,
-                advice=ADVICE[edge.evidence],
+                at_least=GATES[comparison.evidence][name].at_least,
+                advice=ADVICE[comparison.evidence],
             )
-            for edge in self.edges
-            for name, bound in edge.thresholds.items()
-            if name in edge.failed
+            for comparison in self.comparisons
+            for name, bound in comparison.thresholds.items()
+            if name in comparison.failed
         )
 
     def to_text(self) -> str:
         """Return the verdict as a plain table with one line for each gate, the failing ones explained."""
-        lines = [gate_line(edge, name) for edge in self.edges for name in edge.thresholds]
+        lines = [
+            gate_line(comparison, name) for comparison in self.comparisons for name in comparison.thresholds
+        ]
         lines += self.remarks
-        for edge in self.edges:
-            if not edge.passed:
-                where = "; ".join(f"{k}: {v}" for k, v in edge.worst.items() if v is not None)
+        for comparison in self.comparisons:
+            if not comparison.passed:
+                where = "; ".join(f"{k}: {v}" for k, v in comparison.worst.items() if v is not None)
                 lines.append(
-                    f"FAILED {edge.evidence}: {edge.reference} -> {edge.candidate}. {where}".rstrip()
+                    f"FAILED {comparison.evidence}: {comparison.reference} -> {comparison.candidate}. {where}".rstrip()
                 )
         return "\n".join([*lines, f"parity: {'passed' if self.passed else 'FAILED'}"])
 
 
-def gate_line(edge: Edge, name: str) -> str:
-    """Return one gate of an edge in words: verdict, what was compared, value and bound."""
-    gate, bound, value = GATES[edge.evidence][name], edge.thresholds[name], edge.metrics.get(name)
+def gate_line(comparison: Comparison, name: str) -> str:
+    """Return one gate of a comparison in words: verdict, what was compared, value and bound."""
+    gate, bound, value = (
+        GATES[comparison.evidence][name],
+        comparison.thresholds[name],
+        comparison.metrics.get(name),
+    )
     shown = "not evaluated" if value is None else f"{value:.6g}"
     verdict = "ok  " if gate.holds(value, bound) else "FAIL"
     sign = ">=" if gate.at_least else "<="
-    return (
-        f"{verdict} {edge.evidence:8} {edge.reference} -> {edge.candidate}: {name} {shown} ({sign} {bound:g})"
-    )
+    pair = f"{comparison.reference} -> {comparison.candidate}"
+    return f"{verdict} {comparison.evidence:8} {pair}: {name} {shown} ({sign} {bound:g})"
 
 
 def assemble(
-    edges: tuple[Edge, ...], section: ParitySection, *, trajectory: Any, noise_floor: Any, subject: Any
+    comparisons: tuple[Comparison, ...],
+    section: ParitySection,
+    *,
+    trajectory: Any,
+    noise_floor: Any,
+    subject: Any,
 ) -> ParityReport:
-    """Judge every edge and return the report; a report without edges does not pass."""
-    judged = tuple(judge(edge, section) for edge in edges)
+    """Judge every comparison and return the report; a report without comparisons does not pass."""
+    judged = tuple(judge(comparison, section) for comparison in comparisons)
     return ParityReport(
-        passed=bool(judged) and all(edge.passed for edge in judged),
-        edges=judged,
+        passed=bool(judged) and all(comparison.passed for comparison in judged),
+        comparisons=judged,
         trajectory=trajectory,
         noise_floor=noise_floor,
         subject=subject,

@@ -19,7 +19,7 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.processor import describe_processor
 from gacq_deploy.backends.trt.library import current_device, require_device
 from gacq_deploy.build_trt.manifest import EngineRecord, engines_of
-from gacq_deploy.build_trt.open import is_compiled, locate_plan
+from gacq_deploy.build_trt.open import is_compiled, locate_engine
 from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TrtName, default_engines, engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError
@@ -59,10 +59,11 @@ def check_parity(  # noqa: PLR0913 (a public function: each argument is one choi
 
     Args:
         directory: calibrated and exported.
-        engines: engine names; None takes ``ort-cpu``, ``openvino`` where it is installed, and plans where a GPU is.
+        engines: engine names; None takes ``ort-cpu``, ``openvino`` where it is installed, and compiled ones
+            where a GPU is.
         threads: CPU threads of the engines; 0 lets each library choose.
         open_with: opens a graph in an engine.
-        allow_host_code: let a version-compatible plan run the code it carries.
+        allow_host_code: let a version-compatible engine run the code it carries.
         save_polygraphy: a folder for the probe's inputs and the engines' answers in Polygraphy's formats; it is made
             whole or not at all, in the place of one that was made so before.
         report: progress.
@@ -81,7 +82,7 @@ def check_parity(  # noqa: PLR0913 (a public function: each argument is one choi
         record = load_export(directory)
         chosen = _choose_engines(engines, report)
         if engines is None:
-            chosen += runnable_plans(directory, record, report)
+            chosen += runnable_engines(directory, record, report)
         candidates, not_judged = judged_here(directory, candidates_of(record.graphs, chosen), report)
         if not candidates:
             raise _nothing_to_judge(record, chosen, not_judged)
@@ -89,7 +90,9 @@ def check_parity(  # noqa: PLR0913 (a public function: each argument is one choi
         subject = Subject(artifact, _probe_of(artifact, directory), graphs.pop("float.onnx"), graphs)
         policy = _policy_of(recipe, artifact)
         compiled = {
-            str(name): _compiled(directory, name, twin=policy is not None, allow_host_code=allow_host_code)
+            str(name): _compiled(
+                directory, name, baseline=policy is not None, allow_host_code=allow_host_code
+            )
             for name in chosen
             if is_compiled(name)
         }
@@ -190,10 +193,10 @@ def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str,
     return tuple(dict.fromkeys(asked))
 
 
-def runnable_plans(
+def runnable_engines(
     directory: RunDirectory, record: ExportRecord, report: Reporter = SILENT
 ) -> tuple[str, ...]:
-    """Return the libraries whose newest plans of these graphs can run here."""
+    """Return the libraries whose newest engines of these graphs can run here."""
     newest: dict[str, EngineRecord] = {}
     for _, engine in engines_of(directory):
         if engine.is_int8 and not engine.why_stale(record):
@@ -201,23 +204,23 @@ def runnable_plans(
     device = current_device() if newest else None
     runnable = tuple(sorted(name for name, engine in newest.items() if engine.runs_on(device)))
     for name in sorted(newest.keys() - set(runnable)):
-        report.note(f"{name}: the plan is not judged, for there is no GPU here that it could run on")
+        report.note(f"{name}: the engine is not judged, for there is no GPU here that it could run on")
     return runnable
 
 
 def _compiled(
-    directory: RunDirectory, library: TrtName, *, twin: bool, allow_host_code: bool
+    directory: RunDirectory, library: TrtName, *, baseline: bool, allow_host_code: bool
 ) -> CompiledEngine:
-    """Find the plan, and its float twin where some steps run in it, before anything is measured."""
-    plan = locate_plan(directory, library)
+    """Find the engine, and its float baseline where some steps run in it, before anything is measured."""
+    located = locate_engine(directory, library)
     require_device()
-    if twin:
-        locate_plan(directory, library, graph=FLOAT)
+    if baseline:
+        locate_engine(directory, library, graph=FLOAT)
 
     def opened(file: str) -> Engine:
-        return locate_plan(directory, library, graph=file).open(allow_host_code=allow_host_code)
+        return locate_engine(directory, library, graph=file).open(allow_host_code=allow_host_code)
 
-    return CompiledEngine(opened, plan.batches, plan.folder.name)
+    return CompiledEngine(opened, located.batches, located.folder.name)
 
 
 def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:

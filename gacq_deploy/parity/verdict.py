@@ -5,7 +5,7 @@ from __future__ import annotations
 from gacq_deploy.backends.processor import describe_processor
 from gacq_deploy.errors import GateError
 from gacq_deploy.export.record import ExportRecord
-from gacq_deploy.parity.report import Edge, ParityReport, gate_line, load_report
+from gacq_deploy.parity.report import Comparison, ParityReport, gate_line, load_report
 from gacq_deploy.run_directory import RunDirectory
 
 _SHOWN = 3
@@ -37,8 +37,8 @@ def require_not_failed(
     report = load_report(directory.parity_json)
     if not _is_about(report, engine, export, key):
         return
-    judged = (e for e in report.edges if e.subject in (file, f"{file}@{engine}"))
-    lines = [line for edge in judged if not edge.passed for line in _why(edge)]
+    judged = (e for e in report.comparisons if e.subject in (file, f"{file}@{engine}"))
+    lines = [line for comparison in judged if not comparison.passed for line in _why(comparison)]
     if lines:
         more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         raise GateError(
@@ -56,6 +56,6 @@ def _is_about(report: ParityReport, engine: str, export: ExportRecord | None, ke
     return bool(report.subject.get("files") == {n: entry.sha256 for n, entry in export.files.items()})
 
 
-def _why(edge: Edge) -> list[str]:
-    names = [n for n in edge.thresholds if edge.metrics.get(n) is None or n in edge.failed]
-    return [gate_line(edge, name) for name in names]
+def _why(comparison: Comparison) -> list[str]:
+    names = [n for n in comparison.thresholds if comparison.metrics.get(n) is None or n in comparison.failed]
+    return [gate_line(comparison, name) for name in names]

@@ -39,7 +39,7 @@ class BuildSection(Section):
     """Run on every GPU from Ampere on, slower (TensorRT only)."""
     version_compat: bool = False
     """Run on later TensorRT versions too; the plan then carries code, which only runs when allowed."""
-    fp16_twin: bool | None = None
+    fp16_baseline: bool | None = None
     """Build the float graph too, to compare with; none: where a GPU is present."""
     min_int8_coverage: float = Field(default=0.95, ge=0, le=1)
     """Least share of the planned layers that must compile to INT8, and of the INT4 weights that must stay INT4."""

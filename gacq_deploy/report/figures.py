@@ -83,16 +83,16 @@ def stage_error_figure(diagnostics: Diagnostics) -> Figure | None:
 def bucket_error_figure(parity: ParityReport) -> Figure | None:
     """Output error per timestep bucket of every engine that was judged."""
     lines, rows = [], []
-    for edge in parity.edges:
-        judged = edge.by_timestep if edge.evidence in ("budget", "single") else ()
+    for comparison in parity.comparisons:
+        judged = comparison.by_timestep if comparison.evidence in ("budget", "single") else ()
         found = [r for r in judged if "timestep_max" in r]
         if not found:
             continue
         middle = [((r["timestep_max"] or 0) + (r["timestep_min"] or 0)) / 2 for r in found]
         values = [_number(r.get("sqnr_db")) for r in found]
-        lines.append(Series(_short(edge.candidate), np.array(middle, float), np.array(values, float)))
+        lines.append(Series(_short(comparison.candidate), np.array(middle, float), np.array(values, float)))
         rows += [
-            (name(edge.candidate), text(_range_of(r)), number(v), number(r.get("cosine"), 6))
+            (name(comparison.candidate), text(_range_of(r)), number(v), number(r.get("cosine"), 6))
             for r, v in zip(found, values, strict=True)
         ]  # fmt: skip
     if not lines:

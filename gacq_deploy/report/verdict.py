@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gacq_deploy.inspection.verify import Link
-from gacq_deploy.parity.report import GATES, Edge, ParityReport
+from gacq_deploy.parity.report import GATES, Comparison, ParityReport
 from gacq_deploy.report.collect import Collected
 
 State = Literal["passed", "failed", "void", "unjudged"]
@@ -18,7 +18,7 @@ HEADLINES: dict[State, str] = {
 }
 EVIDENCE = {
     "exact": "codes, scales and axes in the file are those of the artifact",
-    "flavour": "the CPU graph computes what its signed twin computes, bit for bit",
+    "flavour": "the CPU graph computes what its signed form computes, bit for bit",
     "exporter": "the exported float graph is the PyTorch model",
     "local": "every block agrees when it is fed the reference's own inputs",
     "error": "the engine is as far from the float model as the reference is",
@@ -64,7 +64,11 @@ def judge_run(found: Collected) -> Verdict:
     broken = tuple(link for link in found.chain.links if link.status == "fail")
     voiding = [link for link in broken if link.name not in _ONLY_SHOWN]
     report = found.parity if isinstance(found.parity, ParityReport) else None
-    gates = () if report is None else tuple(row for edge in report.edges for row in gate_rows(edge))
+    gates = (
+        ()
+        if report is None
+        else tuple(row for comparison in report.comparisons for row in gate_rows(comparison))
+    )
     if voiding:
         state: State = "void"
     elif report is None:
@@ -74,18 +78,18 @@ def judge_run(found: Collected) -> Verdict:
     return Verdict(state, HEADLINES[state], _sentences(state, found, report, gates), broken, gates)
 
 
-def gate_rows(edge: Edge) -> tuple[GateRow, ...]:
-    """Return one row for each gate of an edge."""
-    gates, where = GATES[edge.evidence], _where(edge)
+def gate_rows(comparison: Comparison) -> tuple[GateRow, ...]:
+    """Return one row for each gate of a comparison."""
+    gates, where = GATES[comparison.evidence], _where(comparison)
     rows = []
-    for name, bound in edge.thresholds.items():
-        value, gate = edge.metrics.get(name), gates[name]
+    for name, bound in comparison.thresholds.items():
+        value, gate = comparison.metrics.get(name), gates[name]
         holds = gate.holds(value, bound)
         row = GateRow(
-            evidence=edge.evidence,
-            meaning=EVIDENCE.get(edge.evidence, ""),
-            reference=edge.reference,
-            candidate=edge.candidate,
+            evidence=comparison.evidence,
+            meaning=EVIDENCE.get(comparison.evidence, ""),
+            reference=comparison.reference,
+            candidate=comparison.candidate,
             metric=gate.meaning,
             value=value,
             bound=bound,
@@ -97,9 +101,9 @@ def gate_rows(edge: Edge) -> tuple[GateRow, ...]:
     return tuple(rows)
 
 
-def _where(edge: Edge) -> str:
+def _where(comparison: Comparison) -> str:
     return "; ".join(
-        f"{key.replace('_', ' ')}: {value}" for key, value in edge.worst.items() if value is not None
+        f"{key.replace('_', ' ')}: {value}" for key, value in comparison.worst.items() if value is not None
     )
 
 

@@ -13,10 +13,9 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import UsageError
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.step_error import image_errors, output_error
+from gacq_deploy.sampling.timesteps import ModelTimesteps
 
 Timesteps = NDArray[np.int64]
-ModelTimesteps = NDArray[np.int64] | NDArray[np.float32]
-"""Timesteps as the network is fed them."""
 
 
 @dataclass(frozen=True)

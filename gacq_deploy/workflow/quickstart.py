@@ -17,11 +17,11 @@ from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.parity import ParityReport, check_parity, load_report
 from gacq_deploy.parity.comparisons import candidates_of
-from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_plans
+from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_engines
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.workflow.comparison import ensure_comparison
+from gacq_deploy.workflow.picture import ensure_comparison
 
 BENCH = BenchSettings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""
@@ -43,7 +43,7 @@ class Row:
     image_psnr_db: float | None
     image_ssim: float | None
     passed: bool
-    """Every gate of every edge that leads to this graph holds."""
+    """Every gate of every comparison that leads to this graph holds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ChainResult:
         file, _, engine = candidate.partition("@")
         name, share = f"{engine}/{file}", self.parity.step_policy.float_share
         speeds = {b: self.bench.speed(name, b, share) for b in self.bench.batches}
-        judged = [e for e in self.parity.edges if e.subject in (file, f"{file}@{engine}")]
+        judged = [e for e in self.parity.comparisons if e.subject in (file, f"{file}@{engine}")]
         return Row(
             engine=engine,
             file=file,
@@ -107,7 +107,7 @@ def run_chain(
     artifact = calibrate(recipe, directory, fresh=fresh, report=report)
     export = export_onnx(directory, targets=TARGETS, report=report)
     engines = installed_engines()
-    parity = _current_parity(directory, export, engines + runnable_plans(directory, export))
+    parity = _current_parity(directory, export, engines + runnable_engines(directory, export))
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)
     bench = _current_bench(directory, export, settings, engines)

@@ -29,7 +29,7 @@ def compiled(model: onnx.ModelProto, folder: Path) -> tuple[Outcome, tuple[Compi
     except EngineError as error:
         assert not (folder / "engine.plan").exists()
         return ("crash" if "crashed (SIGSEGV)" in error.message else "refused"), ()
-    assert built.plan.is_file()
+    assert built.engine.is_file()
     assert built.layers
     return "int8", built.layers
 

@@ -66,7 +66,7 @@ def judge(subject: Subject, setting: Setting, *candidates: Candidate) -> ParityR
 
 
 def failed(report: ParityReport) -> set[str]:
-    return {edge.evidence for edge in report.edges if not edge.passed}
+    return {comparison.evidence for comparison in report.comparisons if not comparison.passed}
 
 
 # --- ways to spoil a graph
@@ -245,10 +245,10 @@ def test_a_corrupt_file_is_caught(case: Corruption, subject: Subject, setting: S
     report = judge(replace(subject, graphs=graphs), setting, Candidate(case.flavour, "ort-cpu"))
     assert not report
     assert case.evidence <= failed(report), report.to_text()
-    exact = next(e for e in report.edges if e.evidence == "exact" and not e.passed)
+    exact = next(e for e in report.comparisons if e.evidence == "exact" and not e.passed)
     assert exact.candidate == case.flavour.file
     assert any(case.where in line for line in exact.worst["all"]), exact.worst
-    local = next(e for e in report.edges if e.evidence == "local")
+    local = next(e for e in report.comparisons if e.evidence == "local")
     if case.departs:
         assert local.worst["first_departing"] == case.departs
     assert case.where in report.to_text()
@@ -257,10 +257,17 @@ def test_a_corrupt_file_is_caught(case: Corruption, subject: Subject, setting: S
 def test_untouched_files_pass_everywhere(subject: Subject, setting: Setting) -> None:
     report = judge(subject, setting, ORT_INT8, ORT_CPU, OPENVINO)
     assert report, report.to_text()
-    assert {e.evidence for e in report.edges} == {"exact", "flavour", "exporter", "local", "error", "budget"}
-    for edge in report.edges:
-        assert edge.evaluated
-        assert set(edge.thresholds) <= set(edge.metrics)
+    assert {e.evidence for e in report.comparisons} == {
+        "exact",
+        "flavour",
+        "exporter",
+        "local",
+        "error",
+        "budget",
+    }
+    for comparison in report.comparisons:
+        assert comparison.evaluated
+        assert set(comparison.thresholds) <= set(comparison.metrics)
 
 
 # --- parameters that calibration retrained
@@ -284,7 +291,7 @@ def test_untouched_graphs_with_retrained_parameters_pass_everywhere(
     # noise on biases is no calibration: the budget against the float model cannot hold
     report = judge(retrained, setting, ORT_INT8, ORT_CPU, OPENVINO)
     assert failed(report) <= {"budget"}, report.to_text()
-    assert all(e.evaluated for e in report.edges)
+    assert all(e.evaluated for e in report.comparisons)
 
 
 def shift_one(name: str) -> Callable[[ModelProto], None]:
@@ -319,9 +326,9 @@ def test_a_tampered_parameter_is_caught(case: Corruption, retrained: Subject, se
     graphs = {**retrained.graphs, case.flavour.file: spoiled}
     report = judge(replace(retrained, graphs=graphs), setting, Candidate(case.flavour, "ort-cpu"))
     assert case.evidence <= failed(report), report.to_text()
-    exact = next(e for e in report.edges if e.evidence == "exact" and not e.passed)
+    exact = next(e for e in report.comparisons if e.evidence == "exact" and not e.passed)
     assert any(case.where in line for line in exact.worst["all"]), exact.worst
-    local = next(e for e in report.edges if e.evidence == "local")
+    local = next(e for e in report.comparisons if e.evidence == "local")
     if case.departs:
         assert local.worst["first_departing"] == case.departs
 
@@ -366,7 +373,7 @@ def test_a_float_graph_that_holds_retrained_parameters_is_caught(
     """float.onnx is what everything is compared with: it must be the model as it was before calibration."""
     mixed = apply_parameters(retrained.float_graph, retrained.artifact)
     report = judge(replace(retrained, float_graph=mixed), setting, ORT_INT8)
-    exact = [e for e in report.edges if e.evidence == "exact"]
+    exact = [e for e in report.comparisons if e.evidence == "exact"]
     assert [e.candidate for e in exact if not e.passed] == ["float.onnx", CANONICAL.file]
     assert all("started from" in e.worst["first"] for e in exact)
     assert "exporter" in failed(report)
@@ -425,7 +432,7 @@ def test_a_compiler_that_changes_a_scale_is_caught_where_files_are_right(
     report = judge(subject, spoiled, OPENVINO)
     assert failed(report) >= {"local"}
     assert "exact" not in failed(report)
-    local = next(e for e in report.edges if e.evidence == "local")
+    local = next(e for e in report.comparisons if e.evidence == "local")
     assert local.worst["first_departing"] == INPUT
 
 
@@ -445,14 +452,14 @@ def test_a_wrong_batch_row_of_the_final_engine_alone_is_caught(subject: Subject,
 @pytest.mark.parametrize("factor", [1.001, 1.1])
 def test_a_scaled_output_is_caught(factor: float, subject: Subject, setting: Setting) -> None:
     report = judge(subject, replace(setting, open_engine=spoiled_answers(gain(factor))), ORT_INT8)
-    local = next(e for e in report.edges if e.evidence == "local")
+    local = next(e for e in report.comparisons if e.evidence == "local")
     assert "output_relative_error" in local.failed
 
 
 def test_nan_anywhere_fails_every_numeric_evidence(subject: Subject, setting: Setting) -> None:
     report = judge(subject, replace(setting, open_engine=spoiled_answers(nan_pixel)), ORT_INT8)
     assert {"local", "error", "budget"} <= failed(report)
-    assert all(not e.evaluated for e in report.edges if not e.passed)
+    assert all(not e.evaluated for e in report.comparisons if not e.passed)
 
 
 def test_an_engine_that_computes_the_float_model_is_not_the_quantized_one(
@@ -476,8 +483,10 @@ def test_an_engine_that_breaks_leaves_its_edges_unevaluated(subject: Subject, se
 
     report = judge(subject, replace(setting, open_engine=spoiled_compiler(unknown_operator)), OPENVINO)
     assert failed(report) == {"local", "error", "budget"}
-    for edge in report.edges:
-        assert edge.passed or (not edge.evaluated and "refuses the model" in edge.worst["error"])
+    for comparison in report.comparisons:
+        assert comparison.passed or (
+            not comparison.evaluated and "refuses the model" in comparison.worst["error"]
+        )
 
 
 def test_stale_weights_in_the_float_graph_are_caught(subject: Subject, setting: Setting) -> None:
@@ -486,7 +495,7 @@ def test_stale_weights_in_the_float_graph_are_caught(subject: Subject, setting: 
     edit(stale, f"denoiser.{CONV}.weight", lambda w: w * np.float32(1.5))
     report = judge(replace(subject, float_graph=stale), setting, ORT_INT8)
     assert {"exact", "exporter"} <= failed(report)
-    first = next(e for e in report.edges if not e.passed)
+    first = next(e for e in report.comparisons if not e.passed)
     assert first.candidate == "float.onnx"
     assert CONV in first.worst["first"]
 

@@ -14,7 +14,7 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError
 from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure
 from gacq_deploy.parity.exact import CANONICAL
-from gacq_deploy.parity.report import Edge, ParityReport
+from gacq_deploy.parity.report import Comparison, ParityReport
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import resolve_policy
@@ -41,8 +41,8 @@ def judge(parts: tuple[Subject, Setting], float_steps: int, **changes: Any) -> P
     return measure(subject, [ORT_INT8], replace(setting, policy=policy, **changes), {})
 
 
-def edge(report: ParityReport, evidence: str) -> Edge:
-    (found,) = [e for e in report.edges if e.evidence == evidence]
+def comparison(report: ParityReport, evidence: str) -> Comparison:
+    (found,) = [e for e in report.comparisons if e.evidence == evidence]
     return found
 
 
@@ -50,11 +50,11 @@ def test_a_mix_comes_closer_step_by_step_and_ends_at_the_float_model(parts: tupl
     levels = []
     for count in range(STEPS + 1):
         report = judge(parts, count)
-        levels.append(edge(report, "mixed").metrics["image_psnr_db"] or 0.0)
+        levels.append(comparison(report, "mixed").metrics["image_psnr_db"] or 0.0)
         if count == 0:
-            single = edge(report, "single").metrics
+            single = comparison(report, "single").metrics
             assert levels[0] == single["image_psnr_db"], "without float steps the mix is the INT8 engine"
-        assert edge(report, "single").metrics == single
+        assert comparison(report, "single").metrics == single
     assert levels[0] < levels[-1] == 100
     assert levels == sorted(levels)
 
@@ -76,10 +76,10 @@ def test_a_mix_that_cannot_run_is_not_evaluated(parts: tuple[Subject, Setting]) 
         return Guarded(engine.run, engine.inputs, engine.outputs, engine.label)
 
     report = judge(parts, 1, open_engine=open_one)
-    mixed = edge(report, "mixed")
+    mixed = comparison(report, "mixed")
     assert not report
     assert not mixed.evaluated
     assert not mixed.passed
     assert mixed.worst["error"] == "a second engine does not open"
-    assert edge(report, "single").evaluated
+    assert comparison(report, "single").evaluated
     assert "image_psnr_db" not in report.fidelity[ORT_INT8.name], "not the INT8 engine's own images instead"

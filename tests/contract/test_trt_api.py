@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from gacq_deploy.backends.trt.deserialized import _DTYPES
 from gacq_deploy.backends.trt.library import load_trt
-from gacq_deploy.backends.trt.plan import _DTYPES
 from tests.support import fake_trt
 from tests.support.fake_cuda import FakeDriver
 from tests.support.trt_usage import MODULE, probed, unnamed, uses
@@ -48,13 +48,13 @@ BUILDER = {
 FILES: dict[str, dict[str, str]] = {
     "gacq_deploy/backends/trt/library.py": {"module": MODULE},
     "gacq_deploy/backends/trt/polygraphy.py": {"module": MODULE},
-    "gacq_deploy/backends/trt/plan.py": RUNTIME,
+    "gacq_deploy/backends/trt/deserialized.py": RUNTIME,
     "gacq_deploy/backends/trt/bucket.py": RUNTIME,
     "gacq_deploy/build_trt/worker.py": BUILDER,
     "gacq_deploy/doctor/probe.py": {"trt": MODULE},
 }
 RETURNS = {"get_timing_cache": "ITimingCache"}
-PLAIN = {"dtype", "dims", "names", "on_host", "shape", "plan", "text", "chosen", "fits", "label"}
+PLAIN = {"dtype", "dims", "names", "on_host", "shape", "serialized", "text", "chosen", "fits", "label"}
 """Names that take what the library returns and are not used as objects of it."""
 ONLY_SOME: dict[tuple[str, str], str] = {
     ("Runtime", "get_engine_validity"): "get_engine_validity",

@@ -404,7 +404,7 @@ CHAIN_CASES = (
     Case("verify-parity-altered", VERIFY, 5, ("parity.json was altered", "digest"),
          lambda s: s.edit_json("parity.json", passed=False), is_report=True),
     Case("verify-parity-verdict", VERIFY, 5, ("parity.json contradicts itself",),
-         lambda s: s.reseal("parity.json", lambda d: d["edges"][-1]["metrics"].update(image_psnr_db=1.0)),
+         lambda s: s.reseal("parity.json", lambda d: d["comparisons"][-1]["metrics"].update(image_psnr_db=1.0)),
          is_report=True),
     Case("verify-parity-thresholds", VERIFY, 5,
          ("other thresholds", "budget.image_psnr_db was 10.0, now is 99.0", "would not pass"),

@@ -15,7 +15,7 @@ import pytest
 from gacq_deploy.backends.trt import polygraphy
 from gacq_deploy.build_trt import compiler, stage
 from gacq_deploy.build_trt.compiler import Compiled, LibraryFacts, compile_graph
-from gacq_deploy.build_trt.open import locate_plan
+from gacq_deploy.build_trt.open import locate_engine
 from gacq_deploy.errors import GateError
 from gacq_deploy.lint.lint import Finding
 from gacq_deploy.run_directory import RunDirectory
@@ -76,7 +76,7 @@ def test_an_engine_whose_every_planned_layer_is_int8(run_copy: Path) -> None:
     assert inputs["float_type"] == "float16"
     assert inputs["options"]["profiles"][0]["sample"]["max"][0] == 8
     assert built["half"]["difference_db"] < 6
-    assert any(island["why"] == "timestep" for island in built["half"]["islands"])
+    assert any(kept["why"] == "timestep" for kept in built["half"]["float32_nodes"])
     verified = json.loads(invoke(["verify", str(run_copy), "--json"]).stdout)
     assert {link["name"]: link["status"] for link in verified["links"]}["engines"] == "ok"
 
@@ -119,7 +119,7 @@ def test_built_from_the_same_inputs_nothing_is_built(built_copy: tuple[Path, Any
 
 
 def _used(run: Path) -> Path:
-    return locate_plan(RunDirectory(run), "tensorrt-rtx").folder
+    return locate_engine(RunDirectory(run), "tensorrt-rtx").folder
 
 
 @pytest.mark.rtx
@@ -154,10 +154,10 @@ def test_a_dry_run_prints_the_profiles_and_writes_nothing(run_copy: Path) -> Non
 @pytest.mark.rtx
 @pytest.mark.usefixtures("warm_builds")
 def test_the_float_twin_is_an_engine_of_its_own(run_copy: Path) -> None:
-    int8, twin = build(run_copy, *FAST, "--fp16-twin")
-    assert (int8["inputs"]["graph"], twin["inputs"]["graph"]) == ("int8.onnx", "float.onnx")
-    assert twin["coverage"] is None
-    assert int8["folder"] != twin["folder"]
+    int8, baseline = build(run_copy, *FAST, "--fp16-baseline")
+    assert (int8["inputs"]["graph"], baseline["inputs"]["graph"]) == ("int8.onnx", "float.onnx")
+    assert baseline["coverage"] is None
+    assert int8["folder"] != baseline["folder"]
 
 
 @pytest.mark.rtx
@@ -199,7 +199,7 @@ def test_the_coverage_gate_names_what_fell_back(run_copy: Path, monkeypatch: pyt
         lost = next(layer for layer in compiled.layers if layer.int8)
         layers = tuple(layer for layer in compiled.layers if layer is not lost)
         return Compiled(
-            compiled.plan, layers, compiled.library, compiled.version, compiled.seconds, compiled.peak_mb
+            compiled.engine, layers, compiled.library, compiled.version, compiled.seconds, compiled.peak_mb
         )
 
     monkeypatch.setattr(stage, "compile_graph", without_the_first_int8_kernel)

@@ -27,4 +27,4 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     quantized = exported("dit-w8a8").quantized(load_recipe("dit-w8a8"))
     first, again = (build(quantized, ("2",), tmp_path / folder) for folder in ("first", "again"))
     assert again.layers == first.layers
-    assert again.plan.read_bytes() == first.plan.read_bytes()
+    assert again.engine.read_bytes() == first.engine.read_bytes()

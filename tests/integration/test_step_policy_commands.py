@@ -94,7 +94,7 @@ def test_the_recipes_policy_runs_unless_told_otherwise(
 def test_parity_judges_the_mix_and_says_what_it_judged(run_copy: Path, recipe_file: Path) -> None:
     plain = json.loads((run_copy / "parity.json").read_text())
     assert "step_policy" not in plain["subject"]
-    assert {e["evidence"] for e in plain["edges"]} >= {"budget"}
+    assert {e["evidence"] for e in plain["comparisons"]} >= {"budget"}
     _ask(run_copy, recipe_file, POLICY)
     stale = next(n for n in _json("verify", str(run_copy), code=5)["links"] if n["name"] == "parity")
     assert "runtime.step_policy" in stale["detail"]
@@ -103,16 +103,16 @@ def test_parity_judges_the_mix_and_says_what_it_judged(run_copy: Path, recipe_fi
     policy = judged["subject"]["step_policy"]
     assert policy["asked"]["where"] == "both"
     assert policy["float_share"] == 0.5
-    edges = {(e["evidence"], e["candidate"]): e for e in judged["edges"]}
-    assert "budget" not in {evidence for evidence, _ in edges}
+    comparisons = {(e["evidence"], e["candidate"]): e for e in judged["comparisons"]}
+    assert "budget" not in {evidence for evidence, _ in comparisons}
     for file in ("int8.onnx", "int8.cpu.onnx"):
         name = f"{file}@ort-cpu"
-        single, mixed = edges["single", name], edges["mixed", name]
+        single, mixed = comparisons["single", name], comparisons["mixed", name]
         assert set(single["thresholds"]) == {"eps_sqnr_db", "eps_cosine"}
         assert set(mixed["thresholds"]) == {
             "latents_differ", "trajectory_cosine", "image_psnr_db", "image_ssim",
         }  # fmt: skip
-        before = next(e for e in plain["edges"] if e["evidence"] == "budget" and e["candidate"] == name)
+        before = next(e for e in plain["comparisons"] if e["evidence"] == "budget" and e["candidate"] == name)
         assert single["metrics"] == before["metrics"], "the INT8 engine is what it was"
         assert mixed["metrics"]["image_psnr_db"] > single["metrics"]["image_psnr_db"]
         assert f"{name} mixed" in judged["trajectory"]["by_step"]
@@ -124,11 +124,11 @@ def test_parity_judges_the_mix_and_says_what_it_judged(run_copy: Path, recipe_fi
 def test_parity_of_a_wholly_float_trajectory_is_exact(run_copy: Path, recipe_file: Path) -> None:
     _ask(run_copy, recipe_file, f"runtime.step_policy={{float_steps: {STEPS}, where: first}}")
     judged = _json("parity", str(run_copy), "--engine", "ort-cpu", "--threads", "1")
-    mixed = [e for e in judged["edges"] if e["evidence"] == "mixed"]
+    mixed = [e for e in judged["comparisons"] if e["evidence"] == "mixed"]
     assert len(mixed) == 2
-    for edge in mixed:
-        assert edge["metrics"]["image_psnr_db"] == edge["metrics"]["image_psnr_db_min"] == 100
-        assert edge["metrics"]["trajectory_cosine_min"] == 1
+    for comparison in mixed:
+        assert comparison["metrics"]["image_psnr_db"] == comparison["metrics"]["image_psnr_db_min"] == 100
+        assert comparison["metrics"]["trajectory_cosine_min"] == 1
 
 
 def test_numbers_of_a_mix_are_judged_again_without_a_run(
@@ -141,7 +141,7 @@ def test_numbers_of_a_mix_are_judged_again_without_a_run(
     assert "runtime.step_policy" in refused["error"]["message"]
     _json("parity", str(run_copy), "--engine", "ort-cpu", "--threads", "1")
     strict = _json("parity", str(run_copy), "--rejudge", str(thresholds), code=3)
-    assert {e["evidence"] for e in strict["edges"] if not e["passed"]} == {"mixed"}
+    assert {e["evidence"] for e in strict["comparisons"] if not e["passed"]} == {"mixed"}
 
 
 def test_the_page_says_which_steps_run_in_float(run_copy: Path, recipe_file: Path) -> None:

@@ -9,9 +9,9 @@ import onnx
 import pytest
 import torch
 
+from gacq_deploy.backends.trt.deserialized import Expected
 from gacq_deploy.backends.trt.engine import TrtEngine
 from gacq_deploy.backends.trt.library import TRT_NAMES, load_trt
-from gacq_deploy.backends.trt.plan import Expected
 from gacq_deploy.build_trt.compiler import compile_graph
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.engines.catalogue import TrtName
@@ -45,7 +45,7 @@ def plan(library: TrtName, tmp_path: Path) -> tuple[Path, Expected]:
     onnx.save(denoiser_graph(), graph)
     options = CompileOptions(backend=library, profiles=(_profile(1, 2, 4), _profile(5, 8, 8)))
     compiled = compile_graph(graph, options, folder=tmp_path)
-    return compiled.plan, Expected(library, compiled.version)
+    return compiled.engine, Expected(library, compiled.version)
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -94,7 +94,7 @@ def test_an_int8_block_agrees_with_onnxruntime(library: TrtName, tmp_path: Path)
     compiled = compile_graph(graph, CompileOptions(backend=library), folder=tmp_path)
     (given,) = (i.name for i in model.graph.input)
     x = np.random.default_rng(0).standard_normal([1, 32, 8, 8]).astype(np.float32)
-    with open_engine("ort-cpu", graph, threads=1) as ort, TrtEngine(compiled.plan) as engine:
+    with open_engine("ort-cpu", graph, threads=1) as ort, TrtEngine(compiled.engine) as engine:
         (wanted,), (got,) = ort.run({given: x}).values(), engine.run({given: x}).values()
     error = np.square(got - wanted).sum() / np.square(wanted).sum()
     assert error < 1e-3  # single codes may differ by one

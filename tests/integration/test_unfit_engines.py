@@ -52,7 +52,7 @@ def test_parity_lists_it_as_not_judged_and_declares_no_gate_for_it(wide_copy: Pa
     assert document["passed"]
     assert list(document["subject"]["not_judged"]) == ["int8.onnx@openvino"]
     assert WRONG in document["subject"]["not_judged"]["int8.onnx@openvino"]
-    assert not [e for e in document["edges"] if "openvino" in e["candidate"]]
+    assert not [e for e in document["comparisons"] if "openvino" in e["candidate"]]
     shown = invoke(["parity", str(wide_copy), "--rejudge", str(_thresholds(wide_copy))])
     assert f"int8.onnx@openvino is not judged. {WRONG}" in " ".join(shown.stdout.split())
     assert "mid_block" in shown.stdout or "down_blocks" in shown.stdout  # the first layer is named

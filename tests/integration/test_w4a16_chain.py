@@ -82,14 +82,14 @@ def test_the_graphs_hold_int4_at_an_opset_that_has_it(run: RunDirectory) -> None
 def test_every_engine_computes_what_torch_does(run: RunDirectory) -> None:
     report = check_parity(run, threads=1)
     assert report.passed, report.to_text()
-    local = {e.candidate: e for e in report.edges if e.evidence == "local"}
+    local = {e.candidate: e for e in report.comparisons if e.evidence == "local"}
     assert set(local) == {f"{CANONICAL}@ort-cpu", f"{CANONICAL}@openvino", f"{CPU}@ort-cpu"}
     assert all(e.metrics["equal_share"] == 1.0 for e in local.values())
 
 
 @pytest.mark.rtx
 def test_the_weights_are_int4_in_the_plan_and_meet_their_product_there(run: RunDirectory) -> None:
-    (built,) = build_engines(run, BuildRequest(BuildSection(backend="tensorrt-rtx", fp16_twin=False)))
+    (built,) = build_engines(run, BuildRequest(BuildSection(backend="tensorrt-rtx", fp16_baseline=False)))
     coverage = built.record.coverage
     assert coverage is not None
     assert coverage["weight_only"] == {"planned": 7, "int4": 7, "in_product": 7, "lost": []}

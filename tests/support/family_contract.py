@@ -67,15 +67,15 @@ class FamilyContract:
         # a budget is about the pictures of a trained model; with random weights being near float is enough
         failed = [
             (e.evidence, e.candidate, e.metrics)
-            for e in report.edges
+            for e in report.comparisons
             if not e.passed and e.evidence != "budget"
         ]
         assert not failed
-        assert {e.evidence for e in report.edges} >= {"exact", "exporter", "local", "error", "budget"}
-        assert all(e.evaluated for e in report.edges)
-        for edge in report.edges:
-            if edge.evidence == "budget":
-                assert (edge.metrics["trajectory_cosine"] or 0.0) > 0.95, edge.metrics
+        assert {e.evidence for e in report.comparisons} >= {"exact", "exporter", "local", "error", "budget"}
+        assert all(e.evaluated for e in report.comparisons)
+        for comparison in report.comparisons:
+            if comparison.evidence == "budget":
+                assert (comparison.metrics["trajectory_cosine"] or 0.0) > 0.95, comparison.metrics
 
     def test_the_drop_in_makes_the_graphs_own_images(self, made: tuple[FamilyCase, RunDirectory]) -> None:
         _, directory = made

@@ -24,7 +24,7 @@ def uses(source: str, receivers: Mapping[str, str], returns: Mapping[str, str]) 
 
     Args:
         source: Python.
-        receivers: the last name of an expression (``engine`` of ``self._plan.engine``) -> its class.
+        receivers: the last name of an expression (``engine`` of ``self._loaded.engine``) -> its class.
         returns: a method's name -> the class of what it returns, for calls that are chained.
     """
     found = []

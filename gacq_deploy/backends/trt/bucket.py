@@ -1,4 +1,4 @@
-"""What does one shape bucket of a plan hold? Its own context and buffers, and the CUDA graph recorded with them.
+"""What does one shape bucket of an engine hold? Its own context and buffers, and the CUDA graph recorded with them.
 
 NVIDIA's advice is one context per captured graph: a graph reads state that its context keeps on the device, and a
 change of shape rewrites it. The contexts share the scratch memory, which is nearly all they need.
@@ -12,8 +12,8 @@ from math import prod
 from typing import Any
 
 from gacq_deploy.backends.trt.cuda import CudaDevice, Graph, Memory, Stream
+from gacq_deploy.backends.trt.deserialized import DeserializedEngine
 from gacq_deploy.backends.trt.dlpack import numpy_dtype
-from gacq_deploy.backends.trt.plan import LoadedPlan
 from gacq_deploy.backends.trt.profiles import Choice
 
 
@@ -36,7 +36,7 @@ class Bucket:
 
     def __init__(
         self,
-        plan: LoadedPlan,
+        loaded: DeserializedEngine,
         device: CudaDevice,
         stream: Stream,
         scratch: Memory,
@@ -50,14 +50,14 @@ class Bucket:
             EngineError: TensorRT refuses the profile, a shape or an address.
             ResourceError: the GPU is out of memory.
         """
-        self._plan = plan
+        self._loaded = loaded
         self._device = device
         self._stream = stream
         self._choice = choice
         self.graph: Graph | None = None
         self._runs = 0
         self._native_graphs = False
-        plan.messages.clear()
+        loaded.messages.clear()
         with ExitStack() as opened:
             # never a local variable: an error's traceback would keep it alive past its device
             self._context: Any = self._create_context(cuda_graphs)
@@ -66,12 +66,12 @@ class Bucket:
             self._prepare(scratch)
             self.inputs = {
                 i.name: self._buffer(device, opened, i.name, i.dtype, tuple(choice.shapes[i.name]))
-                for i in plan.inputs
+                for i in loaded.inputs
             }
             self._require(not self._context.infer_shapes(), "inferring the output shapes")
             self.outputs = {
                 o.name: self._buffer(device, opened, o.name, o.dtype, self._output_shape(o.name))
-                for o in plan.outputs
+                for o in loaded.outputs
             }
             opened.callback(self._drop_graph)
             self._resources = opened.pop_all()
@@ -88,7 +88,7 @@ class Bucket:
             EngineError: TensorRT refused.
             ResourceError: out of memory.
         """
-        self._plan.messages.clear()
+        self._loaded.messages.clear()
         self._require(self._context.execute_async_v3(self._stream.handle), "the run")
         self._runs += 1
 
@@ -97,18 +97,18 @@ class Bucket:
         self._resources.close()
 
     def _create_context(self, cuda_graphs: bool) -> Any:
-        trt = self._plan.library.module
+        trt = self._loaded.library.module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "CudaGraphStrategy"):
-            return self._plan.engine.create_execution_context(strategy)
+            return self._loaded.engine.create_execution_context(strategy)
         # TensorRT-RTX compiles kernels while it runs and knows best when a graph may be captured
         self._native_graphs = True
-        config = self._plan.engine.create_runtime_config()
+        config = self._loaded.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         config.cuda_graph_strategy = (
             trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if cuda_graphs else trt.CudaGraphStrategy.DISABLED
         )
-        return self._plan.engine.create_execution_context(config)
+        return self._loaded.engine.create_execution_context(config)
 
     def _prepare(self, scratch: Memory) -> None:
         if scratch.nbytes:
@@ -137,10 +137,10 @@ class Bucket:
 
     def _require(self, ok: Any, what: str) -> None:
         if not ok:
-            label = f"{self._plan.library.label}, profile {self._choice.profile}"
-            raise self._plan.messages.failure(
+            label = f"{self._loaded.library.label}, profile {self._choice.profile}"
+            raise self._loaded.messages.failure(
                 f"{label}: {what} failed",
-                "Build the plan again with `gacq-deploy build-trt`; see the log above.",
+                "Build the engine again with `gacq-deploy build-trt`; see the log above.",
             )
 
     def _drop_graph(self) -> None:

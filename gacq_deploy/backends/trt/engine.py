@@ -1,4 +1,4 @@
-"""How does a TensorRT plan run? One execution context, one set of buffers and one CUDA graph per shape bucket."""
+"""How does a TensorRT engine run? One execution context, one set of buffers and one CUDA graph per shape bucket."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from gacq_deploy.backends.base import Feeds, HostEngine, check_feeds
 from gacq_deploy.backends.trt.bucket import Bucket
 from gacq_deploy.backends.trt.cuda import CudaDevice, Stream, open_device
+from gacq_deploy.backends.trt.deserialized import DeserializedEngine, Expected, refuse_misfit
 from gacq_deploy.backends.trt.dlpack import DeviceTensor, borrow, numpy_dtype
 from gacq_deploy.backends.trt.library import TrtLibrary, choose_trt, load_trt
-from gacq_deploy.backends.trt.plan import Expected, LoadedPlan, refuse_misfit
 from gacq_deploy.backends.trt.profiles import Choice, Profile, choose_profile
 from gacq_deploy.errors import EngineError, ResourceError, UsageError
 from gacq_deploy.spec import Array
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrtEngine(HostEngine):
-    """A plan on one GPU; runs of one engine take turns on one stream.
+    """An engine on one GPU; runs of one engine take turns on one stream.
 
     A feed is padded to at least ``pad_to`` rows where a profile allows it, by repeating its last row, and the results
     are cut back. With the default of 2 no row runs alone: INT8 kernels for one row round otherwise than those for
@@ -38,7 +38,7 @@ class TrtEngine(HostEngine):
 
     def __init__(  # noqa: PLR0913 (all keyword-only, each one a thing the caller owns)
         self,
-        plan: Path,
+        path: Path,
         *,
         expected: Expected | None = None,
         library: TrtLibrary | None = None,
@@ -47,20 +47,20 @@ class TrtEngine(HostEngine):
         cuda_graphs: bool = True,
         pad_to: int = 2,
     ) -> None:
-        """Open a plan.
+        """Open an engine.
 
         Args:
-            plan: the serialized engine.
+            path: of the serialized engine.
             expected: what its manifest says it was built for; None leaves it to TensorRT to refuse it.
             library: default: the one that ``expected`` names, else whichever is here.
             device: closed with the engine; default: the first GPU.
-            allow_host_code: let a version-compatible plan run host code of its own in this process.
+            allow_host_code: let a version-compatible engine run host code of its own in this process.
             cuda_graphs: capture the second run of a shape bucket and replay it from then on.
             pad_to: run at least so many rows; 1 pads nothing.
 
         Raises:
             BackendUnavailable: TensorRT, cuda-bindings, the driver or a GPU is missing.
-            ArtifactError: the plan is missing, or was built by another version or for another GPU.
+            ArtifactError: the engine is missing, or was built by another version or for another GPU.
             EngineError: TensorRT does not load it.
             ResourceError: the GPU is out of memory.
         """
@@ -73,21 +73,21 @@ class TrtEngine(HostEngine):
             if pad_to < 1:
                 raise UsageError(f"pad_to is {pad_to}.", "Pass 1 or more rows.")
             if expected is not None:
-                refuse_misfit(expected, library, device, plan, allow_host_code=allow_host_code)
+                refuse_misfit(expected, library, device, path, allow_host_code=allow_host_code)
             with device.active():
-                self._plan = LoadedPlan(library)
-                opened.callback(device.discard, self._plan.close)
-                self._plan.load(plan, allow_host_code=allow_host_code)
+                self._loaded = DeserializedEngine(library)
+                opened.callback(device.discard, self._loaded.close)
+                self._loaded.load(path, allow_host_code=allow_host_code)
                 self._stream: Stream = device.stream()
                 opened.callback(self._stream.close)
                 # one scratch memory for all contexts, large enough for any: their runs take turns
-                self._scratch = device.allocate(int(self._plan.engine.device_memory_size_v2))
+                self._scratch = device.allocate(int(self._loaded.engine.device_memory_size_v2))
                 opened.callback(self._scratch.close)
             opened.callback(self._drop_buckets)
             self._resources = opened.pop_all()
-        super().__init__(f"{library.label}/{device.name}", self._plan.inputs, self._plan.outputs)
-        self._profiles = self._plan.profiles
-        self._batched = frozenset(i.name for i in self._plan.inputs if i.shape and i.shape[0] is None)
+        super().__init__(f"{library.label}/{device.name}", self._loaded.inputs, self._loaded.outputs)
+        self._profiles = self._loaded.profiles
+        self._batched = frozenset(i.name for i in self._loaded.inputs if i.shape and i.shape[0] is None)
         self._pad_to = pad_to
         self._graphs = cuda_graphs
         self._buckets: OrderedDict[Any, Bucket] = OrderedDict()
@@ -95,7 +95,7 @@ class TrtEngine(HostEngine):
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
-        """The plan's optimization profiles."""
+        """The engine's optimization profiles."""
         return self._profiles
 
     @property
@@ -219,7 +219,9 @@ class TrtEngine(HostEngine):
         return bucket
 
     def _open_bucket(self, choice: Choice) -> Bucket:
-        return Bucket(self._plan, self._device, self._stream, self._scratch, choice, cuda_graphs=self._graphs)
+        return Bucket(
+            self._loaded, self._device, self._stream, self._scratch, choice, cuda_graphs=self._graphs
+        )
 
     def _result_shapes(self, choice: Choice, bucket: Bucket) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the results, without the rows that were padding."""

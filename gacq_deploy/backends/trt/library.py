@@ -99,14 +99,14 @@ def has_device() -> bool:
 
 
 def require_device() -> None:
-    """Refuse to go on where no plan can run.
+    """Refuse to go on where no engine can run.
 
     Raises:
         BackendUnavailable: there is no CUDA device.
     """
     if not has_device():
         raise BackendUnavailable(
-            "There is no NVIDIA GPU with a driver here to run a plan on.",
+            "There is no NVIDIA GPU with a driver here to run an engine on.",
             "Run it on the machine that it was built for; `gacq-deploy doctor` shows what is here.",
         )
 

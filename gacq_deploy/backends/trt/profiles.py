@@ -28,7 +28,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimization profile of a plan: its number and the range of every input."""
+    """An optimization profile of an engine: its number and the range of every input."""
 
     index: int
     ranges: Mapping[str, Range]
@@ -62,7 +62,7 @@ def choose_profile(
     one with the fewest rows wins, then the one whose optimum is nearest in size.
 
     Args:
-        profiles: those of the plan.
+        profiles: those of the engine.
         shapes: of every input.
         batched: the inputs whose first dimension counts rows; they agree on it.
         pad_to: run at least so many rows; 1 pads nothing.
@@ -81,7 +81,7 @@ def choose_profile(
         given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         ranges = "\n  ".join(str(p) for p in profiles)
         raise EngineError(
-            f"{engine}: no profile takes {given}. The plan has:\n  {ranges}",
+            f"{engine}: no profile takes {given}. The engine has:\n  {ranges}",
             "Build the engine with these shapes (--batch, --resolution), or split the batch.",
         )
     return min(fitting, key=lambda entry: entry[:3])[3]

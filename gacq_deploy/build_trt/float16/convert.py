@@ -20,7 +20,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 import gacq_deploy
-from gacq_deploy.build_trt.float16.float32_nodes import Island, find_islands
+from gacq_deploy.build_trt.float16.float32_nodes import Float32Node, find_float32_nodes
 from gacq_deploy.build_trt.float16.types import (
     FLOAT,
     HALF,
@@ -44,12 +44,12 @@ _HINT = "Export the float graph again: one flat graph of standard operators."
 class HalfGraph:
     """A half-precision graph with float32 inputs and outputs.
 
-    ``islands`` are the nodes that compute in float32. ``flushed`` counts, by initializer, the values that were
+    ``float32_nodes`` are the nodes that compute in float32. ``flushed`` counts, by initializer, the values that were
     not zero and are zero in half.
     """
 
     model: ModelProto
-    islands: tuple[Island, ...]
+    float32_nodes: tuple[Float32Node, ...]
     flushed: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -72,20 +72,20 @@ def to_half(
     """
     _require_flat(model)
     index, types = GraphIndex(model), NodeTypes(model)
-    islands = find_islands(index, types, ranges or {}, margin)
-    edit = _Edit(index, types, islands)
+    float32_nodes = find_float32_nodes(index, types, ranges or {}, margin)
+    edit = _Edit(index, types, float32_nodes)
     result = edit.result()
     _ensure(result)
-    return HalfGraph(result, tuple(islands.values()), edit.flushed)
+    return HalfGraph(result, tuple(float32_nodes.values()), edit.flushed)
 
 
 class _Edit:
     """One conversion: first what every reader wants, then the graph that gives it to them."""
 
-    def __init__(self, index: GraphIndex, types: NodeTypes, islands: Mapping[str, Island]) -> None:
+    def __init__(self, index: GraphIndex, types: NodeTypes, float32_nodes: Mapping[str, Float32Node]) -> None:
         self._index = index
         self._types = types
-        self._islands = islands
+        self._float32_nodes = float32_nodes
         self._taken = {*index.initializers, *index.producers, *index.inputs}
         self._written: dict[str, int] = {n: FLOAT for n in index.inputs if types.of.get(n) == FLOAT}
         """Type that a computed float tensor has where it is made."""
@@ -135,7 +135,7 @@ class _Edit:
     def _type(self, node: NodeProto, slot: Slot) -> int:
         if slot.may_be_half is None:
             return self._written.get(slot.tensor, FLOAT)
-        return HALF if slot.may_be_half and node.output[0] not in self._islands else FLOAT
+        return HALF if slot.may_be_half and node.output[0] not in self._float32_nodes else FLOAT
 
     def _new_name(self, tensor: str, kind: int) -> str:
         name = f"{tensor}.{_SUFFIX[kind]}"

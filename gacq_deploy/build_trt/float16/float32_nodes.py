@@ -29,7 +29,7 @@ _CARRYING = frozenset({
 
 
 @dataclass(frozen=True)
-class Island:
+class Float32Node:
     """A node that computes in float32 inside a half graph, and why.
 
     ``timestep``: computed from the timestep or other integers, before the first matrix product. ``angle``: leads
@@ -43,10 +43,10 @@ class Island:
     detail: str = ""
 
 
-def find_islands(
+def find_float32_nodes(
     index: GraphIndex, types: NodeTypes, ranges: Mapping[str, float], margin: float
-) -> dict[str, Island]:
-    """Return the islands of a float32 graph by first output of the node.
+) -> dict[str, Float32Node]:
+    """Return the float32_nodes of a float32 graph by first output of the node.
 
     Args:
         index: the graph, its nodes in topological order and their weights loaded.
@@ -82,7 +82,7 @@ class _Search:
         self._ranges = ranges
         self._margin = margin
         self._constants: dict[str, _Problem | None] = {}
-        self.found: dict[str, Island] = {}
+        self.found: dict[str, Float32Node] = {}
 
     def exact_numbers(self) -> None:
         """Follow integers that became floats up to the first product, or to where they meet the sample."""
@@ -139,8 +139,8 @@ class _Search:
 
     def _add(self, node: NodeProto, why: Reason, detail: str = "") -> None:
         if any(True for _ in self._types.inputs(node)) or any(True for _ in self._types.outputs(node)):
-            island = Island(node.name or node.output[0], module_of(node), why, detail)
-            self.found.setdefault(node.output[0], island)
+            kept = Float32Node(node.name or node.output[0], module_of(node), why, detail)
+            self.found.setdefault(node.output[0], kept)
 
     def _fits(self, value: float) -> bool:
         return value * self._margin <= LARGEST_HALF

@@ -33,7 +33,7 @@ class Headroom(BaseModel):
     headroom: float
 
 
-class IslandRecord(BaseModel):
+class Float32NodeRecord(BaseModel):
     """A node that computes in float32, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,12 +58,12 @@ class RangeReport(BaseModel):
     max_abs: dict[str, float]
     worst: tuple[Headroom, ...]
     not_finite: tuple[str, ...]
-    islands: tuple[IslandRecord, ...]
+    float32_nodes: tuple[Float32NodeRecord, ...]
     flushed: dict[str, int]
 
     def to_text(self) -> str:
         """Return one line."""
-        reasons = [i.why for i in self.islands]
+        reasons = [i.why for i in self.float32_nodes]
         counts = ", ".join(f"{why} {reasons.count(why)}" for why in dict.fromkeys(reasons))
         kept = f"{len(reasons)} nodes stay float32 ({counts})" if reasons else "all nodes in half"
         if not self.worst:
@@ -129,7 +129,7 @@ def range_report(half: HalfGraph, ranges: Mapping[str, float]) -> RangeReport:
         ranges: of its float32 form, as :func:`measure_ranges` returns them; may be empty.
     """
     index = GraphIndex(half.model)
-    kept = {i.node for i in half.islands}
+    kept = {i.node for i in half.float32_nodes}
     found = []
     for tensor, value in ranges.items():
         node = index.producer(tensor)
@@ -148,6 +148,6 @@ def range_report(half: HalfGraph, ranges: Mapping[str, float]) -> RangeReport:
         max_abs={k: v for k, v in ranges.items() if math.isfinite(v)},
         worst=tuple(found[:_WORST]),
         not_finite=tuple(k for k, v in ranges.items() if not math.isfinite(v)),
-        islands=tuple(IslandRecord(**asdict(i)) for i in half.islands),
+        float32_nodes=tuple(Float32NodeRecord(**asdict(i)) for i in half.float32_nodes),
         flushed=dict(half.flushed),
     )

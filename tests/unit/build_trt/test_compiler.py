@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.rtx
 def test_a_plan_and_its_layers(graph: Path, folder: Path) -> None:
     compiled = compile_graph(graph, RTX, folder=folder)
-    assert compiled.plan.stat().st_size > 1000
+    assert compiled.engine.stat().st_size > 1000
     assert compiled.library == "tensorrt-rtx"
     assert compiled.version.startswith("1.")
     assert compiled.peak_mb > 10
@@ -57,7 +57,7 @@ def test_two_builds_write_the_same_bytes(graph: Path, tmp_path: Path) -> None:
     plans = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        plans.append(compile_graph(graph, RTX, folder=tmp_path / name).plan.read_bytes())
+        plans.append(compile_graph(graph, RTX, folder=tmp_path / name).engine.read_bytes())
     assert plans[0] == plans[1]
 
 
@@ -89,7 +89,7 @@ def test_shapes_for_an_input_that_there_is_not(graph: Path, folder: Path) -> Non
 @pytest.mark.parametrize("capability", ["7.5", "8.6", "8.9", "12.0"])
 def test_targets_that_exist(graph: Path, folder: Path, capability: str) -> None:
     options = RTX.model_copy(update={"compute_capabilities": (capability,)})
-    assert compile_graph(graph, options, folder=folder).plan.is_file()
+    assert compile_graph(graph, options, folder=folder).engine.is_file()
 
 
 @pytest.mark.rtx
@@ -150,7 +150,7 @@ def test_a_dynamic_graph_without_profile_is_refused(folder: Path, tmp_path: Path
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     path = tmp_path / "dynamic.onnx"
     onnx.save_model(model, str(path))
-    with pytest.raises(EngineError, match=r"no plan.*profile"):
+    with pytest.raises(EngineError, match=r"no engine.*profile"):
         compile_graph(path, RTX, folder=folder)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from gacq_deploy.backends.trt.deserialized import Expected
 from gacq_deploy.backends.trt.library import Device
-from gacq_deploy.backends.trt.plan import Expected
 from gacq_deploy.build_trt.manifest import (
     DeviceRecord,
     EngineInputs,
@@ -21,7 +21,7 @@ from gacq_deploy.build_trt.manifest import (
     graph_digest,
     read_engine,
 )
-from gacq_deploy.build_trt.open import Plan
+from gacq_deploy.build_trt.open import LocatedEngine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.engine_folder import made_from, written
@@ -160,4 +160,4 @@ def test_where_a_plan_may_run(
 def test_a_plan_without_weights_does_not_open(tmp_path: Path) -> None:
     folder = written(tmp_path, inputs(options={"strip": True}))
     with pytest.raises(ArtifactError, match="holds no weights"):
-        Plan(folder, read_engine(folder, "")).open()
+        LocatedEngine(folder, read_engine(folder, "")).open()

@@ -14,7 +14,7 @@ WEIGHTS = {"weight_only": {"planned": 7, "int4": 6}}
 @pytest.mark.parametrize(
     ("coverage", "text"),
     [
-        (None, "float twin"),
+        (None, "float baseline"),
         ({"planned": 4, "int8": 3, "share": 0.75}, "3 of 4 planned layers (75.0%)"),
         (
             {"planned": 4, "int8": 4, "share": 1.0, **WEIGHTS},

@@ -9,7 +9,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.cpu_flavour import signed_twin, to_cpu_flavour
+from gacq_deploy.export.cpu_flavour import signed_form, to_cpu_flavour
 from gacq_deploy.export.qdq import expected_sites, insert_qdq, quantized_sites
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.lint.lint import lint_graph
@@ -48,20 +48,20 @@ def test_every_planned_layer_runs_in_integers(
 
 
 def test_twin_computes_the_same_bits(flavour: onnx.ModelProto, denoiser: Denoiser) -> None:
-    mine, twin = (_run(m, denoiser, optimize=False) for m in (flavour, signed_twin(flavour)))
-    np.testing.assert_array_equal(mine, twin)
+    mine, form = (_run(m, denoiser, optimize=False) for m in (flavour, signed_form(flavour)))
+    np.testing.assert_array_equal(mine, form)
 
 
 def test_flavour_computes_what_the_signed_graph_does_but_for_the_bias(
     signed: onnx.ModelProto, flavour: onnx.ModelProto
 ) -> None:
-    twin, before = GraphIndex(signed_twin(flavour)), GraphIndex(signed)
-    changed = {t for t in before.initializers if t not in twin.initializers}
-    added = {t for t in twin.initializers if t not in before.initializers}
+    form, before = GraphIndex(signed_form(flavour)), GraphIndex(signed)
+    changed = {t for t in before.initializers if t not in form.initializers}
+    added = {t for t in form.initializers if t not in before.initializers}
     assert all(t.endswith(".bias") for t in changed)
     assert len(added) == 3 * len(changed)
     kept = [t for t in before.initializers if t not in changed]
-    assert all(before.initializers[t] == twin.initializers[t] for t in kept)
+    assert all(before.initializers[t] == form.initializers[t] for t in kept)
 
 
 def test_activations_are_uint8_around_128_and_weights_int8(
@@ -138,10 +138,10 @@ def test_a_dead_channel_cannot_overflow_the_accumulator() -> None:
     x = random_array(2, 2, 6, 6, seed=3)
     outputs = {}
     for optimize in (True, False):
-        for name, graph in (("flavour", result), ("twin", signed_twin(result))):
+        for name, graph in (("flavour", result), ("form", signed_form(result))):
             with open_engine("ort-cpu", graph.SerializeToString(), threads=1, optimize=optimize) as engine:
                 outputs[name, optimize] = engine.run({"x": x})["output"]
-    assert all(np.array_equal(o, outputs["twin", False]) for o in outputs.values())
+    assert all(np.array_equal(o, outputs["form", False]) for o in outputs.values())
     step = np.float32(0.05)
     expected = np.clip(np.rint(random_array(3, seed=1)[1] / step), -128, 127) * step
     np.testing.assert_allclose(outputs["flavour", True][:, 1], expected, rtol=1e-6)
@@ -160,4 +160,4 @@ def test_graphs_of_another_form_are_refused(
     with pytest.raises(ExportError, match="is not int8"):
         to_cpu_flavour(flavour)
     with pytest.raises(ExportError, match="is not uint8"):
-        signed_twin(signed)
+        signed_form(signed)

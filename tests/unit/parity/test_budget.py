@@ -20,7 +20,7 @@ from gacq_deploy.parity.budget import (
     hold_out,
     run_freely,
 )
-from gacq_deploy.parity.report import Edge, assemble
+from gacq_deploy.parity.report import Comparison, assemble
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.flow import FlowSampler
@@ -68,18 +68,18 @@ def truth_of(held: Held) -> Trajectories:
         return run_freely(engine, held)
 
 
-def judged(held: Held, error: Error | None = None, rows: list[int] | None = None) -> Edge:
+def judged(held: Held, error: Error | None = None, rows: list[int] | None = None) -> Comparison:
     truth = truth_of(held)
     with engine_of(held.shape, error, rows) as engine:
-        edge, _ = compare_with_float(engine, NAMES, truth, held, SECTION)
+        comparison, _ = compare_with_float(engine, NAMES, truth, held, SECTION)
     report = assemble(
-        (edge,),
+        (comparison,),
         SECTION,
         trajectory={"compared": describe_comparison(truth)},
         noise_floor={},
         subject={},
     )
-    return report.edges[0]
+    return report.comparisons[0]
 
 
 def everywhere(size: float) -> Error:
@@ -107,12 +107,12 @@ def test_trajectories_hold_what_the_network_saw_and_said(shape: tuple[int, ...],
 
 @pytest.mark.parametrize("shape", [PACKED, LATENT, IMAGE], ids=["packed", "latent", "image"])
 def test_an_engine_like_the_float_model_passes(shape: tuple[int, ...]) -> None:
-    edge = judged(held_of(shape))
-    assert edge.passed, edge
-    assert edge.metrics["image_psnr_db"] == 100
-    assert edge.metrics["eps_sqnr_db"] == 300
-    assert edge.metrics["latents_differ"] == 0
-    limits = [(row["timestep_max"], row["timestep_min"]) for row in edge.by_timestep]
+    comparison = judged(held_of(shape))
+    assert comparison.passed, comparison
+    assert comparison.metrics["image_psnr_db"] == 100
+    assert comparison.metrics["eps_sqnr_db"] == 300
+    assert comparison.metrics["latents_differ"] == 0
+    limits = [(row["timestep_max"], row["timestep_min"]) for row in comparison.by_timestep]
     assert limits == [(1000, 751), (9, 9)], "on the training scale, whatever the network is told"
 
 
@@ -152,9 +152,9 @@ def test_an_error_in_the_negative_branch_alone_is_seen() -> None:
     def error(feeds: Mapping[str, Array]) -> NDArray[np.float32]:
         return np.array([0.2 if row.tobytes() in negative else 0.0 for row in feeds["text"]], np.float32)
 
-    edge = judged(held, error)
-    assert not edge.passed
-    assert {"eps_sqnr_db", "image_psnr_db"} <= set(edge.failed)
+    comparison = judged(held, error)
+    assert not comparison.passed
+    assert {"eps_sqnr_db", "image_psnr_db"} <= set(comparison.failed)
     assert judged(held, everywhere(1e-4)).passed
 
 

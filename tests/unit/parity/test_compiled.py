@@ -13,7 +13,7 @@ from gacq_deploy.backends.trt import library as trt_library
 from gacq_deploy.backends.trt.library import Device
 from gacq_deploy.bench import run_bench
 from gacq_deploy.build_trt.manifest import graph_digest
-from gacq_deploy.build_trt.open import locate_plan, locate_twin
+from gacq_deploy.build_trt.open import locate_baseline, locate_engine
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from gacq_deploy.export.record import load_export
@@ -21,7 +21,7 @@ from gacq_deploy.inspection.verify import verify_run
 from gacq_deploy.parity import check_parity, saved_commands
 from gacq_deploy.parity import stage as check
 from gacq_deploy.parity.comparisons import CompiledEngine
-from gacq_deploy.parity.stage import rejudge, runnable_plans
+from gacq_deploy.parity.stage import rejudge, runnable_engines
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Array
@@ -75,7 +75,7 @@ def test_a_plan_is_judged_at_every_batch_it_was_built_for(
     seen: list[int] = []
     monkeypatch.setattr(check, "_compiled", compiled(run, seen))
     report = check_parity(run, engines=["ort-cpu", "tensorrt-rtx"], threads=1)
-    mine = {e.candidate: e for e in report.edges if "tensorrt-rtx" in e.candidate}
+    mine = {e.candidate: e for e in report.comparisons if "tensorrt-rtx" in e.candidate}
     assert report, report.to_text()
     assert [name for name, e in mine.items() if e.evidence == "error"] == [
         f"int8.onnx@tensorrt-rtx batch {n}" for n in (1, 2, MOST)
@@ -106,7 +106,7 @@ def test_an_engine_that_is_wrong_at_one_batch_only_is_caught(
 ) -> None:
     monkeypatch.setattr(check, "_compiled", compiled(run, [], error=0.5))
     report = check_parity(run, engines=["tensorrt-rtx"], threads=1)
-    failed = [e for e in report.edges if not e.passed and e.evidence == "error"]
+    failed = [e for e in report.comparisons if not e.passed and e.evidence == "error"]
     assert {e.candidate for e in failed} == {f"int8.onnx@tensorrt-rtx batch {MOST}"}
     assert {e.subject for e in failed} == {"int8.onnx@tensorrt-rtx"}
     assert not report
@@ -138,28 +138,28 @@ def test_only_plans_that_this_gpu_runs_are_judged_unasked(
     copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
     record = load_export(copy)
     monkeypatch.setattr(check, "current_device", lambda: Device("GPU", "8.9", 13000))
-    assert runnable_plans(copy, record) == ()
+    assert runnable_engines(copy, record) == ()
     digest = graph_digest(record, "int8.onnx")
     written(copy.root, made_from(digest))
-    assert runnable_plans(copy, record) == ("tensorrt-rtx",)
+    assert runnable_engines(copy, record) == ("tensorrt-rtx",)
     written(copy.root, made_from(digest, options={"compute_capabilities": ("8.6",)}))
-    assert runnable_plans(copy, record) == (), "the newest is for another GPU"
+    assert runnable_engines(copy, record) == (), "the newest is for another GPU"
     monkeypatch.setattr(check, "current_device", lambda: None)
-    assert runnable_plans(copy, record) == ()
+    assert runnable_engines(copy, record) == ()
 
 
 def test_the_twin_is_the_one_of_the_same_options(run: RunDirectory, tmp_path: Path) -> None:
     copy = RunDirectory(shutil.copytree(run.root, tmp_path / "run"))
     record = load_export(copy)
     engine = made_from(graph_digest(record, "int8.onnx"))
-    twin = made_from(graph_digest(record, "float.onnx"), graph="float.onnx")
+    baseline = made_from(graph_digest(record, "float.onnx"), graph="float.onnx")
     written(copy.root, engine)
-    written(copy.root, twin.model_copy(update={"float_type": "float32"}))
-    plan = locate_plan(copy, "tensorrt-rtx")
-    with pytest.raises(ArtifactError, match="has no float twin"):
-        locate_twin(copy, plan)
-    folder = written(copy.root, twin)
-    assert locate_twin(copy, plan).folder == folder
+    written(copy.root, baseline.model_copy(update={"float_type": "float32"}))
+    plan = locate_engine(copy, "tensorrt-rtx")
+    with pytest.raises(ArtifactError, match="has no float baseline"):
+        locate_baseline(copy, plan)
+    folder = written(copy.root, baseline)
+    assert locate_baseline(copy, plan).folder == folder
 
 
 def test_without_a_plan_nothing_is_judged(run: RunDirectory, tmp_path: Path) -> None:

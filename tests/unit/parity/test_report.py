@@ -14,7 +14,7 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.parity.report import (
     ADVICE,
     GATES,
-    Edge,
+    Comparison,
     Evidence,
     ParityReport,
     SegmentRecord,
@@ -65,17 +65,17 @@ BAD: dict[str, float] = {
 EVERY_GATE = [(evidence, name) for evidence, gates in GATES.items() for name in gates]
 
 
-def edge(evidence: Evidence, metrics: dict[str, Any]) -> Edge:
+def comparison(evidence: Evidence, metrics: dict[str, Any]) -> Comparison:
     return judge(measured(evidence, "a", "b", metrics), SECTION)
 
 
-def report(*edges: Edge) -> ParityReport:
-    return assemble(edges, SECTION, trajectory={}, noise_floor={}, subject={})
+def report(*comparisons: Comparison) -> ParityReport:
+    return assemble(comparisons, SECTION, trajectory={}, noise_floor={}, subject={})
 
 
 @pytest.mark.parametrize("evidence", GATES)
 def test_good_numbers_pass(evidence: Evidence) -> None:
-    assert edge(evidence, GOOD[evidence]).passed
+    assert comparison(evidence, GOOD[evidence]).passed
 
 
 @pytest.mark.parametrize(("evidence", "name"), EVERY_GATE)
@@ -86,7 +86,7 @@ def test_every_gate_can_fail(evidence: Evidence, name: str, value: Any) -> None:
         del metrics[name]
     else:
         metrics[name] = BAD[name] if value == "bad" else value
-    judged = edge(evidence, metrics)
+    judged = comparison(evidence, metrics)
     assert not judged.passed
     assert judged.failed == (name,)
     assert judged.evaluated == (value == "bad")
@@ -117,9 +117,9 @@ def test_single_and_mixed_share_the_gates_of_the_budget_between_them() -> None:
 
 
 def test_images_are_those_of_the_mix_where_steps_are_mixed() -> None:
-    assert report(edge("budget", GOOD["budget"])).fidelity == {"b": GOOD["budget"]}
-    single = edge("single", {**GOOD["budget"], "image_psnr_db": 1})
-    mixed = report(single, edge("mixed", GOOD["mixed"]))
+    assert report(comparison("budget", GOOD["budget"])).fidelity == {"b": GOOD["budget"]}
+    single = comparison("single", {**GOOD["budget"], "image_psnr_db": 1})
+    mixed = report(single, comparison("mixed", GOOD["mixed"]))
     assert mixed, "the INT8 engine's own images are shown, not judged"
     assert mixed.fidelity == {"b": GOOD["budget"]}
     assert mixed.candidates == {"b"}
@@ -127,7 +127,7 @@ def test_images_are_those_of_the_mix_where_steps_are_mixed() -> None:
 
 def test_a_report_says_which_step_policy_it_is_about(tmp_path: Path) -> None:
     path = tmp_path / "parity.json"
-    good = (edge("single", GOOD["single"]), edge("mixed", GOOD["mixed"]))
+    good = (comparison("single", GOOD["single"]), comparison("mixed", GOOD["mixed"]))
     assert not report(*good).step_policy.asked, "a report that does not say is about INT8 alone"
     asked = {"float_steps": 2, "where": "first", "steps": []}
     assemble(good, SECTION, trajectory={}, noise_floor={}, subject={"step_policy": {"asked": asked}}).save(
@@ -165,21 +165,21 @@ def test_the_first_departing_segment_is_named_in_execution_order() -> None:
 
 def test_a_report_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "parity.json"
-    before = report(edge("exact", GOOD["exact"]), edge("error", {"difference_db": math.nan}))
+    before = report(comparison("exact", GOOD["exact"]), comparison("error", {"difference_db": math.nan}))
     before.save(path)
     assert load_report(path) == before
     document = json.loads(path.read_text())
     assert document["schema"] == "gacq-deploy/parity/1"
-    assert set(document) >= {"schema", "passed", "edges", "trajectory", "noise_floor"}
-    assert set(document["edges"][1]) >= {
+    assert set(document) >= {"schema", "passed", "comparisons", "trajectory", "noise_floor"}
+    assert set(document["comparisons"][1]) >= {
         "reference", "candidate", "evaluated", "passed", "metrics", "thresholds", "worst", "by_timestep",
     }  # fmt: skip
-    assert document["edges"][1]["evaluated"] is False
+    assert document["comparisons"][1]["evaluated"] is False
 
 
 def write_edited(path: Path, edit: Callable[[dict[str, Any]], object], *, seal: bool) -> None:
     """Save a good report, edit the document, and give it the digest of what it now says or leave the old one."""
-    report(*(edge(evidence, metrics) for evidence, metrics in GOOD.items())).save(path)
+    report(*(comparison(evidence, metrics) for evidence, metrics in GOOD.items())).save(path)
     document = json.loads(path.read_text())
     assert load_report(path)
     edit(document)
@@ -193,7 +193,7 @@ def write_edited(path: Path, edit: Callable[[dict[str, Any]], object], *, seal: 
     "edit",
     [
         lambda d: d.update(passed=False),
-        lambda d: d["edges"][0]["metrics"].update(differences=0.5),
+        lambda d: d["comparisons"][0]["metrics"].update(differences=0.5),
         lambda d: d["protocol"].update(seed=1),
         lambda d: d["subject"].update(files={}),
         lambda d: d.update(digest="0" * 64),
@@ -210,12 +210,12 @@ def test_an_altered_report_is_refused(tmp_path: Path, edit: Callable[[dict[str, 
     "edit",
     [
         lambda d: d.update(passed=False),
-        lambda d: d["edges"][-1].update(passed=False),
-        lambda d: d["edges"][-1]["metrics"].update(image_ssim=0.1),
-        lambda d: d["edges"][-1]["metrics"].pop("image_ssim"),
-        lambda d: d["edges"][-1]["thresholds"].pop("image_ssim"),
+        lambda d: d["comparisons"][-1].update(passed=False),
+        lambda d: d["comparisons"][-1]["metrics"].update(image_ssim=0.1),
+        lambda d: d["comparisons"][-1]["metrics"].pop("image_ssim"),
+        lambda d: d["comparisons"][-1]["thresholds"].pop("image_ssim"),
         lambda d: d["protocol"]["budget"].update(image_psnr_db=60.0),
-        lambda d: d["edges"].clear(),
+        lambda d: d["comparisons"].clear(),
     ],
 )
 def test_a_verdict_that_does_not_follow_from_the_numbers_is_refused(
@@ -247,7 +247,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_gates_are_inclusive() -> None:
     section = SECTION
     at_bound = {**GOOD["local"], "equal_share": section.local_equal_share}
-    assert edge("local", at_bound).passed
+    assert comparison("local", at_bound).passed
     gate = replace(GATES["error"]["difference_db"])
     assert gate.holds(0.5, 0.5)
     assert not gate.holds(None, 0.5)
@@ -260,11 +260,11 @@ WHY = {"image_ssim": "A state of shape [6, 64] has no two axes of space"}
 @pytest.mark.parametrize("evidence", ["budget", "mixed"])
 def test_a_metric_that_does_not_apply_is_not_declared(tmp_path: Path, evidence: Evidence) -> None:
     metrics = {k: v for k, v in GOOD[evidence].items() if k != "image_ssim"}
-    edge = measured(evidence, "float.onnx", "int8.onnx", metrics, exempt=WHY)
+    comparison = measured(evidence, "float.onnx", "int8.onnx", metrics, exempt=WHY)
     message = {"compared": "PSNR is of the final latents."}
-    found = assemble((edge,), SECTION, trajectory=message, noise_floor={}, subject={})
+    found = assemble((comparison,), SECTION, trajectory=message, noise_floor={}, subject={})
     assert found.passed
-    assert "image_ssim" not in found.edges[0].thresholds
+    assert "image_ssim" not in found.comparisons[0].thresholds
     assert found.remarks == (
         message["compared"],
         f"int8.onnx: image_ssim is not judged. {WHY['image_ssim']}.",
@@ -273,14 +273,14 @@ def test_a_metric_that_does_not_apply_is_not_declared(tmp_path: Path, evidence: 
     found.save(tmp_path / "parity.json")
     assert load_report(tmp_path / "parity.json") == found
     strict = SECTION.model_copy(update={"budget": SECTION.budget.model_copy(update={"image_psnr_db": 50.0})})
-    assert found.under(strict).edges[0].failed == ("image_psnr_db",)
+    assert found.under(strict).comparisons[0].failed == ("image_psnr_db",)
 
 
 def test_a_metric_that_was_merely_not_measured_fails() -> None:
-    edge = judge(measured("budget", "float.onnx", "int8.onnx", PACKED), SECTION)
-    assert not edge.evaluated
-    assert not edge.passed
-    assert "image_ssim" in edge.thresholds
+    comparison = judge(measured("budget", "float.onnx", "int8.onnx", PACKED), SECTION)
+    assert not comparison.evaluated
+    assert not comparison.passed
+    assert "image_ssim" in comparison.thresholds
 
 
 @pytest.mark.parametrize("metric", ["image_psnr_db", "eps_sqnr_db", "latents_differ", "warp"])
@@ -291,14 +291,17 @@ def test_no_other_metric_can_be_left_out(metric: str) -> None:
 
 @pytest.mark.parametrize(("evidence", "name"), EVERY_GATE)
 def test_a_failed_gate_says_what_it_is_and_what_to_do(evidence: Evidence, name: str) -> None:
-    edges = edge(evidence, GOOD[evidence]), edge(evidence, GOOD[evidence] | {name: BAD[name]})
-    report = assemble(edges, SECTION, trajectory={}, noise_floor={}, subject={})
+    comparisons = (
+        comparison(evidence, GOOD[evidence]),
+        comparison(evidence, GOOD[evidence] | {name: BAD[name]}),
+    )
+    report = assemble(comparisons, SECTION, trajectory={}, noise_floor={}, subject={})
     (failed,) = report.failed_gates
     assert (failed.evidence, failed.metric, failed.value) == (evidence, name, BAD[name])
-    assert failed.bound == edges[1].thresholds[name]
+    assert failed.bound == comparisons[1].thresholds[name]
     assert failed.value < failed.bound if failed.at_least else failed.value > failed.bound
     assert failed.advice == ADVICE[evidence]
-    fine = assemble(edges[:1], SECTION, trajectory={}, noise_floor={}, subject={})
+    fine = assemble(comparisons[:1], SECTION, trajectory={}, noise_floor={}, subject={})
     assert fine.failed_gates == ()
 
 

@@ -38,11 +38,11 @@ def run(judged: RunDirectory, tmp_path: Path) -> RunDirectory:
 def test_the_report_says_what_was_judged(judged: RunDirectory) -> None:
     report = load_report(judged.parity_json)
     assert set(report.subject["files"]) == {"float.onnx", "int8.onnx", "int8.cpu.onnx"}
-    assert {e.candidate for e in report.edges if e.evidence == "budget"} == {
+    assert {e.candidate for e in report.comparisons if e.evidence == "budget"} == {
         "int8.onnx@ort-cpu",
         "int8.cpu.onnx@ort-cpu",
     }
-    assert all(e.engine.startswith("onnxruntime-") for e in report.edges if e.evidence == "local")
+    assert all(e.engine.startswith("onnxruntime-") for e in report.comparisons if e.evidence == "local")
     assert len(report.trajectory["by_step"]["int8.onnx@ort-cpu"]) == 5 + 1
     assert report.noise_floor["int8.onnx@ort-cpu"]["rerun_max_abs"] == 0
 
@@ -53,7 +53,7 @@ def test_new_thresholds_need_no_run(run: RunDirectory) -> None:
     assert rejudge(run, {})
     strict = rejudge(run, {"budget": {"image_psnr_db": 99.0}})
     assert not strict
-    assert {name for e in strict.edges for name in e.failed} == {"image_psnr_db"}
+    assert {name for e in strict.comparisons for name in e.failed} == {"image_psnr_db"}
     assert strict.protocol.budget.eps_sqnr_db == load_report(run.parity_json).protocol.budget.eps_sqnr_db
     assert rejudge(run, strict.protocol) == strict
     assert run.parity_json.read_bytes() == before
@@ -109,7 +109,7 @@ def test_an_engine_is_only_missing_when_it_was_asked_for(
     small = recipe.parity.model_copy(update={"images": 2, "steps": 2})
     recipe.model_copy(update={"parity": small}).save(run.recipe_path)
     report = check_parity(run, threads=1)
-    assert {e.candidate.partition("@")[2] for e in report.edges if e.evidence == "local"} == {"ort-cpu"}
+    assert {e.candidate.partition("@")[2] for e in report.comparisons if e.evidence == "local"} == {"ort-cpu"}
 
 
 def test_an_unknown_engine_is_a_usage_error(run: RunDirectory) -> None:

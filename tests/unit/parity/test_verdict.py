@@ -10,7 +10,7 @@ import pytest
 from gacq_deploy.backends.processor import describe_processor
 from gacq_deploy.errors import ArtifactError, GateError
 from gacq_deploy.export.record import ExportRecord
-from gacq_deploy.parity.report import Edge, assemble, measured
+from gacq_deploy.parity.report import Comparison, assemble, measured
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
@@ -20,16 +20,16 @@ HERE = {"files": {"int8.onnx": "a" * 64}, "processor": describe_processor()}
 EXACT = measured("exact", "artifact", "int8.onnx", {"differences": 0.0})
 
 
-def judged(tmp_path: Path, *edges: Edge, **about: Any) -> RunDirectory:
+def judged(tmp_path: Path, *comparisons: Comparison, **about: Any) -> RunDirectory:
     directory = RunDirectory(tmp_path)
     report = assemble(
-        (EXACT, *edges), ParitySection(), trajectory={}, noise_floor={}, subject={**HERE, **about}
+        (EXACT, *comparisons), ParitySection(), trajectory={}, noise_floor={}, subject={**HERE, **about}
     )
     report.save(directory.parity_json)
     return directory
 
 
-def error(engine: str, difference: float | None, **details: Any) -> Edge:
+def error(engine: str, difference: float | None, **details: Any) -> Comparison:
     metrics: Mapping[str, float | None] = {"difference_db": difference}
     return measured("error", "reference", f"int8.onnx@{engine}", metrics, **details)
 

@@ -33,8 +33,10 @@ def _parity(by_step: object) -> ParityReport:
         {"bucket": 0, "timestep_max": 999, "timestep_min": 500, "sqnr_db": 40.0, "cosine": 0.999},
         {"bucket": 1, "timestep_max": 499, "timestep_min": 0, "sqnr_db": None, "cosine": None},
     ]
-    edge = measured("budget", "float.onnx@ort-cpu", "int8.onnx@openvino", {}, by_timestep=rows)
-    return assemble((edge,), ParitySection(), trajectory={"by_step": by_step}, noise_floor={}, subject={})
+    comparison = measured("budget", "float.onnx@ort-cpu", "int8.onnx@openvino", {}, by_timestep=rows)
+    return assemble(
+        (comparison,), ParitySection(), trajectory={"by_step": by_step}, noise_floor={}, subject={}
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(-3, 3)), min_size=2, max_size=40))

@@ -75,11 +75,11 @@ def _full(root: Path, word: str = "plain") -> Collected:
     diagnostics = example_diagnostics(blocks=[word, "mid"])
     stages = tuple(replace(stage, notes=(f"note {word}",)) for stage in diagnostics.stages)
     rows = [{"bucket": 0, "timestep_max": 990, "timestep_min": 10, "sqnr_db": 30.0, "cosine": 0.999}]
-    edge = measured(
+    comparison = measured(
         "budget", word, f"{word}@ort-cpu", {"eps_sqnr_db": 1.0}, worst={"bucket": word}, by_timestep=rows
     )
     parity = assemble(
-        (edge,), ParitySection(), trajectory={}, noise_floor={}, subject={"versions": {word: word}}
+        (comparison,), ParitySection(), trajectory={}, noise_floor={}, subject={"versions": {word: word}}
     )
     site = SiteView(f"{word}:weight", 8, word, 1, word, word, word, 0.1, 0.2, 0.01)
     inspection = Inspection(

@@ -49,11 +49,11 @@ def test_names_are_shown_as_they_stand_on_disk() -> None:
 
 
 def test_failing_gates_stand_first_and_say_where() -> None:
-    good = measured("flavour", "twin", "int8.cpu.onnx", {"max_abs": 0})
+    good = measured("flavour", "signed form", "int8.cpu.onnx", {"max_abs": 0})
     bad = measured("error", "torch", "int8.onnx@ort-cpu", {"difference_db": 0.7}, worst={"bucket": 4})
     lost = measured("exporter", "torch/float", "float.onnx@ort-cpu", {})
     report = assemble((good, bad, lost), ParitySection(), trajectory={}, noise_floor={}, subject={})
-    table = gate_table([row for edge in report.edges for row in gate_rows(edge)])
+    table = gate_table([row for comparison in report.comparisons for row in gate_rows(comparison)])
     cells = [{c.name: cell.text for c, cell in zip(table.columns, row, strict=True)} for row in table.rows]
     assert [row["verdict"] for row in cells] == ["FAILS", "FAILS", "holds"]
     assert (cells[0]["value"], cells[0]["threshold"]) == ("0.7", "≤ 0.5")
@@ -71,11 +71,11 @@ def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
     files = {"engine.plan": ExportedFile(sha256="0", bytes=2_000_000)}
     said = {"planned": 48, "int8": 47, "lost": lost}
     quantized = EngineRecord(inputs=inputs, files=files, coverage=said, seconds=1, peak_mb=1)
-    twin = EngineRecord(
+    baseline = EngineRecord(
         inputs=inputs.model_copy(update={"graph": "float.onnx", "options": CompileOptions(backend="tensorrt-rtx")}),
         files=files, coverage=None, seconds=1, peak_mb=1,
     )  # fmt: skip
-    table = plan_table([quantized, twin])
+    table = plan_table([quantized, baseline])
     shown = [[cell.text for cell in row] for row in table.rows]
     assert shown[0][1:] == [
         "int8.onnx", "tensorrt-rtx-1.7", "8.6", "float16", "2 MB", "48", "47", "mid.conv: weight-axis",

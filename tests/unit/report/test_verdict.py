@@ -16,8 +16,8 @@ from tests.unit.report.conftest import write_recipe
 
 
 def _parity(gap: float) -> ParityReport:
-    edge = measured("error", "torch", "int8.onnx@ort-cpu", {"difference_db": gap}, worst={"bucket": 1})
-    return assemble((edge,), ParitySection(), trajectory={}, noise_floor={}, subject={})
+    comparison = measured("error", "torch", "int8.onnx@ort-cpu", {"difference_db": gap}, worst={"bucket": 1})
+    return assemble((comparison,), ParitySection(), trajectory={}, noise_floor={}, subject={})
 
 
 def _found(tmp_path: Path, report: ParityReport | Missing, **statuses: Status) -> Collected:

@@ -84,7 +84,7 @@ def test_a_refusal_names_the_feed_and_every_range() -> None:
     with pytest.raises(EngineError) as caught:
         choose_profile(profiles, _shapes(5), BATCHED, pad_to=2, engine="tensorrt-10.16")
     assert str(caught.value).splitlines()[:3] == [
-        "tensorrt-10.16: no profile takes sample [5, 4, 8, 8], timestep [5]. The plan has:",
+        "tensorrt-10.16: no profile takes sample [5, 4, 8, 8], timestep [5]. The engine has:",
         "  profile 0: sample [1..4 (2), 4, 8, 8], timestep [1..4 (2)]",
         "  profile 1: sample [8, 4, 16..32 (24), 16..32 (24)], timestep [8]",
     ]

@@ -88,9 +88,9 @@ def assert_well_made(half: HalfGraph, before: onnx.ModelProto) -> None:
 
 
 def assert_only_islands_are_float(half: HalfGraph) -> None:
-    types, islands = types_of(half.model), {i.node for i in half.islands}
+    types, float32_nodes = types_of(half.model), {i.node for i in half.float32_nodes}
     for node in half.model.graph.node:
-        if node.op_type in (*ROUNDING, "Cast", "Constant", "Shape") or node.name in islands:
+        if node.op_type in (*ROUNDING, "Cast", "Constant", "Shape") or node.name in float32_nodes:
             continue
         assert FLOAT not in [types.get(n) for n in node.output], node.name
 
@@ -160,7 +160,7 @@ def test_dynamic_batch_is_kept_in_the_value_infos(float_model: onnx.ModelProto) 
 
 def test_timestep_is_embedded_in_float32(float_model: onnx.ModelProto) -> None:
     half = to_half(float_model)
-    kept = {i.node: i for i in half.islands}
+    kept = {i.node: i for i in half.float32_nodes}
     assert {i.why for i in kept.values()} == {"timestep"}
     assert {"Sin", "Cos"} <= {n.op_type for n in float_model.graph.node if n.name in kept}
     assert not [
@@ -176,7 +176,7 @@ def test_other_architectures_in_half(kind: str) -> None:
     assert_well_made(half, model)
     feeds = feeds_for(model)
     if kind == "small_sdxl_unet":  # sizes of pictures go through a sine, too
-        assert {i.why for i in half.islands} == {"timestep", "angle"}
+        assert {i.why for i in half.float32_nodes} == {"timestep", "angle"}
         feeds["time_ids"] = (feeds["time_ids"] * 1024).round()
     assert sqnr_db(run(model, feeds), run(half.model, feeds)) > 45
 
@@ -190,14 +190,14 @@ def test_angle_of_an_input() -> None:
     s.node("Sin", ["scaled"], "waves")
     s.node("Conv", ["waves", s.store("w", rng.standard_normal((4, 4, 1, 1)))], "y")
     half = to_half(shaped(s.model()))
-    assert {(i.node, i.why) for i in half.islands} == {("scaled", "angle"), ("waves", "angle")}
+    assert {(i.node, i.why) for i in half.float32_nodes} == {("scaled", "angle"), ("waves", "angle")}
 
 
 def test_sine_of_an_activation_is_half() -> None:
     s = Sketch()
     s.conv("x", "mixed", weight=s.store("w", rng.standard_normal((4, 4, 3, 3))))
     s.node("Sin", ["mixed"], "y")
-    assert to_half(shaped(s.model())).islands == ()
+    assert to_half(shaped(s.model())).float32_nodes == ()
 
 
 def test_integers_that_meet_the_sample_leave_their_island() -> None:
@@ -207,7 +207,7 @@ def test_integers_that_meet_the_sample_leave_their_island() -> None:
     s.node("ReduceProd", ["sizes"], "size", keepdims=0)
     s.node("Div", ["x", "size"], "y")
     half = to_half(shaped(s.model()))
-    assert {(i.node, i.why) for i in half.islands} == {("sizes", "timestep"), ("size", "timestep")}
+    assert {(i.node, i.why) for i in half.float32_nodes} == {("sizes", "timestep"), ("size", "timestep")}
     assert_well_made(half, shaped(s.model()))
 
 
@@ -218,7 +218,9 @@ def test_weight_beyond_the_largest_half() -> None:
     s.node("Conv", ["low", s.store("w", weight)], "high")
     s.node("Tanh", ["high"], "y")
     half = to_half(shaped(s.model()))
-    assert [(i.node, i.why, i.detail) for i in half.islands] == [("high", "constant", "|w| reaches 100000")]
+    assert [(i.node, i.why, i.detail) for i in half.float32_nodes] == [
+        ("high", "constant", "|w| reaches 100000")
+    ]
     assert types_of(half.model)["w"] == FLOAT
     x = feeds_for(shaped(s.model()))
     assert sqnr_db(run(shaped(s.model()), x), run(half.model, x)) > 40
@@ -232,7 +234,7 @@ def test_mask_of_the_smallest_float_keeps_its_softmax() -> None:
     s.node("Softmax", ["masked"], "shares")
     s.node("Mul", ["shares", "shares"], "y")
     half = to_half(shaped(s.model()))
-    assert [i.node for i in half.islands] == ["lifted", "masked", "shares"]
+    assert [i.node for i in half.float32_nodes] == ["lifted", "masked", "shares"]
     x = feeds_for(shaped(s.model()))
     np.testing.assert_allclose(run(shaped(s.model()), x), run(half.model, x), atol=1e-3)
 
@@ -242,7 +244,7 @@ def test_infinity_is_a_half() -> None:
     s.node("Add", ["x", s.store("mask", [0, 0, -np.inf, 0])], "masked")
     s.node("Softmax", ["masked"], "y")
     half = to_half(shaped(s.model()))
-    assert half.islands == ()
+    assert half.float32_nodes == ()
     assert run(half.model, feeds_for(shaped(s.model())))[:, 2].max() == 0
 
 
@@ -253,8 +255,8 @@ def test_epsilon_that_half_cannot_hold() -> None:
     s.node("Sqrt", ["safe"], "root")
     s.node("Sigmoid", ["root"], "y")
     half = to_half(shaped(s.model()))
-    assert [(i.node, i.why) for i in half.islands] == [("safe", "constant")]
-    assert half.islands[0].detail == "epsilon is 1e-09, zero in half"
+    assert [(i.node, i.why) for i in half.float32_nodes] == [("safe", "constant")]
+    assert half.float32_nodes[0].detail == "epsilon is 1e-09, zero in half"
 
 
 def test_nan_is_refused() -> None:
@@ -269,7 +271,7 @@ def test_weights_that_become_zero_are_counted() -> None:
     s.node("Add", ["x", s.store("b", [1.0, 1e-9, -1e-9, 0.0, 6e-8, 1.0, 1.0, 1.0])], "y")
     half = to_half(shaped(s.model()))
     assert half.flushed == {"b": 2}
-    assert half.islands == ()
+    assert half.float32_nodes == ()
 
 
 def measured() -> onnx.ModelProto:
@@ -282,7 +284,7 @@ def measured() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("ranges", "islands"),
+    ("ranges", "float32_nodes"),
     [
         ({"doubled": 20_000.0}, ["doubled", "shrunk"]),
         ({"doubled": 16_000.0}, []),
@@ -292,15 +294,15 @@ def measured() -> onnx.ModelProto:
     ],
 )
 def test_readers_and_writers_of_a_wide_tensor_stay_float32(
-    ranges: dict[str, float], islands: list[str]
+    ranges: dict[str, float], float32_nodes: list[str]
 ) -> None:
     half = to_half(measured(), ranges=ranges)
-    assert [i.node for i in half.islands if i.why == "range"] == islands
+    assert [i.node for i in half.float32_nodes if i.why == "range"] == float32_nodes
     assert_well_made(half, measured())
 
 
 def test_margin() -> None:
-    assert to_half(measured(), ranges={"doubled": 60_000.0}, margin=1.0).islands == ()
+    assert to_half(measured(), ranges={"doubled": 60_000.0}, margin=1.0).float32_nodes == ()
 
 
 # single operators
@@ -386,7 +388,7 @@ def test_operators_of_float32_only() -> None:
     s.node("ConstantOfShape", [s.store("four", [4], np.int64)], "zeros")
     s.node("Add", ["a", "zeros"], "y")
     half = to_half(shaped(s.model()))
-    assert {(i.node, i.why) for i in half.islands} == {("a", "operator"), ("zeros", "operator")}
+    assert {(i.node, i.why) for i in half.float32_nodes} == {("a", "operator"), ("zeros", "operator")}
     assert_well_made(half, shaped(s.model()))
 
 
@@ -519,6 +521,6 @@ def test_any_graph_stays_legal_and_close(model: onnx.ModelProto) -> None:
     assert_well_made(half, model)
     got = run(half.model, feeds)
     assert np.isfinite(got).all()
-    # a value on the edge of two codes is off by a step, and every pair of the chain may add one
+    # a value on the comparison of two codes is off by a step, and every pair of the chain may add one
     own = max(value for name, value in ranges.items() if "scaled" not in name)
     assert np.abs(run(model, feeds) - got).max() <= 0.1 * own

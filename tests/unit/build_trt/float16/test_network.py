@@ -60,9 +60,9 @@ def test_half_form_runs_the_same_layers_in_int8(quantized: onnx.ModelProto, tmp_
 
 
 def test_float_twin_computes_every_product_in_half(exported: onnx.ModelProto, tmp_path: Path) -> None:
-    twin = build(to_half(exported).model, tmp_path / "twin")
-    products = [layer.inputs[0] for layer in twin.layers if layer.is_product]
+    baseline = build(to_half(exported).model, tmp_path / "baseline")
+    products = [layer.inputs[0] for layer in baseline.layers if layer.is_product]
     assert products
     assert set(products) == {"Half"}
-    log = (tmp_path / "twin" / "builder.log").read_text(encoding="utf-8").splitlines()
+    log = (tmp_path / "baseline" / "builder.log").read_text(encoding="utf-8").splitlines()
     assert not [line for line in log if line.startswith(("ERROR", "WARNING")) and "Int64 binding" not in line]

@@ -62,7 +62,7 @@ def test_report() -> None:
     half = to_half(sketch(), ranges=ranges)
     report = range_report(half, ranges)
     assert report.max_abs["squared"] == 90_000
-    assert [(i.node, i.why) for i in report.islands] == [("squared", "range"), ("root", "range")]
+    assert [(i.node, i.why) for i in report.float32_nodes] == [("squared", "range"), ("root", "range")]
     assert [h.tensor for h in report.worst] == ["scaled", "y"], "what stays float32 has no headroom to report"
     assert report.worst[0].headroom == pytest.approx(65504 / 300)
     assert report.to_text() == ("2 nodes stay float32 (range 2); least headroom 218x at scaled (|x| <= 300)")

@@ -24,7 +24,7 @@ from gacq_deploy.storage.lock import lock_directory
 IMAGES, COLUMNS = 20, 5
 
 
-class Comparison(BaseModel):
+class PictureRecord(BaseModel):
     """What ``comparison.json`` says of ``comparison.png``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -46,7 +46,7 @@ class Comparison(BaseModel):
         return changed
 
 
-def load_comparison(directory: RunDirectory) -> Comparison:
+def load_comparison(directory: RunDirectory) -> PictureRecord:
     """Read the record, and check the picture against it.
 
     Raises:
@@ -55,7 +55,7 @@ def load_comparison(directory: RunDirectory) -> Comparison:
     hint = f"Run `gacq-deploy quickstart -o {directory.root}` again."
     document = read_json(directory.comparison_json, what="Comparison record", hint=hint)
     try:
-        record = Comparison.model_validate(document)
+        record = PictureRecord.model_validate(document)
     except ValidationError as error:
         raise ArtifactError(f"{directory.comparison_json} is not a comparison record.", hint) from error
     verify_file(directory.comparison_png, record.picture, what="Comparison", hint=hint)
@@ -79,7 +79,7 @@ def ensure_comparison(directory: RunDirectory, export: ExportRecord, report: Rep
     )
     with lock_directory(directory.root):
         write_comparison(directory.comparison_png, exact.images, quantized.images, columns=COLUMNS)
-        record = Comparison(
+        record = PictureRecord(
             graphs={name: export.files[name].sha256 for name in (FLOAT, CPU)},
             step_policy=_asked(directory.load_recipe().runtime.step_policy),
             seeds=quantized.seeds,

@@ -19,10 +19,10 @@ CHILD = """
 import sys
 from pathlib import Path
 from gacq_deploy.backends.trt.library import load_trt
-from gacq_deploy.backends.trt.plan import LoadedPlan
+from gacq_deploy.backends.trt.deserialized import DeserializedEngine
 from gacq_deploy.errors import GacqError
 try:
-    LoadedPlan(load_trt("tensorrt-rtx")).load(Path(sys.argv[1]), allow_host_code=False)
+    DeserializedEngine(load_trt("tensorrt-rtx")).load(Path(sys.argv[1]), allow_host_code=False)
 except GacqError as error:
     print(type(error).__name__, error)
 """
@@ -55,4 +55,4 @@ def test_a_plan_without_a_gpu(tmp_path: Path) -> None:
     compiled = compile_graph(
         graph, CompileOptions(backend="tensorrt-rtx", profiles=(ranges,)), folder=tmp_path
     )
-    assert "driver" in _load(compiled.plan)
+    assert "driver" in _load(compiled.engine)

@@ -1,4 +1,4 @@
-"""May this plan run here, and what does it hold? Everything that can be refused is refused before deserialization."""
+"""May this engine run here, and what does it hold? Everything that can be refused is refused before deserialization."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Expected:
-    """What the plan was built for, as its manifest says.
+    """What the engine was built for, as its manifest says.
 
-    ``compute_capabilities`` are texts as ``8.6``; None means that the plan is not bound to listed GPUs. A
-    ``version_compatible`` plan carries host code of its own and runs on later versions of the same major one.
+    ``compute_capabilities`` are texts as ``8.6``; None means that the engine is not bound to listed GPUs. A
+    ``version_compatible`` engine carries host code of its own and runs on later versions of the same major one.
     """
 
     library: TrtName
@@ -83,8 +83,8 @@ class Messages:
         return EngineError(text, hint)
 
 
-class LoadedPlan:
-    """A deserialized plan.
+class DeserializedEngine:
+    """A deserialized engine.
 
     What belongs to the library is an attribute and never a local variable: an error's traceback would keep it alive
     past the device that it needs to be destroyed on.
@@ -100,8 +100,8 @@ class LoadedPlan:
         self.outputs: tuple[TensorInfo, ...] = ()
         self.profiles: tuple[Profile, ...] = ()
 
-    def load(self, plan: Path, *, allow_host_code: bool) -> None:
-        """Deserialize a plan on the calling thread's active device.
+    def load(self, path: Path, *, allow_host_code: bool) -> None:
+        """Deserialize an engine on the calling thread's active device.
 
         Raises:
             ArtifactError: the file is missing, or the library says that it is not valid here.
@@ -110,9 +110,9 @@ class LoadedPlan:
             ResourceError: out of memory.
         """
         try:
-            data = plan.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
-            raise ArtifactError(f"{plan}: the plan cannot be read: {error.strerror}.", _REBUILD) from error
+            raise ArtifactError(f"{path}: the engine cannot be read: {error.strerror}.", _REBUILD) from error
         label = self.library.label
         self.messages.clear()
         self.runtime = self.library.module.Runtime(self._logger)
@@ -121,13 +121,13 @@ class LoadedPlan:
         if allow_host_code:
             self.runtime.engine_host_code_allowed = True
         if hasattr(self.runtime, "get_engine_validity"):
-            _require_valid(self.runtime.get_engine_validity(data), self.library, self.messages, plan)
+            _require_valid(self.runtime.get_engine_validity(data), self.library, self.messages, path)
         self.engine = self.runtime.deserialize_cuda_engine(data)
         if self.engine is None:
-            raise self.messages.failure(f"{plan}: {label} does not load the plan", _REBUILD)
+            raise self.messages.failure(f"{path}: {label} does not load the engine", _REBUILD)
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        self.inputs = tuple(self._info(name, plan) for name in names if self._is_input(name))
-        self.outputs = tuple(self._info(name, plan) for name in names if not self._is_input(name))
+        self.inputs = tuple(self._info(name, path) for name in names if self._is_input(name))
+        self.outputs = tuple(self._info(name, path) for name in names if not self._is_input(name))
         self.profiles = tuple(self._profile(index) for index in range(self.engine.num_optimization_profiles))
 
     def close(self) -> None:
@@ -138,19 +138,19 @@ class LoadedPlan:
     def _is_input(self, name: str) -> bool:
         return bool(self.engine.get_tensor_mode(name) == self.library.module.TensorIOMode.INPUT)
 
-    def _info(self, name: str, plan: Path) -> TensorInfo:
+    def _info(self, name: str, path: Path) -> TensorInfo:
         trt = self.library.module
         on_host = self.engine.get_tensor_location(name) == trt.TensorLocation.HOST
         if on_host or self.engine.is_shape_inference_io(name):
             raise EngineError(
-                f"{plan}: tensor '{name}' carries a shape, which this runtime does not serve.",
+                f"{path}: tensor '{name}' carries a shape, which this runtime does not serve.",
                 "Export the model so that shapes follow from its inputs' shapes.",
             )
         dtype = self.engine.get_tensor_dtype(name)
         known = {getattr(trt.DataType, key): value for key, value in _DTYPES.items()}
         if dtype not in known:
             raise EngineError(
-                f"{plan}: tensor '{name}' is {str(dtype).rpartition('.')[2]}, which numpy does not have.",
+                f"{path}: tensor '{name}' is {str(dtype).rpartition('.')[2]}, which numpy does not have.",
                 f"Inputs and outputs may be {', '.join(_DTYPES.values())}.",
             )
         shape = tuple(None if n < 0 else int(n) for n in self.engine.get_tensor_shape(name))
@@ -165,27 +165,27 @@ class LoadedPlan:
 
 
 def refuse_misfit(
-    expected: Expected, library: TrtLibrary, device: CudaDevice, plan: Path, *, allow_host_code: bool
+    expected: Expected, library: TrtLibrary, device: CudaDevice, path: Path, *, allow_host_code: bool
 ) -> None:
-    """Compare what a plan was built for with what is here.
+    """Compare what an engine was built for with what is here.
 
     Raises:
         ArtifactError: another library, version or GPU, or host code that was not allowed.
     """
     if expected.version_compatible and not allow_host_code:
         raise ArtifactError(
-            f"{plan}: the plan is version compatible: it carries host code, which would run in this process.",
-            f"Allow that only for a plan of your own; or build it without --version-compat. {_REBUILD}",
+            f"{path}: the engine is version compatible: it carries host code, which would run in this process.",
+            f"Allow that only for an engine of your own; or build it without --version-compat. {_REBUILD}",
         )
     if not _same_version(expected, library):
         raise ArtifactError(
-            f"{plan}: the plan was built by {expected.label}, here is {library.label}.",
+            f"{path}: the engine was built by {expected.label}, here is {library.label}.",
             f"{_REBUILD} Or install the version it was built by.",
         )
     found = "{}.{}".format(*device.capability)
     if expected.compute_capabilities is not None and found not in expected.compute_capabilities:
         raise ArtifactError(
-            f"{plan}: the plan is for compute capability {', '.join(expected.compute_capabilities)},"
+            f"{path}: the engine is for compute capability {', '.join(expected.compute_capabilities)},"
             f" {device.name} has {found}.",
             _REBUILD,
         )
@@ -222,17 +222,17 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _require_valid(found: tuple[Any, int], library: TrtLibrary, messages: Messages, plan: Path) -> None:
+def _require_valid(found: tuple[Any, int], library: TrtLibrary, messages: Messages, path: Path) -> None:
     trt, (validity, bits) = library.module, found
     if validity == trt.EngineValidity.VALID:
         return
     reasons = [n for n, m in trt.EngineInvalidityDiagnostics.__members__.items() if int(m) & int(bits)]
     why = ", ".join(reasons) or "no reason given"
     if validity == trt.EngineValidity.SUBOPTIMAL:
-        logger.warning("%s: %s can run the plan, but not at its best: %s.", plan, library.label, why)
+        logger.warning("%s: %s can run the engine, but not at its best: %s.", path, library.label, why)
         return
     failure = messages.failure(
-        f"{plan}: {library.label} says that the plan cannot run here ({why})", _REBUILD
+        f"{path}: {library.label} says that the engine cannot run here ({why})", _REBUILD
     )
     if "INSUFFICIENT_GPU_MEMORY" in reasons:
         raise ResourceError(failure.message, "Free memory on the GPU, or build for a smaller batch.")
