@@ -32,7 +32,7 @@ from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import describe_module, load_denoiser
+from gacq_deploy.models.source import describe_module, load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.sections import ModelSection, Recipe
 
@@ -45,8 +45,8 @@ SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "predi
 def models() -> dict[str, Denoiser]:
     """Return the shipped models, and two large ones of random weights."""
     found = {
-        "fashion16, trained": load_denoiser(ModelSection(source="builtin:fashion16", classes=10)),
-        "digits8, trained": load_denoiser(ModelSection(source="builtin:digits8", classes=10)),
+        "fashion16, trained": load_float_denoiser(ModelSection(source="builtin:fashion16", classes=10)),
+        "digits8, trained": load_float_denoiser(ModelSection(source="builtin:digits8", classes=10)),
     }
     for name, config in (("UNet of 35.7 M, random", CIFAR), ("UNet with attention, random", ATTENTION)):
         torch.manual_seed(0)

@@ -20,7 +20,7 @@ from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.quant.layers import float_mode, quantized_layers
@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("fashion-w8a8", [RULES])
-    denoiser = load_denoiser(recipe.model)
+    denoiser = load_float_denoiser(recipe.model)
     graph = trace_model(denoiser)
 
     def collect(seed: int) -> CalibrationSet:

@@ -46,9 +46,9 @@ from gacq_deploy.calibration.stage import calibrate, make_plan
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.metrics.images import psnr
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
-from gacq_deploy.parity.budget import Held, Trajectories, run_freely
+from gacq_deploy.parity.budget import FloatTrajectories, Held, run_freely
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.recipe.load import load_recipe
@@ -213,7 +213,7 @@ class Exam:
         self._held = Held(self._sampler, self._shape, seeds, conditions, BATCH)
         engine = engine_of(denoiser)
         self._images = self._draw(engine)
-        self._truth: Trajectories = run_freely(engine, self._held)
+        self._truth: FloatTrajectories = run_freely(engine, self._held)
 
     @property
     def timesteps(self) -> NDArray[np.int64]:
@@ -270,7 +270,7 @@ class Bench:
     def measure(self, variant: Variant) -> dict[str, Any]:
         """Return the numbers of one variant."""
         started = time.process_time()
-        denoiser = load_denoiser(self._recipe.model)
+        denoiser = load_float_denoiser(self._recipe.model)
         make = self._nearest if variant.state == NEAREST else self._finished
         layers, facts = make(denoiser, variant)
         ratios = [q.scale.max() / q.scale.min() for q in shared_quantizers(layers).values()]
@@ -391,7 +391,7 @@ def _run(wanted: Sequence[tuple[Case, Variant]], effort: Effort, work: Path, out
             continue
         if case not in benches:
             if case.model not in exams:
-                exams[case.model] = Exam(load_denoiser(case.recipe().model), effort)
+                exams[case.model] = Exam(load_float_denoiser(case.recipe().model), effort)
             benches = {case: Bench(case, work, exams[case.model], effort)}
         row = benches[case].measure(variant)
         keep_row(out, key, {**row, "asked": asked}, ABOUT)

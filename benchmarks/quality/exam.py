@@ -20,7 +20,7 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.parity.budget import Held, Trajectories, run_freely
+from gacq_deploy.parity.budget import FloatTrajectories, Held, run_freely
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler
 from gacq_deploy.spec import Array
@@ -54,7 +54,7 @@ class Exam:
 
     measure: Measure
     held: Held
-    truth: Trajectories
+    truth: FloatTrajectories
     conditioning: Mapping[str, Array]
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -104,7 +104,7 @@ def prepare(model: str, record: ModelRecord, graph: onnx.ModelProto, measure: Me
     return Exam(
         measure=measure,
         held=held,
-        truth=Trajectories(**{name: kept[name] for name in names}),
+        truth=FloatTrajectories(**{name: kept[name] for name in names}),
         conditioning=conditioning,
         images=kept["images"],
         labels=np.asarray(conditioning["class_labels"]),

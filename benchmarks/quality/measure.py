@@ -17,7 +17,7 @@ from gacq_deploy.calibration.resume import ALGORITHM
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.folders import builtin_directory
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.samples.calibration_set import load_samples
@@ -51,7 +51,7 @@ def measure_row(row: Row, shop: Workshop, measure: Measure, modelopt: Path) -> d
     if row.setting == "w4-weight-only":
         return {**base, **_refusal(row, shop)}
     recipe = shop.recipe(row)
-    denoiser = load_denoiser(recipe.model)
+    denoiser = load_float_denoiser(recipe.model)
     graph = cached_float_graph(denoiser, shop.cache)
     if row.reconstruction == "fp":
         exam = prepare(row.model, denoiser.record, graph, measure, shop.cache)
@@ -73,7 +73,7 @@ def _float_row(exam: Exam, graph: Any, record: Any) -> dict[str, Any]:
 
 def _candidate(row: Row, shop: Workshop, modelopt: Path) -> Candidate:
     recipe = shop.recipe(row)
-    denoiser = load_denoiser(recipe.model)
+    denoiser = load_float_denoiser(recipe.model)
     graph = cached_float_graph(denoiser, shop.cache)
     if row.reconstruction not in FOREIGN:
         return calibrated(row, shop, denoiser, graph)
@@ -98,7 +98,7 @@ def _refusal(row: Row, shop: Workshop) -> dict[str, Any]:
     changed = recipe.model_copy(
         update={"quantization": type(recipe.quantization).model_validate({"rules": asked})}
     )
-    graph = trace_model(load_denoiser(recipe.model))
+    graph = trace_model(load_float_denoiser(recipe.model))
     try:
         resolve_plan(changed, graph.sites, dict(graph.ties))
     except RecipeError as error:

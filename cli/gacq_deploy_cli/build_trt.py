@@ -14,7 +14,8 @@ from gacq_deploy_cli.console import Output, Table, duration, size
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.build_trt.options import CompileOptions, Shape
+    from gacq_deploy.backends.trt.profiles import Shape
+    from gacq_deploy.build_trt.options import CompileOptions
     from gacq_deploy.build_trt.stage import BuildRequest, BuiltEngine, PlannedBuild
     from gacq_deploy.recipe.build import BuildSection
     from gacq_deploy.workflow.prove import Proof

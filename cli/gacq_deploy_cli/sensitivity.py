@@ -75,11 +75,11 @@ def sensitivity(
     first, and builds and measures every graph it tries. Exit 3: the target was not reached.
     """
     from gacq_deploy.run_directory import RunDirectory
-    from gacq_deploy.sensitivity import Request, Settings, measure_sensitivity
+    from gacq_deploy.sensitivity import Request, SensitivitySettings, measure_sensitivity
 
     run = RunDirectory(directory)
     request = Request(min_sqnr=min_sqnr, max_drop=max_drop, max_float=max_float)
-    settings = Settings(graph=graph, buckets=bucket_count, states=states, threads=threads)
+    settings = SensitivitySettings(graph=graph, buckets=bucket_count, states=states, threads=threads)
     with output.progress() as report:
         result = measure_sensitivity(run, request=request, settings=settings, report=report)
     output.emit(result.document(), *_tables(result, run.sensitivity_json, top))

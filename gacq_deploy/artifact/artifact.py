@@ -23,13 +23,13 @@ from gacq_deploy.storage.digests import describe_file, verify_file
 from gacq_deploy.storage.files import atomic_directory, load_arrays, read_json, save_arrays
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
-SCHEMA = "gacq-deploy/artifact"
+_SCHEMA = "gacq-deploy/artifact"
 SCHEMA_VERSION = 1
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
 _DIAGNOSTICS = "diagnostics.safetensors"
 _ALPHAS = "alphas_cumprod"
-FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
+ARTIFACT_FILES = (_TENSORS, _PROBE, _DIAGNOSTICS)
 """Files that a manifest may vouch for."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the artifact folder from a copy."
 
@@ -105,10 +105,10 @@ class CalibrationArtifact:
     def save(self, directory: Path) -> str:
         """Write the folder whole or not at all (``manifest.json`` last in it); return the artifact's digest."""
         with atomic_directory(directory) as folder:
-            save_arrays(folder / _TENSORS, self._tensors(), schema=f"{SCHEMA}/{SCHEMA_VERSION}")
+            save_arrays(folder / _TENSORS, self._tensors(), schema=f"{_SCHEMA}/{SCHEMA_VERSION}")
             files = {_TENSORS: describe_file(folder / _TENSORS)}
             if self.probe is not None:
-                save_probe(folder / _PROBE, self.probe, schema=f"{SCHEMA}-probe/{SCHEMA_VERSION}")
+                save_probe(folder / _PROBE, self.probe, schema=f"{_SCHEMA}-probe/{SCHEMA_VERSION}")
                 files[_PROBE] = describe_file(folder / _PROBE)
             if self.diagnostics is not None:
                 save_diagnostics(folder / _DIAGNOSTICS, self.diagnostics)
@@ -164,7 +164,7 @@ class CalibrationArtifact:
 
     def _document(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "model": self.model.model_dump(mode="json"),
             "recipe": dict(self.recipe),
@@ -219,7 +219,7 @@ def _load_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
-    if manifest.get("schema") != SCHEMA:
+    if manifest.get("schema") != _SCHEMA:
         raise ArtifactError(f"{directory / 'manifest.json'} is not an artifact manifest.", _HINT)
     version = manifest.get("schema_version")
     if not isinstance(version, int) or version < 1:
@@ -234,7 +234,7 @@ def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
 def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
     """Read the files that a manifest of the current version vouches for, once they proved to be those."""
     for name, entry in manifest["files"].items():
-        if name not in FILES:
+        if name not in ARTIFACT_FILES:
             raise ArtifactError(f"Artifact manifest names a foreign file '{name}'.", _HINT)
         verify_file(directory / name, entry, what="Artifact file", hint=_HINT)
     records = [SiteRecord.model_validate(r) for r in manifest["plan"]]

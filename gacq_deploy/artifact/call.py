@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 SAMPLE, TIMESTEP = "sample", "timestep"
 """Names of the state and the timestep in every graph, whatever the denoiser calls them."""
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 """Place of a value in a call: the argument's name, and where it lies inside a dict, list or tuple."""
 DType = Literal["float32", "int64", "bool"]
 
@@ -21,14 +21,14 @@ class _Record(BaseModel):
 class StateRecord(_Record):
     """The noisy state. ``shape`` is that of one row, of any rank."""
 
-    path: Path = (SAMPLE,)
+    path: Place = (SAMPLE,)
     shape: tuple[int, ...]
 
 
 class TimestepRecord(_Record):
     """What the denoiser is fed as the timestep, one value a row."""
 
-    path: Path = (TIMESTEP,)
+    path: Place = (TIMESTEP,)
     dtype: Literal["int64", "float32"] = "int64"
     scale: float = Field(default=1.0, gt=0)
     """The value fed is the scheduler's timestep times this: 1, or 0.001 where it takes sigma."""
@@ -39,7 +39,7 @@ class ArgumentRecord(_Record):
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Of the graph's input."""
-    path: Path
+    path: Place
     dtype: DType
     shape: tuple[int, ...]
     num_classes: int | None = None
@@ -62,7 +62,7 @@ class CallRecord(_Record):
     timestep: TimestepRecord = TimestepRecord()
     arguments: tuple[ArgumentRecord, ...] = ()
     constants: dict[str, JsonValue] = {}
-    output: Path | None = None
+    output: Place | None = None
     """Where a plain dict holds the prediction; empty: the output is the prediction itself. None: as diffusers' models
     return it, first in a tuple or an output class."""
 
@@ -85,7 +85,7 @@ class CallRecord(_Record):
         }
 
 
-def place(tree: dict[str, Any], path: Path, value: object) -> None:
+def place(tree: dict[str, Any], path: Place, value: object) -> None:
     """Put a value in its place of a call's arguments, making dicts and lists on the way."""
     here: Any = tree
     for key, following in pairwise((*path, None)):

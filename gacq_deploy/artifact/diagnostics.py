@@ -17,7 +17,7 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
 from gacq_deploy.storage.files import load_arrays, save_arrays
 
-SCHEMA = "gacq-deploy/diagnostics/1"
+_SCHEMA = "gacq-deploy/diagnostics/1"
 ERROR_STAGES = ("nearest", "reconstruction", "polish")
 """Stages whose output error is measured, in the order of calibration."""
 _RECORD = "record"
@@ -170,9 +170,9 @@ def save_diagnostics(path: Path, diagnostics: Diagnostics) -> None:
             notes=stage.notes,
         )
         records.append(record.model_dump(mode="json"))
-    text = canonical_json({"schema": SCHEMA, "stages": records})
+    text = canonical_json({"schema": _SCHEMA, "stages": records})
     arrays[_RECORD] = np.frombuffer(text, np.uint8)
-    save_arrays(path, arrays, schema=SCHEMA)
+    save_arrays(path, arrays, schema=_SCHEMA)
 
 
 def load_diagnostics(path: Path) -> Diagnostics:
@@ -184,9 +184,9 @@ def load_diagnostics(path: Path) -> Diagnostics:
     arrays = load_arrays(path, what="Diagnostics", hint=_HINT)
     try:
         record: Any = json.loads(arrays[_RECORD].tobytes())
-        if record["schema"] != SCHEMA:
+        if record["schema"] != _SCHEMA:
             raise ArtifactError(
-                f"Diagnostics {path} have schema {record['schema']!r}, not {SCHEMA!r}.", _HINT
+                f"Diagnostics {path} have schema {record['schema']!r}, not {_SCHEMA!r}.", _HINT
             )
         stages = [_StageRecord.model_validate(entry) for entry in record["stages"]]
         return Diagnostics(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gacq_deploy.graph.quantized_layers import QuantizedLayer
+from gacq_deploy.graph.quantized_layers import GraphLayer
 
 
 @dataclass(frozen=True)
 class KernelUse:
     """What the engine made of one quantized layer."""
 
-    layer: QuantizedLayer
+    layer: GraphLayer
     kernel: str
     """The engine's own name of what runs, e.g. ``QLinearConv`` or ``brgconv_avx512_I8``."""
     integer: bool

@@ -12,7 +12,7 @@ from gacq_deploy.backends.base import Engine, Feeds, HostEngine
 from gacq_deploy.errors import EngineError
 from gacq_deploy.spec import Array
 
-Choice = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+StepChoice = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Timesteps ``[N]`` -> whether each row runs in float, ``[N]``."""
 
 
@@ -26,7 +26,7 @@ class SteppedEngine(HostEngine):
         EngineError: the engines do not take and give the same tensors, or no ``timestep``.
     """
 
-    def __init__(self, quantized: Engine, exact: Engine, choose: Choice, *, share: str = "") -> None:
+    def __init__(self, quantized: Engine, exact: Engine, choose: StepChoice, *, share: str = "") -> None:
         same = set(quantized.inputs) == set(exact.inputs) and quantized.outputs == exact.outputs
         if not same or all(i.name != "timestep" for i in exact.inputs):
             raise EngineError(

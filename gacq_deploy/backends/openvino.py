@@ -14,8 +14,8 @@ from openvino import CompiledModel, Core, Model, get_version
 from gacq_deploy.backends.base import Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse
 from gacq_deploy.errors import EngineError, UsageError
-from gacq_deploy.graph.header import read_graph, size_multiple
-from gacq_deploy.graph.quantized_layers import QuantizedLayer, quantized_layers
+from gacq_deploy.graph.header import read_header, size_multiple
+from gacq_deploy.graph.quantized_layers import GraphLayer, graph_layers
 from gacq_deploy.spec import Array
 
 _DEVICE = "CPU"
@@ -35,7 +35,7 @@ class OpenVinoEngine(HostEngine):
                 "Use the engine ort-cpu to run a graph exactly as it is written.",
             )
         compiled = _compile(model, threads)
-        header = read_graph(model)
+        header = read_header(model)
         graph, multiple = header.graph, size_multiple(header)
         super().__init__(
             f"openvino-{_version()}/{_DEVICE}",
@@ -71,7 +71,7 @@ def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
     Raises:
         ArtifactError, EngineError: as for opening the engine.
     """
-    layers = quantized_layers(read_graph(model))
+    layers = graph_layers(read_header(model))
     executed: dict[str, tuple[str, bool]] = {}
     for operation in _compile(model, threads=1).get_runtime_model().get_ordered_ops():
         facts = operation.get_rt_info()
@@ -90,13 +90,13 @@ def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
     return tuple(_kernel_use(layer, executed) for layer in layers)
 
 
-def _kernel_use(layer: QuantizedLayer, executed: dict[str, tuple[str, bool]]) -> KernelUse:
+def _kernel_use(layer: GraphLayer, executed: dict[str, tuple[str, bool]]) -> KernelUse:
     kernel, integer = executed.get(layer.node, ("not found", False))
     return KernelUse(layer, kernel, integer)
 
 
 def _compile(model: Path | bytes, threads: int) -> CompiledModel:
-    read_graph(model)
+    read_header(model)
     settings: dict[str, Any] = {
         # without this a CPU with bf16 runs the float parts, and the float baseline, in bf16
         "INFERENCE_PRECISION_HINT": "f32",

@@ -28,8 +28,8 @@ from gacq_deploy.backends.kernels import KernelUse
 from gacq_deploy.backends.processor import Processor, this_processor
 from gacq_deploy.backends.wheels import require_one_onnxruntime
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
-from gacq_deploy.graph.header import read_graph, size_multiple
-from gacq_deploy.graph.quantized_layers import QuantizedLayer, quantized_layers
+from gacq_deploy.graph.header import read_header, size_multiple
+from gacq_deploy.graph.quantized_layers import GraphLayer, graph_layers
 from gacq_deploy.spec import Array
 
 _FATAL = 4  # ONNX Runtime would print to stderr what it also raises
@@ -56,7 +56,7 @@ class OrtEngine(HostEngine):
     def __init__(self, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> None:
         require_one_onnxruntime()
         _require_offered(self.provider, self.pip)
-        multiple = size_multiple(read_graph(model))
+        multiple = size_multiple(read_header(model))
         options = session_options(threads=threads, optimize=optimize)
         self._session = _create_session(model, options, self.provider)
         require_provider(self.provider, self._session.get_providers(), self.pip)
@@ -118,7 +118,7 @@ def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
         ArtifactError, EngineError, BackendUnavailable: as for opening the engine.
     """
     require_one_onnxruntime()
-    layers = quantized_layers(read_graph(model))
+    layers = graph_layers(read_header(model))
     with tempfile.TemporaryDirectory(prefix="gacq-kernels-") as folder:
         path = Path(folder) / "optimized.onnx"
         options = session_options(threads=1, optimize=True)
@@ -199,7 +199,7 @@ def _create_session(model: Path | bytes, options: SessionOptions, provider: str)
     return session
 
 
-def _kernel_use(layer: QuantizedLayer, readers: dict[str, Any]) -> KernelUse:
+def _kernel_use(layer: GraphLayer, readers: dict[str, Any]) -> KernelUse:
     node = readers.get(layer.codes)
     while node is not None and node.op_type in ("DequantizeLinear", "Transpose", "Cast"):
         node = readers.get(node.output[0])

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from gacq_deploy.backends.processor import adds_pairs_in_16_bits, instruction_cap, this_processor
 from gacq_deploy.engines.catalogue import REFERENCE
-from gacq_deploy.graph.header import read_graph
+from gacq_deploy.graph.header import read_header
 from gacq_deploy.graph.quantized_layers import CODES, weighted_nodes
 
 PAIR_LIMIT = 128
@@ -45,7 +45,7 @@ def overflowing_layers(model: Path | bytes) -> tuple[OverflowingLayer, ...]:
     Raises:
         ArtifactError: the file is missing, corrupt, or its external data is not its own.
     """
-    proto = read_graph(model)
+    proto = read_header(model)
     folder = str(model.parent) if isinstance(model, Path) else ""
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     found = []

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gacq_deploy import errors
-from gacq_deploy.bench.report import Candidate, IntegerShare, Ratio, Spread, Timing
+from gacq_deploy.bench.report import BenchCandidate, IntegerShare, Ratio, Spread, Timing
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError, UsageError
 from gacq_deploy.graph.quantized_layers import CODES
 from gacq_deploy.processes.spawn import child_environment, module_command
@@ -21,8 +21,8 @@ from gacq_deploy.progress import SILENT, Reporter
 
 
 @dataclass(frozen=True)
-class Graph:
-    """One graph to measure in one engine; ``planned`` modules are expected in integer kernels.
+class BenchGraph:
+    """One graph to measure_graphs in one engine; ``planned`` modules are expected in integer kernels.
 
     Of a compiled graph ``path`` is the engine, ``source`` the graph's file, and ``integer`` what its manifest says.
     """
@@ -93,7 +93,7 @@ class BenchSettings:
 class Measured:
     """Everything that could be measured, and why the rest could not."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[BenchCandidate, ...]
     ratios: tuple[Ratio, ...]
     skipped: dict[str, str]
 
@@ -174,15 +174,15 @@ class WorkerProcess:
 class _Runner:
     """One opened candidate with what is known before the rounds."""
 
-    graph: Graph
+    graph: BenchGraph
     worker: WorkerProcess
     opened: dict[str, Any]
     calls: dict[int, int]
     peaks: dict[int, int]
 
 
-def measure(
-    graphs: Sequence[Graph],
+def measure_graphs(
+    graphs: Sequence[BenchGraph],
     baselines: Sequence[tuple[str, str]],
     feeds: Sequence[Feed],
     settings: BenchSettings,
@@ -193,7 +193,7 @@ def measure(
     """Measure every graph in its own process, interleaved.
 
     Args:
-        graphs: what to measure.
+        graphs: what to measure_graphs.
         baselines: pairs (candidate name, baseline name) to compare.
         feeds: the inputs all graphs take.
         settings: batch sizes, threads, rounds.
@@ -231,7 +231,7 @@ _Turns = dict[tuple[str, int], list[dict[str, float]]]
 """(candidate name, batch) -> seconds of one call, ``wall`` and ``cpu``, by round."""
 
 
-def _open(stack: ExitStack, graph: Graph, feeds: Sequence[Feed], settings: BenchSettings) -> _Runner:
+def _open(stack: ExitStack, graph: BenchGraph, feeds: Sequence[Feed], settings: BenchSettings) -> _Runner:
     worker = stack.enter_context(WorkerProcess(graph.name, settings.threads))
     opened = worker.ask(
         "open",
@@ -266,7 +266,7 @@ def _take_turns(runners: Sequence[_Runner], settings: BenchSettings, report: Rep
     return turns
 
 
-def _candidate(runner: _Runner, turns: _Turns, settings: BenchSettings) -> Candidate:
+def _candidate(runner: _Runner, turns: _Turns, settings: BenchSettings) -> BenchCandidate:
     graph = runner.graph
     timings = []
     for batch in settings.batches:
@@ -279,7 +279,7 @@ def _candidate(runner: _Runner, turns: _Turns, settings: BenchSettings) -> Candi
                 peak_bytes=runner.peaks[batch],
             )
         )
-    return Candidate(
+    return BenchCandidate(
         name=graph.name,
         engine=graph.engine,
         file=graph.file,

@@ -64,7 +64,7 @@ class IntegerShare(_Record):
         return self.integer / self.planned if self.planned else 0.0
 
 
-class Candidate(_Record):
+class BenchCandidate(_Record):
     """One graph in one engine."""
 
     name: str
@@ -113,7 +113,7 @@ class BenchReport(_Record):
     threads: int
     repeats: int
     batches: tuple[int, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[BenchCandidate, ...]
     ratios: tuple[Ratio, ...]
     skipped: dict[str, str]
     """``<engine>/<file>`` -> why it was not measured."""

@@ -11,7 +11,7 @@ from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.backends.trt.library import require_device
-from gacq_deploy.bench.measure import BenchSettings, Feed, Graph, measure
+from gacq_deploy.bench.measure import BenchGraph, BenchSettings, Feed, measure_graphs
 from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
 from gacq_deploy.build_trt.open import LocatedEngine, is_compiled, locate_baseline, locate_engine
 from gacq_deploy.engines.catalogue import (
@@ -88,7 +88,7 @@ def run_bench(
             require_device()
             int8, baseline = _compiled(located), _compiled(locate_baseline(directory, located))
             graphs, baselines = (*graphs, int8, baseline), (*baselines, (int8.name, baseline.name))
-        measured = measure(
+        measured = measure_graphs(
             graphs,
             baselines,
             model_feeds(artifact.model),
@@ -122,8 +122,8 @@ def _require_quantized(chosen: Sequence[str]) -> None:
 
 def plan_graphs(
     folder: Path, engines: Sequence[str], available: Sequence[str], planned: tuple[str, ...]
-) -> tuple[tuple[Graph, ...], tuple[tuple[str, str], ...], dict[str, str]]:
-    """Return (graphs to measure, pairs to compare, graphs that cannot be measured with the reason).
+) -> tuple[tuple[BenchGraph, ...], tuple[tuple[str, str], ...], dict[str, str]]:
+    """Return (graphs to measure_graphs, pairs to compare, graphs that cannot be measured with the reason).
 
     Args:
         folder: where the graphs are.
@@ -131,14 +131,14 @@ def plan_graphs(
         available: file names that were exported.
         planned: names of the modules that are quantized.
     """
-    graphs = {_BASELINE: Graph(REFERENCE, folder / FLOAT)} if engines else {}
+    graphs = {_BASELINE: BenchGraph(REFERENCE, folder / FLOAT)} if engines else {}
     pairs: list[tuple[str, str]] = []
     absent: dict[str, str] = {}
     for engine in engines:
         layers = planned if engine_named(engine).kernels else ()
         baseline, int8 = (
-            Graph(engine, folder / FLOAT),
-            Graph(engine, folder / engine_named(engine).best_graph, layers),
+            BenchGraph(engine, folder / FLOAT),
+            BenchGraph(engine, folder / engine_named(engine).best_graph, layers),
         )
         if engine_named(engine).best_graph not in available:
             absent[int8.name] = f"not exported: run `gacq-deploy export --onnx` with --target {engine}"
@@ -170,7 +170,7 @@ def _failed_engines(
     return failed
 
 
-def _compiled(located: LocatedEngine) -> Graph:
+def _compiled(located: LocatedEngine) -> BenchGraph:
     """Return an engine with its manifest's word on what is INT8."""
     inputs = located.record.inputs
     said = located.record.coverage
@@ -178,7 +178,7 @@ def _compiled(located: LocatedEngine) -> Graph:
     if said is not None:
         lost = tuple(node["module"] or node["node"] for node in said["lost"])
         integer = IntegerShare(planned=said["planned"], integer=said["int8"], float_modules=lost)
-    return Graph(inputs.library, located.path, source=inputs.graph, integer=integer)
+    return BenchGraph(inputs.library, located.path, source=inputs.graph, integer=integer)
 
 
 def model_feeds(model: ModelRecord) -> tuple[Feed, ...]:

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
 from gacq_deploy.errors import GateError
-from gacq_deploy.export.layers import QUANTIZABLE
+from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.graph.index import module_of
 from gacq_deploy.lint.lint import Finding, why_not_int8
 from gacq_deploy.lint.view import FAR, QuantView
@@ -140,7 +140,7 @@ def measure_coverage(
     reasons = why_not_int8(model)
     view = QuantView(model, FAR)
     nodes, weight_only = [], []
-    for node in view.index.of_type(*QUANTIZABLE):
+    for node in view.index.of_type(*QUANTIZABLE_OPERATORS):
         module = module_of(node) or ""
         planned = module in modules if modules is not None else _is_quantized(view, node)
         if not planned or not view.stored_weight(node):

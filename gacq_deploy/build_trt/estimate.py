@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gacq_deploy.graph.files import data_path
-from gacq_deploy.graph.header import read_graph
+from gacq_deploy.graph.header import read_header
 
 _SECONDS = 1.0
 _SECONDS_A_LAYER = 0.12
@@ -30,7 +30,7 @@ def estimate_build(graph: Path) -> Estimate:
     Raises:
         ArtifactError: not an ONNX file.
     """
-    model = read_graph(graph)
+    model = read_header(graph)
     layers = sum(node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose") for node in model.graph.node)
     data = data_path(graph)
     size = graph.stat().st_size + (data.stat().st_size if data.is_file() else 0)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Outcome = Literal["int8", "float"]
+LayerType = Literal["int8", "float"]
 _START = "Layers:"
 _END = "Bindings:"
 _MATMULS = ("correlation", "gemm", "deconv")

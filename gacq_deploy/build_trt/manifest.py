@@ -20,9 +20,9 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json, verify_file
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
-SCHEMA = "gacq-deploy/engine/1"
+_SCHEMA = "gacq-deploy/engine/1"
 MANIFEST, ENGINE_FILE, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
-FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
+_FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
 LICENCE = (
     "The engine was made by NVIDIA's library under its own licence; it holds weights of the model and kernels of the "
     "library. Read both licences before giving it to others."
@@ -61,7 +61,7 @@ class EngineInputs(_Record):
         return digest_json(document)[:_KEY_LENGTH]
 
 
-class EngineRecord(_Record):
+class EngineManifest(_Record):
     """What ``engines/<key>/manifest.json`` says."""
 
     schema_: Literal["gacq-deploy/engine/1"] = Field(default="gacq-deploy/engine/1", alias="schema")
@@ -116,19 +116,19 @@ class EngineRecord(_Record):
         write_sealed(folder / MANIFEST, self.model_dump(mode="json", by_alias=True))
 
 
-def read_engine(folder: Path, hint: str) -> EngineRecord:
+def read_engine(folder: Path, hint: str) -> EngineManifest:
     """Return what an engine's manifest says, every file checked against it.
 
     Raises:
         ArtifactError: missing, altered, of another version, or a file is.
     """
     body = read_sealed(folder / MANIFEST, what="Engine manifest", hint=hint)
-    if body.get("schema") != SCHEMA:
+    if body.get("schema") != _SCHEMA:
         raise ArtifactError(
-            f"{folder / MANIFEST} is not an engine manifest of this version ({SCHEMA}).", hint
+            f"{folder / MANIFEST} is not an engine manifest of this version ({_SCHEMA}).", hint
         )
     try:
-        record = EngineRecord.model_validate(body)
+        record = EngineManifest.model_validate(body)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise ArtifactError(
@@ -137,13 +137,13 @@ def read_engine(folder: Path, hint: str) -> EngineRecord:
     if record.inputs.key != folder.name:
         raise ArtifactError(f"{folder} holds the engine {record.inputs.key}: it was moved or copied.", hint)
     for name, entry in record.files.items():
-        if name not in FILES:
+        if name not in _FILES:
             raise ArtifactError(f"{folder / MANIFEST} names a foreign file '{name}'.", hint)
         verify_file(folder / name, entry.model_dump(), what="Engine file", hint=hint)
     return record
 
 
-def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineRecord]]:
+def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineManifest]]:
     """Yield folder and record of every engine of a run, the newest first; each is checked as it is reached.
 
     Raises:
@@ -170,7 +170,7 @@ def find_engine(
     library: TrtName,
     *,
     graph: str = CANONICAL,
-) -> tuple[Path, EngineRecord]:
+) -> tuple[Path, EngineManifest]:
     """Return the newest engine of ``library`` that was built from the graphs that are there now.
 
     One that failed its own coverage gate is returned only if there is no other: the gate then speaks.

@@ -12,7 +12,7 @@ from gacq_deploy.build_trt.coverage import check_coverage
 from gacq_deploy.build_trt.manifest import (
     ENGINE_FILE,
     MANIFEST,
-    EngineRecord,
+    EngineManifest,
     find_engine,
     graph_digest,
     read_engine,
@@ -30,7 +30,7 @@ class LocatedEngine:
     """An engine whose manifest, graph and coverage were checked; ``open`` loads it."""
 
     folder: Path
-    record: EngineRecord
+    record: EngineManifest
 
     @property
     def path(self) -> Path:

@@ -7,9 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gacq_deploy.backends.trt.profiles import Shape
 from gacq_deploy.engines.catalogue import TrtName
-
-Shape = tuple[int, ...]
 
 
 class ShapeRange(BaseModel):
@@ -35,7 +34,7 @@ class ShapeRange(BaseModel):
         return parts[0] if len(set(parts)) == 1 else " : ".join(parts)
 
 
-Profile = Mapping[str, ShapeRange]
+ProfileRanges = Mapping[str, ShapeRange]
 """Input name -> shapes: one optimization profile."""
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from onnx import ModelProto
 from pydantic import ValidationError
 
-from gacq_deploy.build_trt.options import Profile, Shape, ShapeRange
+from gacq_deploy.backends.trt.profiles import Shape
+from gacq_deploy.build_trt.options import ProfileRanges, ShapeRange
 from gacq_deploy.errors import UsageError
 from gacq_deploy.graph.dimensions import BATCH, HEIGHT, WIDTH
 
@@ -41,10 +42,10 @@ class ShapeRequest:
     fixed: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
 
 
-Dims = tuple[int | str, ...]
+_Dims = tuple[int | str, ...]
 
 
-def input_dims(model: ModelProto) -> dict[str, Dims]:
+def input_dims(model: ModelProto) -> dict[str, _Dims]:
     """Return input name -> dimensions, numbers or the names of dynamic ones, in the graph's order."""
     stored = {t.name for t in model.graph.initializer}
     return {
@@ -58,7 +59,7 @@ def input_dims(model: ModelProto) -> dict[str, Dims]:
 
 
 def derive_profiles(
-    inputs: Mapping[str, Dims], request: ShapeRequest, *, size_multiple: int = 1
+    inputs: Mapping[str, _Dims], request: ShapeRequest, *, size_multiple: int = 1
 ) -> tuple[dict[str, ShapeRange], ...]:
     """Return one profile for every batch and resolution asked for; none for a graph without dynamic dimensions.
 
@@ -127,7 +128,7 @@ def parse_shapes(text: str, *, what: str) -> dict[str, Shape]:
     return found
 
 
-def corners(profile: Profile) -> tuple[dict[str, Shape], ...]:
+def corners(profile: ProfileRanges) -> tuple[dict[str, Shape], ...]:
     """Return the smallest, usual and largest shapes of a profile, each once: where engines are compared."""
     found: list[dict[str, Shape]] = []
     for which in ("min", "opt", "max"):
@@ -137,7 +138,7 @@ def corners(profile: Profile) -> tuple[dict[str, Shape], ...]:
     return tuple(found)
 
 
-def _check_known(inputs: Mapping[str, Dims], fixed: Mapping[str, Mapping[str, Shape]]) -> None:
+def _check_known(inputs: Mapping[str, _Dims], fixed: Mapping[str, Mapping[str, Shape]]) -> None:
     for shapes in fixed.values():
         for name, shape in shapes.items():
             if name not in inputs:
@@ -153,7 +154,7 @@ def _check_known(inputs: Mapping[str, Dims], fixed: Mapping[str, Mapping[str, Sh
                 )
 
 
-def _spans_of(inputs: Mapping[str, Dims], fixed: Mapping[str, Mapping[str, Shape]]) -> dict[str, Span]:
+def _spans_of(inputs: Mapping[str, _Dims], fixed: Mapping[str, Mapping[str, Shape]]) -> dict[str, Span]:
     """Return what the fixed shapes say of named dimensions: other inputs have the same ones."""
     found: dict[str, tuple[Span, str]] = {}
     for name, dims in inputs.items():
@@ -173,7 +174,7 @@ def _spans_of(inputs: Mapping[str, Dims], fixed: Mapping[str, Mapping[str, Shape
     return {dim: span for dim, (span, _) in found.items()}
 
 
-def _known(inputs: Mapping[str, Dims], batch: Span, resolution: str | None) -> dict[str, Span]:
+def _known(inputs: Mapping[str, _Dims], batch: Span, resolution: str | None) -> dict[str, Span]:
     known = {BATCH: batch}
     dims = inputs.get(SAMPLE, ())
     if resolution is None:
@@ -204,7 +205,7 @@ def _parse_resolution(text: str) -> tuple[Span, Span]:
 
 
 def _range(
-    name: str, dims: Dims, known: Mapping[str, Span], fixed: Mapping[str, Mapping[str, Shape]]
+    name: str, dims: _Dims, known: Mapping[str, Span], fixed: Mapping[str, Mapping[str, Shape]]
 ) -> ShapeRange:
     given = [fixed.get(which, {}).get(name) for which in ("min", "opt", "max")]
     spans = None if all(given) else [_span(name, d, known) for d in dims]
@@ -232,7 +233,7 @@ def _span(name: str, dim: int | str, known: Mapping[str, Span]) -> Span:
     return known[dim]
 
 
-def _check_multiples(inputs: Mapping[str, Dims], profile: Profile, multiple: int) -> None:
+def _check_multiples(inputs: Mapping[str, _Dims], profile: ProfileRanges, multiple: int) -> None:
     for name, dims in inputs.items():
         for axis in (axis for axis, dim in enumerate(dims) if dim in (HEIGHT, WIDTH)):
             for shape in (profile[name].min, profile[name].opt, profile[name].max):

@@ -16,22 +16,22 @@ from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.trt.library import choose_backend, current_device
 from gacq_deploy.backends.trt.polygraphy import require_polygraphy
+from gacq_deploy.backends.trt.profiles import Shape
 from gacq_deploy.build_trt import manifest
 from gacq_deploy.build_trt.compiler import Limits, compile_graph, describe_library
 from gacq_deploy.build_trt.coverage import check_coverage, measure_coverage
 from gacq_deploy.build_trt.estimate import Estimate, estimate_build
 from gacq_deploy.build_trt.float16.network import half_network, spread_rows
 from gacq_deploy.build_trt.layers import document
-from gacq_deploy.build_trt.manifest import DeviceRecord, EngineInputs, EngineRecord
-from gacq_deploy.build_trt.options import CompileOptions, Shape
+from gacq_deploy.build_trt.manifest import DeviceRecord, EngineInputs, EngineManifest
+from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, GateError, UsageError
 from gacq_deploy.export.record import ExportedFile, ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph, write_graph
-from gacq_deploy.graph.header import read_graph as read_header
-from gacq_deploy.graph.header import size_multiple
+from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.metrics.error_difference import compare_errors
 from gacq_deploy.progress import SILENT, Reporter
@@ -59,7 +59,7 @@ class PlannedBuild:
     graph: str
     inputs: EngineInputs
     folder: Path
-    found: EngineRecord | None
+    found: EngineManifest | None
     """What lies there whole; None if it is to be built."""
     estimate: Estimate
 
@@ -69,7 +69,7 @@ class BuiltEngine:
     """One engine, built now or found as it was."""
 
     folder: Path
-    record: EngineRecord
+    record: EngineManifest
     reused: bool
 
 
@@ -168,7 +168,7 @@ class _Stage:
             record.save(folder)
         return BuiltEngine(planned.folder, record, reused=False)
 
-    def _build(self, planned: PlannedBuild, folder: Path) -> EngineRecord:
+    def _build(self, planned: PlannedBuild, folder: Path) -> EngineManifest:
         inputs = planned.inputs
         source = self._directory.onnx / planned.graph
         graph, model, half = self._network(source, inputs, folder)
@@ -185,7 +185,7 @@ class _Stage:
         nodes = [] if coverage is None else coverage.listed()
         write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "planned": nodes})
         shutil.rmtree(scratch)
-        return EngineRecord(
+        return EngineManifest(
             inputs=inputs,
             files={p.name: ExportedFile(**describe_file(p)) for p in sorted(folder.iterdir())},
             coverage=None if coverage is None else coverage.document(),
@@ -332,7 +332,7 @@ class _Stage:
         )
 
 
-def _find(folder: Path) -> EngineRecord | None:
+def _find(folder: Path) -> EngineManifest | None:
     """Return the engine in ``folder``; an absent or damaged one is exactly what a build mends."""
     try:
         return manifest.read_engine(folder, hint="")

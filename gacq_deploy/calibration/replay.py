@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
+from gacq_deploy.artifact.call import Place
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.pytree import Path as Place
 from gacq_deploy.models.pytree import call_leaves, call_with, leaves, replaced, same, spoken
 from gacq_deploy.models.structure.graph import Block, ModelGraph, TensorShape
 from gacq_deploy.models.structure.trace import replaced_forward

@@ -21,8 +21,8 @@ from gacq_deploy.models.structure.graph import ModelGraph
 from gacq_deploy.models.structure.norms import norms_of_linears
 from gacq_deploy.quant.smoothing import (
     Reader,
-    Rows,
     Smoothing,
+    SmoothingRows,
     SmoothingSearch,
     channel_range,
     smoothing_factor,
@@ -223,9 +223,9 @@ class _Measurement:
     ) -> SmoothingSearch:
         folds = self._folds()
 
-        def half(number: int) -> Rows:
+        def half(number: int) -> SmoothingRows:
             mine = [x for state, x in rows if int(folds[state]) == number] or [x for _, x in rows]
-            return Rows(torch.cat(mine), largest[number])
+            return SmoothingRows(torch.cat(mine), largest[number])
 
         source = self._planned(names[0], "input")
         weights = [(name, self._planned(name, "weight")) for name in names]

@@ -19,12 +19,12 @@ from gacq_deploy.check.evidence import WEIGHTS, CheckRequest, Reason, Weight, as
 from gacq_deploy.check.targets import FACTS, Target, TargetFacts
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, opset_of
-from gacq_deploy.lint.lint import Finding, lint_graph, predict
+from gacq_deploy.lint.lint import Finding, lint_graph, predict_compilation
 from gacq_deploy.lint.view import LAYERS, QuantView, name_of
 
-__all__ = ["CheckRequest", "Layers", "Preflight", "Reason", "Verdict", "check_file"]
+__all__ = ["CheckRequest", "CheckVerdict", "Layers", "Preflight", "Reason", "check_file"]
 
-Verdict = Literal["blocked", "unverified", "likely", "verified"]
+CheckVerdict = Literal["blocked", "unverified", "likely", "verified"]
 _UNMEASURED = ("Einsum", "LSTM", "GRU", "RNN", "Attention")
 """Operators that compute on quantized operands in ways nobody measured."""
 _STANDARD = ("", "ai.onnx")
@@ -48,7 +48,7 @@ class Preflight:
 
     file: str
     target: Target
-    verdict: Verdict
+    verdict: CheckVerdict
     layers: Layers
     examined: tuple[str, ...]
     reasons: tuple[Reason, ...]
@@ -74,7 +74,7 @@ def check_file(path: Path, target: Target, request: CheckRequest | None = None) 
         examination = ask_onnxruntime(path, model, request)
         quantized = len(list(QuantView(model).quantized_layers()))
     else:
-        layers = predict(model).layers
+        layers = predict_compilation(model).layers
         quantized, predicted = len(layers), sum(outcome == "int8" for outcome in layers.values())
         examination = ask_tensorrt(path, model, layers, facts, request)
     reasons += examination.reasons
@@ -88,7 +88,7 @@ def check_file(path: Path, target: Target, request: CheckRequest | None = None) 
     )
 
 
-def _verdict(reasons: list[Reason], *, proven: bool) -> Verdict:
+def _verdict(reasons: list[Reason], *, proven: bool) -> CheckVerdict:
     weights = {reason.weight for reason in reasons}
     if "blocked" in weights:
         return "blocked"

@@ -14,9 +14,10 @@ from onnx import ModelProto
 
 from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.trt.library import INSTALLS, has_device
+from gacq_deploy.backends.trt.profiles import Shape
 from gacq_deploy.build_trt.compiler import Limits, compile_graph, parse_graph
 from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
-from gacq_deploy.build_trt.options import CompileOptions, Shape, ShapeRange
+from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.check.targets import TargetFacts
 from gacq_deploy.engines.catalogue import REFERENCE, engine_named

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 from gacq_deploy.engines.catalogue import LintRules, TrtName
 
 Target = Literal["tensorrt-11", "tensorrt-10", "tensorrt-rtx", "ort-cpu"]
-TARGETS: tuple[Target, ...] = get_args(Target)
-BY_NAME: Mapping[str, Target] = {"tensorrt": TARGETS[0], **{name: name for name in TARGETS}}
+CHECK_TARGETS: tuple[Target, ...] = get_args(Target)
+BY_NAME: Mapping[str, Target] = {"tensorrt": CHECK_TARGETS[0], **{name: name for name in CHECK_TARGETS}}
 """What may be asked for: an engine's name means its newest version."""
 
 

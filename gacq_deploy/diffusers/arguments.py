@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, ArgumentRecord, CallRecord, Path
+from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, ArgumentRecord, CallRecord, Place
 from gacq_deploy.backends.base import TensorInfo
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.models.call_capture import flatten
@@ -86,7 +86,7 @@ class CallReader:
             feeds[argument.name] = self._rows_of(argument, conditioning[argument.name], rows)
         return Call(feeds, sample, return_dict)
 
-    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Path, Any]:
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Place, Any]:
         """Return every value of a call by its place, those that the model would assume included."""
         try:
             bound = self._signature.bind(*args, **kwargs)
@@ -95,7 +95,7 @@ class CallReader:
         bound.apply_defaults()
         return _leaves(self._signature, bound.arguments)
 
-    def _check_rest(self, leaves: Mapping[Path, Any]) -> None:
+    def _check_rest(self, leaves: Mapping[Place, Any]) -> None:
         """Refuse what is neither an input nor as it was when the model was calibrated."""
         surplus = []
         for path, value in leaves.items():
@@ -185,7 +185,7 @@ def signature_of(call: CallRecord, kind: type[Any] | None) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-def _fixed_values(signature: inspect.Signature, call: CallRecord) -> dict[Path, Any]:
+def _fixed_values(signature: inspect.Signature, call: CallRecord) -> dict[Place, Any]:
     """Return what was the same in every call when the model was calibrated, by place: given, or the class's default."""
     defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
     values = {k: v for k, v in {**defaults, **call.constants}.items() if k != _RETURN_DICT}
@@ -193,13 +193,13 @@ def _fixed_values(signature: inspect.Signature, call: CallRecord) -> dict[Path, 
     return {path: value for path, value in _leaves(signature, values).items() if path not in inputs}
 
 
-def _leaves(signature: inspect.Signature, given: Mapping[str, Any]) -> dict[Path, Any]:
+def _leaves(signature: inspect.Signature, given: Mapping[str, Any]) -> dict[Place, Any]:
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     named = {k: v for k, v in given.items() if k != rest} | dict(given.get(rest or "") or {})
     return dict(flatten(named)) if named else {}
 
 
-def _says_nothing(path: Path, value: Any) -> bool:
+def _says_nothing(path: Place, value: Any) -> bool:
     """Whether a value asks for nothing: absent, off, empty, or an attention's LoRA scale of 1."""
     if value is None or value is False or (isinstance(value, dict | list | tuple) and not value):
         return True
@@ -212,7 +212,7 @@ def _equal(value: Any, fixed: Any) -> bool:
     return isinstance(value, plain) and isinstance(fixed, plain) and value == fixed
 
 
-def _spell(path: Path) -> str:
+def _spell(path: Place) -> str:
     head, *rest = path
     return str(head) + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in rest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Status = Literal["ok", "absent", "warning", "fail"]
+FindingStatus = Literal["ok", "absent", "warning", "fail"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Check:
     """One finding: ``fail`` stops the main commands, ``warning`` narrows them, ``absent`` is optional."""
 
     name: str
-    status: Status
+    status: FindingStatus
     value: str
     hint: str = ""
 

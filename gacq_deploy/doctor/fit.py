@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gacq_deploy.doctor.precision import Capability, dotted
+from gacq_deploy.doctor.precision import ComputeCapability, dotted
 
 OLDEST_DRIVER: dict[int, int] = {11: 450, 12: 525, 13: 580}
 """CUDA major -> first driver branch (Linux) that runs programs built with it.
@@ -14,7 +14,7 @@ NVIDIA CUDA Compatibility, Minor Version Compatibility: docs.nvidia.com/deploy/c
 """
 TENSORRT_OLDEST_DRIVER: dict[int, int] = {12: 535, 13: 580}
 """The same for TensorRT's wheels: NVIDIA TensorRT 10.16 and 11.4, Prerequisites."""
-RTX_TARGETS: frozenset[Capability] = frozenset({(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)})
+RTX_TARGETS: frozenset[ComputeCapability] = frozenset({(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)})
 """Compute capabilities that TensorRT-RTX 1.7's builder accepts; its support matrix has 7.5, 8.6, 8.9 and 12.0."""
 _TENSORRT_WHEEL = re.compile(r"^tensorrt[-_](rtx[-_])?cu(\d+)[-_]libs$")
 
@@ -78,7 +78,7 @@ def execution_provider_misfit(wanted: int | None, tensorrt: str | None) -> str:
     )
 
 
-def rtx_misfit(capabilities: frozenset[Capability]) -> str:
+def rtx_misfit(capabilities: frozenset[ComputeCapability]) -> str:
     """Return which of the GPUs here TensorRT-RTX does not compile for, or nothing."""
     left = sorted(capabilities - RTX_TARGETS)
     if not left:

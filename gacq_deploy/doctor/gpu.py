@@ -11,7 +11,7 @@ from typing import Any
 
 from gacq_deploy.doctor.ask import Reply, ask
 from gacq_deploy.doctor.findings import Check
-from gacq_deploy.doctor.precision import Capability, advise, dotted
+from gacq_deploy.doctor.precision import ComputeCapability, advise, dotted
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Gpu:
 
     name: str
     memory_mb: int | None = None
-    capability: Capability | None = None
+    capability: ComputeCapability | None = None
 
     def __str__(self) -> str:
         parts = [self.name]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gacq_deploy.doctor.findings import Status
+from gacq_deploy.doctor.findings import FindingStatus
 
-Capability = tuple[int, int]
+ComputeCapability = tuple[int, int]
 
 PREREQUISITES = "NVIDIA TensorRT 10.16 and 11.4, Prerequisites (docs.nvidia.com/deeplearning/tensorrt)"
 SUPPORT_MATRIX = "NVIDIA TensorRT-LLM, Support Matrix, precisions by SM (nvidia.github.io/TensorRT-LLM)"
@@ -17,9 +17,9 @@ BLACKWELL = "NVIDIA TensorRT 11.5 release notes (INT8 at 10.3); github.com/vllm-
 class Generation:
     """What holds from compute capability ``since`` on, up to the next row."""
 
-    since: Capability
+    since: ComputeCapability
     name: str
-    status: Status
+    status: FindingStatus
     advice: str
     source: str
 
@@ -42,15 +42,15 @@ GENERATIONS: tuple[Generation, ...] = (
     ),
 )
 """By compute capability, oldest first."""
-_NAMES: dict[Capability, str] = {(8, 7): "Ampere (Orin)", (11, 0): "Blackwell (Thor)"}
+_NAMES: dict[ComputeCapability, str] = {(8, 7): "Ampere (Orin)", (11, 0): "Blackwell (Thor)"}
 
 
-def generation(capability: Capability) -> Generation:
+def generation(capability: ComputeCapability) -> Generation:
     """Return the row for a compute capability."""
     return next(row for row in reversed(GENERATIONS) if capability >= row.since)
 
 
-def advise(capability: Capability) -> tuple[Status, str, str]:
+def advise(capability: ComputeCapability) -> tuple[FindingStatus, str, str]:
     """Return status, sentence and source for a compute capability."""
     row = generation(capability)
     name = _NAMES.get(capability, row.name)

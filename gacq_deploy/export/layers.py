@@ -12,7 +12,7 @@ from gacq_deploy.graph.index import GraphIndex, module_of, weight_axis
 from gacq_deploy.spec import Array, Site
 from gacq_deploy.storage.digests import digest_array
 
-QUANTIZABLE = ("Conv", "Gemm", "MatMul")
+QUANTIZABLE_OPERATORS = ("Conv", "Gemm", "MatMul")
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
 
 
@@ -51,7 +51,7 @@ def find_layers(index: GraphIndex, artifact: CalibrationArtifact) -> tuple[Layer
     planned = set(artifact.plan.modules)
     found: dict[str, list[LayerNode]] = {}
     ordered: list[LayerNode] = []
-    for node in index.of_type(*QUANTIZABLE):
+    for node in index.of_type(*QUANTIZABLE_OPERATORS):
         module = module_of(node)
         weight = index.constant(node.input[1]) if module in planned else None
         if module is None or weight is None:

@@ -15,8 +15,8 @@ from gacq_deploy.storage.digests import digest_file, verify_file
 from gacq_deploy.storage.files import read_json
 from gacq_deploy.storage.sealed import require_current, unseal, write_sealed
 
-SCHEMA = "gacq-deploy/export/1"
-FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data"))
+_SCHEMA = "gacq-deploy/export/1"
+EXPORT_FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (graph, f"{graph}.data"))
 """Every file an export may write beside its manifest."""
 
 
@@ -83,7 +83,7 @@ def load_export(directory: RunDirectory) -> ExportRecord:
     hint = _hint(directory)
     record = read_record(directory)
     for name, entry in record.files.items():
-        if name not in FILES:
+        if name not in EXPORT_FILES:
             raise ArtifactError(
                 f"Export manifest {directory.onnx_manifest} names a foreign file '{name}'.", hint
             )
@@ -134,8 +134,8 @@ def read_record(directory: RunDirectory) -> ExportRecord:
     """
     path, hint = directory.onnx_manifest, _hint(directory)
     document = read_json(path, what="Export manifest", hint=hint)
-    if document.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} is not an export manifest of this version ({SCHEMA}).", hint)
+    if document.get("schema") != _SCHEMA:
+        raise ArtifactError(f"{path} is not an export manifest of this version ({_SCHEMA}).", hint)
     body = unseal(document, path, what="Export manifest", hint=hint)
     try:
         return ExportRecord.model_validate(body)

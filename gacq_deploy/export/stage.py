@@ -19,7 +19,7 @@ from gacq_deploy.errors import ArtifactError, ExportError, UsageError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
-    FILES,
+    EXPORT_FILES,
     ExportedFile,
     ExportRecord,
     LintCounts,
@@ -122,9 +122,9 @@ class _Export:
 
     def _float_graph(self) -> onnx.ModelProto:
         from gacq_deploy.export.torch_onnx import float_graph
-        from gacq_deploy.models.source import load_denoiser
+        from gacq_deploy.models.source import load_float_denoiser
 
-        denoiser = load_denoiser(self.recipe.model, self.artifact.model)
+        denoiser = load_float_denoiser(self.recipe.model, self.artifact.model)
         if denoiser.record.weights_sha256 != self.artifact.model.weights_sha256:
             raise ArtifactError(
                 f"Model '{self.recipe.model.source}' has weights {denoiser.record.weights_sha256[:12]}, the "
@@ -157,7 +157,7 @@ class _Export:
 
     def _publish(self) -> None:
         """Swap the folder; of the old one only files that no export wrote come along."""
-        own = (*FILES, self.directory.onnx_manifest.name, f"{TEMP_PREFIX}*")
+        own = (*EXPORT_FILES, self.directory.onnx_manifest.name, f"{TEMP_PREFIX}*")
         with atomic_directory(self.directory.onnx) as folder:
             if self.directory.onnx.is_dir():
                 # somebody's engine plan may be large, and links need no space
@@ -178,7 +178,7 @@ class _Export:
         for name in self.wanted:
             outputs[name] = self._run(self.staging / name, inputs)
             self.report.advance()
-        errors = {FLOAT: relative_error(outputs[FLOAT], expected)}
+        errors = {FLOAT: euclidean_error(outputs[FLOAT], expected)}
         if not errors[FLOAT] < _FLOAT_TOLERANCE:
             raise ExportError(
                 f"{FLOAT} in ONNX Runtime departs from torch by {errors[FLOAT]:.2e} (relative); allowed is "
@@ -187,7 +187,7 @@ class _Export:
             )
         for name in self.wanted[1:]:
             _check_quantized(name, outputs[name], outputs[FLOAT])
-            errors[name] = relative_error(outputs[name], outputs[FLOAT])
+            errors[name] = euclidean_error(outputs[name], outputs[FLOAT])
         return errors
 
     def _run(self, path: Path, inputs: Mapping[str, Array]) -> Array:
@@ -195,7 +195,7 @@ class _Export:
             return engine.run(inputs)["output"]
 
 
-def relative_error(candidate: Array, reference: Array) -> float:
+def euclidean_error(candidate: Array, reference: Array) -> float:
     """Return ``|candidate - reference| / |reference|`` in Euclidean norms, computed in float64."""
     difference = candidate.astype(np.float64) - reference
     return float(np.linalg.norm(difference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-30))
@@ -262,4 +262,4 @@ def _checked_probe(recipe: Recipe, artifact: CalibrationArtifact, directory: Run
     return artifact.probe
 
 
-__all__ = ["ExportRecord", "export_onnx", "load_export", "relative_error"]
+__all__ = ["ExportRecord", "euclidean_error", "export_onnx", "load_export"]

@@ -81,7 +81,7 @@ def float_graph(
     _strip(model)
     if multiple is not None:
         onnx.helper.set_model_props(model, {SIZE_MULTIPLE_KEY: str(multiple)})
-    check_weights(model, denoiser.module)
+    check_exported_weights(model, denoiser.module)
     return model
 
 
@@ -231,7 +231,7 @@ def _strip(model: onnx.ModelProto) -> None:
         node.ClearField("doc_string")
 
 
-def check_weights(model: onnx.ModelProto, module: nn.Module) -> int:
+def check_exported_weights(model: onnx.ModelProto, module: nn.Module) -> int:
     """Check that every layer node holds its own module's weight; return how many were checked.
 
     Layers that never run have no node; that is no error here (a plan that names one fails in ``insert_qdq``).

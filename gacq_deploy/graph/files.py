@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.graph.header import read_graph as checked_graph
+from gacq_deploy.graph.header import read_header
 from gacq_deploy.graph.index import model_bytes, without_initializers
 from gacq_deploy.storage.files import atomic_path, write_bytes
 
@@ -56,7 +56,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     Raises:
         ArtifactError: missing, not ONNX, or its weights are missing, truncated or outside its own folder.
     """
-    model = checked_graph(path)
+    model = read_header(path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:

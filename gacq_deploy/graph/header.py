@@ -15,7 +15,7 @@ SIZE_MULTIPLE_KEY = "gacq.size_multiple"
 _HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
 
 
-def read_graph(model: Path | bytes) -> ModelProto:
+def read_header(model: Path | bytes) -> ModelProto:
     """Parse an ONNX model without loading external data, and check that such data may be loaded.
 
     Raises:

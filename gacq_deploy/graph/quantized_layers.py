@@ -14,7 +14,7 @@ _INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.
 
 
 @dataclass(frozen=True)
-class QuantizedLayer:
+class GraphLayer:
     """A Conv, Gemm or MatMul with integer weights: node name, op type, name of the codes initializer."""
 
     node: str
@@ -22,9 +22,9 @@ class QuantizedLayer:
     codes: str
 
 
-def quantized_layers(proto: ModelProto) -> tuple[QuantizedLayer, ...]:
+def graph_layers(proto: ModelProto) -> tuple[GraphLayer, ...]:
     """Return the layers whose weight is an integer initializer behind DequantizeLinear, in graph order."""
-    return tuple(QuantizedLayer(node.name, node.op_type, dq.input[0]) for node, dq in weighted_nodes(proto))
+    return tuple(GraphLayer(node.name, node.op_type, dq.input[0]) for node, dq in weighted_nodes(proto))
 
 
 def weighted_nodes(proto: ModelProto) -> Iterator[tuple[NodeProto, NodeProto]]:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gacq_deploy.artifact.artifact import FILES as ARTIFACT_FILES
-from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.artifact.artifact import ARTIFACT_FILES, load_artifact
 from gacq_deploy.bench import load_bench
 from gacq_deploy.build_trt.manifest import engines_of
 from gacq_deploy.errors import ArtifactError, GacqError
@@ -21,7 +20,7 @@ from gacq_deploy.storage.files import read_json
 from gacq_deploy.storage.sealed import require_current
 from gacq_deploy.workflow.picture import load_comparison
 
-Status = Literal["ok", "absent", "fail"]
+LinkStatus = Literal["ok", "absent", "fail"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Link:
     """One link of the chain: what was checked, and the digest that the next one builds on."""
 
     name: str
-    status: Status
+    status: LinkStatus
     path: str
     detail: str
     hint: str = ""

@@ -11,12 +11,12 @@ import onnx
 
 from gacq_deploy.errors import UsageError
 from gacq_deploy.graph.files import read_graph
-from gacq_deploy.lint.rules import RULES, SEVERITIES, TARGETS, Finding, Outcome, Rule
+from gacq_deploy.lint.rules import RULE_SETS, RULES, SEVERITIES, Finding, LintRule, Outcome
 from gacq_deploy.lint.view import FAR, NEAR, QuantView
 
 __all__ = [
-    "RULES", "SEVERITIES", "TARGETS", "Finding", "Outcome", "Prediction", "compiled_name", "count_findings",
-    "errors_in", "lint_file", "lint_graph", "predict", "predict_layers", "why_not_int8",
+    "RULES", "RULE_SETS", "SEVERITIES",  "Finding", "Outcome", "Prediction", "compiled_name", "count_findings",
+    "errors_in", "lint_file", "lint_graph", "predict_compilation", "predict_layers", "why_not_int8",
 ]  # fmt: skip
 
 
@@ -26,8 +26,8 @@ def lint_graph(model: onnx.ModelProto, *, target: str) -> list[Finding]:
     Raises:
         UsageError: ``target`` is unknown.
     """
-    if target not in TARGETS:
-        raise UsageError(f"Lint target '{target}' is unknown.", f"Choose one of {', '.join(TARGETS)}.")
+    if target not in RULE_SETS:
+        raise UsageError(f"Lint target '{target}' is unknown.", f"Choose one of {', '.join(RULE_SETS)}.")
     view = _view(model, target)
     findings = [finding for _, finding in _found(view, target)]
     return sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
@@ -70,7 +70,7 @@ class Prediction:
     """``int8`` where a plan comes out, else ``refused`` or ``crash``."""
 
 
-def predict(model: onnx.ModelProto) -> Prediction:
+def predict_compilation(model: onnx.ModelProto) -> Prediction:
     """Return what TensorRT's parser and compiler will make of ``model``, by the rules."""
     view = _view(model, "tensorrt")
     against = [(rule, f) for rule, f in _found(view, "tensorrt") if rule.compiled != "int8"]
@@ -92,7 +92,7 @@ def predict(model: onnx.ModelProto) -> Prediction:
 
 def predict_layers(model: onnx.ModelProto) -> dict[str, Outcome]:
     """Return what TensorRT will make of each layer, by the name the compiler reports."""
-    return predict(model).layers
+    return predict_compilation(model).layers
 
 
 def why_not_int8(model: onnx.ModelProto) -> dict[str, Finding]:
@@ -101,7 +101,7 @@ def why_not_int8(model: onnx.ModelProto) -> dict[str, Finding]:
     Layers (Conv, ConvTranspose, Gemm, MatMul) without a quantized weight or activation are not meant, and
     those that no rule speaks against are missing.
     """
-    return predict(model).reasons
+    return predict_compilation(model).reasons
 
 
 def compiled_name(node: onnx.NodeProto) -> str:
@@ -113,7 +113,7 @@ def _view(model: onnx.ModelProto, target: str) -> QuantView:
     return QuantView(model, FAR if target == "tensorrt" else NEAR)
 
 
-def _found(view: QuantView, target: str) -> Iterator[tuple[Rule, Finding]]:
+def _found(view: QuantView, target: str) -> Iterator[tuple[LintRule, Finding]]:
     for rule in RULES:
         severity = {str(known): s for known, s in rule.severity.items()}.get(target)
         if severity is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.artifact.call import Path
+from gacq_deploy.artifact.call import Place
 from gacq_deploy.models.base import first_tensor
 
 Replacement = Callable[[dict[str, Any]], Any]
@@ -22,11 +22,11 @@ Replacement = Callable[[dict[str, Any]], Any]
 class CapturedCall:
     """One call: tensors and plain values by place, floats in the denoiser's own dtype; ``output`` is the prediction."""
 
-    leaves: Mapping[Path, Any]
+    leaves: Mapping[Place, Any]
     output: Tensor
 
     @property
-    def tensors(self) -> dict[Path, Tensor]:
+    def tensors(self) -> dict[Place, Tensor]:
         """The tensors among the values."""
         return {path: value for path, value in self.leaves.items() if isinstance(value, Tensor)}
 
@@ -74,7 +74,7 @@ class CallCapture:
         return value.to(_dtype(self.module)) if is_float else value
 
 
-def flatten(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def flatten(tree: Any, path: Place = ()) -> Iterator[tuple[Place, Any]]:
     """Yield every value of nested dicts, lists and tuples with its place; an empty container is a value."""
     inside: list[tuple[str | int, Any]] = []
     if isinstance(tree, Mapping):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Path, StateRecord, TimestepRecord
+from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Place, StateRecord, TimestepRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import run_call
 from gacq_deploy.models.call_capture import CallCapture, CapturedCall, blank
@@ -205,7 +205,7 @@ def _describe(opened: OpenPipeline, single: _Run, double: _Run, schedule: Tensor
     )
 
 
-def _output_path(output: Any) -> Path | None:
+def _output_path(output: Any) -> Place | None:
     if isinstance(output, Tensor):
         return ()
     return (str(next(iter(output))),) if type(output) is dict else None
@@ -260,7 +260,7 @@ def _number(value: Any, rows: int) -> float | None:
     return float(flat[0]) if value.ndim <= 1 and bool((flat == flat[0]).all()) else None
 
 
-def _argument(opened: OpenPipeline, name: str, path: Path, single: _Run, double: _Run) -> ArgumentRecord:
+def _argument(opened: OpenPipeline, name: str, path: Place, single: _Run, double: _Run) -> ArgumentRecord:
     one, two = single.first.tensors[path], double.first.tensors[path]
     if not _equal(one, single.second.tensors[path]):
         raise ModelError(
@@ -283,7 +283,7 @@ def _argument(opened: OpenPipeline, name: str, path: Path, single: _Run, double:
     )
 
 
-def _dtype(value: Tensor, path: Path) -> DType:
+def _dtype(value: Tensor, path: Place) -> DType:
     if value.dtype == torch.bool:
         return "bool"
     if value.is_floating_point():
@@ -293,7 +293,7 @@ def _dtype(value: Tensor, path: Path) -> DType:
     return "int64"
 
 
-def _put_constant(opened: OpenPipeline, constants: dict[str, Any], path: Path, value: Any) -> None:
+def _put_constant(opened: OpenPipeline, constants: dict[str, Any], path: Place, value: Any) -> None:
     plain = value is None or isinstance(value, bool | int | float | str) or value in ({}, [], ())
     if not plain:
         raise ModelError(
@@ -308,7 +308,7 @@ def _put_constant(opened: OpenPipeline, constants: dict[str, Any], path: Path, v
     here[str(path[-1])] = list(value) if isinstance(value, tuple) else value
 
 
-def _name(path: Path, taken: set[str]) -> str:
+def _name(path: Place, taken: set[str]) -> str:
     """Return the shortest ending of a path that is no other argument's name."""
     parts = [str(p) for p in path]
     for start in range(len(parts) - 1, -1, -1):
@@ -344,7 +344,7 @@ def _layout(opened: OpenPipeline, call: CallRecord, double: _Run) -> Layout:
     return Layout(branches, by_image, deaf[0])
 
 
-def _same_conditioning(call: CallRecord, tensors: Mapping[Path, Tensor], a: int, b: int) -> bool:
+def _same_conditioning(call: CallRecord, tensors: Mapping[Place, Tensor], a: int, b: int) -> bool:
     return all(x.shared or torch.equal(tensors[x.path][a], tensors[x.path][b]) for x in call.arguments)
 
 
@@ -407,7 +407,7 @@ def captured_timestep(call: CallRecord, seen: CapturedCall, rows: int) -> float:
 
 
 def conditioning_rows(
-    call: CallRecord, tensors: Mapping[Path, Tensor], rows: Sequence[int]
+    call: CallRecord, tensors: Mapping[Place, Tensor], rows: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return input name -> the given rows of the conditioning, ``[len(rows), ...]``; shared tensors once a row."""
     chosen = {}
@@ -424,6 +424,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def _spell(path: Path) -> str:
+def _spell(path: Place) -> str:
     head, *rest = path
     return f"'{head}{''.join(f'[{key!r}]' for key in rest)}'"

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Path = tuple[int | str, ...]
-"""Place of a value: ("args", 0), ("kwargs", "rotary", 1) of a call; (), (1,), ("sample",) of what it returns."""
+from gacq_deploy.artifact.call import Place
 
 
-def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(value: Any, path: Place = ()) -> Iterator[tuple[Place, Any]]:
     """Yield what tuples, lists and mappings hold, by place and in order; an empty one is a leaf itself."""
     members = _members(value)
     if not members:
@@ -22,7 +21,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from leaves(member, (*path, key))
 
 
-def replaced(value: Any, leaves_by_path: Mapping[Path, Any], path: Path = ()) -> Any:
+def replaced(value: Any, leaves_by_path: Mapping[Place, Any], path: Place = ()) -> Any:
     """Return ``value`` with other leaves in the given places; containers are copied, nothing is changed."""
     if path in leaves_by_path:
         return leaves_by_path[path]
@@ -39,14 +38,14 @@ def replaced(value: Any, leaves_by_path: Mapping[Path, Any], path: Path = ()) ->
 
 
 def call_with(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Mapping[Path, Any]
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Mapping[Place, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return ``args, kwargs`` with the tensors put in their places."""
     new = replaced({"args": args, "kwargs": dict(kwargs)}, tensors)
     return new["args"], new["kwargs"]
 
 
-def call_leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Path, Any]:
+def call_leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Place, Any]:
     """Return everything a call is made with, by place."""
     return dict(leaves({"args": args, "kwargs": kwargs}))
 
@@ -63,7 +62,7 @@ def same(one: Any, other: Any) -> bool:
         return False
 
 
-def spoken(path: Path) -> str:
+def spoken(path: Place) -> str:
     """Return a place as code has it: ``kwargs['rotary'][1]`` of ("kwargs", "rotary", 1)."""
     first, *rest = path or ("output",)
     head = str(first) if isinstance(first, str) else f"output[{first}]"

@@ -200,7 +200,7 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
     return Denoiser(module, record, source.family)
 
 
-def load_denoiser(section: ModelSection, record: ModelRecord | None = None) -> Denoiser:
+def load_float_denoiser(section: ModelSection, record: ModelRecord | None = None) -> Denoiser:
     """Load the denoiser a recipe names, float32, frozen, in evaluation mode.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, Path, StateRecord
+from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, Place, StateRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Family
 from gacq_deploy.models.unet2d import halvings
@@ -62,7 +62,7 @@ def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     return CallRecord(state=StateRecord(shape=shape), arguments=arguments, constants={"return_dict": False})
 
 
-def _floats(path: Path, *shape: int) -> ArgumentRecord:
+def _floats(path: Place, *shape: int) -> ArgumentRecord:
     return ArgumentRecord(name=str(path[-1]), path=path, dtype="float32", shape=shape)
 
 

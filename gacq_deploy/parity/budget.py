@@ -26,7 +26,7 @@ from gacq_deploy.storage.digests import digest_array
 
 
 @dataclass(frozen=True)
-class Trajectories:
+class FloatTrajectories:
     """Free-running trajectories of N images over S steps, noisiest first.
 
     ``states`` [S, N, ...] as the network saw them; ``outputs`` [S, branches * N, ...] what it answered, with guidance
@@ -71,7 +71,7 @@ def hold_out(
     return Held(sampler, record.sample_shape, seeds, Conditions(conditioning), batch)
 
 
-def run_freely(engine: Engine, held: Held) -> Trajectories:
+def run_freely(engine: Engine, held: Held) -> FloatTrajectories:
     """Let the engine walk from noise to image on its own."""
     steps = len(held.sampler.timesteps)
     states: list[list[Array]] = [[] for _ in range(steps)]
@@ -90,7 +90,7 @@ def run_freely(engine: Engine, held: Held) -> Trajectories:
         batch=min(held.batch, engine.max_rows or held.batch),
         observe=remember,
     )
-    return Trajectories(
+    return FloatTrajectories(
         np.stack([np.concatenate(parts) for parts in states]),
         np.stack([_by_branch(parts, held.conditions.branches) for parts in outputs]),
         held.sampler.timesteps,
@@ -119,7 +119,7 @@ class FreeRun:
 def compare_with_float(
     engine: Engine,
     names: tuple[str, str],
-    truth: Trajectories,
+    truth: FloatTrajectories,
     held: Held,
     section: ParitySection,
     evidence: Literal["budget", "single"] = "budget",
@@ -149,7 +149,7 @@ def compare_with_float(
     return comparison, free.by_step
 
 
-def describe_comparison(truth: Trajectories) -> str | None:
+def describe_comparison(truth: FloatTrajectories) -> str | None:
     """Return in words what PSNR and SSIM are taken of; None for images, which have a range of their own."""
     shape = truth.final.shape[1:]
     if is_image(shape):
@@ -161,7 +161,7 @@ def describe_comparison(truth: Trajectories) -> str | None:
     )
 
 
-def compare_trajectories(engine: Engine, truth: Trajectories, held: Held) -> FreeRun:
+def compare_trajectories(engine: Engine, truth: FloatTrajectories, held: Held) -> FreeRun:
     """Let the engine walk on its own and compare where it comes by and where it ends."""
     free = run_freely(engine, held)
     by_step: list[dict[str, Any]] = [
@@ -191,7 +191,7 @@ def compare_trajectories(engine: Engine, truth: Trajectories, held: Held) -> Fre
 
 
 def _teacher_forced(
-    engine: Engine, truth: Trajectories, held: Held, count: int
+    engine: Engine, truth: FloatTrajectories, held: Held, count: int
 ) -> tuple[dict[str, int | Number], ...]:
     """Run the candidate on every state of the float trajectories; compare answers per timestep bucket."""
     steps, rows = truth.outputs.shape[:2]
@@ -212,7 +212,7 @@ def _teacher_forced(
     )
 
 
-def _answers(engine: Engine, truth: Trajectories, held: Held) -> Iterator[Array]:
+def _answers(engine: Engine, truth: FloatTrajectories, held: Held) -> Iterator[Array]:
     """Yield what the engine answers to every state and branch, step after step, batch by batch.
 
     Rows are gathered as they are needed: a text embedding may be a thousand times the size of a state.

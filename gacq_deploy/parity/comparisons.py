@@ -1,4 +1,4 @@
-"""Which comparisons does a run directory need, and what does each of them measure?"""
+"""Which comparisons does a run directory need, and what does each of them measure_comparisons?"""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gacq_deploy.graph.quantizers import openable
 from gacq_deploy.metrics.arrays import relative_error
 from gacq_deploy.metrics.error_difference import compare_errors
 from gacq_deploy.parity.budget import (
+    FloatTrajectories,
     Held,
-    Trajectories,
     compare_trajectories,
     compare_with_float,
     describe_comparison,
@@ -133,7 +133,7 @@ class Setting:
     keep: Keeper = _forget
 
 
-def measure(
+def measure_comparisons(
     subject: Subject, candidates: Sequence[Candidate], setting: Setting, about: Mapping[str, Any]
 ) -> ParityReport:
     """Measure every kind of evidence on every comparison and judge it.
@@ -174,7 +174,7 @@ class _Stage:
             self._probe.inputs["timestep"], self._section.buckets
         )
         self._held: Held = hold_out(subject.artifact.model, self._probe, self._section, setting.batch)
-        self._truth: Trajectories | None = None
+        self._truth: FloatTrajectories | None = None
         self.noise_floor: dict[str, Any] = {}
         self.trajectory: dict[str, Any] = {
             "first_seed": self._section.seed,
@@ -385,7 +385,7 @@ class _Stage:
         comparison: Comparison = self._open_file(candidate.engine, candidate.flavour.file, with_float)
         return comparison
 
-    def _trajectories(self) -> Trajectories:
+    def _trajectories(self) -> FloatTrajectories:
         if self._truth is None:
             raise EngineError(
                 "There are no float trajectories to compare with: the float graph did not run.",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from gacq_deploy.export.layers import QUANTIZABLE
+from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
 from gacq_deploy.spec import Array
@@ -74,7 +74,7 @@ def expose_quantized(model: ModelProto) -> CutGraph:
 
 def _covered(index: GraphIndex, quantizers: list[Quantizer]) -> frozenset[str]:
     dequantized = {q.dequantize[0].output[0] for q in quantizers}
-    layers = index.of_type(*QUANTIZABLE)
+    layers = index.of_type(*QUANTIZABLE_OPERATORS)
     inputs = {f"{module_of(n)}:input" for n in layers if n.input[0] in dequantized}
     return frozenset({q.site for q in quantizers} | inputs)
 

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import join_split_bias
-from gacq_deploy.export.layers import QUANTIZABLE
+from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, attribute, module_of, weight_axis
 from gacq_deploy.graph.quantizers import (
@@ -95,7 +95,7 @@ def float_layers(artifact: CalibrationArtifact, index: GraphIndex) -> dict[str, 
     planned = set(artifact.plan.modules)
     for node in index.nodes:
         module = module_of(node)
-        weight = constant_input(index, node, 1) if node.op_type in QUANTIZABLE else None
+        weight = constant_input(index, node, 1) if node.op_type in QUANTIZABLE_OPERATORS else None
         if module not in planned or weight is None:
             continue
         if digest_array(in_module_layout(node, weight)) == artifact.weight_digests.get(f"{module}:weight"):
@@ -146,7 +146,9 @@ class _Comparison:
             return
         dequantize = nodes[0]
         readers = self._index.readers(dequantize.output[0])
-        if not readers or any(n.op_type not in QUANTIZABLE or position != 1 for n, position in readers):
+        if not readers or any(
+            n.op_type not in QUANTIZABLE_OPERATORS or position != 1 for n, position in readers
+        ):
             yield Difference(
                 where, "its dequantized weight is not read by a layer, as weight, and nothing else"
             )

@@ -11,7 +11,7 @@ from gacq_deploy.graph.index import GraphIndex, attribute
 from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
 from gacq_deploy.spec import Array
 
-Dims = tuple[int | None, ...]
+_Dims = tuple[int | None, ...]
 
 
 def fit_recordings(model: ModelProto, recorded: Mapping[str, Array]) -> dict[str, Array]:
@@ -35,14 +35,14 @@ def fit_recordings(model: ModelProto, recorded: Mapping[str, Array]) -> dict[str
     return fitted
 
 
-def _dims(value: ValueInfoProto) -> Dims | None:
+def _dims(value: ValueInfoProto) -> _Dims | None:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
 
 
-def _fits(recording: Array, wanted: Dims | None) -> bool:
+def _fits(recording: Array, wanted: _Dims | None) -> bool:
     if wanted is None:
         return True
     # the first axis counts the states

@@ -18,8 +18,8 @@ from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.metrics.arrays import sqnr_db
 from gacq_deploy.parity import exact as exact_numbers
 from gacq_deploy.parity.tool_commands import (
-    Command,
     SavedFiles,
+    ToolCommand,
     compare_command,
     graph_to_reduce,
     least_snr_db,
@@ -30,7 +30,7 @@ from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.files import atomic_directory, read_json, write_bytes, write_json
 
-SCHEMA = "gacq-deploy/polygraphy/1"
+_SCHEMA = "gacq-deploy/polygraphy/1"
 MANIFEST, INPUTS, FEW, LOADER, COMMANDS = (
     "manifest.json", "inputs.json", "first-rows.json", "load_data.py", "commands.txt",
 )  # fmt: skip
@@ -104,11 +104,11 @@ class ProbeFolder:
             write_bytes(temp / LOADER, _LOAD_DATA.encode())
             files = sorted(str(path.relative_to(temp)) for path in temp.rglob("*") if path.is_file())
             listed = {"files": files, "commands": [asdict(command) for command in commands]}
-            write_json(temp / MANIFEST, {"schema": SCHEMA, **listed})
+            write_json(temp / MANIFEST, {"schema": _SCHEMA, **listed})
 
     def _save_answers(
         self, temp: Path, onnx: Path, saved: SavedFiles, parts: list[slice], least_db: Mapping[str, float]
-    ) -> list[Command]:
+    ) -> list[ToolCommand]:
         commands = []
         for answers in self._answers:
             place = Path("outputs") / f"{answers.name.replace(' ', '-')}.json"
@@ -137,13 +137,13 @@ def _least_db(probe: Probe, parts: list[slice], section: ParitySection) -> dict[
     return bounds
 
 
-def saved_commands(folder: Path | str) -> tuple[Command, ...]:
+def saved_commands(folder: Path | str) -> tuple[ToolCommand, ...]:
     """Return the commands that go on from what :func:`check_parity` saved in ``folder``.
 
     Raises:
         ArtifactError: it saved nothing there.
     """
-    return tuple(Command(**command) for command in _read(Path(folder))["commands"])
+    return tuple(ToolCommand(**command) for command in _read(Path(folder))["commands"])
 
 
 def _save_inputs(temp: Path, folder: Path, inputs: Mapping[str, Any], parts: list[slice]) -> SavedFiles:
@@ -171,8 +171,10 @@ def _rows(inputs: Mapping[str, Any], part: slice) -> dict[str, Array]:
 def _read(folder: Path) -> dict[str, Any]:
     hint = f"Run `gacq-deploy parity --save-polygraphy {folder}`."
     document: dict[str, Any] = read_json(folder / MANIFEST, what="The list of saved files", hint=hint)
-    if document.get("schema") != SCHEMA:
-        raise ArtifactError(f"{folder / MANIFEST} is of schema {document.get('schema')}, not {SCHEMA}.", hint)
+    if document.get("schema") != _SCHEMA:
+        raise ArtifactError(
+            f"{folder / MANIFEST} is of schema {document.get('schema')}, not {_SCHEMA}.", hint
+        )
     return document
 
 

@@ -1,4 +1,4 @@
-"""The parity stage: load what a run holds, measure, judge, save. And how to judge again without running."""
+"""The parity stage: load what a run holds, measure_comparisons, judge, save. And how to judge again without running."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.processor import describe_processor
 from gacq_deploy.backends.trt.library import current_device, require_device
-from gacq_deploy.build_trt.manifest import EngineRecord, engines_of
+from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.build_trt.open import is_compiled, locate_engine
 from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TrtName, default_engines, engine_named
 from gacq_deploy.engines.open import open_engine
@@ -32,7 +32,7 @@ from gacq_deploy.parity.comparisons import (
     Setting,
     Subject,
     candidates_of,
-    measure,
+    measure_comparisons,
 )
 from gacq_deploy.parity.probe_folder import ProbeFolder
 from gacq_deploy.parity.report import ParityReport, decides_measurement, load_report, protocol_changes
@@ -106,7 +106,7 @@ def check_parity(  # noqa: PLR0913 (a public function: each argument is one choi
             about["engines"] = {name: engine.key for name, engine in compiled.items()}
         if saved is not None:
             setting = replace(setting, keep=saved.keep)
-        result = measure(subject, candidates, setting, about)
+        result = measure_comparisons(subject, candidates, setting, about)
         result.save(directory.parity_json)
         if saved is not None:
             saved.write(subject.probe, directory.onnx, batch=setting.batch, section=recipe.parity)
@@ -197,7 +197,7 @@ def runnable_engines(
     directory: RunDirectory, record: ExportRecord, report: Reporter = SILENT
 ) -> tuple[str, ...]:
     """Return the libraries whose newest engines of these graphs can run here."""
-    newest: dict[str, EngineRecord] = {}
+    newest: dict[str, EngineManifest] = {}
     for _, engine in engines_of(directory):
         if engine.is_int8 and not engine.why_stale(record):
             newest.setdefault(engine.inputs.library, engine)

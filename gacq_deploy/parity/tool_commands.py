@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gacq_deploy.build_trt.options import Shape
+from gacq_deploy.backends.trt.profiles import Shape
 from gacq_deploy.engines.catalogue import CANONICAL, COMPILED, CPU, FLOAT
 from gacq_deploy.recipe.sections import ParitySection
 
@@ -19,7 +19,7 @@ _LAYERS, _LAYER_INPUTS, _PART = "layerwise.json", "layerwise-inputs.json", "poly
 
 
 @dataclass(frozen=True)
-class Command:
+class ToolCommand:
     """A line to type, and what it is for."""
 
     about: str
@@ -56,7 +56,7 @@ def least_snr_db(section: ParitySection, int8_db: float | None = None) -> float:
     return min(rounding_db, int8_db - section.error_difference_db - 20 * math.log10(2))
 
 
-def compare_command(graph: Path, saved: SavedFiles, answers: Path, name: str, least_db: float) -> Command:
+def compare_command(graph: Path, saved: SavedFiles, answers: Path, name: str, least_db: float) -> ToolCommand:
     """Return how ONNX Runtime's answers are compared with the saved ones of ``name``.
 
     Args:
@@ -68,10 +68,10 @@ def compare_command(graph: Path, saved: SavedFiles, answers: Path, name: str, le
     """
     level = () if graph.name == FLOAT else UNOPTIMIZED
     line = _run(graph, "--onnxrt", *level, saved=saved.inputs, answers=answers, least_db=least_db)
-    return Command(f"{graph.name} in ONNX Runtime against what {name} answered", line)
+    return ToolCommand(f"{graph.name} in ONNX Runtime against what {name} answered", line)
 
 
-def reduce_commands(graph: Path, saved: SavedFiles, engine: str, least_db: float) -> tuple[Command, ...]:
+def reduce_commands(graph: Path, saved: SavedFiles, engine: str, least_db: float) -> tuple[ToolCommand, ...]:
     """Return how the smallest part of ``graph`` is found that an engine computes otherwise than it is written.
 
     The last one needs the package ``onnx-graphsurgeon``. What they write goes to the working directory.
@@ -92,27 +92,27 @@ def reduce_commands(graph: Path, saved: SavedFiles, engine: str, least_db: float
     fed = ("--load-inputs", str(saved.few), "--model-input-shapes", *shapes)
     reduce = ("debug", "reduce", str(graph), "-o", "reduced.onnx", *fed)
     return (
-        Command(
+        ToolCommand(
             f"every tensor of {graph.name}, each node computed as it is written",
             _join("run", str(graph), "--onnxrt", *UNOPTIMIZED, *every),
         ),
-        Command(
+        ToolCommand(
             "the same as inputs of any part of it",
             _join("data", "merge", str(saved.few), _LAYERS, "-o", _LAYER_INPUTS),
         ),
-        Command(
+        ToolCommand(
             "the smallest part that differs (needs: pip install onnx-graphsurgeon)",
             f"{library}{_join(*reduce)} --check {check}",
         ),
     )
 
 
-def trtexec_command(graph: Path, saved: SavedFiles) -> Command:
+def trtexec_command(graph: Path, saved: SavedFiles) -> ToolCommand:
     """Return how trtexec builds ``graph`` and runs it on the first batch of the probe."""
     shapes = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in saved.raw_shapes.items())
     inputs = ",".join(f"{name}:{path}" for name, path in saved.raw.items())
     line = ["trtexec", f"--onnx={graph}", "--stronglyTyped", f"--shapes={shapes}", f"--loadInputs={inputs}"]
-    return Command(
+    return ToolCommand(
         f"{graph.name} in TensorRT, on the first batch", shlex.join([*line, "--exportOutput=trtexec.json"])
     )
 

@@ -83,7 +83,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SmoothingRows:
     """A part of the calibration rows of one tensor.
 
     ``x`` [R, in] float32 is a sample of them, ``largest`` [in] max|x| by channel over all of them.
@@ -101,7 +101,7 @@ class SmoothingSearch:
     they are smoothed. So one part of the rows, ``folds``, sets factor and scale, and the other judges them, in turn.
     """
 
-    folds: tuple[Rows, Rows]
+    folds: tuple[SmoothingRows, SmoothingRows]
     readers: Sequence[Reader]
     spec: TensorSpec
     method: str
@@ -132,7 +132,7 @@ class SmoothingSearch:
             total += sum(_relative_error(judged, quantized, reader, smoothing) for reader in self.readers)
         return total
 
-    def _quantized(self, seen: Rows, judged: Rows, smoothing: Smoothing) -> Tensor:
+    def _quantized(self, seen: SmoothingRows, judged: SmoothingRows, smoothing: Smoothing) -> Tensor:
         observed = ActivationRange()
         observed.largest = float(smoothing.input(seen.largest).max())
         observed.observe_histogram(smoothing.input(seen.x))
@@ -140,7 +140,7 @@ class SmoothingSearch:
         return fake_quantize(smoothing.input(judged.x), scale, self.spec.qmin, self.spec.qmax)
 
 
-def _relative_error(rows: Rows, quantized: Tensor, reader: Reader, smoothing: Smoothing) -> float:
+def _relative_error(rows: SmoothingRows, quantized: Tensor, reader: Reader, smoothing: Smoothing) -> float:
     weight = smoothing.weight(reader.weight)
     scale = weight_scale(weight, reader.spec, RangeMethod.parse(reader.method))
     codes = nearest_codes(weight, scale, reader.spec)

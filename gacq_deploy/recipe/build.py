@@ -10,7 +10,7 @@ from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.recipe.calibration import Section
 
 FloatType = Literal["float16", "float32"]
-Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}[.][0-9]$")]
+_Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}[.][0-9]$")]
 
 
 class BuildSection(Section):
@@ -24,7 +24,7 @@ class BuildSection(Section):
     """`HxW`, `MIN:MAX` or `MIN:OPT:MAX` of the denoiser's own input (latents), where the graph leaves them open."""
     float_type: FloatType = "float16"
     """Type of everything that is not INT8; what float16 cannot hold stays float32."""
-    compute_capabilities: tuple[Capability, ...] = ()
+    compute_capabilities: tuple[_Capability, ...] = ()
     """GPU generations (`8.6`) to compile for with TensorRT-RTX; none: one portable plan."""
     workspace_mb: int | None = Field(default=None, ge=1, le=2**24)
     """Scratch memory of the kernels; none: the library's choice."""

@@ -12,8 +12,8 @@ from gacq_deploy.spec import Role
 
 Level = Literal["conv", "ffn", "qkv", "linear", "int4"]
 Exclusion = Literal["nvidia-demo", "nvidia-demo-final"]
-Block = Literal[16, 32, 64, 128, 256]
-BLOCKS: tuple[Block, ...] = get_args(Block)
+_Block = Literal[16, 32, 64, 128, 256]
+BLOCKS: tuple[_Block, ...] = get_args(_Block)
 
 
 class RangeSection(Section):
@@ -49,7 +49,7 @@ class MseRange(RangeSection):
 
 
 _AnyRange = MinMaxRange | PercentileRange | MseRange
-RangeMethod = Annotated[_AnyRange, Field(discriminator="method")]
+RangeChoice = Annotated[_AnyRange, Field(discriminator="method")]
 RANGE_METHODS: tuple[str, ...] = tuple(
     chain.from_iterable(get_args(kind.model_fields["method"].annotation) for kind in get_args(_AnyRange))
 )
@@ -65,10 +65,10 @@ class Rule(Section):
     layer: Literal["conv", "linear", "*"] = "*"
     """Only convolutions, or only linear layers."""
     bits: int | None = Field(default=None, ge=2, le=8)
-    block: Block | None = None
+    block: _Block | None = None
     """INT4 weight-only: a scale for every so many input features of each output feature, and the layer's input stays
     float. Needs `bits: 4` and `layer: linear`; must divide the layer's input features, at least in two."""
-    range: RangeMethod | None = None
+    range: RangeChoice | None = None
     ignore: bool = False
     """True keeps the site float."""
     optional: bool = False

@@ -36,7 +36,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Spread:
+class SpreadBar:
     """A distribution over ``x`` [K]: ``quantiles`` [5, K] are minimum, quartile, median, quartile, maximum."""
 
     x: Floats
@@ -78,7 +78,7 @@ def line_chart(series: Sequence[Series], axes: Axes, summary: str) -> Markup:
     return _markup(root)
 
 
-def spread_chart(spread: Spread, axes: Axes, summary: str) -> Markup:
+def spread_chart(spread: SpreadBar, axes: Axes, summary: str) -> Markup:
     """Draw the median as a line, the quartiles and the extremes as bands around it."""
     low, first, median, third, high = spread.quantiles
     frame = _Frame(spread.x, spread.quantiles.ravel(), axes, right=_RIGHT_LABELS)

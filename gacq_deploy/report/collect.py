@@ -11,7 +11,7 @@ from gacq_deploy import __version__
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.bench import BenchReport, load_bench
-from gacq_deploy.build_trt.manifest import EngineRecord, engines_of
+from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.inspection.artifact import Inspection, inspect_artifact
@@ -24,7 +24,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import SensitivityReport, load_sensitivity
 from gacq_deploy.storage.digests import digest_file, digest_json
 
-Record = TypeVar("Record")
+FileT = TypeVar("FileT")
 _NAMES = {"artifact": "artifact", "onnx": "exported graph", "engines": "TensorRT engine"}
 """Folder, or folder of a manifest -> what lies there."""
 
@@ -47,7 +47,7 @@ class Collected:
     inspection: Inspection | Missing
     diagnostics: Diagnostics | Missing
     export: ExportRecord | Missing
-    plans: tuple[EngineRecord, ...] | Missing
+    plans: tuple[EngineManifest, ...] | Missing
     parity: ParityReport | Missing
     bench: BenchReport | Missing
     sensitivity: SensitivityReport | Missing
@@ -112,14 +112,14 @@ def digest_records(run: RunDirectory, chain: VerifyReport, *, images: bool) -> s
     return digest_json(document)
 
 
-def _read(load: Callable[[], Record]) -> Record | Missing:
+def _read(load: Callable[[], FileT]) -> FileT | Missing:
     try:
         return load()
     except GacqError as error:
         return Missing(error.message, error.hint)
 
 
-def _read_file(path: Path, command: str, load: Callable[[], Record]) -> Record | Missing:
+def _read_file(path: Path, command: str, load: Callable[[], FileT]) -> FileT | Missing:
     """Return what ``load`` reads at ``path``; what was never made names the command that makes it."""
     if not path.exists():
         what = _NAMES.get(path.name) or _NAMES.get(path.parent.name, path.name)
@@ -137,7 +137,7 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
     return diagnostics
 
 
-def _plans(run: RunDirectory) -> tuple[EngineRecord, ...]:
+def _plans(run: RunDirectory) -> tuple[EngineManifest, ...]:
     return tuple(record for _, record in engines_of(run))
 
 

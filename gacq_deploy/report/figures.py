@@ -15,14 +15,14 @@ from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.charts import (
     Axes,
     Series,
-    Spread,
+    SpreadBar,
     dot_chart,
     heat_map,
     line_chart,
     spread_chart,
     strip_chart,
 )
-from gacq_deploy.report.tables import Cell, Table, name, number, text
+from gacq_deploy.report.tables import Cell, ReportTable, name, number, text
 from gacq_deploy.spec import Floats
 
 BINS = 50
@@ -46,7 +46,7 @@ class Figure:
     title: str
     svg: Markup
     caption: str
-    numbers: Table | None = None
+    numbers: ReportTable | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def stage_error_figure(diagnostics: Diagnostics) -> Figure | None:
         "After each stage of calibration",
         line_chart(lines, Axes(NOISY, "output SQNR (dB)", falling=True), f"Worst timestep: {worst}."),
         f"Error of single steps of the fake-quantized model on held-out states; higher is better. Worst: {worst}.",
-        Table.of("Output SQNR after each stage", ("#timestep", *(f"#{s} dB" for s in errors)), rows),
+        ReportTable.of("Output SQNR after each stage", ("#timestep", *(f"#{s} dB" for s in errors)), rows),
     )
 
 
@@ -107,7 +107,9 @@ def bucket_error_figure(parity: ParityReport) -> Figure | None:
         ),
         f"Exported graphs on the states of float trajectories, in {_UNNAMED} where no engine is named; the dashed "
         f"level is the gate at {bound:g} dB.",
-        Table.of("Output SQNR per timestep bucket", ("judged", "timesteps", "#SQNR dB", "#cosine"), rows),
+        ReportTable.of(
+            "Output SQNR per timestep bucket", ("judged", "timesteps", "#SQNR dB", "#cosine"), rows
+        ),
     )
 
 
@@ -135,7 +137,7 @@ def trajectory_figure(parity: ParityReport) -> Figure | None:
             "Drift of free-running trajectories.",
         ),
         "The INT8 model walks from noise to image by itself; 1 - cosine to the float model's state, mean over images.",
-        Table.of(
+        ReportTable.of(
             "Cosine to the float trajectory", ("judged", "#timestep", "#mean cosine", "#least cosine"), rows
         ),
     )
@@ -166,7 +168,7 @@ def is_uniform(stage: StageWeights) -> bool:
     return float(np.ptp(stage.weights)) < 1e-6
 
 
-def stage_table(diagnostics: Diagnostics) -> Table:
+def stage_table(diagnostics: Diagnostics) -> ReportTable:
     """One row for each stage: how many samples count, how the gradients agree, what was said."""
     rows = []
     for stage in diagnostics.stages:
@@ -189,7 +191,7 @@ def stage_table(diagnostics: Diagnostics) -> Table:
         "stage", "mode", "#effective samples", "#of all", "#least weight", "#largest weight", "#cosine before",
         "#cosine after", "#Spearman rho",
     )  # fmt: skip
-    return Table.of(f"{len(rows)} stages, {diagnostics.timesteps.size} samples", headings, rows)
+    return ReportTable.of(f"{len(rows)} stages, {diagnostics.timesteps.size} samples", headings, rows)
 
 
 def spearman(a: Floats, b: Floats) -> float | None:
@@ -200,11 +202,11 @@ def spearman(a: Floats, b: Floats) -> float | None:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def weight_quantiles(timesteps: NDArray[np.int64], weights: Floats) -> Spread:
+def weight_quantiles(timesteps: NDArray[np.int64], weights: Floats) -> SpreadBar:
     """Return minimum, quartiles, median and maximum of the weights at every timestep, noisiest first."""
     steps = np.unique(timesteps)[::-1]
     parts = [np.percentile(weights[timesteps == t], [0, 25, 50, 75, 100]) for t in steps]
-    return Spread(steps.astype(float), np.stack(parts, axis=1))
+    return SpreadBar(steps.astype(float), np.stack(parts, axis=1))
 
 
 def alignment_bins(weights: Floats, alignment: Floats) -> Floats:
@@ -241,7 +243,7 @@ def _trace_figure(stage: StageWeights, keys: Sequence[str]) -> Figure:
         ),
         f"{count} meta iterations: {ends}. Ratio: the weights' gradient from gradient matching over that from the "
         "validation error.",
-        Table.of("Meta iterations", ("#iteration", *(f"#{key}" for key in keys)), rows),
+        ReportTable.of("Meta iterations", ("#iteration", *(f"#{key}" for key in keys)), rows),
     )
 
 
@@ -261,7 +263,7 @@ def _weight_figure(diagnostics: Diagnostics, stage: StageWeights) -> Figure:
         ),
         f"Median, quartiles and extremes; 1 is the mean. {stage.effective_samples:.1f} of {count} samples count "
         f"effectively ({stage.effective_samples / count:.0%}).",
-        Table.of("Weight per timestep", headings, rows),
+        ReportTable.of("Weight per timestep", headings, rows),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gacq_deploy.metrics.arrays import CEILING_DB
-from gacq_deploy.report.tables import Cell, Table, name, number, text
+from gacq_deploy.report.tables import Cell, ReportTable, name, number, text
 from gacq_deploy.sensitivity import SensitivityReport
-from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity, Proposal
+from gacq_deploy.sensitivity.report import Levels, ModuleSensitivity, Proposal, TimestepBucket
 
 MOST_DETAILED = 100
 """Layers that are shown bucket by bucket; more would make the page large. All stand in the ranking."""
@@ -20,11 +20,11 @@ class SensitivityPart:
     lead: str
     reached: bool
     sentence: str
-    ranking: Table
-    detail: tuple[Table, ...]
-    graphs: Table
+    ranking: ReportTable
+    detail: tuple[ReportTable, ...]
+    graphs: ReportTable
     rules: tuple[str, ...]
-    search: Table | None
+    search: ReportTable | None
     lint_errors: tuple[str, ...]
 
 
@@ -70,13 +70,13 @@ def _layers(count: int) -> str:
     return "1 layer" if count == 1 else f"{count} layers"
 
 
-def _ranking(report: SensitivityReport) -> Table:
+def _ranking(report: SensitivityReport) -> ReportTable:
     headings = (
         "module", "#share of the error", "#SQNR alone dB", "#its weight dB", "#its input dB", "#its output dB",
         "#gain if left float dB",
     )  # fmt: skip
     rows = [_module(module, report.worst_bucket) for module in report.modules]
-    return Table.of(f"{len(rows)} quantized modules, the most costly first", headings, rows)
+    return ReportTable.of(f"{len(rows)} quantized modules, the most costly first", headings, rows)
 
 
 def _module(module: ModuleSensitivity, bucket: int) -> tuple[Cell, ...]:
@@ -91,23 +91,23 @@ def _module(module: ModuleSensitivity, bucket: int) -> tuple[Cell, ...]:
     )
 
 
-def _detail(report: SensitivityReport) -> tuple[Table, ...]:
+def _detail(report: SensitivityReport) -> tuple[ReportTable, ...]:
     """Return share, SQNR and gain of every bucket, of the most costly modules if there are very many."""
     shown = report.modules[:MOST_DETAILED]
     headings = ("module", *(f"#{_timesteps(bucket)}" for bucket in report.buckets))
     of = "" if len(shown) == len(report.modules) else f", {len(shown)} of {len(report.modules)} modules"
     return (
-        Table.of(
+        ReportTable.of(
             f"Share of the error, by timesteps{of}",
             headings,
             ((name(m.module), *(_share(value) for value in m.share)) for m in shown),
         ),
-        Table.of(
+        ReportTable.of(
             f"SQNR when only this module is quantized (dB), by timesteps{of}",
             headings,
             ((name(m.module), *(_level(value) for value in m.alone_db)) for m in shown),
         ),
-        Table.of(
+        ReportTable.of(
             f"Gain when only this module is left float (dB), by timesteps{of}",
             headings,
             ((name(m.module), *(_gain(value) for value in m.gain_db)) for m in shown),
@@ -115,27 +115,27 @@ def _detail(report: SensitivityReport) -> tuple[Table, ...]:
     )
 
 
-def _graphs(report: SensitivityReport) -> Table:
+def _graphs(report: SensitivityReport) -> ReportTable:
     proposal, rows = report.proposal, []
     for graph, before in proposal.before_db.items():
         rows.append(_levels(graph, 0, before))
         if proposal.modules:
             rows.append(_levels(graph, len(proposal.modules), proposal.after_db[graph]))
     headings = ("graph", "#layers left float", "#worst dB", *(f"#{_timesteps(b)}" for b in report.buckets))
-    return Table.of("Output SQNR of whole graphs, by timesteps (dB)", headings, rows)
+    return ReportTable.of("Output SQNR of whole graphs, by timesteps (dB)", headings, rows)
 
 
 def _levels(graph: str, left_float: int, levels: Levels) -> tuple[Cell, ...]:
     return (name(graph), number(left_float), _level(min(levels)), *(_level(v) for v in levels))
 
 
-def _search(proposal: Proposal) -> Table | None:
+def _search(proposal: Proposal) -> ReportTable | None:
     rows = [
         (number(i), name(step.module), _level(step.worst_db), text("yes" if step.module in proposal.modules else "no"))
         for i, step in enumerate(proposal.steps, start=1)
     ]  # fmt: skip
     headings = ("#step", "left float as well", "#worst dB", "in the proposal")
-    return Table.of("The search, one more module at a time", headings, rows) if rows else None
+    return ReportTable.of("The search, one more module at a time", headings, rows) if rows else None
 
 
 def _share(value: float, tone: str = "") -> Cell:
@@ -151,5 +151,5 @@ def _gain(value: float) -> Cell:
     return Cell(f"{round(value, 2) + 0.0:+.2f}", value)
 
 
-def _timesteps(bucket: Bucket) -> str:
+def _timesteps(bucket: TimestepBucket) -> str:
     return f"{bucket.timestep_max} to {bucket.timestep_min}"

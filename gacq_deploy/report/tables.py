@@ -10,7 +10,7 @@ from typing import Any
 from gacq_deploy.artifact.records import BlockRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Spread
-from gacq_deploy.build_trt.manifest import EngineRecord
+from gacq_deploy.build_trt.manifest import EngineManifest
 from gacq_deploy.engines.catalogue import FLOAT
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection
@@ -42,7 +42,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A caption, headings and rows of as many cells."""
 
     caption: str
@@ -50,7 +50,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
     @classmethod
-    def of(cls, caption: str, headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    def of(cls, caption: str, headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> ReportTable:
         """Return a table without the columns that are empty; a heading that starts with ``#`` is one of numbers."""
         found = [tuple(row) for row in rows]
         kept = [i for i in range(len(headings)) if not found or any(row[i].text for row in found)]
@@ -65,7 +65,7 @@ def number(value: float | None, digits: int = 4) -> Cell:
     return Cell(f"{value:.{digits}g}", float(value))
 
 
-def size(count: int | None) -> Cell:
+def size_cell(count: int | None) -> Cell:
     """Return bytes in the unit that suits them (powers of 1000)."""
     if count is None:
         return Cell("-")
@@ -91,9 +91,9 @@ def name(value: object) -> Cell:
     return Cell(str(value), tone="name")
 
 
-def gate_table(gates: Sequence[GateRow]) -> Table:
+def gate_table(gates: Sequence[GateRow]) -> ReportTable:
     """Every gate with value and threshold, those that fail first."""
-    return Table.of(
+    return ReportTable.of(
         "Gates: what was measured and what the recipe asks for",
         ("verdict", "what", "#value", "#threshold", "judged", "against", "evidence", "where it is worst"),
         [_gate(row) for row in sorted(gates, key=lambda row: row.holds)],
@@ -116,8 +116,8 @@ def _gate(row: GateRow) -> tuple[Cell, ...]:
     )
 
 
-def engine_table(found: Collected) -> Table | None:
-    """Each INT8 graph in each engine that was judged: size, fidelity, speed."""
+def engine_table(found: Collected) -> ReportTable | None:
+    """Each INT8 graph in each engine that was judged: size_cell, fidelity, speed."""
     if not isinstance(found.parity, ParityReport):
         return None
     judged = found.parity.fidelity
@@ -130,11 +130,11 @@ def engine_table(found: Collected) -> Table | None:
         file, _, engine = candidate.partition("@")
         quality = [metrics.get(key) for key in ("eps_sqnr_db", "image_psnr_db", "image_ssim")]
         ratios = [_speed(found, f"{engine}/{file}", batch) for batch in batches]
-        sizes = (size(_bytes(found, FLOAT)), size(_bytes(found, file)))
+        sizes = (size_cell(_bytes(found, FLOAT)), size_cell(_bytes(found, file)))
         rows.append((name(engine), name(file), *sizes, *(number(v) for v in quality), *ratios))
     quality_heads = ("#SQNR dB, worst bucket", "#image PSNR dB", "#image SSIM")
     headings = ("engine", "graph", "#float", "#INT8", *quality_heads, *speeds)
-    return Table.of("INT8 against float", headings, rows)
+    return ReportTable.of("INT8 against float", headings, rows)
 
 
 def _bytes(found: Collected, file: str) -> int | None:
@@ -150,7 +150,7 @@ def _speed(found: Collected, candidate: str, batch: int) -> Cell:
     return Cell("-") if speed is None else number(speed, 3)
 
 
-def layer_table(inspection: Inspection) -> Table:
+def layer_table(inspection: Inspection) -> ReportTable:
     """One row for each quantized tensor."""
     rows = []
     for site in inspection.sites:
@@ -175,10 +175,10 @@ def layer_table(inspection: Inspection) -> Table:
         "module", "tensor", "#bits", "scale per", "#least scale", "#largest scale", "range method", "rule",
         "#codes at the ends", "shares its scale in",
     )  # fmt: skip
-    return Table.of(f"{len(rows)} quantized tensors", headings, rows)
+    return ReportTable.of(f"{len(rows)} quantized tensors", headings, rows)
 
 
-def block_table(inspection: Inspection) -> Table | None:
+def block_table(inspection: Inspection) -> ReportTable | None:
     """One row for each reconstructed block, the polish last."""
     rows = tuple(
         (
@@ -196,10 +196,10 @@ def block_table(inspection: Inspection) -> Table | None:
         losses = (number(polish.loss_start), number(polish.loss_end))
         rows += ((name("polish"), number(len(inspection.parameters)), *losses, result),)
     headings = ("block", "#tensors", "#loss before", "#loss after", "result")
-    return Table.of("What calibration learned, block by block", headings, rows) if rows else None
+    return ReportTable.of("What calibration learned, block by block", headings, rows) if rows else None
 
 
-def parameter_table(inspection: Inspection) -> Table | None:
+def parameter_table(inspection: Inspection) -> ReportTable | None:
     """One row for each float parameter that calibration changed."""
     rows = [
         (
@@ -212,7 +212,7 @@ def parameter_table(inspection: Inspection) -> Table | None:
         for p in inspection.parameters
     ]
     headings = ("parameter", "shape", "#least value", "#largest value", "replaces (sha256)")
-    return Table.of(f"{len(rows)} retrained float parameters", headings, rows) if rows else None
+    return ReportTable.of(f"{len(rows)} retrained float parameters", headings, rows) if rows else None
 
 
 def _rounding(block: BlockRecord) -> str:
@@ -221,12 +221,12 @@ def _rounding(block: BlockRecord) -> str:
     return "nearest" if block.loss_end == block.loss_start else "learned"
 
 
-def speed_table(bench: BenchReport) -> Table:
-    """Every graph, engine and batch size that was timed."""
+def speed_table(bench: BenchReport) -> ReportTable:
+    """Every graph, engine and batch size_cell that was timed."""
     rows = tuple(
         (
             name(candidate.name),
-            size(candidate.file_bytes),
+            size_cell(candidate.file_bytes),
             text(
                 ""
                 if candidate.kernels is None
@@ -235,7 +235,7 @@ def speed_table(bench: BenchReport) -> Table:
             number(timing.batch),
             number(timing.cpu_ms.median, 3),
             number(timing.wall_ms.median, 3),
-            size(timing.peak_bytes),
+            size_cell(timing.peak_bytes),
         )
         for candidate in bench.candidates
         for timing in candidate.timings
@@ -250,10 +250,10 @@ def speed_table(bench: BenchReport) -> Table:
         "#peak memory",
     )
     caption = f"One engine call: median of {bench.repeats} rounds, threads {bench.threads}"
-    return Table.of(caption, headings, rows)
+    return ReportTable.of(caption, headings, rows)
 
 
-def ratio_table(bench: BenchReport) -> Table:
+def ratio_table(bench: BenchReport) -> ReportTable:
     """How many times faster INT8 is."""
     rows = tuple(
         (
@@ -266,14 +266,14 @@ def ratio_table(bench: BenchReport) -> Table:
         for ratio in bench.ratios
     )
     headings = ("INT8", "float", "#batch", "#CPU time", "#wall time")
-    return Table.of("Times faster than float: median (quartiles)", headings, rows)
+    return ReportTable.of("Times faster than float: median (quartiles)", headings, rows)
 
 
 def _spread(spread: Spread) -> Cell:
     return Cell(f"{spread.median:.2f} ({spread.q1:.2f} to {spread.q3:.2f})", spread.median)
 
 
-def chain_table(found: Collected) -> Table:
+def chain_table(found: Collected) -> ReportTable:
     """Every digest of the chain, recipe to report."""
     tones = {"ok": "ok", "fail": "bad"}
     rows = tuple(
@@ -285,16 +285,18 @@ def chain_table(found: Collected) -> Table:
         )
         for link in found.chain.links
     )
-    return Table.of("Digests", ("link", "status", "found", "what to do"), rows)
+    return ReportTable.of("Digests", ("link", "status", "found", "what to do"), rows)
 
 
-def file_table(export: ExportRecord) -> Table:
+def file_table(export: ExportRecord) -> ReportTable:
     """The exported files."""
-    rows = tuple((name(file), size(entry.bytes), name(entry.sha256)) for file, entry in export.files.items())
-    return Table.of("Exported files", ("file", "#size", "sha256"), rows)
+    rows = tuple(
+        (name(file), size_cell(entry.bytes), name(entry.sha256)) for file, entry in export.files.items()
+    )
+    return ReportTable.of("Exported files", ("file", "#size", "sha256"), rows)
 
 
-def plan_table(plans: Sequence[EngineRecord]) -> Table:
+def plan_table(plans: Sequence[EngineManifest]) -> ReportTable:
     """The engine plans, and how much of each is INT8."""
     headings = (
         "engine",
@@ -307,10 +309,10 @@ def plan_table(plans: Sequence[EngineRecord]) -> Table:
         "#in INT8",
         "not INT8",
     )
-    return Table.of("TensorRT engines", headings, (_plan(record) for record in plans))
+    return ReportTable.of("TensorRT engines", headings, (_plan(record) for record in plans))
 
 
-def _plan(record: EngineRecord) -> tuple[Cell, ...]:
+def _plan(record: EngineManifest) -> tuple[Cell, ...]:
     inputs, said = record.inputs, record.coverage or {"planned": None, "int8": None, "lost": []}
     device = inputs.device.name if inputs.device else "any GPU of the library"
     weights: dict[str, Any] = said.get("weight_only", {})
@@ -324,16 +326,16 @@ def _plan(record: EngineRecord) -> tuple[Cell, ...]:
         text(record.label),
         text(", ".join(inputs.options.compute_capabilities) or device),
         text(inputs.float_type),
-        size(record.files["engine.plan"].bytes),
+        size_cell(record.files["engine.plan"].bytes),
         number(said["planned"]),
         number(said["int8"]),
         words("; ".join(lost)),
     )
 
 
-def facts(found: Collected) -> Table:
+def facts(found: Collected) -> ReportTable:
     """Model, versions and other things that are said once."""
-    return Table.of("Model and versions", ("what", "value"), _facts(found))
+    return ReportTable.of("Model and versions", ("what", "value"), _facts(found))
 
 
 def _facts(found: Collected) -> Iterator[tuple[Cell, ...]]:

@@ -12,7 +12,7 @@ import numpy as np
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.files import atomic_path
 
-SCHEMA = "gacq-deploy/samples/1"
+_SCHEMA = "gacq-deploy/samples/1"
 
 
 _DTYPES = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
@@ -102,7 +102,7 @@ class SampleWriter:
         self.rows.write(start, tensors)
 
     def _create(self, temp: Path) -> None:
-        header: dict[str, Any] = {"__metadata__": {"schema": SCHEMA}}
+        header: dict[str, Any] = {"__metadata__": {"schema": _SCHEMA}}
         offset = 0
         for name, (dtype, shape) in self._layout.items():
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -18,9 +18,8 @@ from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.sampling.ddim import DdimConfig, parse_scheduler
 from gacq_deploy.sampling.flow import FLOW_CLASS, parse_flow
-from gacq_deploy.sampling.timesteps import training_keys
+from gacq_deploy.sampling.timesteps import Keys, training_keys
 
-Timesteps = NDArray[np.int64]
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -28,10 +27,10 @@ _TINY = np.finfo(np.float64).tiny
 class OutputError:
     """RMS error of the quantized model's output: ``rms`` float64 [K] at ``timesteps`` int64 [K], ascending."""
 
-    timesteps: Timesteps
+    timesteps: Keys
     rms: NDArray[np.float64]
 
-    def at(self, timesteps: Timesteps) -> NDArray[np.float64]:
+    def at(self, timesteps: Keys) -> NDArray[np.float64]:
         """Return the error [S] at any timesteps [S]: logarithms in between, the ends beyond them."""
         logs = np.log(np.maximum(self.rms, _TINY))
         return np.asarray(np.exp(np.interp(timesteps, self.timesteps, logs)))
@@ -60,7 +59,7 @@ def output_error(probe: Probe | None, timestep_scale: float = 1.0) -> OutputErro
     return OutputError(timesteps, np.array([np.sqrt(squares[rows == t].mean()) for t in timesteps]))
 
 
-def image_errors(error: OutputError, record: ModelRecord, timesteps: Timesteps) -> NDArray[np.float64]:
+def image_errors(error: OutputError, record: ModelRecord, timesteps: Keys) -> NDArray[np.float64]:
     """Return what each of the sampler steps alone adds to the image, RMS, ``[S]``.
 
     Args:

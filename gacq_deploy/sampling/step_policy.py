@@ -13,9 +13,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.errors import UsageError
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.step_error import image_errors, output_error
-from gacq_deploy.sampling.timesteps import ModelTimesteps
-
-Timesteps = NDArray[np.int64]
+from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class StepPolicy:
 
 def resolve_policy(
     asked: StepPolicySection,
-    timesteps: Sequence[int] | Timesteps,
+    timesteps: Sequence[int] | Keys,
     artifact: CalibrationArtifact,
     *,
     model_timesteps: ModelTimesteps | None = None,
@@ -105,7 +103,7 @@ def policy_document(policy: StepPolicy | None) -> dict[str, Any] | None:
 
 
 def _distinct_model_timesteps(
-    distinct: tuple[int, ...], timesteps: Sequence[int] | Timesteps, fed: ModelTimesteps | None
+    distinct: tuple[int, ...], timesteps: Sequence[int] | Keys, fed: ModelTimesteps | None
 ) -> tuple[float, ...]:
     """Return the noisiest value fed at each distinct timestep; empty where the timesteps themselves are fed."""
     if fed is None or np.array_equal(fed, np.asarray(timesteps)):

@@ -2,6 +2,6 @@
 
 from gacq_deploy.sensitivity.propose import Request
 from gacq_deploy.sensitivity.report import SensitivityReport, load_sensitivity
-from gacq_deploy.sensitivity.stage import Settings, measure_sensitivity
+from gacq_deploy.sensitivity.stage import SensitivitySettings, measure_sensitivity
 
-__all__ = ["Request", "SensitivityReport", "Settings", "load_sensitivity", "measure_sensitivity"]
+__all__ = ["Request", "SensitivityReport", "SensitivitySettings", "load_sensitivity", "measure_sensitivity"]

@@ -18,7 +18,7 @@ from gacq_deploy.graph.quantizers import openable
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.progress import Reporter
 from gacq_deploy.samples.calibration_set import timestep_buckets
-from gacq_deploy.sensitivity.report import Bucket, Levels, ModuleSensitivity
+from gacq_deploy.sensitivity.report import Levels, ModuleSensitivity, TimestepBucket
 from gacq_deploy.sensitivity.variants import Variants
 from gacq_deploy.spec import Array, Site
 
@@ -54,10 +54,10 @@ class States:
             )
         return States({k: v[rows] for k, v in self.inputs.items()}, self.outputs[rows], self.buckets[rows])
 
-    def describe(self) -> tuple[Bucket, ...]:
+    def describe(self) -> tuple[TimestepBucket, ...]:
         """Return the timesteps of each bucket."""
         steps = [self.inputs["timestep"][self.buckets == b] for b in range(int(self.buckets.max()) + 1)]
-        return tuple(Bucket(timestep_max=int(t.max()), timestep_min=int(t.min())) for t in steps)
+        return tuple(TimestepBucket(timestep_max=int(t.max()), timestep_min=int(t.min())) for t in steps)
 
 
 def states_of(probe: Probe, buckets: int) -> States:

@@ -21,7 +21,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Bucket(_Record):
+class TimestepBucket(_Record):
     """The timesteps of one bucket, both ends included."""
 
     timestep_max: int
@@ -94,7 +94,7 @@ class SensitivityReport(_Record):
     """What really ran, with version."""
     graph: str
     """The quantized graph whose modules are ranked."""
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[TimestepBucket, ...]
     probe_states: int
     """States that whole graphs are measured on (``before_db``, ``after_db``, ``steps``)."""
     ranked_states: int

@@ -24,7 +24,7 @@ _FLAVOURS = (CANONICAL, CPU)
 
 
 @dataclass(frozen=True)
-class Settings:
+class SensitivitySettings:
     """How it is measured.
 
     ``graph``: the exported Q/DQ graph to rank and judge; None judges every exported one and ranks the one whose
@@ -42,7 +42,7 @@ def measure_sensitivity(
     directory: RunDirectory,
     *,
     request: Request | None = None,
-    settings: Settings | None = None,
+    settings: SensitivitySettings | None = None,
     report: Reporter = SILENT,
 ) -> SensitivityReport:
     """Rank the quantized modules of an exported run by what they cost, and write ``sensitivity.json``.
@@ -62,7 +62,7 @@ def measure_sensitivity(
         UsageError: a graph that was not exported, or settings out of range.
         EngineError, ExportError: a variant of the graph cannot be built or run.
     """
-    settings, request = settings or Settings(), request or Request()
+    settings, request = settings or SensitivitySettings(), request or Request()
     recipe = directory.load_recipe()
     engine_named(REFERENCE).load()
     with lock_directory(directory.root):

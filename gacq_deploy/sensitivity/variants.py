@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.layers import QUANTIZABLE
+from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import GraphIndex, drop_unused_initializers, module_of, weight_axis
 from gacq_deploy.parity.exact import CPU, Flavour
@@ -96,7 +96,7 @@ class Variants:
         index, source = GraphIndex(graph), GraphIndex(self.float_graph)
         names: set[str] = set()
         for node in graph.graph.node:
-            if node.op_type not in QUANTIZABLE or node.name not in original:
+            if node.op_type not in QUANTIZABLE_OPERATORS or node.name not in original:
                 continue
             for role, position in _POSITION.items():
                 site = Site(module_of(node) or "", role)

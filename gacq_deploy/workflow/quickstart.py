@@ -25,7 +25,7 @@ from gacq_deploy.workflow.picture import ensure_comparison
 
 BENCH = BenchSettings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""
-Record = TypeVar("Record")
+RecordT = TypeVar("RecordT")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _unless_damaged(load: Callable[[Path], Record], path: Path) -> Record | None:
+def _unless_damaged(load: Callable[[Path], RecordT], path: Path) -> RecordT | None:
     """Return what ``load`` reads, or None for a record that is absent or damaged: a new one mends that."""
     try:
         return load(path)

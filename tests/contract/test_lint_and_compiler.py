@@ -15,7 +15,7 @@ from gacq_deploy.build_trt.compiler import compile_graph
 from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.errors import EngineError
-from gacq_deploy.lint.lint import RULES, Outcome, lint_graph, predict, why_not_int8
+from gacq_deploy.lint.lint import RULES, Outcome, lint_graph, predict_compilation, why_not_int8
 from tests.support.qdq_patterns import PATTERNS, Pattern
 
 pytestmark = [pytest.mark.rtx, pytest.mark.usefixtures("warm_builds")]
@@ -38,7 +38,7 @@ def compiled(model: onnx.ModelProto, folder: Path) -> tuple[Outcome, tuple[Compi
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
 def test_lint_predicts_what_the_compiler_does(pattern: Pattern, tmp_path: Path) -> None:
     model = pattern.build()
-    predicted = predict(model)
+    predicted = predict_compilation(model)
     outcome, layers = compiled(model, tmp_path)
     integer = int8_nodes(layers) | {node for layer in layers if layer.int8_product for node in layer.nodes}
     found: dict[str, Outcome] = {
@@ -54,7 +54,7 @@ def test_lint_predicts_what_the_compiler_does(pattern: Pattern, tmp_path: Path) 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
 def test_what_is_not_int8_has_a_reason(pattern: Pattern) -> None:
     model = pattern.build()
-    predicted = predict(model)
+    predicted = predict_compilation(model)
     assert why_not_int8(model) == predicted.reasons
     assert set(predicted.reasons) == {name for name, outcome in predicted.layers.items() if outcome != "int8"}
     assert (predicted.end is not None) == (predicted.outcome != "int8")
@@ -67,7 +67,7 @@ def test_every_rule_that_stops_or_slows_the_compiler_has_its_pattern() -> None:
         r
         for p in PATTERNS
         if (model := p.build())
-        for r in (*why_not_int8(model).values(), predict(model).end)
+        for r in (*why_not_int8(model).values(), predict_compilation(model).end)
     ]
     seen = {r.rule for r in reasons if r is not None}
     assert seen == {rule.id for rule in RULES if rule.compiled != "int8"}

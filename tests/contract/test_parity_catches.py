@@ -20,7 +20,7 @@ from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.parameters import apply_parameters
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import GraphIndex
-from gacq_deploy.parity.comparisons import Candidate, EngineFactory, Setting, Subject, measure
+from gacq_deploy.parity.comparisons import Candidate, EngineFactory, Setting, Subject, measure_comparisons
 from gacq_deploy.parity.cut import cut_at_quantizers
 from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour, compare_quantized_file
 from gacq_deploy.parity.layout import fit_recordings
@@ -62,7 +62,7 @@ def setting(run: RunDirectory) -> Setting:
 
 
 def judge(subject: Subject, setting: Setting, *candidates: Candidate) -> ParityReport:
-    return measure(subject, candidates, setting, {})
+    return measure_comparisons(subject, candidates, setting, {})
 
 
 def failed(report: ParityReport) -> set[str]:

@@ -12,7 +12,7 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError
-from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure
+from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure_comparisons
 from gacq_deploy.parity.exact import CANONICAL
 from gacq_deploy.parity.report import Comparison, ParityReport
 from gacq_deploy.recipe.sections import StepPolicySection
@@ -38,7 +38,7 @@ def judge(parts: tuple[Subject, Setting], float_steps: int, **changes: Any) -> P
     sampler = model_sampler(subject.artifact.model, STEPS)
     asked = StepPolicySection(float_steps=float_steps, where="first")
     policy = resolve_policy(asked, sampler.timesteps, subject.artifact)
-    return measure(subject, [ORT_INT8], replace(setting, policy=policy, **changes), {})
+    return measure_comparisons(subject, [ORT_INT8], replace(setting, policy=policy, **changes), {})
 
 
 def comparison(report: ParityReport, evidence: str) -> Comparison:

@@ -237,10 +237,10 @@ def test_a_class_without_a_pipeline_takes_a_family(tmp_path: Path, monkeypatch: 
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "Transformer2DModel"}))
     section = ModelSection(source=str(folder))
     with pytest.raises(ModelError, match="How Transformer2DModel is called was not recorded"):
-        source.load_denoiser(section)
+        source.load_float_denoiser(section)
     family = Family("Transformer2DModel", DIT.describe)
     monkeypatch.setitem(source.FAMILIES, family.name, family)
-    denoiser = source.load_denoiser(section)
+    denoiser = source.load_float_denoiser(section)
     assert isinstance(denoiser.module, DiTTransformer2DModel)
     inputs = denoiser.example_inputs(2)
     assert denoiser.call_module()(*inputs.values()).shape == np.shape(inputs["sample"])

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gacq_deploy.check.check import Verdict
+from gacq_deploy.check.check import CheckVerdict
 from gacq_deploy.check.targets import BY_NAME
 from gacq_deploy_cli import check
 from tests.support import qdq_graphs as graphs
@@ -24,7 +24,7 @@ def _check(*arguments: str, code: int = 0) -> Any:
 
 
 def test_every_verdict_is_explained() -> None:
-    assert tuple(check.MEANING) == Verdict.__args__
+    assert tuple(check.MEANING) == CheckVerdict.__args__
 
 
 @pytest.mark.usefixtures("warm_builds")

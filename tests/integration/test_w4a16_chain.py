@@ -18,7 +18,7 @@ from gacq_deploy.parity import check_parity
 from gacq_deploy.recipe.build import BuildSection
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.sensitivity.stage import Settings, measure_sensitivity
+from gacq_deploy.sensitivity.stage import SensitivitySettings, measure_sensitivity
 from tests.support.architectures import save_pipeline, small_dit
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ def test_the_weights_are_int4_in_the_plan_and_meet_their_product_there(run: RunD
 
 
 def test_what_each_layer_costs_is_what_its_weight_costs(run: RunDirectory) -> None:
-    found = measure_sensitivity(run, settings=Settings(graph=CANONICAL, states=4, threads=1))
+    found = measure_sensitivity(run, settings=SensitivitySettings(graph=CANONICAL, states=4, threads=1))
     assert {m.module.removeprefix("transformer_blocks.0.") for m in found.modules} == LAYERS
     for module in found.modules:
         assert module.role_db == {"weight": module.alone_db}

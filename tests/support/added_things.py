@@ -128,7 +128,7 @@ def random_operator(view: QuantView) -> Iterator[Hit]:
     checkout.put_after(
         "gacq_deploy/lint/rules.py",
         "    # operators\n",
-        """    Rule("random-operator", operators.random_operator, {"tensorrt": "error", "openvino": "warn"},
+        """    LintRule("random-operator", operators.random_operator, {"tensorrt": "error", "openvino": "warn"},
          "No two runs agree.", "Draw the noise outside of the graph."),
 """,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.build_trt.manifest import EngineInputs, EngineRecord
+from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.storage.digests import describe_file
@@ -34,6 +34,6 @@ def written(root: Path, inputs: EngineInputs, share: float = 1.0) -> Path:
     (folder / "engine.plan").write_bytes(b"plan")
     (folder / "layers.json").write_text("{}")
     files = {p.name: ExportedFile(**describe_file(p)) for p in folder.iterdir()}
-    record = EngineRecord(inputs=inputs, files=files, coverage={"share": share}, seconds=1.0, peak_mb=1)
+    record = EngineManifest(inputs=inputs, files=files, coverage={"share": share}, seconds=1.0, peak_mb=1)
     record.save(folder)
     return folder

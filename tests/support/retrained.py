@@ -11,7 +11,7 @@ import torch
 from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.trajectories.collect import DrawnTrajectories
 from gacq_deploy.progress import SILENT
@@ -66,7 +66,7 @@ def retrained_artifact(directory: RunDirectory) -> CalibrationArtifact:
     recipe, artifact = directory.load_recipe(), load_artifact(directory.artifact)
     before = artifact.probe
     assert before is not None
-    denoiser = load_denoiser(recipe.model)
+    denoiser = load_float_denoiser(recipe.model)
     graph = trace_model(denoiser)
     changed = replace(artifact, parameters=retrained(denoiser))
     prepare_torch(denoiser, changed)

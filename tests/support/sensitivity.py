@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gacq_deploy.sensitivity.report import Bucket, ModuleSensitivity, Proposal, SensitivityReport, Step
+from gacq_deploy.sensitivity.report import (
+    ModuleSensitivity,
+    Proposal,
+    SensitivityReport,
+    Step,
+    TimestepBucket,
+)
 
 
 def example_module(name: str, share: float) -> ModuleSensitivity:
@@ -42,7 +48,10 @@ def example_study(
         subject={"artifact_sha256": "0" * 64, "files": {}} if subject is None else subject,
         engine=word,
         graph=word,
-        buckets=(Bucket(timestep_max=990, timestep_min=500), Bucket(timestep_max=490, timestep_min=0)),
+        buckets=(
+            TimestepBucket(timestep_max=990, timestep_min=500),
+            TimestepBucket(timestep_max=490, timestep_min=0),
+        ),
         probe_states=8,
         ranked_states=4,
         engine_runs=9,

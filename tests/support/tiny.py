@@ -16,7 +16,7 @@ from torch import nn
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import describe_module, load_denoiser
+from gacq_deploy.models.source import describe_module, load_float_denoiser
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Role, Site, TensorParams, TensorSpec
@@ -194,7 +194,7 @@ def tiny_run(root: Path, *, module: UNet2DModel | None = None, **sections: Any) 
     recipe.save(directory.recipe_path)
     document = recipe.document()
     learned = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
-    replace(tiny_artifact(load_denoiser(recipe.model)), recipe=learned).save(directory.artifact)
+    replace(tiny_artifact(load_float_denoiser(recipe.model)), recipe=learned).save(directory.artifact)
     return directory
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from gacq_deploy.backends.trt.cuda import CudaDevice, Graph, Memory, Stream
+from gacq_deploy.backends.trt.cuda import CudaDevice, CudaGraph, Memory, Stream
 from gacq_deploy.backends.trt.deserialized import DeserializedEngine
 from gacq_deploy.backends.trt.dlpack import numpy_dtype
-from gacq_deploy.backends.trt.profiles import Choice
+from gacq_deploy.backends.trt.profiles import ProfileChoice
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Bucket:
         device: CudaDevice,
         stream: Stream,
         scratch: Memory,
-        choice: Choice,
+        choice: ProfileChoice,
         *,
         cuda_graphs: bool,
     ) -> None:
@@ -54,7 +54,7 @@ class Bucket:
         self._device = device
         self._stream = stream
         self._choice = choice
-        self.graph: Graph | None = None
+        self.graph: CudaGraph | None = None
         self._runs = 0
         self._native_graphs = False
         loaded.messages.clear()

@@ -17,7 +17,7 @@ from typing import Any
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError
 from gacq_deploy.spec import Array
 
-INSTALL = "pip install 'gacq-deploy[trt]' or 'gacq-deploy[rtx]': both bring cuda-bindings."
+_INSTALL = "pip install 'gacq-deploy[trt]' or 'gacq-deploy[rtx]': both bring cuda-bindings."
 CUDA_DLPACK_TYPE = 2
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Stream:
         """Wait as :meth:`wait` does, for a caller that already has an error to raise."""
         self._device.discard(lambda: self._driver.cuStreamSynchronize(self._stream))
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Record what ``work`` queues, without running it.
 
         Raises:
@@ -217,14 +217,14 @@ class Stream:
             # work queued for another device leaves an empty graph, which would replay without an error
             if int(self._driver.cuGraphGetNodes(graph, 0)[2]) == 0:
                 raise EngineError("The captured CUDA graph is empty.", "Run without CUDA graphs.")
-            return Graph(
+            return CudaGraph(
                 self._device,
                 self._device.checked(self._driver.cuGraphInstantiate(graph, 0), "making a graph"),
             )
         finally:
             self._driver.cuGraphDestroy(graph)
 
-    def launch(self, graph: Graph) -> None:
+    def launch(self, graph: CudaGraph) -> None:
         """Queue a captured graph."""
         self._device.checked(self._driver.cuGraphLaunch(graph.executable, self._stream), "launching a graph")
 
@@ -233,7 +233,7 @@ class Stream:
         self._device.discard(lambda: self._driver.cuStreamDestroy(self._stream))
 
 
-class Graph:
+class CudaGraph:
     """A captured sequence of GPU work, with its addresses and shapes fixed."""
 
     def __init__(self, device: CudaDevice, executable: Any) -> None:
@@ -254,7 +254,7 @@ def open_device(ordinal: int = 0) -> CudaDevice:
     try:
         driver = import_module("cuda.bindings.driver")  # loads without a driver
     except (ImportError, OSError) as error:
-        raise BackendUnavailable(f"cuda-bindings is not available: {error}.", INSTALL) from error
+        raise BackendUnavailable(f"cuda-bindings is not available: {error}.", _INSTALL) from error
     return device_of(driver, ordinal)
 
 

@@ -19,7 +19,7 @@ from gacq_deploy.backends.trt.cuda import CudaDevice, Stream, open_device
 from gacq_deploy.backends.trt.deserialized import DeserializedEngine, Expected, refuse_misfit
 from gacq_deploy.backends.trt.dlpack import DeviceTensor, borrow, numpy_dtype
 from gacq_deploy.backends.trt.library import TrtLibrary, choose_trt, load_trt
-from gacq_deploy.backends.trt.profiles import Choice, Profile, choose_profile
+from gacq_deploy.backends.trt.profiles import Profile, ProfileChoice, choose_profile
 from gacq_deploy.errors import EngineError, ResourceError, UsageError
 from gacq_deploy.spec import Array
 
@@ -171,7 +171,7 @@ class TrtEngine(HostEngine):
 
     def _compute(
         self, shapes: Mapping[str, tuple[int, ...]], place: Callable[[str, int], None]
-    ) -> tuple[Choice, Bucket]:
+    ) -> tuple[ProfileChoice, Bucket]:
         """Queue a run; ``place`` queues the copy of an input to an address."""
         choice = choose_profile(
             self._profiles, shapes, self._batched, pad_to=self._pad_to, engine=self._label
@@ -184,7 +184,7 @@ class TrtEngine(HostEngine):
         self._execute(bucket)
         return choice, bucket
 
-    def _repeat_last_row(self, address: int, nbytes: int, choice: Choice) -> None:
+    def _repeat_last_row(self, address: int, nbytes: int, choice: ProfileChoice) -> None:
         rows, run = choice.rows or 0, choice.shapes[min(self._batched)][0]
         row = nbytes // run
         for index in range(rows, run):
@@ -202,7 +202,7 @@ class TrtEngine(HostEngine):
         else:
             bucket.enqueue()
 
-    def _bucket(self, choice: Choice) -> Bucket:
+    def _bucket(self, choice: ProfileChoice) -> Bucket:
         bucket = self._buckets.get(choice.key)
         if bucket is None:
             while len(self._buckets) >= BUCKETS_KEPT:
@@ -218,12 +218,12 @@ class TrtEngine(HostEngine):
         self._buckets.move_to_end(choice.key)
         return bucket
 
-    def _open_bucket(self, choice: Choice) -> Bucket:
+    def _open_bucket(self, choice: ProfileChoice) -> Bucket:
         return Bucket(
             self._loaded, self._device, self._stream, self._scratch, choice, cuda_graphs=self._graphs
         )
 
-    def _result_shapes(self, choice: Choice, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+    def _result_shapes(self, choice: ProfileChoice, bucket: Bucket) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the results, without the rows that were padding."""
         cut = choice.rows
         return {

@@ -13,7 +13,7 @@ from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.errors import BackendUnavailable
 
 TRT_NAMES: tuple[TrtName, ...] = get_args(TrtName)
-OLDEST: dict[TrtName, tuple[int, int]] = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 7)}
+_OLDEST: dict[TrtName, tuple[int, int]] = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 7)}
 """The first versions whose API this package was written against."""
 INSTALLS = (
     "pip install 'gacq-deploy[trt]'    (TensorRT: builds and runs on the GPU it is built for)\n"
@@ -138,7 +138,7 @@ def read_gpu(driver: Any, handle: ctypes.c_int) -> tuple[str, tuple[int, int]]:
 
 
 def _checked(library: TrtLibrary) -> TrtLibrary:
-    oldest = OLDEST[library.name]
+    oldest = _OLDEST[library.name]
     numbers = re.match(r"([0-9]+)\.([0-9]+)", library.version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < oldest:
         raise BackendUnavailable(

@@ -15,9 +15,11 @@ from gacq_deploy.backends.trt.library import TrtLibrary
 from gacq_deploy.errors import BackendUnavailable
 from gacq_deploy.spec import Array
 
-OLDEST = (0, 53, 4)
+_OLDEST = (0, 53, 4)
 """The first version that knows both libraries as this package uses them."""
-INSTALL = f"pip install 'polygraphy>={'.'.join(map(str, OLDEST))}'    (the extras trt and rtx bring it along)"
+_INSTALL = (
+    f"pip install 'polygraphy>={'.'.join(map(str, _OLDEST))}'    (the extras trt and rtx bring it along)"
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ def require_polygraphy(what: str) -> None:
     try:
         found = metadata.version("polygraphy")
     except metadata.PackageNotFoundError:
-        raise BackendUnavailable(f"{what} needs Polygraphy, which is not installed.", INSTALL) from None
-    if tuple(int(number) for number in re.findall(r"\d+", found)[:3]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise BackendUnavailable(f"{what} needs Polygraphy {oldest} or newer; {found} is installed.", INSTALL)
+        raise BackendUnavailable(f"{what} needs Polygraphy, which is not installed.", _INSTALL) from None
+    if tuple(int(number) for number in re.findall(r"\d+", found)[:3]) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise BackendUnavailable(
+            f"{what} needs Polygraphy {oldest} or newer; {found} is installed.", _INSTALL
+        )
 
 
 def load_polygraphy(library: TrtLibrary) -> Polygraphy:

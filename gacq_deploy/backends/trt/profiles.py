@@ -39,7 +39,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProfileChoice:
     """Run profile ``profile`` at ``shapes``; rows beyond the ``rows`` that were given are padding."""
 
     profile: int
@@ -54,7 +54,7 @@ class Choice:
 
 def choose_profile(
     profiles: tuple[Profile, ...], shapes: Shapes, batched: frozenset[str], *, pad_to: int, engine: str
-) -> Choice:
+) -> ProfileChoice:
     """Choose profile and rows for the shapes of a feed.
 
     Rows are padded up to ``pad_to`` where a profile allows so many, and to its least number: INT8 kernels differ
@@ -87,7 +87,7 @@ def choose_profile(
     return min(fitting, key=lambda entry: entry[:3])[3]
 
 
-def _fit(profile: Profile, shapes: Shapes, batched: frozenset[str], pad_to: int) -> Choice | None:
+def _fit(profile: Profile, shapes: Shapes, batched: frozenset[str], pad_to: int) -> ProfileChoice | None:
     rows = shapes[min(batched)][0] if batched else None
     if rows is not None:
         least = max(profile.ranges[name].min[0] for name in batched)
@@ -102,7 +102,7 @@ def _fit(profile: Profile, shapes: Shapes, batched: frozenset[str], pad_to: int)
         )
         for name, shape in shapes.items()
     )
-    return Choice(profile.index, shapes, rows) if fits else None
+    return ProfileChoice(profile.index, shapes, rows) if fits else None
 
 
 def _distance(profile: Profile, shapes: Shapes) -> float:

@@ -16,7 +16,7 @@ from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, module_of
 from gacq_deploy.spec import Array
 
 LARGEST_HALF = 65504.0
-Reason = Literal["timestep", "angle", "constant", "range", "operator"]
+Float32Reason = Literal["timestep", "angle", "constant", "range", "operator"]
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 _ANGULAR = ("Sin", "Cos")
 _SHAPES = ("Shape", "Size")
@@ -39,7 +39,7 @@ class Float32Node:
 
     node: str
     module: str | None
-    why: Reason
+    why: Float32Reason
     detail: str = ""
 
 
@@ -68,7 +68,7 @@ def find_float32_nodes(
 class _Problem(NamedTuple):
     """Why half cannot hold a tensor; ``spreads`` if operators that only add or move it hand it on."""
 
-    why: Reason
+    why: Float32Reason
     detail: str
     spreads: bool = True
 
@@ -137,7 +137,7 @@ class _Search:
             if any(slot.may_be_half is False for slot in self._types.outputs(node)):
                 self._add(node, "operator", node.op_type)
 
-    def _add(self, node: NodeProto, why: Reason, detail: str = "") -> None:
+    def _add(self, node: NodeProto, why: Float32Reason, detail: str = "") -> None:
         if any(True for _ in self._types.inputs(node)) or any(True for _ in self._types.outputs(node)):
             kept = Float32Node(node.name or node.output[0], module_of(node), why, detail)
             self.found.setdefault(node.output[0], kept)

@@ -15,7 +15,7 @@ from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
 from gacq_deploy.graph.files import read_graph
-from gacq_deploy.graph.header import read_graph as read_header
+from gacq_deploy.graph.header import read_header
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.files import TEMP_PREFIX, write_bytes
 

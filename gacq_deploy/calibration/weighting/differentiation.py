@@ -37,7 +37,7 @@ def differentiable_attention() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DifferentiationChoice:
     """What works; ``notes`` name what is not the first choice."""
 
     how: Differentiation
@@ -46,7 +46,7 @@ class Choice:
 
 def choose_differentiation(
     step: LookAhead, w: Tensor, validation: Losses, tried: Sequence[DirectionalMethod] = METHODS
-) -> Choice | None:
+) -> DifferentiationChoice | None:
     """Return the first way of differentiating that works here and agrees with the gradient; None if none does.
 
     ``step.g`` is J^T w by ordinary backward, which the others must agree with: <w, J g> = ||g||^2.
@@ -58,11 +58,11 @@ def choose_differentiation(
     if found != tried[0]:
         notes.append(f"Derivatives along a direction are taken by {found.replace('_', ' ')}.")
     if found == "finite_difference":
-        return Choice(Differentiation(found, "finite_difference"), tuple(notes))
+        return DifferentiationChoice(Differentiation(found, "finite_difference"), tuple(notes))
     if _runs(lambda: hessian_vector(validation, step.theta_star, step.g, "double_backward")):
-        return Choice(Differentiation(found, "double_backward"), tuple(notes))
+        return DifferentiationChoice(Differentiation(found, "double_backward"), tuple(notes))
     notes.append("Second derivatives are differences of gradients.")
-    return Choice(Differentiation(found, "finite_difference"), tuple(notes))
+    return DifferentiationChoice(Differentiation(found, "finite_difference"), tuple(notes))
 
 
 def sample_derivatives(losses: Losses, theta: Vector, direction: Vector) -> Tensor:

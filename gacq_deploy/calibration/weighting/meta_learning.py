@@ -44,7 +44,7 @@ from gacq_deploy.calibration.weighting.vectors import Vector
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.recipe.calibration import WeightingSection
 
-Rows = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 
 _DOMINANT = 0.1
 """Ratio of raw gradient matching to validation error beyond which the weights no longer follow the error."""
@@ -89,10 +89,10 @@ class MetaProblem:
 
     name: str
     theta: Vector
-    train_losses: Callable[[Vector, Rows], Tensor]
-    validation_loss: Callable[[Vector, Rows], Tensor]
-    groups_train: Rows
-    validation_groups: Sequence[Rows]
+    train_losses: Callable[[Vector, RowNumbers], Tensor]
+    validation_loss: Callable[[Vector, RowNumbers], Tensor]
+    groups_train: RowNumbers
+    validation_groups: Sequence[RowNumbers]
     metric: Sequence[float] | None = None
 
 
@@ -111,7 +111,7 @@ class LearnedWeights:
     fallback: bool
     notes: tuple[str, ...]
     trace: Mapping[str, NDArray[np.float64]]
-    visits: Rows
+    visits: RowNumbers
 
 
 class _Failed(Exception):
@@ -263,7 +263,7 @@ class _Loop:
             )
             self.mode, self.objective = "mse", OBJECTIVES["mse"]
 
-    def _draw(self) -> Rows:
+    def _draw(self) -> RowNumbers:
         """Return a mini-batch, ascending: all samples if they fit, else stratified over the groups."""
         if self.settings.batch >= self._count:
             return np.arange(self._count)
@@ -278,10 +278,10 @@ class _Loop:
         rows = [np.sort(deck.draw(size, self._generator)) for deck in self._validation_decks]
         return [self._wrap(partial(self._validation_on, rows=r)) for r in rows]
 
-    def _validation_on(self, theta: Vector, rows: Rows) -> Tensor:
+    def _validation_on(self, theta: Vector, rows: RowNumbers) -> Tensor:
         return self.problem.validation_loss(theta, rows)
 
-    def _train(self, index: Rows) -> Losses:
+    def _train(self, index: RowNumbers) -> Losses:
         return self._wrap(lambda theta: self.problem.train_losses(theta, index))
 
     def _softmax(self, s: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ class _Loop:
                 "step raises the validation loss."
             )
 
-    def _signal(self, index: Rows, iteration: int) -> _Signal:
+    def _signal(self, index: RowNumbers, iteration: int) -> _Signal:
         """Return the gradient of the objective in the batch's logits.
 
         Raises:
@@ -376,7 +376,7 @@ class _Loop:
     def _clipped(self, ds: NDArray[np.float64]) -> NDArray[np.float64]:
         return ds * min(1.0, self.settings.clip / max(float(np.linalg.norm(ds)), 1e-30))
 
-    def _apply(self, index: Rows, signal: _Signal) -> None:
+    def _apply(self, index: RowNumbers, signal: _Signal) -> None:
         """Log the iteration and move the logits of the visited samples."""
         ds = self._clipped(signal.ds)
         if ds.any():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gacq_deploy.calibration.weighting.bounds import project_weights
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.trajectories.drawn import draw_conditioning, initial_noise
+from gacq_deploy.models.trajectories.drawn import draw_conditioning, trajectory_noise
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.loop import SamplerRun, model_sampler
@@ -93,7 +93,7 @@ def trajectory_gains(
     if conditions is None:
         conditions = Conditions(draw_conditioning(denoiser, seed, TRAJECTORIES))
     predict = _Predictor(denoiser, conditions.cycle(TRAJECTORIES))
-    noise = [initial_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
+    noise = [trajectory_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
     run = sampler.begin(range(TRAJECTORIES))
     state = run.start(np.stack(noise))
     fed = sampler.model_timesteps

@@ -23,6 +23,7 @@ from gacq_deploy.calibration.weighting.differentiation import differentiable_att
 from gacq_deploy.calibration.weighting.meta_learning import (
     LearnedWeights,
     MetaProblem,
+    RowNumbers,
     learn_weights,
 )
 from gacq_deploy.calibration.weighting.objective import coefficients, step_means
@@ -37,7 +38,6 @@ _FIXED = ("uniform", "relative")
 _EQUAL_START = ("uniform", "given", "gac_faithful")
 """Modes that start from equal weights, as the paper does; the others start from those of ``relative``."""
 Float64 = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ class Split:
     groups: int
 
     @cached_property
-    def training(self) -> Rows:
+    def training(self) -> RowNumbers:
         """Rows that are learned from [N]."""
         return np.flatnonzero(self.samples.validation == 0)
 
     @cached_property
-    def held_out(self) -> Rows:
+    def held_out(self) -> RowNumbers:
         """Rows of the validation trajectories."""
         return np.flatnonzero(self.samples.validation == 1)
 
     @property
-    def measured(self) -> Rows:
+    def measured(self) -> RowNumbers:
         """Rows on which the output error is measured: the held-out ones, or all if nothing is held out."""
         return self.held_out if len(self.held_out) else np.arange(len(self.samples))
 
     @cached_property
-    def buckets(self) -> Rows:
+    def buckets(self) -> RowNumbers:
         """Timestep group of every row."""
         return timestep_buckets(self.samples.timesteps, self.groups)
 
@@ -73,7 +73,7 @@ class Split:
         return self.samples.timesteps[self.training]
 
     @cached_property
-    def validation_groups(self) -> tuple[Rows, ...]:
+    def validation_groups(self) -> tuple[RowNumbers, ...]:
         """Held-out rows of every group."""
         return tuple(
             self.held_out[self.buckets[self.held_out] == g] for g in range(int(self.buckets.max()) + 1)
@@ -89,7 +89,7 @@ class StageLoss:
 
     name: str
     theta: Mapping[str, Tensor]
-    losses: Callable[[Mapping[str, Tensor], Rows], Tensor]
+    losses: Callable[[Mapping[str, Tensor], RowNumbers], Tensor]
     metric: Mapping[str, float] | None = None
 
     @property
@@ -97,7 +97,7 @@ class StageLoss:
         """Current values."""
         return tuple(p.detach() for p in self.theta.values())
 
-    def at(self, theta: Vector, rows: Rows) -> Tensor:
+    def at(self, theta: Vector, rows: RowNumbers) -> Tensor:
         """Return the losses with the parameters given in order."""
         return self.losses(dict(zip(self.theta, theta, strict=True)), rows)
 
@@ -196,7 +196,7 @@ class Weighting:
         split = self.split
         by_row = torch.tensor([cost.get(int(t), 1.0) for t in split.samples.timesteps])
 
-        def validation(theta: Vector, rows: Rows) -> Tensor:
+        def validation(theta: Vector, rows: RowNumbers) -> Tensor:
             values = loss.at(theta, rows)
             return (by_row[torch.from_numpy(rows)].to(values) * values).mean()
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from diffusers.models import attention, downsampling, resnet, upsampling
 from torch import nn
 
-QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+QUANTIZABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _LISTS = (nn.ModuleList, nn.Sequential)
 
 
@@ -63,7 +63,7 @@ def _matches(root: nn.Module) -> set[nn.Module]:
 
 
 def _layers(module: nn.Module) -> int:
-    return sum(isinstance(m, QUANTIZABLE) for m in module.modules())
+    return sum(isinstance(m, QUANTIZABLE_LAYERS) for m in module.modules())
 
 
 def _holds(module: nn.Module, others: set[nn.Module]) -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gacq_deploy.artifact.call import Place
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.pytree import Path, leaves, replaced, same, spoken
+from gacq_deploy.models.pytree import leaves, replaced, same, spoken
 from gacq_deploy.models.structure.blocks import cut_blocks
-from gacq_deploy.models.structure.trace import BlockCall, Observed, observe
+from gacq_deploy.models.structure.trace import Observed, TracedBlock, observe
 from gacq_deploy.models.structure.unused import find_unused
 from gacq_deploy.spec import Role, Site
 
@@ -55,8 +56,8 @@ class Block:
 
     name: str
     sites: tuple[Site, ...]
-    inputs: Mapping[Path, TensorShape]
-    outputs: Mapping[Path, TensorShape]
+    inputs: Mapping[Place, TensorShape]
+    outputs: Mapping[Place, TensorShape]
     depends_on: tuple[int, ...]
     last_use: int
     result: Any = field(default=None, repr=False, compare=False)
@@ -175,7 +176,7 @@ def _differences(first: Observed, second: Observed) -> dict[str, str]:
     return troubles
 
 
-def _difference(one: BlockCall, other: BlockCall) -> str | None:
+def _difference(one: TracedBlock, other: TracedBlock) -> str | None:
     for word, mine, its in (
         ("is given", one.inputs, other.inputs),
         ("returns", dict(leaves(one.result, ("output",))), dict(leaves(other.result, ("output",)))),
@@ -242,7 +243,7 @@ def _graph(root: nn.Module, seen: Observed, refused: Mapping[str, str], unused: 
     return ModelGraph(blocks, sites, *_ties(seen), frozenset(seen.repeated), uncut, unused)
 
 
-def _rows(values: Mapping[Path, Any]) -> dict[Path, TensorShape]:
+def _rows(values: Mapping[Place, Any]) -> dict[Place, TensorShape]:
     return {path: TensorShape(tuple(v.shape[1:]), v.dtype) for path, v in values.items() if _has_rows(v)}
 
 

@@ -12,23 +12,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gacq_deploy.artifact.call import Place
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.pytree import Path, call_leaves, leaves, replaced, spoken
-from gacq_deploy.models.structure.blocks import QUANTIZABLE
+from gacq_deploy.models.pytree import call_leaves, leaves, replaced, spoken
+from gacq_deploy.models.structure.blocks import QUANTIZABLE_LAYERS
 
 Contents = tuple[int, int]
 """A tensor's serial number and its version: equal for two readers only if they read the same values."""
 
 
 @dataclass(frozen=True)
-class BlockCall:
+class TracedBlock:
     """One block's call: leaves of its arguments by place, its result, and the earlier blocks that feed it.
 
     A tensor whose first dimension is the number of rows stands as a tensor on the device meta.
     """
 
     name: str
-    inputs: Mapping[Path, Any]
+    inputs: Mapping[Place, Any]
     result: Any
     depends_on: tuple[int, ...]
 
@@ -47,7 +48,7 @@ class Observed:
     """What one forward pass showed; ``troubles`` says which modules cannot be blocks, and why."""
 
     rows: int
-    blocks: list[BlockCall] = field(default_factory=list)
+    blocks: list[TracedBlock] = field(default_factory=list)
     layers: list[LayerCall] = field(default_factory=list)
     repeated: set[str] = field(default_factory=set)
     concats: dict[Contents, tuple[Contents, ...]] = field(default_factory=dict)
@@ -73,7 +74,7 @@ def observe(denoiser: Denoiser, cut: Mapping[str, nn.Module], inputs: Mapping[st
         for name, module in cut.items():
             stack.enter_context(replaced_forward(module, observer.block(name, module)))
         for name, layer in denoiser.module.named_modules():
-            if isinstance(layer, QUANTIZABLE):
+            if isinstance(layer, QUANTIZABLE_LAYERS):
                 handle = layer.register_forward_pre_hook(observer.layer(name), with_kwargs=True)
                 stack.callback(handle.remove)
         stack.enter_context(_ConcatRecorder(observer))
@@ -132,7 +133,7 @@ class _Observer:
                 raise _Spoilt
             made = dict(leaves(result))
             self.seen.blocks.append(
-                BlockCall(
+                TracedBlock(
                     name,
                     noted,
                     replaced(result, {path: self._note(value) for path, value in made.items()}),
@@ -150,11 +151,11 @@ class _Observer:
             return torch.empty(value.shape, dtype=value.dtype, device="meta")
         return value.detach().clone()
 
-    def _marked(self, name: str, made: Mapping[Path, Any], given: list[Tensor]) -> dict[Path, Tensor]:
+    def _marked(self, name: str, made: Mapping[Place, Any], given: list[Tensor]) -> dict[Place, Tensor]:
         """Return the outputs, each with a zero added by which autograd tells what depends on this block."""
         mark = torch.zeros((), requires_grad=True)
         self._marks.append(mark)
-        returned: dict[Path, Tensor] = {}
+        returned: dict[Place, Tensor] = {}
         outputs = [v for v in made.values() if isinstance(v, Tensor)]
         for path, value in made.items():
             if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):

@@ -23,7 +23,7 @@ from gacq_deploy.samples.row_file import RowFile, SampleWriter
 from gacq_deploy.spec import Array
 
 
-def initial_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def trajectory_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the start of one trajectory: it depends on ``(seed, trajectory)`` alone, never on a batch."""
     generator = np.random.Generator(np.random.Philox(key=[seed, trajectory]))
     return generator.standard_normal(shape, dtype=np.float32)
@@ -159,7 +159,7 @@ def _run(
     report: Reporter,
 ) -> list[tuple[Tensor, Tensor, int]]:
     """Return (state, model output, timestep) of every step for one batch of trajectories."""
-    noise = [initial_noise(section.seed, int(i), denoiser.record.sample_shape) for i in members]
+    noise = [trajectory_noise(section.seed, int(i), denoiser.record.sample_shape) for i in members]
     # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
     x = torch.from_numpy(np.stack(noise)).clone() * float(scheduler.init_noise_sigma)
     condition = {name: torch.from_numpy(value) for name, value in conditioning.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.bench.measure import BenchSettings, Feed, Graph, WorkerProcess, measure
+from gacq_deploy.bench.measure import BenchGraph, BenchSettings, Feed, WorkerProcess, measure_graphs
 from gacq_deploy.bench.report import BenchReport, Spread, load_bench
 from gacq_deploy.bench.stage import describe_host, plan_graphs
 from gacq_deploy.bench.worker import peak_memory
@@ -27,17 +27,17 @@ QUICK = BenchSettings(batches=(1, 3), threads=1, repeats=2, turn_seconds=0.002)
 
 
 @pytest.fixture
-def graphs(tmp_path: Path) -> tuple[Graph, Graph]:
+def graphs(tmp_path: Path) -> tuple[BenchGraph, BenchGraph]:
     (tmp_path / "float.onnx").write_bytes(denoiser_graph().SerializeToString())
     (tmp_path / "int8.onnx").write_bytes(denoiser_graph(quantized=True).SerializeToString())
     return (
-        Graph("ort-cpu", tmp_path / "float.onnx"),
-        Graph("ort-cpu", tmp_path / "int8.onnx", ("conv", "linear", "not_there")),
+        BenchGraph("ort-cpu", tmp_path / "float.onnx"),
+        BenchGraph("ort-cpu", tmp_path / "int8.onnx", ("conv", "linear", "not_there")),
     )
 
 
-def test_two_graphs_are_measured_and_compared(graphs: tuple[Graph, Graph]) -> None:
-    measured = measure(graphs, [("ort-cpu/int8.onnx", "ort-cpu/float.onnx")], FEEDS, QUICK)
+def test_two_graphs_are_measured_and_compared(graphs: tuple[BenchGraph, BenchGraph]) -> None:
+    measured = measure_graphs(graphs, [("ort-cpu/int8.onnx", "ort-cpu/float.onnx")], FEEDS, QUICK)
     plain, int8 = measured.candidates
     assert (plain.name, int8.name) == ("ort-cpu/float.onnx", "ort-cpu/int8.onnx")
     assert plain.label.endswith("/CPUExecutionProvider")
@@ -64,31 +64,35 @@ def test_two_graphs_are_measured_and_compared(graphs: tuple[Graph, Graph]) -> No
 
 def test_weights_beside_the_graph_count_as_its_size(tmp_path: Path) -> None:
     data = save_external(denoiser_graph(), tmp_path / "float.onnx")
-    graph = Graph("ort-cpu", tmp_path / "float.onnx")
+    graph = BenchGraph("ort-cpu", tmp_path / "float.onnx")
     assert graph.bytes == data.stat().st_size + (tmp_path / "float.onnx").stat().st_size
 
 
-def test_an_optional_engine_that_is_missing_is_skipped_with_its_reason(graphs: tuple[Graph, Graph]) -> None:
-    cuda = Graph("ort-cuda", graphs[1].path)
+def test_an_optional_engine_that_is_missing_is_skipped_with_its_reason(
+    graphs: tuple[BenchGraph, BenchGraph],
+) -> None:
+    cuda = BenchGraph("ort-cuda", graphs[1].path)
     pairs = [("ort-cuda/int8.onnx", "ort-cpu/float.onnx")]
-    measured = measure((graphs[0], cuda), pairs, FEEDS, QUICK, optional=frozenset({"ort-cuda"}))
+    measured = measure_graphs((graphs[0], cuda), pairs, FEEDS, QUICK, optional=frozenset({"ort-cuda"}))
     assert [c.name for c in measured.candidates] == ["ort-cpu/float.onnx"]
     assert measured.ratios == ()
     assert "CUDAExecutionProvider" in measured.skipped["ort-cuda/int8.onnx"]
     with pytest.raises(BackendUnavailable) as caught:
-        measure((cuda,), [], FEEDS, QUICK)
+        measure_graphs((cuda,), [], FEEDS, QUICK)
     assert "gacq-deploy[gpu]" in caught.value.hint
 
 
-def test_an_error_in_the_process_keeps_its_class_and_names_the_graph(graphs: tuple[Graph, Graph]) -> None:
+def test_an_error_in_the_process_keeps_its_class_and_names_the_graph(
+    graphs: tuple[BenchGraph, BenchGraph],
+) -> None:
     graphs[0].path.write_bytes(b"not a graph")
     with pytest.raises(ArtifactError, match=r"ort-cpu/float\.onnx: .*truncated or not an ONNX model"):
-        measure(graphs[:1], [], FEEDS, QUICK)
+        measure_graphs(graphs[:1], [], FEEDS, QUICK)
 
 
-def test_inputs_that_do_not_fit_are_an_engine_error(graphs: tuple[Graph, Graph]) -> None:
+def test_inputs_that_do_not_fit_are_an_engine_error(graphs: tuple[BenchGraph, BenchGraph]) -> None:
     with pytest.raises(EngineError, match="class_labels"):
-        measure(graphs[:1], [], FEEDS[:2], QUICK)
+        measure_graphs(graphs[:1], [], FEEDS[:2], QUICK)
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -107,7 +111,9 @@ def test_a_process_that_dies_tells_its_last_words() -> None:
         worker.ask("nonsense")
 
 
-def test_no_process_survives_an_error(graphs: tuple[Graph, Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_survives_an_error(
+    graphs: tuple[BenchGraph, BenchGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[subprocess.Popen[str]] = []
 
     class Recorded(subprocess.Popen[str]):
@@ -118,7 +124,7 @@ def test_no_process_survives_an_error(graphs: tuple[Graph, Graph], monkeypatch: 
     monkeypatch.setattr(subprocess, "Popen", Recorded)
     graphs[1].path.write_bytes(b"broken")
     with pytest.raises(ArtifactError):
-        measure(graphs, [], FEEDS, QUICK)
+        measure_graphs(graphs, [], FEEDS, QUICK)
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
 
@@ -183,8 +189,8 @@ def test_a_graph_that_was_not_exported_is_told(tmp_path: Path) -> None:
     assert "export --onnx" in absent["openvino/int8.onnx"]
 
 
-def test_the_report_survives_the_disk(graphs: tuple[Graph, Graph], tmp_path: Path) -> None:
-    measured = measure(graphs, [("ort-cpu/int8.onnx", "ort-cpu/float.onnx")], FEEDS, QUICK)
+def test_the_report_survives_the_disk(graphs: tuple[BenchGraph, BenchGraph], tmp_path: Path) -> None:
+    measured = measure_graphs(graphs, [("ort-cpu/int8.onnx", "ort-cpu/float.onnx")], FEEDS, QUICK)
     report = BenchReport(
         subject={"files": {}},
         host=describe_host(),

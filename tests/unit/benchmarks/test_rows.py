@@ -11,7 +11,7 @@ from benchmarks.quality.rows import PARTS, Row, planned
 from benchmarks.quality.weights import SkewedWeights, TiltedWeights
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.samples.calibration_set import CalibrationSet
 
@@ -99,7 +99,7 @@ def test_given_weights_hold_in_their_stages_only(given: Callable[..., SampleWeig
 @pytest.mark.parametrize(("setting", "bits"), [("w8a8", 8), ("w4a8", 4)])
 def test_the_transformer_keeps_float_what_only_sees_timestep_and_class(setting: str, bits: int) -> None:
     recipe = Row("dit-digits8", setting, "uniform").recipe()
-    plan = make_plan(recipe, trace_model(load_denoiser(recipe.model)))
+    plan = make_plan(recipe, trace_model(load_float_denoiser(recipe.model)))
     names = {name.split(".", 2)[-1] for name in plan.modules}
     assert names == {"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"}
     assert {entry.spec.bits for entry in plan.of_role("weight")} == {bits}

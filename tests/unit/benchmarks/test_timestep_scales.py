@@ -19,7 +19,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.quant.layers import QuantizedLayer, float_mode
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe.load import load_recipe
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[CalibrationArtif
 
 
 def rebuilt(artifact: CalibrationArtifact) -> tuple[Denoiser, dict[str, QuantizedLayer]]:
-    denoiser = load_denoiser(RECIPE.model)
+    denoiser = load_float_denoiser(RECIPE.model)
     return denoiser, rebuild(denoiser, artifact)
 
 
@@ -122,7 +122,7 @@ def test_ranges_of_one_group_are_the_calibrations_own(
     finished: tuple[CalibrationArtifact, CalibrationSet], method: str
 ) -> None:
     artifact, samples = finished
-    denoiser = load_denoiser(RECIPE.model)
+    denoiser = load_float_denoiser(RECIPE.model)
     entries = [e.__class__(e.site, e.spec, e.tie, method) for e in artifact.plan if e.site.role != "output"]
     plan = artifact.plan.__class__(tuple(entries))
     expected = estimate_activation_scales(denoiser.module, plan, lambda: full_pass(denoiser, samples, 64))

@@ -17,7 +17,7 @@ from gacq_deploy.backends import ort
 from gacq_deploy.build_trt.layers import CompiledLayer
 from gacq_deploy.check.check import CheckRequest, Layers, Preflight, check_file
 from gacq_deploy.check.evidence import surprising_layers
-from gacq_deploy.check.targets import TARGETS
+from gacq_deploy.check.targets import CHECK_TARGETS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from tests.support import foreign_graphs as foreign
 from tests.support import qdq_blocks as blocks
@@ -215,7 +215,7 @@ def test_open_dimensions_need_shapes_but_for_the_batch(tmp_path: Path) -> None:
     assert check_file(path, "ort-cpu", shaped).verdict == "verified"
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CHECK_TARGETS)
 def test_weights_beside_the_file(target: Any, tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     data = save_external(blocks.attention(), path)
@@ -225,7 +225,7 @@ def test_weights_beside_the_file(target: Any, tmp_path: Path) -> None:
         check_file(path, target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CHECK_TARGETS)
 def test_garbage_is_no_graph(target: Any, tmp_path: Path) -> None:
     (tmp_path / "garbage.onnx").write_bytes(b"\x93not a graph" * 40)
     with pytest.raises(ArtifactError):

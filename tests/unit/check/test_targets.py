@@ -9,8 +9,8 @@ import sys
 import pytest
 from onnx import defs
 
-from gacq_deploy.check.targets import FACTS, TARGETS
-from gacq_deploy.lint.lint import TARGETS as LINT_TARGETS
+from gacq_deploy.check.targets import CHECK_TARGETS, FACTS
+from gacq_deploy.lint.rules import RULE_SETS
 from tests.support.commands import child_environment
 
 ASK = """
@@ -26,14 +26,14 @@ print(json.dumps([name for name in json.load(sys.stdin) if parser.supports_opera
 
 
 def test_every_target_has_facts() -> None:
-    assert set(FACTS) == set(TARGETS)
+    assert set(FACTS) == set(CHECK_TARGETS)
     for facts in FACTS.values():
-        assert facts.rules in LINT_TARGETS
+        assert facts.rules in RULE_SETS
         assert 20 in facts.opsets
         assert not facts.refused & (facts.compiled or set())
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if FACTS[t].compiled])
+@pytest.mark.parametrize("target", [t for t in CHECK_TARGETS if FACTS[t].compiled])
 def test_the_operators_are_those_of_onnx(target: str) -> None:
     facts = FACTS[target]
     known = {s.name for s in defs.get_all_schemas_with_history() if s.domain == ""}

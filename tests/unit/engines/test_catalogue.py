@@ -20,7 +20,7 @@ from gacq_deploy.engines.catalogue import (
     rules_for,
 )
 from gacq_deploy.errors import BackendUnavailable, UsageError
-from gacq_deploy.lint.rules import TARGETS
+from gacq_deploy.lint.rules import RULE_SETS
 from tests.support.commands import ROOT
 from tests.support.engine_records import install_package
 
@@ -50,7 +50,7 @@ def test_names_are_unique_and_every_library_is_installed_by_an_extra() -> None:
 
 def test_what_is_derived_agrees_with_what_others_say() -> None:
     assert tuple(record.name for record in BUILT_IN if record.compiled) == TRT_NAMES
-    assert {record.rules for record in BUILT_IN if record.rules} == set(TARGETS)
+    assert {record.rules for record in BUILT_IN if record.rules} == set(RULE_SETS)
     assert set(rules_for(CANONICAL)) == {"tensorrt", "openvino"}
     assert rules_for(CPU) == ("ort-cpu",)
     assert rules_for(FLOAT) == ()

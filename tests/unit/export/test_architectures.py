@@ -12,7 +12,7 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import expected_sites, quantized_sites
-from gacq_deploy.export.stage import relative_error
+from gacq_deploy.export.stage import euclidean_error
 from gacq_deploy.graph.index import DEQUANTIZE, GraphIndex, module_of
 from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.models.structure.graph import trace_model
@@ -75,4 +75,4 @@ def test_int8_computes_what_float_does_but_for_rounding(name: str, placement: st
             outputs.append(engine.run(inputs)["output"])
     assert outputs[0].shape == inputs["sample"].shape
     assert np.isfinite(outputs[1]).all()
-    assert 1e-5 < relative_error(outputs[1], outputs[0]) < 0.1
+    assert 1e-5 < euclidean_error(outputs[1], outputs[0]) < 0.1

@@ -18,7 +18,7 @@ from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.record import load_export
-from gacq_deploy.export.stage import export_onnx, relative_error
+from gacq_deploy.export.stage import euclidean_error, export_onnx
 from gacq_deploy.graph.dimensions import name_dimensions
 from gacq_deploy.graph.header import size_multiple
 from gacq_deploy.lint.lint import errors_in, lint_graph
@@ -57,7 +57,7 @@ def _distance(engine: Engine, denoiser: Denoiser, inputs: Mapping[str, torch.Ten
     rest = {k: v for k, v in inputs.items() if k not in ("sample", "timestep")}
     with torch.no_grad():
         expected = denoiser(inputs["sample"], inputs["timestep"], rest).numpy()
-    return relative_error(engine.run({k: v.numpy() for k, v in inputs.items()})["output"], expected)
+    return euclidean_error(engine.run({k: v.numpy() for k, v in inputs.items()})["output"], expected)
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[str | int]:

@@ -19,7 +19,7 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, quantized_sites
-from gacq_deploy.export.stage import relative_error
+from gacq_deploy.export.stage import euclidean_error
 from gacq_deploy.graph.index import GraphIndex
 from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.parity.cut import cut_at_quantizers
@@ -65,7 +65,7 @@ def test_one_multiplication_a_tensor_and_none_behind_a_norm(model: SmoothedModel
     assert len(names) == len(explicit) > 0
     assert quantized_sites(graph) >= set(expected_sites(model.artifact.plan, "input"))
     assert all(lint_graph(graph, target=target) == [] for target in ("tensorrt", "openvino"))
-    assert to_half(graph).islands is not None
+    assert to_half(graph).float32_nodes is not None
     if folded:
         assert {n.rpartition(".")[2] for n in {s.norm for s in smoothing.values() if s.norm}} == {
             "norm1",
@@ -81,10 +81,10 @@ def test_onnx_runtime_computes_what_torch_does(model: SmoothedModel, placement: 
     graph = to_cpu_flavour(graph) if placement == "output" else graph
     exact, ours = answer(model.float_model, inputs), model.answer(placement)
     theirs = answer(graph, inputs)
-    error = relative_error(ours, exact)
+    error = euclidean_error(ours, exact)
     assert 1e-5 < error < 0.1
     # random convolutions amplify a last bit: both are equally far from float, and the segments below agree
-    assert relative_error(theirs, exact) == pytest.approx(error, rel=0.05)
+    assert euclidean_error(theirs, exact) == pytest.approx(error, rel=0.05)
     flavour = CANONICAL if placement == "input" else CPU
     assert compare_quantized_file(model.artifact, model.float_model, graph, flavour) == []
 
@@ -157,13 +157,13 @@ def test_sensitivity_may_leave_any_layer_float(model: SmoothedModel) -> None:
     variants, inputs = Variants(model.float_model, model.artifact, CANONICAL), model.inputs()
     assert variants.without(()).SerializeToString() == model.graph().SerializeToString()
     exact = answer(variants.only(()), inputs)
-    assert relative_error(exact, answer(model.float_model, inputs)) < 1e-5
+    assert euclidean_error(exact, answer(model.float_model, inputs)) < 1e-5
     for module in [m for m in model.artifact.plan.modules if m.endswith(("to_q", "net.2"))][:3]:
         for sites in ([Site(module, "weight")], [Site(module, "input")], variants.sites_of(module)):
             graph = variants.only(sites)
             assert quantized_sites(graph) == set(sites)
-            assert 0 < relative_error(answer(graph, inputs), exact) < 0.05
-        assert relative_error(answer(variants.without([module]), inputs), exact) < 0.1
+            assert 0 < euclidean_error(answer(graph, inputs), exact) < 0.05
+        assert euclidean_error(answer(variants.without([module]), inputs), exact) < 0.1
 
 
 @pytest.mark.rtx

@@ -19,7 +19,7 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.export.stage import export_onnx
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import TensorParams
@@ -284,7 +284,7 @@ def test_failures_leave_the_last_good_export(run: RunDirectory) -> None:
     document["export"]["opset"] = 21
     run.recipe_path.write_text(yaml.safe_dump(document))
     float_graph(
-        load_denoiser(run.load_recipe().model), opset=21
+        load_float_denoiser(run.load_recipe().model), opset=21
     )  # kept, for a file of its own has no room below
     before = _state(run)
     with _largest_file(200_000), pytest.raises(ResourceError, match="No space left"):

@@ -14,8 +14,8 @@ from torch import nn
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.qdq import insert_qdq
-from gacq_deploy.export.stage import relative_error
-from gacq_deploy.export.torch_onnx import check_untouched, check_weights, float_graph
+from gacq_deploy.export.stage import euclidean_error
+from gacq_deploy.export.torch_onnx import check_exported_weights, check_untouched, float_graph
 from gacq_deploy.graph.index import MODULE_KEY, GraphIndex, module_of, opset_of
 from gacq_deploy.models.base import Denoiser
 from tests.support.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser
@@ -49,7 +49,7 @@ def test_graph_computes_what_torch_computes_at_any_batch(
     inputs = denoiser.example_inputs(batch, seed=batch)
     with open_engine("ort-cpu", exported.SerializeToString(), threads=1) as engine:
         output = engine.run({k: v.numpy() for k, v in inputs.items()})["output"]
-    assert relative_error(output, _answers(denoiser, inputs)) < 1e-5
+    assert euclidean_error(output, _answers(denoiser, inputs)) < 1e-5
 
 
 def test_modules_are_the_only_metadata(exported: onnx.ModelProto) -> None:
@@ -65,7 +65,7 @@ def test_every_layer_has_its_nodes(denoiser: Denoiser, exported: onnx.ModelProto
     layers = {n for n, m in denoiser.module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     mapped = {module_of(n) for n in exported.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")}
     assert layers <= mapped
-    assert check_weights(exported, denoiser.module) == len(layers)
+    assert check_exported_weights(exported, denoiser.module) == len(layers)
 
 
 def _flip_a_bit(model: onnx.ModelProto, op_type: str) -> str:
@@ -86,7 +86,7 @@ def test_one_flipped_weight_bit_is_found(
 ) -> None:
     module = _flip_a_bit(float_model, op_type)
     with pytest.raises(ExportError, match=f"mapped to '{re.escape(module)}'"):
-        check_weights(float_model, denoiser.module)
+        check_exported_weights(float_model, denoiser.module)
 
 
 def test_a_node_that_lost_its_module_is_found(denoiser: Denoiser, float_model: onnx.ModelProto) -> None:
@@ -94,7 +94,7 @@ def test_a_node_that_lost_its_module_is_found(denoiser: Denoiser, float_model: o
     module = module_of(node)
     del node.metadata_props[:]
     with pytest.raises(ExportError, match=f"computes layer '{module}' but lost its name"):
-        check_weights(float_model, denoiser.module)
+        check_exported_weights(float_model, denoiser.module)
 
 
 def test_a_hook_left_behind_stops_the_export() -> None:
@@ -154,4 +154,4 @@ def test_a_model_without_classes_and_with_padding_folded_into_convolutions() -> 
     with open_engine("ort-cpu", quantized.SerializeToString(), threads=1) as engine:
         output = engine.run(inputs)["output"]
     expected = _answers(denoiser, denoiser.example_inputs(3))
-    assert 0 < relative_error(output, expected) < 0.2
+    assert 0 < euclidean_error(output, expected) < 0.2

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.graph.header import read_graph
+from gacq_deploy.graph.header import read_header
 from tests.support.onnx_graphs import denoiser_graph, feeds, reference, save_external
 
 ENGINES = ["ort-cpu", "openvino"]
@@ -81,7 +81,7 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
                 entry.value = location
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ArtifactError, match="outside its folder or is a link"):
-        read_graph(path)
+        read_header(path)
 
 
 def test_external_data_in_a_subgraph_is_found(tmp_path: Path) -> None:
@@ -105,13 +105,13 @@ def test_external_data_in_a_subgraph_is_found(tmp_path: Path) -> None:
     path = tmp_path / "if.onnx"
     path.write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(ArtifactError, match=r"\.\./secret"):
-        read_graph(path)
+        read_header(path)
 
 
 def test_bytes_with_external_data_are_refused(tmp_path: Path) -> None:
     save_external(denoiser_graph(), tmp_path / "float.onnx")
     with pytest.raises(ArtifactError, match="bytes cannot have"):
-        read_graph((tmp_path / "float.onnx").read_bytes())
+        read_header((tmp_path / "float.onnx").read_bytes())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

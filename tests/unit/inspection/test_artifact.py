@@ -14,7 +14,7 @@ from gacq_deploy.artifact.records import BlockRecord, PolishRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.inspection.verify import Link, verify_run
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
 from tests.support.commands import invoke
@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> RunDirectory:
         load_artifact(directory.artifact),
         history=tuple(blocks),
         polish=polish,
-        parameters=retrained(load_denoiser(directory.load_recipe().model)),
+        parameters=retrained(load_float_denoiser(directory.load_recipe().model)),
         diagnostics=example_diagnostics(),
     )
     artifact.save(directory.artifact)

@@ -18,12 +18,12 @@ from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.lint.lint import (
+    RULE_SETS,
     RULES,
-    TARGETS,
     count_findings,
     lint_file,
     lint_graph,
-    predict,
+    predict_compilation,
     predict_layers,
     why_not_int8,
 )
@@ -544,7 +544,7 @@ def test_files_are_read_and_refused(tmp_path: Path) -> None:
 def test_unknown_targets_are_refused() -> None:
     with pytest.raises(UsageError, match="'tpu'") as raised:
         lint_graph(clean(), target="tpu")
-    assert all(target in raised.value.hint for target in TARGETS)
+    assert all(target in raised.value.hint for target in RULE_SETS)
 
 
 @pytest.mark.parametrize("name", [n for n, (_, outcome) in BETWEEN.items() if outcome == "int8"])
@@ -556,13 +556,13 @@ def test_only_tensorrt_is_said_to_see_a_pair_through_operators(name: str) -> Non
 
 
 def test_a_prediction_says_what_ends_the_build() -> None:
-    refused = predict(graphs.integer_bias())
+    refused = predict_compilation(graphs.integer_bias())
     assert refused.outcome == "refused"
     assert refused.end is not None
     assert refused.end.rule == "bias-int32"
     assert set(refused.layers.values()) == {"refused"}
-    assert predict(graphs.scale_from("data")).outcome == "crash"
-    assert predict(graphs.integer_operator("QLinearConv")).outcome == "refused"
+    assert predict_compilation(graphs.scale_from("data")).outcome == "crash"
+    assert predict_compilation(graphs.integer_operator("QLinearConv")).outcome == "refused"
 
 
 def test_reasons_belong_to_the_layers_they_slow_down() -> None:
@@ -577,4 +577,4 @@ def test_reasons_belong_to_the_layers_they_slow_down() -> None:
 
 def test_layers_without_a_name_go_by_what_they_write() -> None:
     assert set(predict_layers(graphs.nameless())) == {"node_of_y"}
-    assert predict(_float_graph()).layers == {}
+    assert predict_compilation(_float_graph()).layers == {}

@@ -12,7 +12,7 @@ from gacq_deploy.calibration.cost.estimate import estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import FAMILIES, load_denoiser
+from gacq_deploy.models.source import FAMILIES, load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import ModelSection
@@ -57,7 +57,7 @@ def test_every_input_matters(denoiser: Denoiser) -> None:
 
 
 def test_a_model_is_the_same_after_a_round_trip_through_a_folder(denoiser: Denoiser, tmp_path: Path) -> None:
-    loaded = load_denoiser(ModelSection(source=str(save_pipeline(denoiser, tmp_path / "model"))))
+    loaded = load_float_denoiser(ModelSection(source=str(save_pipeline(denoiser, tmp_path / "model"))))
     assert loaded.family is denoiser.family
     assert loaded.record.weights_sha256 == denoiser.record.weights_sha256
     assert loaded.record.conditioning == denoiser.record.conditioning

@@ -42,7 +42,7 @@ def is_mapped(tensor: torch.Tensor) -> bool:
 
 
 def test_every_weight_is_the_file_s_own(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    denoiser = source.load_denoiser(ModelSection(source=str(folder)))
+    denoiser = source.load_float_denoiser(ModelSection(source=str(folder)))
     stored = {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
     state = denoiser.module.state_dict()
     assert state.keys() == stored.keys()
@@ -59,7 +59,7 @@ def test_the_model_never_writes_into_its_file(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path)
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
     before = (tmp_path / WEIGHTS).read_bytes()
-    module = source.load_denoiser(ModelSection(source=str(tmp_path))).module
+    module = source.load_float_denoiser(ModelSection(source=str(tmp_path))).module
     with torch.no_grad():
         for parameter in module.parameters():  # as fusing an adapter does
             parameter.add_(1.0)
@@ -91,4 +91,4 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, damage: str) -> None:
             state["conv_in.bias"][0] = -float(damage)
     save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(ModelError, match=said):
-        source.load_denoiser(ModelSection(source=str(tmp_path)))
+        source.load_float_denoiser(ModelSection(source=str(tmp_path)))

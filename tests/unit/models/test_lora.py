@@ -17,7 +17,13 @@ from torch import Tensor
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, ModelError, UsageError
 from gacq_deploy.models import lora
 from gacq_deploy.models.pipelines import open_pipeline
-from gacq_deploy.models.source import digest_weights, find_source, load_denoiser, load_module, make_denoiser
+from gacq_deploy.models.source import (
+    digest_weights,
+    find_source,
+    load_float_denoiser,
+    load_module,
+    make_denoiser,
+)
 from gacq_deploy.recipe.sections import LoraSection, ModelSection
 from tests.support.loras import make_lora
 from tests.support.pipelines import PIPELINES
@@ -230,9 +236,9 @@ def test_the_record_names_file_and_scale_and_another_file_is_stale(
     module = load_module(source)
     record = make_denoiser(source, module).record
     assert record.loras == recorded
-    assert load_denoiser(source.section, record).record == record
+    assert load_float_denoiser(source.section, record).record == record
     make_lora(made["sd-unchecked"], tmp_path / "new", seed=9).replace(file)
     with pytest.raises(ArtifactError, match="is not the one the artifact was calibrated with"):
-        load_denoiser(source.section, record)
+        load_float_denoiser(source.section, record)
     with pytest.raises(ArtifactError, match="The recipe names 0 LoRAs"):
         lora.check_unchanged((), recorded)

@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, RecipeError, UsageError
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.recipe.sections import ModelSection
 from tests.support.tiny import tiny_unet
 
@@ -32,7 +32,9 @@ def test_three_layouts_give_the_same_model(folder: Path, tmp_path: Path) -> None
     DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(bare / "scheduler")
     pipeline = tmp_path / "pipeline"
     DDPMPipeline(tiny_unet(), DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(pipeline)
-    loaded = [load_denoiser(ModelSection(source=str(p))) for p in (folder, folder / "unet", bare, pipeline)]
+    loaded = [
+        load_float_denoiser(ModelSection(source=str(p))) for p in (folder, folder / "unet", bare, pipeline)
+    ]
     assert len({d.record.weights_sha256 for d in loaded}) == 1
     first = loaded[0]
     assert first.record.sample_shape == (1, 8, 8)
@@ -48,7 +50,7 @@ def test_one_call_shape_with_and_without_classes(folder: Path, tmp_path: Path) -
         (folder, ["sample", "timestep", "class_labels"]),
         (tmp_path / "plain", ["sample", "timestep"]),
     ):
-        denoiser = load_denoiser(ModelSection(source=str(source)))
+        denoiser = load_float_denoiser(ModelSection(source=str(source)))
         inputs = denoiser.example_inputs(3)
         assert list(inputs) == names
         with torch.no_grad():
@@ -59,10 +61,10 @@ def test_one_call_shape_with_and_without_classes(folder: Path, tmp_path: Path) -
 
 
 def test_the_builtin_models_load() -> None:
-    denoiser = load_denoiser(ModelSection(source="builtin:digits8", classes=10))
+    denoiser = load_float_denoiser(ModelSection(source="builtin:digits8", classes=10))
     assert denoiser.record.conditioning["class_labels"]["num_classes"] == 10
     with pytest.raises(UsageError, match="no built-in model 'nope'") as caught:
-        load_denoiser(ModelSection(source="builtin:nope"))
+        load_float_denoiser(ModelSection(source="builtin:nope"))
     assert "digits8, dit-digits8, fashion16" in caught.value.hint
 
 
@@ -148,7 +150,7 @@ def test_what_cannot_be_used_is_refused_with_a_remedy(
     folder: Path, how: str, kind: type[GacqError], fragment: str
 ) -> None:
     with pytest.raises(kind, match=fragment) as caught:
-        load_denoiser(spoil(folder, how))
+        load_float_denoiser(spoil(folder, how))
     assert caught.value.hint
 
 
@@ -156,5 +158,5 @@ def test_a_hub_id_that_cannot_be_fetched_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=r"'someone/some-model'.*cannot be fetched") as caught:
-        load_denoiser(ModelSection(source="someone/some-model"))
+        load_float_denoiser(ModelSection(source="someone/some-model"))
     assert "pass its path" in caught.value.hint

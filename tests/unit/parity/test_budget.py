@@ -13,8 +13,8 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.parity.budget import (
+    FloatTrajectories,
     Held,
-    Trajectories,
     compare_with_float,
     describe_comparison,
     hold_out,
@@ -63,7 +63,7 @@ def engine_of(shape: tuple[int, ...], error: Error | None = None, rows: list[int
     return FunctionEngine(function, inputs, (TensorInfo("output", "float32", (None, *shape)),), "x")
 
 
-def truth_of(held: Held) -> Trajectories:
+def truth_of(held: Held) -> FloatTrajectories:
     with engine_of(held.shape) as engine:
         return run_freely(engine, held)
 

@@ -190,6 +190,6 @@ def test_a_missing_twin_is_said_before_anything_is_measured(
     recipe.model_copy(update={"runtime": runtime}).save(copy.recipe_path)
     written(copy.root, made_from(graph_digest(load_export(copy), "int8.onnx")))
     monkeypatch.setattr(trt_library, "current_device", lambda: Device("GPU", "8.6", 13000))
-    monkeypatch.setattr(check, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(check, "measure_comparisons", lambda *_: pytest.fail("measured"))
     with pytest.raises(ArtifactError, match=r"holds no tensorrt-rtx engine of float\.onnx"):
         check_parity(copy, engines=["tensorrt-rtx"])

@@ -142,7 +142,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*_: Any) -> None:
         raise AssertionError("measured before it was refused")
 
-    monkeypatch.setattr(stage, "measure", measure)
+    monkeypatch.setattr(stage, "measure_comparisons", measure)
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -16,8 +16,8 @@ from gacq_deploy.quant.smoothing import (
     ALPHAS,
     BOUND,
     Reader,
-    Rows,
     Smoothing,
+    SmoothingRows,
     SmoothingSearch,
     channel_range,
     smoothing_factor,
@@ -194,9 +194,9 @@ def test_the_polish_goes_on_from_a_smoothed_norm() -> None:
 
 
 def search(outlier: float, bits: int = 8) -> SmoothingSearch:
-    def half(seed: int) -> Rows:
+    def half(seed: int) -> SmoothingRows:
         x = activations(256, seed=seed, outlier=outlier)
-        return Rows(x[:64], channel_range(x))
+        return SmoothingRows(x[:64], channel_range(x))
 
     weight = layer().weight.clone()
     weight[:, list(OUTLIERS)] /= outlier
@@ -224,7 +224,7 @@ def test_the_search_leaves_alone_what_smoothing_makes_worse() -> None:
         x = torch.randn(64, CHANNELS, generator=generator)
         # each half has its own loud channels
         x[:, seed::2] *= 30
-        halves.append(Rows(x, channel_range(x)))
+        halves.append(SmoothingRows(x, channel_range(x)))
     task = SmoothingSearch(
         (halves[0], halves[1]), [Reader(layer().weight, WEIGHT, "minmax")], INPUT, "minmax"
     )

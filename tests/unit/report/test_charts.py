@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gacq_deploy.report.charts import (
     Axes,
     Series,
-    Spread,
+    SpreadBar,
     dot_chart,
     heat_map,
     line_chart,
@@ -91,7 +91,7 @@ def test_text_is_escaped() -> None:
 
 def test_a_spread_shows_bands_around_the_median() -> None:
     quantiles = np.array([[0.2, 0.3, 0.4], [0.5, 0.6, 0.7], [1, 1, 1], [1.5, 2, 2], [4, 4, 4]])
-    svg = spread_chart(Spread(X, quantiles), Axes("t", "weight", log=True, level=1.0), "weights")
+    svg = spread_chart(SpreadBar(X, quantiles), Axes("t", "weight", log=True, level=1.0), "weights")
     root = ET.fromstring(svg)
     assert [e.attrib["class"] for e in root.iter("polygon")] == ["band wide", "band"]
     assert {"minimum", "median", "maximum"} <= set(_texts(svg))

@@ -10,7 +10,7 @@ import pytest
 from gacq_deploy.report.collect import Missing, collect
 from gacq_deploy.report.sensitivity import MOST_DETAILED, sensitivity_part
 from gacq_deploy.report.stage import write_report
-from gacq_deploy.report.tables import Table
+from gacq_deploy.report.tables import ReportTable
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
 from tests.support.sensitivity import example_study
@@ -18,7 +18,7 @@ from tests.support.tiny import tiny_run
 from tests.unit.report.conftest import write_recipe
 
 
-def _cells(table: Table) -> list[dict[str, str]]:
+def _cells(table: ReportTable) -> list[dict[str, str]]:
     return [{c.name: cell.text for c, cell in zip(table.columns, row, strict=True)} for row in table.rows]
 
 

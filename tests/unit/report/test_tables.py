@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from gacq_deploy.build_trt.manifest import EngineInputs, EngineRecord
+from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
-from gacq_deploy.report.tables import Table, gate_table, name, number, plan_table, size, text
+from gacq_deploy.report.tables import ReportTable, gate_table, name, number, plan_table, size_cell, text
 from gacq_deploy.report.verdict import gate_rows
 
 
@@ -27,7 +27,7 @@ from gacq_deploy.report.verdict import gate_rows
     ids=str,
 )
 def test_sizes(count: int | None, shown: str) -> None:
-    assert size(count).text == shown
+    assert size_cell(count).text == shown
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf], ids=str)
@@ -37,7 +37,7 @@ def test_what_is_no_number_is_a_dash_without_one(value: float | None) -> None:
 
 
 def test_empty_columns_are_left_out() -> None:
-    table = Table.of(
+    table = ReportTable.of(
         "t", ("a", "b", "#c"), [(text("x"), text(""), number(1)), (text("y"), text(""), number(2))]
     )
     assert [(c.name, c.numeric) for c in table.columns] == [("a", False), ("c", True)]
@@ -70,8 +70,8 @@ def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
     lost = [{"module": "mid.conv", "node": "n", "rule": "weight-axis"}]
     files = {"engine.plan": ExportedFile(sha256="0", bytes=2_000_000)}
     said = {"planned": 48, "int8": 47, "lost": lost}
-    quantized = EngineRecord(inputs=inputs, files=files, coverage=said, seconds=1, peak_mb=1)
-    baseline = EngineRecord(
+    quantized = EngineManifest(inputs=inputs, files=files, coverage=said, seconds=1, peak_mb=1)
+    baseline = EngineManifest(
         inputs=inputs.model_copy(update={"graph": "float.onnx", "options": CompileOptions(backend="tensorrt-rtx")}),
         files=files, coverage=None, seconds=1, peak_mb=1,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def test_engine_plans_count_int4_weights_apart() -> None:
         options=CompileOptions(backend="tensorrt-rtx"), device=None,
     )  # fmt: skip
     weights = {"planned": 7, "int4": 6, "in_product": 6, "lost": [{"module": "ff.net.2", "node": "n"}]}
-    record = EngineRecord(
+    record = EngineManifest(
         inputs=inputs, files={"engine.plan": ExportedFile(sha256="0", bytes=1)}, seconds=1, peak_mb=1,
         coverage={"planned": 0, "int8": 0, "lost": [], "weight_only": weights},
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.inspection.verify import Link, Status
+from gacq_deploy.inspection.verify import Link, LinkStatus
 from gacq_deploy.parity.report import GATES, ParityReport, assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.collect import Collected, Missing, collect
@@ -20,7 +20,7 @@ def _parity(gap: float) -> ParityReport:
     return assemble((comparison,), ParitySection(), trajectory={}, noise_floor={}, subject={})
 
 
-def _found(tmp_path: Path, report: ParityReport | Missing, **statuses: Status) -> Collected:
+def _found(tmp_path: Path, report: ParityReport | Missing, **statuses: LinkStatus) -> Collected:
     """A run in which everything is well but the links that are named."""
     write_recipe(tmp_path)
     bare = collect(RunDirectory(tmp_path))

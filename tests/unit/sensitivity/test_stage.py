@@ -21,7 +21,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import (
     Request,
     SensitivityReport,
-    Settings,
+    SensitivitySettings,
     load_sensitivity,
     measure_sensitivity,
 )
@@ -31,8 +31,8 @@ from tests.support.left_float import leave_float
 from tests.support.retrained import retrained_artifact
 
 pytestmark = pytest.mark.slow
-ONE_THREAD = Settings(threads=1, states=10)
-QUICK = Settings(graph="int8.onnx", threads=1, states=10)
+ONE_THREAD = SensitivitySettings(threads=1, states=10)
+QUICK = SensitivitySettings(graph="int8.onnx", threads=1, states=10)
 NO_SEARCH = Request(min_sqnr=-100)
 
 
@@ -235,13 +235,13 @@ def test_retrained_parameters_are_no_layers_error(run: RunDirectory, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (Settings(graph="int8.trt.onnx"), "int8.onnx, int8.cpu.onnx"),
-        (Settings(buckets=0), "0 timestep buckets"),
-        (Settings(states=1), "empty"),
+        (SensitivitySettings(graph="int8.trt.onnx"), "int8.onnx, int8.cpu.onnx"),
+        (SensitivitySettings(buckets=0), "0 timestep buckets"),
+        (SensitivitySettings(states=1), "empty"),
     ],
     ids=["graph", "buckets", "states"],
 )
-def test_wrong_settings_are_refused(run: RunDirectory, settings: Settings, says: str) -> None:
+def test_wrong_settings_are_refused(run: RunDirectory, settings: SensitivitySettings, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         measure_sensitivity(run, settings=settings)
 

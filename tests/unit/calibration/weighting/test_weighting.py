@@ -17,7 +17,7 @@ from gacq_deploy.calibration.resume import blocks_key
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.sample_weights import UniformWeights
 from gacq_deploy.calibration.weighting.weighting import Split, StageLoss, Weighting, group_cosines
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import CalibrationSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -206,7 +206,7 @@ def test_without_a_polish_nothing_of_it_is_recorded(model: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def key_of(model: Path) -> KeyOf:
-    denoiser = load_denoiser(recipe(model).model)
+    denoiser = load_float_denoiser(recipe(model).model)
     return lambda *more: blocks_key(
         recipe(model, "calibration.weighting.mode=gac", *more), denoiser, "0" * 64, None
     )

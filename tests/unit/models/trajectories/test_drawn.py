@@ -10,7 +10,7 @@ import torch
 
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.source import load_denoiser
+from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
@@ -19,7 +19,7 @@ from tests.support.tiny import tiny_denoiser
 
 @pytest.fixture(scope="module")
 def digits() -> Denoiser:
-    return load_denoiser(ModelSection(source="builtin:digits8", classes=10))
+    return load_float_denoiser(ModelSection(source="builtin:digits8", classes=10))
 
 
 def collect(denoiser: Denoiser, path: Path, **changes: object) -> CalibrationSet:
