@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from gacq_deploy.storage.files import write_json
-from tests.support.pipelines import SD_BETAS
-from tests.support.tiny import random_model
-from tests.support.tiny_text import clip_encoder, clip_tokenizer
+from tests.support.models.pipelines import SD_BETAS
+from tests.support.models.tiny import random_model
+from tests.support.models.tiny_text import clip_encoder, clip_tokenizer
 
 SD15: dict[str, Any] = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "cross_attention_dim": 768,

@@ -38,7 +38,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address to give a `WarmProcess` that calibrates or exports."""
-    from tests.support.warm_process import CALIBRATION, serving
+    from tests.support.programs.warm_process import CALIBRATION, serving
 
     with serving(tmp_path_factory.mktemp("warm"), CALIBRATION) as address:
         yield address
@@ -47,7 +47,7 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def build_worker_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
     """A command that does what the TensorRT worker's own does, with the library imported once for all builds."""
-    from tests.support.warm_process import build_workers
+    from tests.support.programs.warm_process import build_workers
 
     with build_workers(tmp_path_factory.mktemp("builds")) as command:
         yield command
@@ -64,7 +64,7 @@ def warm_builds(build_worker_command: tuple[str, ...], monkeypatch: pytest.Monke
 @pytest.fixture(scope="session")
 def bench_worker_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
     """A command that does what the one that measures an engine does, with its imports done once for all."""
-    from tests.support.warm_process import bench_workers
+    from tests.support.programs.warm_process import bench_workers
 
     with bench_workers(tmp_path_factory.mktemp("benches")) as command:
         yield command
@@ -82,7 +82,7 @@ def warm_benches(bench_worker_command: tuple[str, ...], monkeypatch: pytest.Monk
 def exported_once(shared_folder: Path) -> Iterator[None]:
     """Let the stages find a float graph that was exported before, by this test process or by another."""
     from gacq_deploy.export import torch_onnx
-    from tests.support import float_graphs
+    from tests.support.graphs import float_graphs
 
     folder = shared_folder / "float-graphs"
     folder.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from gacq_deploy_cli.main import cli
-from tests.support.commands import invoke
+from tests.support.programs.commands import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -111,7 +111,7 @@ def _own_model_commands() -> list[list[str]]:
 
 def _save_own_model(folder: Path) -> None:
     # no other test here needs PyTorch
-    from tests.support.tiny import WITHOUT_ATTENTION, save_model, tiny_unet
+    from tests.support.models.tiny import WITHOUT_ATTENTION, save_model, tiny_unet
 
     save_model(tiny_unet(classes=10, **WITHOUT_ATTENTION), folder / OWN_MODEL)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gacq_deploy as gd
-from tests.support.commands import child_environment
+from tests.support.programs.commands import child_environment
 
 VERBS = (
     "load_recipe",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import child_environment
+from tests.support.programs.commands import child_environment
 
 ROOT = Path(__file__).parents[2]
 RECORDED = sorted((ROOT / "tests/data/trt_api").glob("*"), key=lambda p: p.stem)
@@ -24,7 +24,7 @@ TENSORRT = [p for p in RECORDED if "rtx" not in p.stem]
 def _configure(api: Path, **options: Any) -> list[list[str]]:
     document = {"backend": "tensorrt-rtx" if api == RTX else "tensorrt", **options}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.recorded_trt", str(api), json.dumps(document)],
+        [sys.executable, "-m", "tests.support.trt.recorded_trt", str(api), json.dumps(document)],
         cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -16,9 +16,9 @@ from gacq_deploy.backends.trt.engine import TrtEngine
 from gacq_deploy.engines.catalogue import BUILT_IN, REFERENCE, engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, EngineError
-from tests.support.fake_cuda import FakeDriver, fake_device, fake_driver
-from tests.support.fake_trt import fake_trt, write_plan
-from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
+from tests.support.graphs.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
+from tests.support.trt.fake_cuda import FakeDriver, fake_device, fake_driver
+from tests.support.trt.fake_trt import fake_trt, write_plan
 
 Opener = Callable[[], Engine]
 

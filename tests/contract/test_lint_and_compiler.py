@@ -16,7 +16,7 @@ from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.errors import EngineError
 from gacq_deploy.lint.lint import RULES, Outcome, lint_graph, predict_compilation, why_not_int8
-from tests.support.qdq_patterns import PATTERNS, Pattern
+from tests.support.graphs.qdq_patterns import PATTERNS, Pattern
 
 pytestmark = [pytest.mark.rtx, pytest.mark.usefixtures("warm_builds")]
 

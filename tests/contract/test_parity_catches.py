@@ -27,8 +27,8 @@ from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Array
-from tests.support.judged_run import OTHER_MODEL, make_run, setting_of, subject_of
-from tests.support.retrained import (
+from tests.support.artifacts.judged_run import OTHER_MODEL, make_run, setting_of, subject_of
+from tests.support.artifacts.retrained import (
     CONV_BIAS,
     FLOAT_LAYER_BIAS,
     LINEAR_BIAS,

@@ -18,7 +18,7 @@ from gacq_deploy.parity.report import Comparison, ParityReport
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import resolve_policy
-from tests.support.judged_run import make_run, setting_of, subject_of
+from tests.support.artifacts.judged_run import make_run, setting_of, subject_of
 
 STEPS = 3
 ORT_INT8 = Candidate(CANONICAL, "ort-cpu")

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 
-from tests.support.family_contract import FamilyContract
-from tests.support.family_runs import TRANSFORMERS, FamilyCase
+from tests.support.models.family_contract import FamilyContract
+from tests.support.models.family_runs import TRANSFORMERS, FamilyCase
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ import pytest
 
 from gacq_deploy.backends.trt.deserialized import _DTYPES
 from gacq_deploy.backends.trt.library import load_trt
-from tests.support import fake_trt
-from tests.support.fake_cuda import FakeDriver
-from tests.support.trt_usage import MODULE, probed, unnamed, uses
+from tests.support.trt import fake_trt
+from tests.support.trt.fake_cuda import FakeDriver
+from tests.support.trt.trt_usage import MODULE, probed, unnamed, uses
 
 ROOT = Path(__file__).parents[2]
 RECORDED = {

@@ -12,10 +12,10 @@ from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import write_json
-from tests.support.commands import invoke
-from tests.support.left_float import leave_float
-from tests.support.made_once import made_once
-from tests.support.tiny import SCHEDULER, tiny_unet
+from tests.support.artifacts.left_float import leave_float
+from tests.support.models.tiny import SCHEDULER, tiny_unet
+from tests.support.programs.commands import invoke
+from tests.support.programs.made_once import made_once
 
 RECIPE = """\
 schema: gacq-deploy/recipe/1

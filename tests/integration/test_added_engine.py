@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT, child_environment
-from tests.support.engine_records import install_package
+from tests.support.programs.commands import ROOT, child_environment
+from tests.support.programs.engine_records import install_package
 
 PACKAGE = """
 from gacq_deploy.backends.ort import OrtCpuEngine

@@ -16,10 +16,10 @@ from gacq_deploy.models import source
 from gacq_deploy.models.base import Family
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.recipe.sections import ModelSection
-from tests.support.added_things import ADDITIONS
-from tests.support.architectures import save_pipeline, small_dit
-from tests.support.edited_checkout import EditedCheckout, rows_of_the_table
-from tests.support.graph_sketch import Sketch
+from tests.support.graphs.graph_sketch import Sketch
+from tests.support.models.architectures import save_pipeline, small_dit
+from tests.support.programs.added_things import ADDITIONS
+from tests.support.programs.edited_checkout import EditedCheckout, rows_of_the_table
 
 TESTED = {"a model family"}
 """Rows of the table with a test below. A family is added by nothing, as the family contract shows with a

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from gacq_deploy.storage.digests import digest_file, digest_json
 from gacq_deploy.storage.lock import LOCK_NAME
-from tests.support.commands import invoke
-from tests.support.tiny import tiny_unet
+from tests.support.models.tiny import tiny_unet
+from tests.support.programs.commands import invoke
 
 
 @dataclass

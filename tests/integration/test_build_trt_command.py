@@ -20,7 +20,7 @@ from gacq_deploy.errors import GateError
 from gacq_deploy.lint.lint import Finding
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.lock import lock_directory
-from tests.support.commands import invoke
+from tests.support.programs.commands import invoke
 
 RTX = ("--backend", "tensorrt-rtx")
 FAST = (*RTX, "--float-type", "float32", "--batch", "2")

@@ -13,8 +13,8 @@ import pytest
 from gacq_deploy.check.check import CheckVerdict
 from gacq_deploy.check.targets import BY_NAME
 from gacq_deploy_cli import check
-from tests.support import qdq_graphs as graphs
-from tests.support.commands import invoke
+from tests.support.graphs import qdq_graphs as graphs
+from tests.support.programs.commands import invoke
 
 
 def _check(*arguments: str, code: int = 0) -> Any:

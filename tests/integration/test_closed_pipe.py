@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.commands import child_environment
+from tests.support.programs.commands import child_environment
 
 _COMMAND = [sys.executable, "-c", "from gacq_deploy_cli.main import main\nmain()"]
 

@@ -19,7 +19,7 @@ from PIL import Image
 from gacq_deploy.recipe.load import PRESETS, builtin_recipes, load_recipe
 from gacq_deploy.workflow import quickstart as chain
 from gacq_deploy_cli.main import cli
-from tests.support.commands import invoke
+from tests.support.programs.commands import invoke
 
 
 def _json(*arguments: str, code: int = 0) -> Any:

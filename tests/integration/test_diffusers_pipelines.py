@@ -30,11 +30,11 @@ from gacq_deploy.errors import ArtifactError, GacqError, ModelError, UsageError
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.architectures import small_dit
-from tests.support.float_graphs import float_graph
-from tests.support.judged_run import OTHER_MODEL, make_run
-from tests.support.nearest import Exported, exported
-from tests.support.tiny import SCHEDULER
+from tests.support.artifacts.judged_run import OTHER_MODEL, make_run
+from tests.support.artifacts.nearest import Exported, exported
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.models.architectures import small_dit
+from tests.support.models.tiny import SCHEDULER
 
 STEPS = 4
 SCHEDULERS = {

@@ -17,8 +17,8 @@ import pytest
 
 from gacq_deploy.storage.files import TEMP_PREFIX
 from gacq_deploy.storage.lock import LOCK_NAME
-from tests.support.commands import child_environment, command_code, invoke, run_child
-from tests.support.warm_process import WarmProcess
+from tests.support.programs.commands import child_environment, command_code, invoke, run_child
+from tests.support.programs.warm_process import WarmProcess
 
 HOLDER = """
 import sys

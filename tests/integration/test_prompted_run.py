@@ -21,8 +21,8 @@ from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import Group
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json
-from tests.support.commands import invoke
-from tests.support.family_runs import UNETS
+from tests.support.models.family_runs import UNETS
+from tests.support.programs.commands import invoke
 
 pytestmark = [
     pytest.mark.slow,

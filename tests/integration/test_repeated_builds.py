@@ -10,7 +10,7 @@ from gacq_deploy.build_trt.compiler import Compiled, compile_graph
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.recipe.load import load_recipe
-from tests.support.nearest import Quantized, exported
+from tests.support.artifacts.nearest import Quantized, exported
 
 pytestmark = [pytest.mark.slow, pytest.mark.rtx]
 

@@ -17,8 +17,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gacq_deploy.artifact.artifact import load_artifact
-from tests.support.commands import invoke
-from tests.support.diagnostics import example_diagnostics
+from tests.support.artifacts.diagnostics import example_diagnostics
+from tests.support.programs.commands import invoke
 
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -19,8 +19,8 @@ from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import initial_noise
 from gacq_deploy.sampling.loop import generate, native_sampler
 from gacq_deploy.spec import Array
-from tests.support.pipelines import PIPELINES, call_arguments
-from tests.support.samplers import open_sampler
+from tests.support.artifacts.samplers import open_sampler
+from tests.support.models.pipelines import PIPELINES, call_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 STEPS, SEEDS = 4, (3, 4)

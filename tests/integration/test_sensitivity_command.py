@@ -13,7 +13,7 @@ import yaml
 
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
-from tests.support.commands import invoke
+from tests.support.programs.commands import invoke
 
 QUICK = ("--threads", "1", "--states", "4", "--graph", "int8.onnx")
 

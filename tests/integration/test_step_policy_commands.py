@@ -13,7 +13,7 @@ from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.workflow.quickstart import ChainResult, run_chain
-from tests.support.commands import invoke
+from tests.support.programs.commands import invoke
 
 POLICY = "runtime.step_policy={float_steps: 2, where: both}"
 STEPS = 4

@@ -17,8 +17,8 @@ from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
-from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
-from tests.support.qdq_blocks import group_norm
+from tests.support.graphs.onnx_graphs import SAMPLE_SHAPE, denoiser_graph, feeds, reference
+from tests.support.graphs.qdq_blocks import group_norm
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = 5e-3  # float convolutions may run in TF32

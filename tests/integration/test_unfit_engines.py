@@ -15,8 +15,8 @@ from gacq_deploy.errors import BackendUnavailable, GateError
 from gacq_deploy.parity import load_report
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.commands import invoke
-from tests.support.saturating import cap_openvino
+from tests.support.graphs.saturating import cap_openvino
+from tests.support.programs.commands import invoke
 
 WRONG = "openvino would compute this graph wrong here"
 QUICK = ("--batch", "1", "--repeats", "1")

@@ -15,7 +15,7 @@ from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
 SETTINGS = (
-    "model={source: 'python:tests.support.odd_family:make_unheard', component: painter}",
+    "model={source: 'python:tests.support.models.odd_family:make_unheard', component: painter}",
     "quantization.rules=[{match: '*', bits: 8}, {match: clock, ignore: true}]",
     "samples.trajectories=3",
     "samples.steps=3",

@@ -19,7 +19,7 @@ from gacq_deploy.recipe.build import BuildSection
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.stage import SensitivitySettings, measure_sensitivity
-from tests.support.architectures import save_pipeline, small_dit
+from tests.support.models.architectures import save_pipeline, small_dit
 
 pytestmark = pytest.mark.slow
 # heads of 8 make the model 32 wide: two blocks of 16

@@ -8,8 +8,8 @@ import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.models.base import Denoiser
-from tests.support.float_graphs import float_graph
-from tests.support.tiny import tiny_artifact, tiny_denoiser
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import warm_server
-from tests.support.commands import child_environment
-from tests.support.warm_process import WarmProcess, serving
+from tests.support.programs import warm_server
+from tests.support.programs.commands import child_environment
+from tests.support.programs.warm_process import WarmProcess, serving
 
 
 @pytest.fixture(scope="module")

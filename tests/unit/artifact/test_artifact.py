@@ -15,8 +15,8 @@ from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage.digests import canonical_json, digest_array, digest_json
-from tests.support.diagnostics import example_diagnostics
-from tests.support.tiny import tiny_artifact, tiny_denoiser
+from tests.support.artifacts.diagnostics import example_diagnostics
+from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 BLOCKED, BLOCKED_INPUT = (Site("mid_block.attentions.0.to_out.0", r) for r in ("weight", "input"))
 BIAS, NORM = "mid_block.attentions.0.to_q.bias", "mid_block.resnets.0.norm1.weight"

@@ -21,7 +21,7 @@ from gacq_deploy.artifact.diagnostics import (
 )
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.storage.files import load_arrays, save_arrays
-from tests.support.diagnostics import example_diagnostics
+from tests.support.artifacts.diagnostics import example_diagnostics
 
 
 def assert_equal(one: Diagnostics, other: Diagnostics) -> None:

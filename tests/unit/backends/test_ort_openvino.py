@@ -13,8 +13,8 @@ from gacq_deploy.backends.processor import Processor
 from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, EngineError, UsageError
-from tests.support.onnx_graphs import denoiser_graph, feeds
-from tests.support.qdq_graphs import int4_blocks
+from tests.support.graphs.onnx_graphs import denoiser_graph, feeds
+from tests.support.graphs.qdq_graphs import int4_blocks
 
 ENGINES = ["ort-cpu", "openvino"]
 

@@ -26,10 +26,9 @@ from gacq_deploy.backends.saturation import (
 from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable
-from tests.support.commands import child_environment
-from tests.support.onnx_graphs import denoiser_graph, feeds
-from tests.support.qdq_graphs import int4_blocks
-from tests.support.saturating import (
+from tests.support.graphs.onnx_graphs import denoiser_graph, feeds
+from tests.support.graphs.qdq_graphs import int4_blocks
+from tests.support.graphs.saturating import (
     CASES,
     SAFE,
     UNSAFE,
@@ -39,6 +38,7 @@ from tests.support.saturating import (
     is_wrong_somewhere,
     of_channels,
 )
+from tests.support.programs.commands import child_environment
 
 VNNI = processor.Processor("x86_64", "New Xeon", frozenset({"avx2", "avx512_vnni"}))
 PLAIN = processor.Processor("x86_64", "Old Xeon", frozenset({"avx2"}))
@@ -149,7 +149,7 @@ def narrow() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for cap in ("AVX2", "AVX512_CORE"):
         done = subprocess.run(
-            [sys.executable, "-m", "tests.support.saturating"],
+            [sys.executable, "-m", "tests.support.graphs.saturating"],
             env=child_environment({"ONEDNN_MAX_CPU_ISA": cap}),
             capture_output=True,
             text=True,

@@ -7,7 +7,7 @@ import pytest
 from gacq_deploy.backends.wheels import onnxruntime_wheels, require_one_onnxruntime
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable
-from tests.support.onnx_graphs import denoiser_graph
+from tests.support.graphs.onnx_graphs import denoiser_graph
 
 
 def _install(folder: Path, name: str, version: str) -> None:

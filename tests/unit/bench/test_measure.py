@@ -15,8 +15,8 @@ from gacq_deploy.bench.report import BenchReport, Spread, load_bench
 from gacq_deploy.bench.stage import describe_host, plan_graphs
 from gacq_deploy.bench.worker import peak_memory
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, ResourceError, UsageError
-from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph, save_external
-from tests.support.saturating import cap_openvino
+from tests.support.graphs.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph, save_external
+from tests.support.graphs.saturating import cap_openvino
 
 FEEDS = (
     Feed("sample", "float32", SAMPLE_SHAPE),

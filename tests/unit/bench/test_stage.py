@@ -13,7 +13,7 @@ from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_file
-from tests.support.tiny import tiny_denoiser, tiny_run
+from tests.support.models.tiny import tiny_denoiser, tiny_run
 
 QUICK = BenchSettings(batches=(1, 2), repeats=1, turn_seconds=0.001)
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import large_pipelines
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.recipe.load import load_recipe
-from tests.support.architectures import SD_UNET, SDXL_UNET
+from tests.support.models.architectures import SD_UNET, SDXL_UNET
 
 SMALL = {
     "sd15": SD_UNET | {"cross_attention_dim": 768},

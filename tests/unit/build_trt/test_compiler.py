@@ -20,8 +20,8 @@ from gacq_deploy.build_trt.layers import int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import BackendUnavailable, EngineError, ResourceError
 from gacq_deploy.processes.spawn import child_environment
-from tests.support import qdq_graphs as patterns
-from tests.support.graph_sketch import Sketch
+from tests.support.graphs import qdq_graphs as patterns
+from tests.support.graphs.graph_sketch import Sketch
 
 RTX = CompileOptions(backend="tensorrt-rtx")
 

@@ -10,8 +10,8 @@ from gacq_deploy.build_trt.layers import CompiledLayer
 from gacq_deploy.errors import GateError
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import set_module
-from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
-from tests.support.qdq_graphs import int4_blocks
+from tests.support.graphs.layer_graphs import LayerGraph, layer_artifact, random_array
+from tests.support.graphs.qdq_graphs import int4_blocks
 
 
 def kernel(*nodes: str, int8: bool = True) -> CompiledLayer:

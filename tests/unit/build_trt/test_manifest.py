@@ -24,7 +24,7 @@ from gacq_deploy.build_trt.manifest import (
 from gacq_deploy.build_trt.open import LocatedEngine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.engine_folder import made_from, written
+from tests.support.artifacts.engine_folder import made_from, written
 
 DEVICE = DeviceRecord(name="GPU", compute_capability="8.6", driver=13000)
 

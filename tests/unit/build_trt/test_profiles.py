@@ -17,7 +17,7 @@ from gacq_deploy.build_trt.profiles import (
     parse_span,
 )
 from gacq_deploy.errors import UsageError
-from tests.support.onnx_graphs import denoiser_graph
+from tests.support.graphs.onnx_graphs import denoiser_graph
 
 DYNAMIC = {
     "sample": ("batch", 4, "height", "width"),

@@ -8,7 +8,7 @@ from gacq_deploy.calibration.stage import check_blocks, make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import parse_recipe
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.tiny import tiny_denoiser
 
 RECIPE = """
 schema: gacq-deploy/recipe/1

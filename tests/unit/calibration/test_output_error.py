@@ -16,8 +16,8 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.samples.calibration_set import CalibrationSet
-from tests.support.quantized import quantized_tiny, tiny_samples
-from tests.support.tiny import tiny_denoiser
+from tests.support.artifacts.quantized import quantized_tiny, tiny_samples
+from tests.support.models.tiny import tiny_denoiser
 
 
 @pytest.fixture(scope="module")

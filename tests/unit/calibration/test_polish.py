@@ -20,9 +20,9 @@ from gacq_deploy.errors import CalibrationError
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.storage.files import read_json, write_json
-from tests.support.one_level import MIDDLE, ONE_LEVEL
-from tests.support.quantized import Bench, answer, tiny_bench, tiny_samples
-from tests.support.tiny import tiny_denoiser
+from tests.support.artifacts.quantized import Bench, answer, tiny_bench, tiny_samples
+from tests.support.models.one_level import MIDDLE, ONE_LEVEL
+from tests.support.models.tiny import tiny_denoiser
 
 KEY = "key"
 

@@ -22,7 +22,7 @@ from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantiz
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.tiny import tiny_denoiser
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantiz
 from gacq_deploy.recipe.calibration import ReconstructionSection
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.samples.calibration_set import CalibrationSet
-from tests.support.joint_transformers import JOINT, small_flux, small_sd3, wrapped
+from tests.support.models.joint_transformers import JOINT, small_flux, small_sd3, wrapped
 
 BLOCKS = (
     "quantization.rules=[{match: '*', ignore: true}, {match: '*transformer_blocks.*', bits: 8}, "

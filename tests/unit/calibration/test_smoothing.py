@@ -34,7 +34,7 @@ from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import Site
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.files import read_json, write_json
-from tests.support.architectures import save_pipeline, small_dit, small_sd_unet
+from tests.support.models.architectures import save_pipeline, small_dit, small_sd_unet
 
 QUICK = (
     "samples.trajectories=6",

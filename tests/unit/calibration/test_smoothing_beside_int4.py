@@ -10,7 +10,7 @@ from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import parse_recipe
 from gacq_deploy.recipe.quantization import SmoothingSection
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.tiny import tiny_denoiser
 
 RECIPE = """
 schema: gacq-deploy/recipe/1

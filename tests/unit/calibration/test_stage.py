@@ -22,7 +22,7 @@ from gacq_deploy.samples.calibration_set import load_samples, save_samples
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.files import TEMP_PREFIX, read_json, write_json
 from gacq_deploy.storage.lock import lock_directory
-from tests.support.warm_process import WarmProcess
+from tests.support.programs.warm_process import WarmProcess
 
 SETTINGS = (
     "model.source=builtin:digits8",

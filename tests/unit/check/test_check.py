@@ -19,11 +19,11 @@ from gacq_deploy.check.check import CheckRequest, Layers, Preflight, check_file
 from gacq_deploy.check.evidence import surprising_layers
 from gacq_deploy.check.targets import CHECK_TARGETS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
-from tests.support import foreign_graphs as foreign
-from tests.support import qdq_blocks as blocks
-from tests.support import qdq_graphs as graphs
-from tests.support.graph_sketch import Sketch
-from tests.support.onnx_graphs import save_external
+from tests.support.graphs import foreign_graphs as foreign
+from tests.support.graphs import qdq_blocks as blocks
+from tests.support.graphs import qdq_graphs as graphs
+from tests.support.graphs.graph_sketch import Sketch
+from tests.support.graphs.onnx_graphs import save_external
 
 pytestmark = pytest.mark.usefixtures("warm_builds")
 

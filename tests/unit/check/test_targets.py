@@ -11,7 +11,7 @@ from onnx import defs
 
 from gacq_deploy.check.targets import CHECK_TARGETS, FACTS
 from gacq_deploy.lint.rules import RULE_SETS
-from tests.support.commands import child_environment
+from tests.support.programs.commands import child_environment
 
 ASK = """
 import json, sys

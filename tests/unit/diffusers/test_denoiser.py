@@ -19,11 +19,11 @@ from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, ModelError, UsageError
 from gacq_deploy.models.source import FAMILIES
-from tests.support.architectures import DIT, SD_UNET, SDXL_UNET
-from tests.support.fake_cuda import FakeDriver, fake_device, fake_driver
-from tests.support.fake_trt import denoiser_profile, fake_trt, write_plan
-from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph, feeds, reference
-from tests.support.tiny import SCHEDULER, UNET_CONFIG
+from tests.support.graphs.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph, feeds, reference
+from tests.support.models.architectures import DIT, SD_UNET, SDXL_UNET
+from tests.support.models.tiny import SCHEDULER, UNET_CONFIG
+from tests.support.trt.fake_cuda import FakeDriver, fake_device, fake_driver
+from tests.support.trt.fake_trt import denoiser_profile, fake_trt, write_plan
 
 LABELLED = UNET_CONFIG | {"in_channels": 4, "out_channels": 4, "num_class_embeds": CLASSES}
 CONFIGS: dict[str, dict[str, Any]] = {

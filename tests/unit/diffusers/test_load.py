@@ -21,7 +21,7 @@ from gacq_deploy.models.call_recorder import record_call
 from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.models.source import find_source, load_module, make_denoiser
 from gacq_deploy.recipe.sections import ModelSection
-from tests.support.pipelines import HUNYUAN, PIPELINES, call_arguments
+from tests.support.models.pipelines import HUNYUAN, PIPELINES, call_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 FAMILIES = ("sd-unchecked", "sdxl", "pixart-alpha-1024", "sd3.5", "flux-dev", "aura-flow")

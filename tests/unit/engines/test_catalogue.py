@@ -21,8 +21,8 @@ from gacq_deploy.engines.catalogue import (
 )
 from gacq_deploy.errors import BackendUnavailable, UsageError
 from gacq_deploy.lint.rules import RULE_SETS
-from tests.support.commands import ROOT
-from tests.support.engine_records import install_package
+from tests.support.programs.commands import ROOT
+from tests.support.programs.engine_records import install_package
 
 ADDED = """
 from gacq_deploy.engines import EngineRecord

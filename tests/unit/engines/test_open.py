@@ -7,8 +7,8 @@ import pytest
 
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import BackendUnavailable, UsageError
-from tests.support.engine_records import change_engine
-from tests.support.onnx_graphs import denoiser_graph
+from tests.support.graphs.onnx_graphs import denoiser_graph
+from tests.support.programs.engine_records import change_engine
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:

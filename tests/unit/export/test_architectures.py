@@ -18,7 +18,7 @@ from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.quantization import LEVELS
-from tests.support.nearest import ARCHITECTURES, exported
+from tests.support.artifacts.nearest import ARCHITECTURES, exported
 
 RECIPES = tuple(ARCHITECTURES)
 pytestmark = pytest.mark.slow

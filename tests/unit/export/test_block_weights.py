@@ -21,8 +21,8 @@ from gacq_deploy.graph.index import GraphIndex, attribute
 from gacq_deploy.lint.lint import count_findings, lint_graph
 from gacq_deploy.parity.exact import CANONICAL, compare_quantized_file
 from gacq_deploy.spec import QuantPlan, Site
-from tests.support.int4_layers import BLOCK, IN, OUT, WEIGHT, int4_artifact, two_linears
-from tests.support.layer_graphs import random_array
+from tests.support.artifacts.int4_layers import BLOCK, IN, OUT, WEIGHT, int4_artifact, two_linears
+from tests.support.graphs.layer_graphs import random_array
 
 X = random_array(5, IN, seed=7)
 

@@ -15,8 +15,8 @@ from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.lint.lint import lint_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.spec import TensorParams
-from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
-from tests.support.tiny import with_params
+from tests.support.graphs.layer_graphs import LayerGraph, layer_artifact, random_array
+from tests.support.models.tiny import with_params
 
 
 @pytest.fixture(scope="module")

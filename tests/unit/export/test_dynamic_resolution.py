@@ -24,9 +24,9 @@ from gacq_deploy.graph.header import size_multiple
 from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.architectures import small_dit, small_sd_unet
-from tests.support.float_graphs import float_graph
-from tests.support.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser, tiny_run
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.models.architectures import small_dit, small_sd_unet
+from tests.support.models.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser, tiny_run
 
 THREE_LEVELS: dict[str, Any] = {
     "block_out_channels": (8, 16, 16),

@@ -22,16 +22,16 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import output_mode
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_array
-from tests.support.float_graphs import float_graph
-from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
-from tests.support.retrained import (
+from tests.support.artifacts.retrained import (
     CONV_BIAS,
     RETRAINED,
     prepare_torch,
     retrained,
     torch_answers,
 )
-from tests.support.tiny import WITHOUT_ATTENTION, denoiser_of, tiny_artifact, tiny_unet
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.graphs.layer_graphs import LayerGraph, layer_artifact, random_array
+from tests.support.models.tiny import WITHOUT_ATTENTION, denoiser_of, tiny_artifact, tiny_unet
 
 
 def own_copy(denoiser: Denoiser) -> Denoiser:

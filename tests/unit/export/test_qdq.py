@@ -17,8 +17,8 @@ from gacq_deploy.errors import ExportError
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, quantized_sites
 from gacq_deploy.graph.index import GraphIndex, attribute, module_of
 from gacq_deploy.spec import QuantPlan, Site, TensorParams, TensorSpec
-from tests.support.layer_graphs import LayerGraph, fake_quantize, layer_artifact, random_array
-from tests.support.tiny import with_params
+from tests.support.graphs.layer_graphs import LayerGraph, fake_quantize, layer_artifact, random_array
+from tests.support.models.tiny import with_params
 
 PLACEMENTS: tuple[Placement, ...] = ("input", "output")
 

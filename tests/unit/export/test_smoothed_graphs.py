@@ -29,7 +29,7 @@ from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.sensitivity.variants import Variants
 from gacq_deploy.spec import Array, Site
 from gacq_deploy.storage.files import read_json, write_json
-from tests.support.smoothed import SmoothedModel, smooth
+from tests.support.artifacts.smoothed import SmoothedModel, smooth
 
 pytestmark = pytest.mark.slow
 model_of = cache(smooth)

@@ -26,8 +26,8 @@ from gacq_deploy.spec import TensorParams
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.files import TEMP_PREFIX
 from gacq_deploy.storage.lock import lock_directory
-from tests.support.float_graphs import float_graph
-from tests.support.tiny import save_model, tiny_run, tiny_unet, with_params
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.models.tiny import save_model, tiny_run, tiny_unet, with_params
 
 
 class Recorder(SilentReporter):

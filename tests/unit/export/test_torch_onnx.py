@@ -18,7 +18,7 @@ from gacq_deploy.export.stage import euclidean_error
 from gacq_deploy.export.torch_onnx import check_exported_weights, check_untouched, float_graph
 from gacq_deploy.graph.index import MODULE_KEY, GraphIndex, module_of, opset_of
 from gacq_deploy.models.base import Denoiser
-from tests.support.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser
+from tests.support.models.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser
 
 
 def _answers(denoiser: Denoiser, inputs: dict[str, torch.Tensor]) -> np.ndarray:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.graph.header import read_header
-from tests.support.onnx_graphs import denoiser_graph, feeds, reference, save_external
+from tests.support.graphs.onnx_graphs import denoiser_graph, feeds, reference, save_external
 
 ENGINES = ["ort-cpu", "openvino"]
 

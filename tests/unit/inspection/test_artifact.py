@@ -17,11 +17,11 @@ from gacq_deploy.inspection.verify import Link, verify_run
 from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
-from tests.support.commands import invoke
-from tests.support.diagnostics import BLOCKS, example_diagnostics
-from tests.support.retrained import RETRAINED, retrained
-from tests.support.sensitivity import example_study
-from tests.support.tiny import tiny_run
+from tests.support.artifacts.diagnostics import BLOCKS, example_diagnostics
+from tests.support.artifacts.retrained import RETRAINED, retrained
+from tests.support.artifacts.sensitivity import example_study
+from tests.support.models.tiny import tiny_run
+from tests.support.programs.commands import invoke
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ from gacq_deploy.lint.lint import (
     predict_layers,
     why_not_int8,
 )
-from tests.support import qdq_blocks as blocks
-from tests.support import qdq_graphs as graphs
-from tests.support.graph_sketch import CODES, SCALES, Q, Sketch
-from tests.support.qdq_patterns import BETWEEN, RESIZE
+from tests.support.graphs import qdq_blocks as blocks
+from tests.support.graphs import qdq_graphs as graphs
+from tests.support.graphs.graph_sketch import CODES, SCALES, Q, Sketch
+from tests.support.graphs.qdq_patterns import BETWEEN, RESIZE
 
 Array = np.ndarray[Any, Any]
 BYTES, NIBBLES = graphs.CODES.view(np.uint8), graphs.CODES // 16

@@ -15,7 +15,7 @@ from gacq_deploy.models.structure.blocks import cut_blocks
 from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import Site
-from tests.support.joint_transformers import JOINT, small_flux, small_sd3, wrapped
+from tests.support.models.joint_transformers import JOINT, small_flux, small_sd3, wrapped
 
 BLOCKS = {
     "sd3": {"transformer_blocks": 3},

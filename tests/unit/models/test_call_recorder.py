@@ -18,10 +18,10 @@ from gacq_deploy.models.trajectories.prompted import wanted_probe, wanted_sample
 from gacq_deploy.progress import SILENT
 from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, TableRows
-from tests.support import odd_family
-from tests.support.gathered import collect_prompted
+from tests.support.artifacts.gathered import collect_prompted
+from tests.support.models import odd_family
 
-SECTION = ModelSection(source="python:tests.support.odd_family:make_pipeline", component="painter")
+SECTION = ModelSection(source="python:tests.support.models.odd_family:make_pipeline", component="painter")
 SAMPLES = SamplesSection(trajectories=3, steps=4, batch=2, prompts=("a cat", "a dog", "a hill", "a sea"))
 
 
@@ -128,7 +128,9 @@ def test_what_cannot_work_is_refused_with_the_reason(
     flaw: str, fragment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(odd_family, "flawed", lambda: odd_family.make_pipeline(flaw), raising=False)
-    source = find_source(SECTION.model_copy(update={"source": "python:tests.support.odd_family:flawed"}))
+    source = find_source(
+        SECTION.model_copy(update={"source": "python:tests.support.models.odd_family:flawed"})
+    )
     with pytest.raises(ModelError, match=fragment) as caught:
         record_call(open_pipeline(source, load_module(source)), 4)
     assert caught.value.hint

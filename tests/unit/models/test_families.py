@@ -18,7 +18,7 @@ from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Site
-from tests.support.architectures import (
+from tests.support.models.architectures import (
     SD_UNET,
     SDXL_UNET,
     save_pipeline,

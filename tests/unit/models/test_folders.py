@@ -17,7 +17,7 @@ from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.models.trajectories.collect import find_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
-from tests.support.pipelines import PIPELINES
+from tests.support.models.pipelines import PIPELINES
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_prompts_are_for_models_that_take_some() -> None:
         ("python:no_such_module:make", "cannot be imported"),
         ("python:json:no_such_function", "cannot be imported"),
         ("python:json", "cannot be imported"),
-        ("python:tests.support.odd_family:Painter", "returned Painter, not a pipeline"),
+        ("python:tests.support.models.odd_family:Painter", "returned Painter, not a pipeline"),
     ],
 )
 def test_a_function_that_gives_no_pipeline_is_refused(source: str, fragment: str) -> None:

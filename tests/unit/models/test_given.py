@@ -11,7 +11,7 @@ import gacq_deploy as gd
 from gacq_deploy.models.given import with_pipeline
 from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.recipe.sections import Recipe
-from tests.support.tiny import SCHEDULER, WITHOUT_ATTENTION, tiny_unet
+from tests.support.models.tiny import SCHEDULER, WITHOUT_ATTENTION, tiny_unet
 
 
 class Notes(gd.LoggingReporter):

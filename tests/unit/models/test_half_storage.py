@@ -22,9 +22,9 @@ from gacq_deploy.models.trajectories.shards import collect_file
 from gacq_deploy.recipe.load import parse_recipe
 from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.one_level import ONE_LEVEL
-from tests.support.pipelines import FLUX, PIPELINES, PIXART, UNCONDITIONAL_UNET
-from tests.support.tiny import SCHEDULER, random_model, tiny_unet
+from tests.support.models.one_level import ONE_LEVEL
+from tests.support.models.pipelines import FLUX, PIPELINES, PIXART, UNCONDITIONAL_UNET
+from tests.support.models.tiny import SCHEDULER, random_model, tiny_unet
 
 HALVES = (torch.float16, torch.bfloat16)
 LEARNED = """

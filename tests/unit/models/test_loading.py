@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models import source
 from gacq_deploy.recipe.sections import ModelSection
-from tests.support.architectures import DIT
-from tests.support.tiny import random_model, tiny_unet
+from tests.support.models.architectures import DIT
+from tests.support.models.tiny import random_model, tiny_unet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

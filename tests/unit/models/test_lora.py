@@ -25,8 +25,8 @@ from gacq_deploy.models.source import (
     make_denoiser,
 )
 from gacq_deploy.recipe.sections import LoraSection, ModelSection
-from tests.support.loras import make_lora
-from tests.support.pipelines import PIPELINES
+from tests.support.models.loras import make_lora
+from tests.support.models.pipelines import PIPELINES
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

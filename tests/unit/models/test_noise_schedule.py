@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.noise_schedule import alphas_cumprod, check_process, recorded_alphas
-from tests.support.tiny import tiny_artifact, tiny_denoiser
+from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 

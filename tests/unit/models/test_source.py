@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, RecipeError, UsageError
 from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.recipe.sections import ModelSection
-from tests.support.tiny import tiny_unet
+from tests.support.models.tiny import tiny_unet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

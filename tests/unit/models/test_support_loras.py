@@ -10,8 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from tests.support.loras import ATTENTION, make_lora
-from tests.support.pipelines import PIPELINES
+from tests.support.models.loras import ATTENTION, make_lora
+from tests.support.models.pipelines import PIPELINES
 
 FACTORS = {"unet": (".lora.down", ".lora.up"), "transformer": (".lora_A", ".lora_B")}
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
-from tests.support.pipelines import PIPELINES, call_arguments
+from tests.support.models.pipelines import PIPELINES, call_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 

@@ -9,7 +9,7 @@ import pytest
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
-from tests.support.joint_transformers import JOINT
+from tests.support.models.joint_transformers import JOINT
 
 ATTENTION = {"to_q", "to_k", "to_v", "to_out.0"}
 TEXT = {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}

@@ -25,7 +25,7 @@ from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.spec import Array
-from tests.support.samplers import record_of
+from tests.support.artifacts.samplers import record_of
 
 PACKED, LATENT, IMAGE = (6, 4), (4, 8, 8), (1, 8, 8)
 STEPS, BATCH = 3, 4

@@ -25,8 +25,8 @@ from gacq_deploy.parity.stage import rejudge, runnable_engines
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Array
-from tests.support.engine_folder import made_from, written
-from tests.support.judged_run import make_run
+from tests.support.artifacts.engine_folder import made_from, written
+from tests.support.artifacts.judged_run import make_run
 
 MOST = 3
 

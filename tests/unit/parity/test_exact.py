@@ -13,7 +13,7 @@ from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE
 from gacq_deploy.parity.exact import CANONICAL, compare_quantized_file
 from gacq_deploy.spec import Array
-from tests.support.int4_layers import int4_artifact, two_linears
+from tests.support.artifacts.int4_layers import int4_artifact, two_linears
 
 
 def edit(name: str, change: Callable[[Array], Array]) -> Callable[[ModelProto], None]:

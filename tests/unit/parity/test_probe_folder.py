@@ -21,7 +21,7 @@ from gacq_deploy.backends.trt import polygraphy
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, ResourceError, UsageError
 from gacq_deploy.parity import check_parity, probe_folder, saved_commands, stage
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.judged_run import make_run
+from tests.support.artifacts.judged_run import make_run
 
 POLYGRAPHY = (sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())")
 GRAPHS = ("float.onnx", "int8.onnx", "int8.cpu.onnx")

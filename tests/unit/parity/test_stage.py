@@ -15,10 +15,10 @@ from gacq_deploy.parity.budget import hold_out
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import read_json, write_json
-from tests.support.engine_records import change_engine
-from tests.support.judged_run import make_run
-from tests.support.samplers import record_of
-from tests.support.tiny import SCHEDULER
+from tests.support.artifacts.judged_run import make_run
+from tests.support.artifacts.samplers import record_of
+from tests.support.models.tiny import SCHEDULER
+from tests.support.programs.engine_records import change_engine
 
 
 @pytest.fixture(scope="module")

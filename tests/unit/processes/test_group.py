@@ -18,10 +18,10 @@ from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import ALONE, Group, joined_group, own_rank, speaks_first
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.commands import child_environment, command_code, invoke
-from tests.support.judged_run import make_run
-from tests.support.parallel_worker import collect
-from tests.support.warm_process import warm_command
+from tests.support.artifacts.judged_run import make_run
+from tests.support.programs.commands import child_environment, command_code, invoke
+from tests.support.programs.parallel_worker import collect
+from tests.support.programs.warm_process import warm_command
 
 LAUNCHED = {
     "RANK": "1",
@@ -109,8 +109,8 @@ def torchrun(worker: Sequence[str], arguments: list[str], folder: Path) -> subpr
 
 @pytest.fixture
 def collecting(warm_server: str) -> tuple[str, ...]:
-    """What torchrun starts in place of ``python -m tests.support.parallel_worker``."""
-    code = "import runpy; runpy.run_module('tests.support.parallel_worker', run_name='__main__')"
+    """What torchrun starts in place of ``python -m tests.support.programs.parallel_worker``."""
+    code = "import runpy; runpy.run_module('tests.support.programs.parallel_worker', run_name='__main__')"
     return warm_command(warm_server, code)
 
 
@@ -124,7 +124,7 @@ parity: {probe: {trajectories: 2}}
 """
 PROMPTED = (
     DRAWN.replace("drawn", "prompted")
-    + "model: {source: 'python:tests.support.odd_family:make_pipeline', component: painter}"
+    + "model: {source: 'python:tests.support.models.odd_family:make_pipeline', component: painter}"
 )
 
 

@@ -16,7 +16,7 @@ from gacq_deploy.quant.layers import QuantizedLayer, float_mode, output_mode, qu
 from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import QuantPlan
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.tiny import tiny_denoiser
 
 
 def run_model(denoiser: Denoiser, seed: int = 0) -> torch.Tensor:

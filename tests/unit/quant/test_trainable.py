@@ -13,9 +13,9 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import QuantizedLayer, RetrainedNorm, float_mode
 from gacq_deploy.quant.trainable import Trainables, free_weights, make_trainable
 from gacq_deploy.recipe.calibration import PolishParameter
-from tests.support.one_level import ONE_LEVEL
-from tests.support.quantized import answer, quantized_tiny
-from tests.support.tiny import tiny_denoiser
+from tests.support.artifacts.quantized import answer, quantized_tiny
+from tests.support.models.one_level import ONE_LEVEL
+from tests.support.models.tiny import tiny_denoiser
 
 KINDS: tuple[PolishParameter, ...] = ("activation_scales", "biases", "weight_scales", "norm_affines")
 

@@ -25,7 +25,7 @@ from gacq_deploy.report.figures import (
     trajectory_figure,
     weight_quantiles,
 )
-from tests.support.diagnostics import example_diagnostics
+from tests.support.artifacts.diagnostics import example_diagnostics
 
 
 def _parity(by_step: object) -> ParityReport:

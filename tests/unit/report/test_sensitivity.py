@@ -13,8 +13,8 @@ from gacq_deploy.report.stage import write_report
 from gacq_deploy.report.tables import ReportTable
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
-from tests.support.sensitivity import example_study
-from tests.support.tiny import tiny_run
+from tests.support.artifacts.sensitivity import example_study
+from tests.support.models.tiny import tiny_run
 from tests.unit.report.conftest import write_recipe
 
 

@@ -23,9 +23,9 @@ from gacq_deploy.report.stage import ensure_report, mark_commands, render, write
 from gacq_deploy.report.verdict import judge_run
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
-from tests.support.commands import invoke
-from tests.support.diagnostics import example_diagnostics
-from tests.support.sensitivity import example_study
+from tests.support.artifacts.diagnostics import example_diagnostics
+from tests.support.artifacts.sensitivity import example_study
+from tests.support.programs.commands import invoke
 from tests.unit.report.conftest import write_recipe
 
 HOSTILE = (

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.sampling.ddim import initial_noise, parse_scheduler
-from tests.support.samplers import ddim
+from tests.support.artifacts.samplers import ddim
 
 SHAPE = (2, 3, 4, 4)
 

@@ -16,8 +16,8 @@ from gacq_deploy.sampling.ddim import DdimSampler, initial_noise
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.sampling.loop import build_conditioning, generate, native_sampler
 from gacq_deploy.spec import Array
-from tests.support.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph
-from tests.support.samplers import ddim, open_sampler, record_of
+from tests.support.artifacts.samplers import ddim, open_sampler, record_of
+from tests.support.graphs.onnx_graphs import CLASSES, SAMPLE_SHAPE, denoiser_graph
 
 CONFIG = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 STEPS = 5

@@ -10,8 +10,8 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.errors import ArtifactError, ModelError
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.sampling.step_error import OutputError, image_errors, output_error
-from tests.support.probes import curve_probe
-from tests.support.samplers import ddim, record_of
+from tests.support.artifacts.probes import curve_probe
+from tests.support.artifacts.samplers import ddim, record_of
 
 CONFIG = {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
 UNIT = OutputError(np.array([0, 999]), np.ones(2))

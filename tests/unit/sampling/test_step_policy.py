@@ -14,9 +14,9 @@ from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.recipe.sections import StepPolicySection, Where
 from gacq_deploy.sampling.flow import FlowSampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
-from tests.support.probes import curve_probe
-from tests.support.samplers import ddim
-from tests.support.tiny import tiny_artifact, tiny_denoiser
+from tests.support.artifacts.probes import curve_probe
+from tests.support.artifacts.samplers import ddim
+from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 PLACES: tuple[Where, ...] = ("worst", "first", "last", "both")
 BARE = tiny_artifact(tiny_denoiser(), probe=False)

@@ -11,8 +11,8 @@ from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.exact import CANONICAL, CPU
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity.variants import Variants
-from tests.support.judged_run import make_recipe
-from tests.support.left_float import leave_float
+from tests.support.artifacts.judged_run import make_recipe
+from tests.support.artifacts.left_float import leave_float
 
 
 @pytest.fixture(scope="package")

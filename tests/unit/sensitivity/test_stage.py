@@ -27,8 +27,8 @@ from gacq_deploy.sensitivity import (
 )
 from gacq_deploy.sensitivity.measure import Meter, states_of
 from gacq_deploy.spec import Site, TensorParams
-from tests.support.left_float import leave_float
-from tests.support.retrained import retrained_artifact
+from tests.support.artifacts.left_float import leave_float
+from tests.support.artifacts.retrained import retrained_artifact
 
 pytestmark = pytest.mark.slow
 ONE_THREAD = SensitivitySettings(threads=1, states=10)

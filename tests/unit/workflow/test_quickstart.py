@@ -11,8 +11,8 @@ from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.parity import check_parity, load_report
 from gacq_deploy.parity.stage import installed_engines
 from gacq_deploy.workflow.quickstart import run_chain
-from tests.support.engine_records import change_engine
-from tests.support.judged_run import make_run
+from tests.support.artifacts.judged_run import make_run
+from tests.support.programs.engine_records import change_engine
 
 QUICK = BenchSettings(batches=(1,), repeats=1, turn_seconds=0.001)
 

@@ -13,7 +13,7 @@ from gacq_deploy.backends.trt import cuda
 from gacq_deploy.backends.trt.cuda import device_of
 from gacq_deploy.backends.trt.library import has_device
 from gacq_deploy.errors import BackendUnavailable, EngineError, ResourceError
-from tests.support.fake_cuda import CUresult, FakeDriver, fake_device, fake_driver
+from tests.support.trt.fake_cuda import CUresult, FakeDriver, fake_device, fake_driver
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from gacq_deploy.backends.trt.library import has_device
 from gacq_deploy.build_trt.compiler import compile_graph
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
-from tests.support.onnx_graphs import SAMPLE_SHAPE, denoiser_graph
+from tests.support.graphs.onnx_graphs import SAMPLE_SHAPE, denoiser_graph
 
 pytestmark = pytest.mark.rtx
 CHILD = """

@@ -10,7 +10,7 @@ import torch
 
 from gacq_deploy.backends.trt.dlpack import DeviceTensor, borrow, numpy_dtype
 from gacq_deploy.errors import EngineError
-from tests.support.fake_cuda import FakeDriver, HostDevice, fake_device, fake_driver
+from tests.support.trt.fake_cuda import FakeDriver, HostDevice, fake_device, fake_driver
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 

@@ -17,9 +17,9 @@ from gacq_deploy.backends.trt import engine as trt_module
 from gacq_deploy.backends.trt.deserialized import Expected
 from gacq_deploy.backends.trt.engine import BUCKETS_KEPT, TrtEngine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, ResourceError, UsageError
-from tests.support.fake_cuda import CUresult, FakeDriver, fake_device, fake_driver
-from tests.support.fake_trt import denoiser_profile, fake_trt, write_plan
-from tests.support.onnx_graphs import SAMPLE_SHAPE, feeds, reference
+from tests.support.graphs.onnx_graphs import SAMPLE_SHAPE, feeds, reference
+from tests.support.trt.fake_cuda import CUresult, FakeDriver, fake_device, fake_driver
+from tests.support.trt.fake_trt import denoiser_profile, fake_trt, write_plan
 
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 

@@ -21,9 +21,9 @@ from gacq_deploy.graph.files import read_graph, write_graph
 from gacq_deploy.graph.index import GraphIndex, attribute, module_of
 from gacq_deploy.lint.lint import lint_graph, predict_layers
 from gacq_deploy.metrics.arrays import sqnr_db
-from tests.support import architectures
-from tests.support.float_graphs import float_graph
-from tests.support.graph_sketch import CODES, Sketch
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.graphs.graph_sketch import CODES, Sketch
+from tests.support.models import architectures
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")

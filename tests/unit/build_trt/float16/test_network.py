@@ -15,8 +15,8 @@ from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.lint.lint import predict_layers
 from gacq_deploy.models.base import Denoiser
-from tests.support.float_graphs import float_graph
-from tests.support.tiny import tiny_artifact, tiny_denoiser
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow, pytest.mark.usefixtures("warm_builds")]
 

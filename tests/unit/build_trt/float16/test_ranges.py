@@ -13,7 +13,7 @@ from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, ra
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.spec import Array
-from tests.support.graph_sketch import Sketch
+from tests.support.graphs.graph_sketch import Sketch
 
 SHAPE = (5, 4, 8, 8)
 

@@ -15,8 +15,8 @@ from gacq_deploy.calibration.cost.memory import Counts
 from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import quantized_layers
-from tests.support.quantized import tiny_settings
-from tests.support.tiny import tiny_denoiser
+from tests.support.artifacts.quantized import tiny_settings
+from tests.support.models.tiny import tiny_denoiser
 
 
 def test_a_slow_call_is_not_made_on_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:

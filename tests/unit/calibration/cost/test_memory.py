@@ -14,8 +14,8 @@ from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.recipe.load import load_recipe
-from tests.support.pipelines import make_stable_diffusion
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.pipelines import make_stable_diffusion
+from tests.support.models.tiny import tiny_denoiser
 
 MB = 2**20
 

@@ -16,8 +16,8 @@ from gacq_deploy.calibration.weighting.objective import coefficients, step_means
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.quant.layers import quantized_layers
 from gacq_deploy.samples.conditioning import Conditions
-from tests.support.quantized import answer, quantized_tiny
-from tests.support.tiny import tiny_denoiser
+from tests.support.artifacts.quantized import answer, quantized_tiny
+from tests.support.models.tiny import tiny_denoiser
 
 ERRORS = {900: 1.0, 500: 0.1, 100: 0.02}
 

@@ -24,9 +24,9 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.files import read_json, write_json
-from tests.support.one_level import MIDDLE, ONE_LEVEL
-from tests.support.quantized import Bench, tiny_bench, tiny_samples, tiny_settings
-from tests.support.tiny import save_model, tiny_unet
+from tests.support.artifacts.quantized import Bench, tiny_bench, tiny_samples, tiny_settings
+from tests.support.models.one_level import MIDDLE, ONE_LEVEL
+from tests.support.models.tiny import save_model, tiny_unet
 
 KeyOf = Callable[..., str]
 BOTH = "calibration.weighting.stages=[reconstruction, polish]"

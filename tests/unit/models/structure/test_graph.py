@@ -12,7 +12,7 @@ from gacq_deploy.models.structure.blocks import cut_blocks
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import Site
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.tiny import tiny_denoiser
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.norms import norms_of_linears
-from tests.support.architectures import small_dit, small_sd_unet
+from tests.support.models.architectures import small_dit, small_sd_unet
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 

@@ -19,7 +19,7 @@ from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.structure.unused import find_unused
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
-from tests.support.joint_transformers import wrapped
+from tests.support.models.joint_transformers import wrapped
 
 Forward = Callable[["Net", Tensor], Tensor]
 

@@ -14,7 +14,7 @@ from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.trajectories.drawn import collect_samples
 from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
-from tests.support.tiny import tiny_denoiser
+from tests.support.models.tiny import tiny_denoiser
 
 
 @pytest.fixture(scope="module")

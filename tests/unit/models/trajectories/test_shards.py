@@ -14,9 +14,9 @@ from gacq_deploy.models.trajectories.shards import collect_file
 from gacq_deploy.progress import SILENT
 from gacq_deploy.recipe.sections import ModelSection, SamplesSection
 from gacq_deploy.samples.calibration_set import save_samples
-from tests.support.gathered import collect_prompted
+from tests.support.artifacts.gathered import collect_prompted
 
-SECTION = ModelSection(source="python:tests.support.odd_family:make_pipeline", component="painter")
+SECTION = ModelSection(source="python:tests.support.models.odd_family:make_pipeline", component="painter")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])

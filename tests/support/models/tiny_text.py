@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from gacq_deploy.storage.files import write_json
-from tests.support.tiny import random_model
+from tests.support.models.tiny import random_model
 
 MERGES = ("a n", "t h", "th e</w>", "an d</w>", "o n</w>", "i n", "in g</w>")
 START, END = "<|startoftext|>", "<|endoftext|>"

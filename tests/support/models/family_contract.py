@@ -21,8 +21,8 @@ from gacq_deploy.parity import check_parity
 from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Array
-from tests.support.family_runs import FamilyCase, GraphAnswers
-from tests.support.pipelines import call_arguments
+from tests.support.models.family_runs import FamilyCase, GraphAnswers
+from tests.support.models.pipelines import call_arguments
 
 
 def make_images(pipeline: Any) -> Array:

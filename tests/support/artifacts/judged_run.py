@@ -15,7 +15,7 @@ from gacq_deploy.parity.comparisons import Setting, Subject
 from gacq_deploy.recipe.load import parse_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.tiny import SCHEDULER, WEIGHT_BITS, tiny_unet
+from tests.support.models.tiny import SCHEDULER, WEIGHT_BITS, tiny_unet
 
 OTHER_MODEL: dict[str, Any] = {"seed": 2, "classes": None, "downsample_padding": 0}
 """Beside the one that most tests take: other weights, no classes, padding of its own."""

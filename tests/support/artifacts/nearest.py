@@ -16,8 +16,8 @@ from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model
 from gacq_deploy.recipe.sections import Recipe
-from tests.support.architectures import small_dit, small_sd_unet, small_sdxl_unet
-from tests.support.float_graphs import float_graph
+from tests.support.graphs.float_graphs import float_graph
+from tests.support.models.architectures import small_dit, small_sd_unet, small_sdxl_unet
 
 ARCHITECTURES = {"sd15-w8a8": small_sd_unet, "sdxl-w8a8": small_sdxl_unet, "dit-w8a8": small_dit}
 """Built-in recipe -> a small model of the architecture that it is for."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from tests.support.graph_sketch import DQ, Q, Sketch
+from tests.support.graphs.graph_sketch import DQ, Q, Sketch
 
 CHANNELS = 16
 _RNG = np.random.default_rng(0)

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.support import warm_server
-from tests.support.commands import child_environment
+from tests.support.programs import warm_server
+from tests.support.programs.commands import child_environment
 
 CALIBRATION = """
 import numpy, torch, diffusers, onnx

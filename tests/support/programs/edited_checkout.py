@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.commands import ROOT, child_environment
+from tests.support.programs.commands import ROOT, child_environment
 
 TABLE = "docs/development.md"
 _ROW = re.compile(r"^\| (?P<added>[^|]+) \| (?P<told>.+) \|$", re.MULTILINE)

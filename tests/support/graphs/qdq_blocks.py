@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from gacq_deploy.lint.rules import Outcome
-from tests.support.graph_sketch import Sketch
+from tests.support.graphs.graph_sketch import Sketch
 
 CHANNELS, LENGTH, HEADS = 32, 16, 2
 _RNG = np.random.default_rng(2)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.support.graph_sketch import Sketch
-from tests.support.layer_graphs import LayerGraph, random_array
+from tests.support.graphs.graph_sketch import Sketch
+from tests.support.graphs.layer_graphs import LayerGraph, random_array
 
 SHAPE = (1, 4, 16, 16)
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from gacq_deploy_cli.main import cli
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def invoke(arguments: Sequence[str]) -> Result:

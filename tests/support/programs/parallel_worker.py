@@ -1,4 +1,7 @@
-"""One process of a group that collects samples: ``python -m tests.support.parallel_worker FOLDER RECIPE...``."""
+"""One process of a group that collects samples.
+
+``python -m tests.support.programs.parallel_worker FOLDER RECIPE...``
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from gacq_deploy.models.call_capture import flatten
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.pipelines import PIPELINES
+from tests.support.models.pipelines import PIPELINES
 
 SMALL = (
     "samples={trajectories: 3, steps: 2, batch: 2}",
@@ -79,7 +79,7 @@ ODD = FamilyCase(
     "odd",
     "sd15-w8a8",
     (
-        "model.source=python:tests.support.odd_family:make_pipeline",
+        "model.source=python:tests.support.models.odd_family:make_pipeline",
         "quantization={rules: [{match: '*', bits: 8}, "
         "{match: enter, ignore: true}, {match: clock, ignore: true}, {match: leave, ignore: true}]}",
     ),

@@ -10,7 +10,7 @@ from torch import nn
 
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.storage.files import write_json
-from tests.support.tiny import denoiser_of, random_model
+from tests.support.models.tiny import denoiser_of, random_model
 
 SD_UNET: dict[str, Any] = {
     "sample_size": 16,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.models.base import Conditioning, Denoiser
 from gacq_deploy.models.source import FAMILIES, digest_weights
-from tests.support.tiny import SCHEDULER, random_model
+from tests.support.models.tiny import SCHEDULER, random_model
 
 Call = Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
 TOKENS, TEXT, POOLED = 5, 24, 16

@@ -18,7 +18,7 @@ from torch import nn
 
 from gacq_deploy.export import torch_onnx
 from gacq_deploy.models.base import Denoiser
-from tests.support.made_once import made_once
+from tests.support.programs.made_once import made_once
 
 FOLDER = "GACQ_TEST_FLOAT_GRAPHS"
 """Environment variable: where the graphs are kept. Children of a test process find them there, too."""

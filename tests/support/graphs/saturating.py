@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gacq_deploy.backends.saturation import overflowing_layers
 from gacq_deploy.engines.open import open_engine
-from tests.support.onnx_graphs import denoiser_graph, feeds
+from tests.support.graphs.onnx_graphs import denoiser_graph, feeds
 
 Codes = NDArray[np.int8]
 SIZE = 4

@@ -27,7 +27,7 @@ from gacq_deploy.quant.trainable import retrained_norms
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.spec import Array, Site, TensorParams
 from gacq_deploy.storage.digests import digest_array
-from tests.support.nearest import ARCHITECTURES, exported
+from tests.support.artifacts.nearest import ARCHITECTURES, exported
 
 
 @dataclass(frozen=True)

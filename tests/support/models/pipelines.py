@@ -58,9 +58,9 @@ from transformers import (
 )
 
 from gacq_deploy.storage.files import write_json
-from tests.support.architectures import DIT, SD_UNET, SDXL_UNET
-from tests.support.tiny import random_model
-from tests.support.tiny_text import (
+from tests.support.models.architectures import DIT, SD_UNET, SDXL_UNET
+from tests.support.models.tiny import random_model
+from tests.support.models.tiny_text import (
     TEXT,
     bert_encoder,
     bert_tokenizer,

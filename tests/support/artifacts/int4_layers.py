@@ -9,7 +9,7 @@ import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
-from tests.support.layer_graphs import LayerGraph, layer_artifact, random_array
+from tests.support.graphs.layer_graphs import LayerGraph, layer_artifact, random_array
 
 OUT, IN, BLOCK = 6, 32, 16
 SPEC = TensorSpec(bits=4, axis=0, narrow=True, block=BLOCK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tests.support.edited_checkout import EditedCheckout
+from tests.support.programs.edited_checkout import EditedCheckout
 
 Addition = Callable[[EditedCheckout], None]
 

@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto
 
 from gacq_deploy.lint.rules import Outcome
-from tests.support import qdq_blocks as blocks
-from tests.support import qdq_graphs as graphs
+from tests.support.graphs import qdq_blocks as blocks
+from tests.support.graphs import qdq_graphs as graphs
 
 Build = Callable[[], onnx.ModelProto]
 JOINED = ("nested", "pooled", "then-pooled")

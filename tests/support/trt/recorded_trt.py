@@ -1,7 +1,7 @@
 """A TensorRT that has the recorded names of one version and no others, and notes what is asked of it.
 
-``python -m tests.support.recorded_trt API.json OPTIONS`` configures a build with it, as the worker does, and prints the
-calls; a process of its own, for Polygraphy chooses its library once in a process.
+``python -m tests.support.trt.recorded_trt API.json OPTIONS`` configures a build with it, as the worker does, and prints
+the calls; a process of its own, for Polygraphy chooses its library once in a process.
 """
 
 from __future__ import annotations

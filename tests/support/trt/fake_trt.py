@@ -21,8 +21,8 @@ import numpy as np
 from gacq_deploy.backends.trt.dlpack import numpy_dtype
 from gacq_deploy.backends.trt.library import TrtLibrary
 from gacq_deploy.engines.catalogue import TrtName
-from tests.support.fake_cuda import FakeDriver, FakeFault
-from tests.support.onnx_graphs import SAMPLE_SHAPE, reference
+from tests.support.graphs.onnx_graphs import SAMPLE_SHAPE, reference
+from tests.support.trt.fake_cuda import FakeDriver, FakeFault
 
 Arrays = dict[str, np.ndarray]
 Ranges = dict[str, tuple[list[int], list[int], list[int]]]

@@ -24,7 +24,7 @@ from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
-from tests.support.tiny import FLOAT_LAYERS, tiny_denoiser
+from tests.support.models.tiny import FLOAT_LAYERS, tiny_denoiser
 
 W4A8 = (
     "quantization.rules=[{match: '*', bits: 8}, {match: '*', role: weight, bits: 4},"

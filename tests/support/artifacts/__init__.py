@@ -1,0 +1,1 @@
+"""What do runs look like that were calibrated, judged or built?"""

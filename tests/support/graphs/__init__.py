@@ -1,0 +1,1 @@
+"""Which small graphs do tests read, judge and run?"""

@@ -1,0 +1,1 @@
+"""Which small models do tests run?"""

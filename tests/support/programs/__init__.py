@@ -1,0 +1,1 @@
+"""How do tests run commands, processes and edited checkouts?"""

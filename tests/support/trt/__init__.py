@@ -1,0 +1,1 @@
+"""What stands in for TensorRT and CUDA where neither can run?"""
