@@ -184,7 +184,7 @@ class CalibrationArtifact:
 
 
 def load_artifact(directory: Path) -> CalibrationArtifact:
-    """Load and verify an artifact folder; older schema versions are migrated, newer ones refused.
+    """Load and verify an artifact folder; newer schema versions are refused.
 
     Raises:
         ArtifactError: missing, altered, truncated, of a newer version, or inconsistent.

@@ -131,7 +131,7 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
     diagnostics = load_artifact(run.artifact).diagnostics
     if diagnostics is None:
         raise ArtifactError(
-            "The artifact holds no diagnostics: it was made by an older version.",
+            "The artifact holds no diagnostics: nothing says what calibration did with each sample.",
             f"Run `gacq-deploy calibrate -r {run.recipe_path} -o {run.root} --fresh`.",
         )
     return diagnostics
