@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from gacq_deploy.artifact.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
 from gacq_deploy.artifact.probe import Probe, load_probe, save_probe
@@ -163,21 +161,20 @@ class CalibrationArtifact:
             )
 
     def _document(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        plan = [_site_record(e, self.weight_digests, self.smoothing.get(e.site)) for e in self.plan]
+        parameters = [
+            ParameterRecord(name=name, source_sha256=p.source_sha256)
+            for name, p in sorted(self.parameters.items())
+        ]
         return {
             "schema": _SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "model": self.model.model_dump(mode="json"),
             "recipe": dict(self.recipe),
             "samples_sha256": self.samples_sha256,
-            "plan": [
-                _site_record(e, self.weight_digests, self.smoothing.get(e.site)).model_dump(mode="json")
-                for e in self.plan
-            ],
-            "parameters": [
-                ParameterRecord(name=name, source_sha256=p.source_sha256).model_dump(mode="json")
-                for name, p in sorted(self.parameters.items())
-            ],
-            "history": [record.model_dump(mode="json") for record in self.history],
+            "plan": _dumped(plan),
+            "parameters": _dumped(parameters),
+            "history": _dumped(self.history),
             "polish": None if self.polish is None else self.polish.model_dump(mode="json"),
             "files": dict(files),
         }
@@ -239,27 +236,35 @@ def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
         verify_file(directory / name, entry, what="Artifact file", hint=_HINT)
     records = [SiteRecord.model_validate(r) for r in manifest["plan"]]
     tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
-    polish, named = manifest["polish"], manifest["files"]
+    named = manifest["files"]
+    planned = tuple(_planned(r) for r in records)
+    params = {Site.parse(r.site): _params(r, tensors) for r in records}
+    digests = {r.site: r.source_sha256 for r in records if r.source_sha256}
+    history = tuple(BlockRecord.model_validate(h) for h in manifest["history"])
+    probe = load_probe(directory / _PROBE, hint=_HINT) if _PROBE in named else None
+    parameters = [ParameterRecord.model_validate(p) for p in manifest["parameters"]]
+    polish = None if manifest["polish"] is None else PolishRecord.model_validate(manifest["polish"])
+    diagnostics = load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None
     return CalibrationArtifact(
         model=_model(manifest["model"], tensors.get(_ALPHAS)),
-        plan=QuantPlan(tuple(_planned(r) for r in records)),
-        params={Site.parse(r.site): _params(r, tensors) for r in records},
-        weight_digests={r.site: r.source_sha256 for r in records if r.source_sha256},
+        plan=QuantPlan(planned),
+        params=params,
+        weight_digests=digests,
         recipe=manifest["recipe"],
         samples_sha256=manifest["samples_sha256"],
-        history=tuple(BlockRecord.model_validate(h) for h in manifest["history"]),
-        probe=load_probe(directory / _PROBE, hint=_HINT) if _PROBE in named else None,
+        history=history,
+        probe=probe,
         build=manifest.get("build", {}),
         manifest_digest=manifest["digest"],
-        parameters=_parameters([ParameterRecord.model_validate(p) for p in manifest["parameters"]], tensors),
-        polish=None if polish is None else PolishRecord.model_validate(polish),
-        diagnostics=load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None,
-        smoothing={
-            Site.parse(r.site): InputSmoothing.of(r.smoothing, tensors[_factor_key(r.site)])
-            for r in records
-            if r.smoothing is not None
-        },
+        parameters=_parameters(parameters, tensors),
+        polish=polish,
+        diagnostics=diagnostics,
+        smoothing=_smoothing(records, tensors),
     )
+
+
+def _dumped(records: Iterable[BaseModel]) -> list[dict[str, Any]]:
+    return [record.model_dump(mode="json") for record in records]
 
 
 def _model(document: Mapping[str, Any], alphas: Array | None) -> ModelRecord:
@@ -315,6 +320,15 @@ def _planned(record: SiteRecord) -> PlannedSite:
 def _params(record: SiteRecord, tensors: Mapping[str, Array]) -> TensorParams:
     codes = tensors.get(f"{record.site}.codes")
     return TensorParams(np.asarray(tensors[f"{record.site}.scale"]), codes)
+
+
+def _smoothing(records: Sequence[SiteRecord], tensors: Mapping[str, Array]) -> dict[Site, InputSmoothing]:
+    found: dict[Site, InputSmoothing] = {}
+    for record in records:
+        if record.smoothing is not None:
+            factor = tensors[_factor_key(record.site)]
+            found[Site.parse(record.site)] = InputSmoothing.of(record.smoothing, factor)
+    return found
 
 
 def _parameters(

@@ -75,14 +75,12 @@ class CallRecord(_Record):
 
     def conditioning(self) -> dict[str, dict[str, Any]]:
         """Return input name -> {dtype, shape, num_classes}, without what conditions nothing."""
-        return {
-            a.name: {
-                "dtype": a.dtype,
-                "shape": list(a.shape),
-                **({} if a.num_classes is None else {"num_classes": a.num_classes}),
-            }
-            for a in self.arguments
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for argument in self.arguments:
+            found[argument.name] = {"dtype": argument.dtype, "shape": list(argument.shape)}
+            if argument.num_classes is not None:
+                found[argument.name]["num_classes"] = argument.num_classes
+        return found
 
 
 def place(tree: dict[str, Any], path: Place, value: object) -> None:
@@ -96,8 +94,7 @@ def place(tree: dict[str, Any], path: Place, value: object) -> None:
             return
         old = here.get(key) if isinstance(here, dict) else here[key]
         fresh: Any = [] if isinstance(following, int) else {}
-        inside = (
-            old.copy() if isinstance(old, dict | list) else fresh
-        )  # a record's constants stay as they are
+        # copied: the containers may be a record's constants, which stay as they are
+        inside = old.copy() if isinstance(old, dict | list) else fresh
         here[key] = inside
         here = inside

@@ -170,7 +170,8 @@ def _copy_fields(source: ModelProto | GraphProto, target: ModelProto | GraphProt
 
 def drop_unused_initializers(model: onnx.ModelProto) -> None:
     """Remove initializers that no node reads and no output names."""
-    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {output.name for output in model.graph.output}
     kept = [t for t in model.graph.initializer if t.name in used]
     if len(kept) == len(model.graph.initializer):
         return

@@ -30,14 +30,13 @@ class Quantizer:
 
 def activation_quantizers(index: GraphIndex) -> list[Quantizer]:
     """Return the quantizers of activations in execution order."""
-    return [
-        Quantizer(
-            node.name.rpartition("/")[0],
-            node,
-            tuple(use.node for use in index.readers(node.output[0]) if use.node.op_type == DEQUANTIZE),
-        )
-        for node in index.of_type(QUANTIZE)
-    ]
+    return [_quantizer(index, node) for node in index.of_type(QUANTIZE)]
+
+
+def _quantizer(index: GraphIndex, node: NodeProto) -> Quantizer:
+    readers = [use.node for use in index.readers(node.output[0])]
+    dequantize = tuple(reader for reader in readers if reader.op_type == DEQUANTIZE)
+    return Quantizer(node.name.rpartition("/")[0], node, dequantize)
 
 
 def stored_dequantizers(index: GraphIndex) -> list[NodeProto]:

@@ -83,10 +83,13 @@ def predict_compilation(model: onnx.ModelProto) -> Prediction:
     if outcome != "int8":
         end = ends[outcome]
         return Prediction(dict.fromkeys(names, outcome), dict.fromkeys(names, end), end, outcome)
-    reasons = {
-        name: own[found[0]] for name, nodes in names.items() if (found := [n for n in nodes if n in own])
-    }
-    layers: dict[str, Outcome] = {name: "float" if name in reasons else "int8" for name in names}
+    reasons: dict[str, Finding] = {}
+    layers: dict[str, Outcome] = dict.fromkeys(names, "int8")
+    for name, nodes in names.items():
+        blamed = [node for node in nodes if node in own]
+        if blamed:
+            reasons[name] = own[blamed[0]]
+            layers[name] = "float"
     return Prediction(layers, reasons, None, outcome)
 
 

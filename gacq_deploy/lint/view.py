@@ -144,9 +144,11 @@ class QuantView:
             while node is not None and (origin := self.handed_on(node)) is not None:
                 node = self.index.producer(origin)
             branches = self.joined(node) if item is None and node is not None else []
-            found: dict[str, Linear | None] = {} if branches else {item.node.output[0] if item else "": item}
+            found: dict[str, Linear | None] = {}
             for name in branches:
                 found.update(self._leaves_of(name))
+            if not branches:
+                found[item.node.output[0] if item else ""] = item
             self._leaves[tensor] = found
         return self._leaves[tensor]
 

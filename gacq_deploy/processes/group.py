@@ -155,7 +155,7 @@ def _take_own_device() -> None:
     import torch
 
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+    devices = seen.split(",") if seen else list(map(str, range(torch.cuda.device_count())))
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(os.environ["LOCAL_RANK"]) % len(devices)]
 

@@ -83,18 +83,17 @@ class CalibrationSet:
 
     def rows(self, index: NDArray[Any] | slice) -> CalibrationSet:
         """Return the given rows, copied into memory."""
+        conditioning = {name: _chosen(value, index) for name, value in self.conditioning.items()}
+        fed = None if self.float_timesteps is None else np.array(self.float_timesteps[index])
         return CalibrationSet(
             latents=np.array(self.latents[index]),
             timesteps=np.array(self.timesteps[index]),
             targets=np.array(self.targets[index]),
-            conditioning={
-                k: v.take(index) if isinstance(v, TableRows) else np.array(v[index])
-                for k, v in self.conditioning.items()
-            },
+            conditioning=conditioning,
             trajectory=np.array(self.trajectory[index]),
             step=np.array(self.step[index]),
             validation=np.array(self.validation[index]),
-            float_timesteps=None if self.float_timesteps is None else np.array(self.float_timesteps[index]),
+            float_timesteps=fed,
         )
 
     @property
@@ -138,6 +137,10 @@ class CalibrationSet:
                         f"(trajectory {int(self.trajectory[row])}, timestep {int(self.timesteps[row])}).",
                         "Check the model's weights and dtype; collect the samples again with --fresh.",
                     )
+
+
+def _chosen(value: Rows, index: NDArray[Any] | slice) -> Rows:
+    return value.take(index) if isinstance(value, TableRows) else np.array(value[index])
 
 
 def _bad_rows(value: Rows) -> NDArray[np.bool_]:
@@ -208,13 +211,15 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
 
 
 def _tensors(samples: CalibrationSet) -> dict[str, Rows]:
-    return {
-        **({} if samples.float_timesteps is None else {"float_timesteps": samples.float_timesteps}),
-        "latents": samples.latents,
-        "timesteps": samples.timesteps,
-        "targets": samples.targets,
-        "trajectory": samples.trajectory,
-        "step": samples.step,
-        "validation": samples.validation,
-        **{f"{CONDITION_PREFIX}{k}": v for k, v in samples.conditioning.items()},
-    }
+    tensors: dict[str, Rows] = {}
+    if samples.float_timesteps is not None:
+        tensors["float_timesteps"] = samples.float_timesteps
+    tensors.update(
+        latents=samples.latents,
+        timesteps=samples.timesteps,
+        targets=samples.targets,
+        trajectory=samples.trajectory,
+        step=samples.step,
+        validation=samples.validation,
+    )
+    return tensors | {f"{CONDITION_PREFIX}{name}": value for name, value in samples.conditioning.items()}

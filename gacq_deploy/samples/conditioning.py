@@ -33,17 +33,14 @@ class Conditions:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        rows = {name: len(value) if value.ndim else 0 for name, value in self.positive.items()}
+        rows = {name: _length(value) for name, value in self.positive.items()}
         if len(set(rows.values())) > 1 or any(value.ndim == 0 for value in self.positive.values()):
             raise UsageError(f"Conditioning has unequal rows: {rows}.", "Give one row of each per image.")
         if not math.isfinite(self.scale):
             raise UsageError(f"The guidance scale is {self.scale}.", "Choose a finite number; 1 is none.")
         if self.negative is None:
             return
-        shapes, others = (
-            {name: (value.shape, value.dtype.name) for name, value in side.items()}
-            for side in (self.positive, self.negative)
-        )
+        shapes, others = _shapes(self.positive), _shapes(self.negative)
         if not shapes or shapes != others:
             raise UsageError(
                 f"Negative conditioning {_shown(others)} does not match {_shown(shapes)}.", _HINT
@@ -60,11 +57,11 @@ class Conditions:
 
     def rows(self, index: NDArray[Any] | slice) -> Conditions:
         """Return the conditions of some rows, by indices, flags or a slice."""
-        sides = [
-            None if side is None else {name: value[index] for name, value in side.items()}
-            for side in (self.positive, self.negative)
-        ]
-        return Conditions(sides[0] or {}, sides[1], self.scale)
+        positive = {name: value[index] for name, value in self.positive.items()}
+        negative = None
+        if self.negative is not None:
+            negative = {name: value[index] for name, value in self.negative.items()}
+        return Conditions(positive, negative, self.scale)
 
     def cycle(self, count: int) -> Conditions:
         """Return ``count`` rows: these in turn."""
@@ -82,6 +79,14 @@ class Conditions:
             return prediction
         away, towards = np.split(prediction, 2)
         return np.asarray(away + np.float32(self.scale) * (towards - away))
+
+
+def _length(value: Array) -> int:
+    return len(value) if value.ndim else 0
+
+
+def _shapes(side: Mapping[str, Array]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (value.shape, value.dtype.name) for name, value in side.items()}
 
 
 def _shown(shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
