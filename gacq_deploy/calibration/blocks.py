@@ -151,7 +151,8 @@ def _as_function(work: _Work, data: BlockData, module: nn.Module) -> Iterator[St
     begin_rounding(work.layers)
     try:
         theta = _parameters(work, module, "rounding.alpha")
-        metric = {name: 1.0 if name.endswith("alpha") else _SCALE_METRIC for name in theta}
+        logits = {name: 1.0 for name in theta if name.endswith("alpha")}
+        metric = {**dict.fromkeys(theta, _SCALE_METRIC), **logits}
         yield StageLoss(work.block.name, theta, _losses(data), metric)
     finally:
         for layer in work.layers.values():

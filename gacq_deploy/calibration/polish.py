@@ -82,8 +82,10 @@ def ensure_polish(
 
 
 def _output_loss(session: Session) -> Callable[[Mapping[str, Tensor], NDArray[np.int64]], Tensor]:
-    blocks = [b.name for b in session.graph.blocks] if session.is_checkpointed else []
-    return output_loss(session.denoiser, session.split.samples, blocks)
+    checkpoints: list[str] = []
+    if session.is_checkpointed:
+        checkpoints = [block.name for block in session.graph.blocks]
+    return output_loss(session.denoiser, session.split.samples, checkpoints)
 
 
 def _outcome(session: Session, step: Mapping[str, Array], retrained: Mapping[str, Tensor]) -> PolishOutcome:
@@ -138,16 +140,20 @@ def _polish(
     if not kept:
         trainables.load(first)
         session.report.note(f"the polish was undone: its loss rose from {loss_start:.4g} to {loss_end:.4g}")
-    cosines = group_cosines(loss, session.split, session.graph_chunk)
-    return {
+        loss_end = loss_start
+    step = {
         **weighed,
-        **{name: value for name, value in begun.items() if name == "cosine_before"},
         "loss_start": scalar(loss_start),
-        "loss_end": scalar(loss_end if kept else loss_start),
+        "loss_end": scalar(loss_end),
         "kept": scalar(float(kept)),
-        **({} if cosines is None else {"cosine_after": cosines}),
         **{f"value:{name}": value.numpy() for name, value in trainables.values().items()},
     }
+    if "cosine_before" in begun:
+        step["cosine_before"] = begun["cosine_before"]
+    cosines = group_cosines(loss, session.split, session.graph_chunk)
+    if cosines is not None:
+        step["cosine_after"] = cosines
+    return step
 
 
 def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:

@@ -94,7 +94,11 @@ def _recording(
                 stack.callback(hook.remove)
             if outputs_too and layer.output_quantizer is not None:
                 stack.callback(layer.register_forward_hook(keep(Site(name, "output"))).remove)
-        yield lambda: {s: p[0] if len(p) == 1 else np.concatenate(p) for s, p in pieces.items()}
+        yield lambda: {site: _whole(parts) for site, parts in pieces.items()}
+
+
+def _whole(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _first_planned_reader(graph: ModelGraph, planned: dict[str, QuantizedLayer], name: str) -> bool:

@@ -56,15 +56,18 @@ def blocks_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights:
 
 
 def _made_with(denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> dict[str, object]:
-    return {
+    made: dict[str, object] = {
         "weights_sha256": denoiser.record.weights_sha256,
         "samples_sha256": samples_sha256,
         "given_weights": None if weights is None else weights.name,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "algorithm": ALGORITHM,
-        **({"loras": [lora.sha256 for lora in loras]} if (loras := denoiser.record.loras) else {}),
     }
+    # what they hold for text encoders is in no weight of the denoiser, but in the samples' conditioning
+    if loras := denoiser.record.loras:
+        made["loras"] = [lora.sha256 for lora in loras]
+    return made
 
 
 def finished_artifact(directory: RunDirectory, key: str, report: Reporter) -> CalibrationArtifact | None:
@@ -109,11 +112,10 @@ def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
 
 
 def _differences(old: object, new: object, prefix: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [
-            d
-            for k in keys
-            for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))
-        ]
-    return [] if old == new else [prefix]
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [prefix]
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        name = f"{prefix}.{key}" if prefix else str(key)
+        found += _differences(old.get(key), new.get(key), name)
+    return found

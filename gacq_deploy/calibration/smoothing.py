@@ -17,7 +17,7 @@ from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError, RecipeError
-from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.models.structure.graph import Block, ModelGraph
 from gacq_deploy.models.structure.norms import norms_of_linears
 from gacq_deploy.quant.smoothing import (
     Reader,
@@ -106,7 +106,11 @@ def ensure_smoothing(session: Session, checkpoint: Checkpoint) -> dict[str, Smoo
 
 
 def _in_one_block(graph: ModelGraph, names: Sequence[str]) -> bool:
-    return any(all(name.startswith(f"{block.name}.") for name in names) for block in graph.blocks)
+    return any(_holds_all(block, names) for block in graph.blocks)
+
+
+def _holds_all(block: Block, names: Sequence[str]) -> bool:
+    return all(name.startswith(f"{block.name}.") for name in names)
 
 
 def _by_state(x: Tensor, states: int) -> Tensor:
@@ -222,9 +226,11 @@ class _Measurement:
         self, names: tuple[str, ...], rows: Sequence[tuple[int, Tensor]], largest: Tensor
     ) -> SmoothingSearch:
         folds = self._folds()
+        every = [x for _, x in rows]
 
         def half(number: int) -> SmoothingRows:
-            mine = [x for state, x in rows if int(folds[state]) == number] or [x for _, x in rows]
+            # the states drawn for the search may all be of one half: the other then takes them too
+            mine = [x for state, x in rows if int(folds[state]) == number] or every
             return SmoothingRows(torch.cat(mine), largest[number])
 
         source = self._planned(names[0], "input")

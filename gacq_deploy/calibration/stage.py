@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,12 +142,7 @@ def make_plan(recipe: Recipe, graph: ModelGraph, report: Reporter = SILENT) -> Q
         RecipeError: see :func:`~gacq_deploy.recipe.plan.resolve_plan`; every layer is left float, or one that runs
             twice in a step or lies in no block is not; smoothing chooses no layers, or not all that share a quantizer.
     """
-    ties = (
-        dict(graph.ties)
-        if recipe.quantization.tie_concat
-        else {s: str(f) for s, f in graph.shared_tensor.items()}
-    )
-    plan = resolve_plan(recipe, graph.sites, ties)
+    plan = resolve_plan(recipe, graph.sites, _ties(recipe, graph))
     if unused := [name for name in plan.modules if name in graph.unused]:
         plan = QuantPlan(tuple(e for e in plan if e.site.module not in graph.unused))
         said = (
@@ -178,6 +173,12 @@ def make_plan(recipe: Recipe, graph: ModelGraph, report: Reporter = SILENT) -> Q
     return plan
 
 
+def _ties(recipe: Recipe, graph: ModelGraph) -> dict[Site, str]:
+    if recipe.quantization.tie_concat:
+        return dict(graph.ties)
+    return {site: str(first) for site, first in graph.shared_tensor.items()}
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
@@ -190,11 +191,12 @@ def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
     """
     blocks = {e.site.module: e.spec.block for e in plan.of_role("weight") if e.spec.block is not None}
     widths = {name: module.get_submodule(name).get_parameter("weight").shape[1] for name in blocks}
-    wrong = [name for name, block in blocks.items() if widths[name] % block or widths[name] < 2 * block]
+    wrong = [name for name, block in blocks.items() if not _fits(block, [widths[name]])]
     if not wrong:
         return
     name = wrong[0]
-    fitting = [b for b in BLOCKS if not any(widths[n] % b or widths[n] < 2 * b for n in wrong)]
+    wrong_widths = [widths[n] for n in wrong]
+    fitting = [b for b in BLOCKS if _fits(b, wrong_widths)]
     raise RecipeError(
         f"{len(wrong)} of {len(blocks)} layers with INT4 weights do not fit their block: layer '{name}' has "
         f"{widths[name]} input features, and {blocks[name]} must divide that in two or more. The layers: "
@@ -203,6 +205,11 @@ def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
         if fitting
         else "Leave them float (ignore: true), or give those that it divides a smaller block, in a later rule.",
     )
+
+
+def _fits(block: int, widths: Iterable[int]) -> bool:
+    """Tell whether the block divides every width in two or more."""
+    return all(width % block == 0 and width >= 2 * block for width in widths)
 
 
 def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
@@ -242,32 +249,36 @@ def _learn(
         session.report,
     )
     document = session.recipe.document()
+    sections = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
+    digests = {str(e.site): sources[f"{e.site.module}.weight"] for e in session.plan.of_role("weight")}
+    smoothed = {Site(name, "input"): _recorded(how) for name, how in smoothing.items()}
     return CalibrationArtifact(
         model=session.denoiser.record,
         plan=session.plan,
         params=_collect_params(session.plan, layers),
-        weight_digests={
-            str(e.site): sources[f"{e.site.module}.weight"] for e in session.plan.of_role("weight")
-        },
-        recipe={k: document[k] for k in ("model", "samples", "quantization", "calibration")},
+        weight_digests=digests,
+        recipe=sections,
         samples_sha256=samples_sha256,
         history=learned.history,
         probe=probe,
-        build={
-            "work_key": polish.key,
-            "started_unix": round(started),
-            "wall_s": round(time.time() - started, 1),
-            "cpu_s": round(time.process_time() - cpu, 1),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "gacq_deploy": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        build={"work_key": polish.key, **_build_facts(started, cpu)},
         parameters=_retrained(module, polished, sources),
-        smoothing={Site(name, "input"): _recorded(how) for name, how in smoothing.items()},
+        smoothing=smoothed,
         polish=None if polished is None else polished.record,
         diagnostics=_diagnostics(session, learned, polished, errors),
     )
+
+
+def _build_facts(started: float, cpu: float) -> dict[str, Any]:
+    return {
+        "started_unix": round(started),
+        "wall_s": round(time.time() - started, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "gacq_deploy": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 class _Errors:
@@ -299,7 +310,8 @@ def _retrained(
         for name, norm in retrained_norms(module).items()
         for kind, value in norm.affine.items()
     }
-    learned |= {} if polished is None else {k: v.numpy() for k, v in polished.parameters.items()}
+    if polished is not None:
+        learned |= {k: v.numpy() for k, v in polished.parameters.items()}
     changed = {name: value for name, value in learned.items() if digest_array(value) != sources[name]}
     return {name: RetrainedParameter(value, sources[name]) for name, value in changed.items()}
 

@@ -15,7 +15,7 @@ from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, fold_i
 from gacq_deploy.quant.ranges import ActivationRange, RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
 from gacq_deploy.quant.smoothing import Smoothing
-from gacq_deploy.spec import QuantPlan, Site
+from gacq_deploy.spec import PlannedSite, QuantPlan, Site
 
 Pass = Callable[[], Iterable[object]]
 """Runs the float model over all calibration data, yielding after each chunk."""
@@ -88,6 +88,10 @@ def insert_quantizers(
     smoothing are replaced too. Returns the layers by module name, in execution order.
     """
     quantizers = {e.tie: ActivationQuantizer(e.spec, scales[e.tie]) for e in plan if e.site.role != "weight"}
+
+    def quantizer(activation: PlannedSite | None) -> ActivationQuantizer | None:
+        return None if activation is None else quantizers[activation.tie]
+
     layers: dict[str, QuantizedLayer] = {}
     for entry in plan.of_role("weight"):
         name = entry.site.module
@@ -105,8 +109,8 @@ def insert_quantizers(
             entry.spec,
             scale,
             nearest_codes(weight, scale, entry.spec),
-            quantizers[source.tie] if source else None,
-            quantizers[target.tie] if target else None,
+            quantizer(source),
+            quantizer(target),
         )
         layers[name].smoothing = smooth
         parent, _, child = name.rpartition(".")

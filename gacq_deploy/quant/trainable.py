@@ -102,14 +102,16 @@ def _replace_norms(module: nn.Module) -> list[str]:
     found = [
         name
         for name, norm in module.named_modules()
-        if isinstance(norm, NORMS)
-        and id(norm) not in inner
-        and any(True for _ in norm.parameters(recurse=False))
+        if isinstance(norm, NORMS) and id(norm) not in inner and _has_parameters(norm)
     ]
     for name in found:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, RetrainedNorm(module.get_submodule(name)))
     return [*wrapped, *found]
+
+
+def _has_parameters(norm: nn.Module) -> bool:
+    return any(True for _ in norm.parameters(recurse=False))
 
 
 def retrained_norms(module: nn.Module) -> dict[str, RetrainedNorm]:

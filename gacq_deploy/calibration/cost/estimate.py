@@ -8,12 +8,12 @@ from gacq_deploy.calibration.cost.duration import estimate_seconds
 from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, memory_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.stage import check_blocks, check_steps, make_plan
-from gacq_deploy.models.structure.graph import trace_model
+from gacq_deploy.models.structure.graph import Block, trace_model
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.spec import PlannedSite
+from gacq_deploy.spec import PlannedSite, QuantPlan
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
     layers = {s.module for s in graph.sites}
     too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
     counts = Counts(recipe, denoiser, graph, plan, branches, total - held, held, frozenset(too_large))
+    sites = tuple(_describe(e) for e in plan)
+    blocks = tuple(b.name for b in graph.blocks if _is_planned(b, plan))
     return CalibrationEstimate(
         family=denoiser.family.name,
-        parameters=sum(p.numel() for p in denoiser.module.parameters()),
-        sites=tuple(_describe(e) for e in plan),
+        parameters=counts.weights,
+        sites=sites,
         quantized_modules=len(plan.modules),
         float_modules=len(layers) - len(plan.modules),
         unused_modules=tuple(sorted(graph.unused)),
-        blocks=tuple(b.name for b in graph.blocks if any(plan.get(s) for s in b.sites)),
+        blocks=blocks,
         samples=total - held,
         validation_samples=held,
         weights=_weights(counts),
@@ -84,6 +86,10 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
         disk_mb=disk_bytes(counts) / 2**20,
         export_mb=export_bytes(counts) / 2**20,
     )
+
+
+def _is_planned(block: Block, plan: QuantPlan) -> bool:
+    return any(plan.get(site) for site in block.sites)
 
 
 def _weights(counts: Counts) -> str:

@@ -44,6 +44,7 @@ from gacq_deploy.calibration.weighting.vectors import (
     mean_of,
     norm,
     reciprocals,
+    scaled,
     total_of,
     unit_vectors,
     zeros_like,
@@ -88,7 +89,9 @@ class LookAhead:
 
     def chain(self, directions: Sequence[Vector]) -> list[Tensor]:
         """Return (d theta*/dw)^T v [B] for every v: -eta J v, and for a unit step -eta J (v - g (g . v) / ||g||^2)."""
-        turned = [across(v, self.g) for v in directions] if self.unit else directions
+        turned = directions
+        if self.unit:
+            turned = [across(v, self.g) for v in directions]
         return [-self.eta * x for x in _directionals(self.train, self.theta, turned, self.how.directional)]
 
 
@@ -288,8 +291,7 @@ def exact_meta_gradient(
     pull = _pair_derivatives(G, normalised=normalised)
     curvature = groups.curvature(pull)
     factor = -scale * _pair_factor(len(G))
-    gm = tuple(factor * x for x in curvature)
-    dw_mse, dw_gm = step.chain([mean_of(G), gm])
+    dw_mse, dw_gm = step.chain([mean_of(G), scaled(factor, curvature)])
     cosine = mean_pairwise_cosine(G)
     matching = -scale * (cosine if normalised else mean_pairwise_product(G))
     return MetaGradient(dw_mse, dw_gm, losses, G, cosine, matching)
@@ -354,7 +356,7 @@ class _Groups:
                 values.append(float(value.detach()))
                 gradients.append(gradient_of(value, self._leaves, create_graph=keep))
         self.losses = torch.tensor(values, dtype=torch.float64)
-        self.G = tuple(tuple(x.detach() for x in g) for g in gradients)
+        self.G = tuple(_detached(g) for g in gradients)
         self._graphs = gradients if keep else None
 
     def curvature(self, vectors: Sequence[Vector]) -> Vector:
@@ -374,6 +376,10 @@ class _Groups:
         return total
 
 
+def _detached(vector: Vector) -> Vector:
+    return tuple(x.detach() for x in vector)
+
+
 def _pair_derivatives(G: Sequence[Vector], *, normalised: bool) -> list[Vector]:
     """Return d/dG_t of the sum over pairs of the products, or of the cosines (0 where a gradient is zero)."""
     if not normalised:
@@ -384,8 +390,7 @@ def _pair_derivatives(G: Sequence[Vector], *, normalised: bool) -> list[Vector]:
     derivatives = []
     for n_t, scale in zip(n, inverse, strict=True):
         r = axpy(-1.0, n_t, total)
-        across = axpy(-dot(n_t, r), n_t, r)
-        derivatives.append(tuple(scale * x for x in across))
+        derivatives.append(scaled(scale, axpy(-dot(n_t, r), n_t, r)))
     return derivatives
 
 

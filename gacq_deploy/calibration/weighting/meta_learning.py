@@ -235,13 +235,14 @@ class _Loop:
                 f"The softmax's temperature was raised from {self.settings.temperature:g} to {temperature:.3g} to keep "
                 f"{self.settings.min_effective:.0%} of the samples effective."
             )
+        trace = {name: np.array(values) for name, values in self._trace.items()}
         return LearnedWeights(
             weights=weights,
             logits=(logits - logits.mean()) * (self.settings.temperature / temperature),
             mode="uniform" if fallback else self.mode,
             fallback=fallback,
             notes=tuple(self.notes),
-            trace={name: np.array(values) for name, values in self._trace.items()},
+            trace=trace,
             visits=self._visits,
         )
 

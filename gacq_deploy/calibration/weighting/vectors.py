@@ -35,6 +35,11 @@ def axpy(factor: float, x: Vector, y: Vector) -> Vector:
     return tuple(b + factor * a for a, b in zip(x, y, strict=True))
 
 
+def scaled(factor: float, x: Vector) -> Vector:
+    """Return factor x."""
+    return tuple(factor * a for a in x)
+
+
 def zeros_like(like: Vector) -> Vector:
     """Return a zero vector of the same shapes."""
     return tuple(torch.zeros_like(p) for p in like)
@@ -59,13 +64,17 @@ def across(v: Vector, g: Vector) -> Vector:
 def unit_vectors(G: Sequence[Vector]) -> tuple[list[Vector], list[float]]:
     """Return G_t / ||G_t|| and 1 / ||G_t||; both 0 for a gradient without direction."""
     inverse = reciprocals([norm(g) for g in G])
-    return [tuple(scale * x for x in g) for g, scale in zip(G, inverse, strict=True)], inverse
+    return [scaled(scale, g) for g, scale in zip(G, inverse, strict=True)], inverse
 
 
 def reciprocals(norms: Sequence[float]) -> list[float]:
     """Return 1 / x of every norm, 0 where it is negligible."""
     floor = max(ABSOLUTE_FLOOR, _RELATIVE_FLOOR * max(norms, default=0.0))
-    return [1 / x if x > floor else 0.0 for x in norms]
+    return [_reciprocal(x, floor) for x in norms]
+
+
+def _reciprocal(x: float, floor: float) -> float:
+    return 1 / x if x > floor else 0.0
 
 
 def leaves_of(theta: Vector) -> Vector:

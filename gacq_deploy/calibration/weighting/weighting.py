@@ -200,6 +200,9 @@ class Weighting:
             values = loss.at(theta, rows)
             return (by_row[torch.from_numpy(rows)].to(values) * values).mean()
 
+        metric = None
+        if loss.metric is not None:
+            metric = [loss.metric[name] for name in loss.theta]
         return MetaProblem(
             name=loss.name,
             theta=loss.vector,
@@ -207,7 +210,7 @@ class Weighting:
             validation_loss=validation,
             groups_train=split.training_timesteps,
             validation_groups=split.validation_groups,
-            metric=None if loss.metric is None else [loss.metric[name] for name in loss.theta],
+            metric=metric,
         )
 
 
