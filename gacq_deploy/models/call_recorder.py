@@ -50,7 +50,12 @@ class Layout:
         """Return ``[image][branch]`` -> row; the negative branch comes first."""
         order = sorted(range(self.branches), key=lambda b: b != self.negative)
         stride, step = (self.branches, 1) if self.by_image else (1, images)
-        return [[image * stride + b * step for b in order] for image in range(images)]
+        first = [branch * step for branch in order]
+        return [_shifted(first, image * stride) for image in range(images)]
+
+
+def _shifted(rows: Sequence[int], by: int) -> list[int]:
+    return [row + by for row in rows]
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,8 @@ def _short_run(
     config = {**dict(scheduler.config), "_class_name": type(scheduler).__name__, **given}
     config = plain_scheduler({k: v for k, v in config.items() if not k.startswith("_") or k in _KEPT})
     if "_use_default_values" in config:
-        config["_use_default_values"] = sorted(
-            config["_use_default_values"]
-        )  # in memory in an order of chance
+        # in memory they stand in an order of chance, and the record's digest depends on it
+        config["_use_default_values"] = sorted(config["_use_default_values"])
     check_process(config, f"{opened.name}'s scheduler")
     first, second = capture.calls
     return _Run(first, second, outputs[0] if outputs else None), _Schedule(

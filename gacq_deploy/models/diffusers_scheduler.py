@@ -179,7 +179,9 @@ def _given(kind: Any, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
     sigmas = config.get("pipeline_sigmas")
     if (config.get("mu") is not None if sigmas is None else sigmas) and "sigmas" in taken:
         given["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-    return given if kind.__name__.startswith(_FLOW) else {k: v for k, v in given.items() if k == "mu"}
+    if not kind.__name__.startswith(_FLOW):
+        given.pop("sigmas", None)
+    return given
 
 
 def _is_flow(scheduler: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from torch import nn
+from torch import Tensor, nn
 
 from gacq_deploy.errors import GacqError, UsageError
 from gacq_deploy.models.source import digest_values, digest_weights, find_source, load_module, own_component
@@ -74,5 +74,9 @@ def _lies_there(section: ModelSection, digest: str) -> bool:
 
 def _digest(module: nn.Module) -> str:
     """Return what :func:`~gacq_deploy.models.source.digest_weights` would, were the module in float32 on the CPU."""
-    values = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    return digest_values({n: v.float() if v.is_floating_point() else v for n, v in values.items()})
+    return digest_values({name: _plain(value) for name, value in module.state_dict().items()})
+
+
+def _plain(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -100,7 +100,7 @@ def lora_file(section: LoraSection) -> Path:
         raise ArtifactError(
             f"LoRA {path} is no safetensors file, or truncated: {error}", "Download it again."
         ) from error
-    foreign = [name for name in names if any(mark in name for mark in _FOREIGN)]
+    foreign = [name for name in names if _is_foreign(name)]
     if foreign:
         raise ModelError(
             f"LoRA {path} is no plain LoRA: it holds '{foreign[0]}' ({len(foreign)} such tensors; DoRA, LoKr, LoHa "
@@ -113,6 +113,10 @@ def lora_file(section: LoraSection) -> Path:
             "Pass the file of a LoRA; a whole model goes to --model.",
         )
     return path
+
+
+def _is_foreign(name: str) -> bool:
+    return any(mark in name for mark in _FOREIGN)
 
 
 def check_loras(sections: Sequence[LoraSection], kind: type[Any]) -> None:
@@ -201,7 +205,7 @@ def fuse_text_parts(pipeline: Any, sections: Sequence[LoraSection], denoiser: nn
         adapter = _read(section, denoiser, type(pipeline))
         for name in adapter.text_encoders:
             encoder = getattr(pipeline, name, None)
-            pairs = sum(bool(_FIRST.search(tensor)) for tensor in adapter.part(name))
+            pairs = _count_pairs(adapter.part(name))
             fitting = 0
             if isinstance(encoder, nn.Module):
                 fitting = _fuse_text(pipeline, adapter, encoder, name)
@@ -248,13 +252,17 @@ def _read(section: LoraSection, module: nn.Module, pipeline_class: type[Any] | N
         ) from error
     tensors, *more = converted if isinstance(converted, tuple) else (converted,)
     alphas = more[0] if len(more) > 1 else None
-    lost = sum(bool(_FIRST.search(n)) for n in plain) - sum(bool(_FIRST.search(n)) for n in tensors)
+    lost = _count_pairs(plain) - _count_pairs(tensors)
     if lost > 0:
         raise ModelError(
             f"LoRA {path}: diffusers drops {lost} of its pairs as not its own.",
             f"Pass a LoRA that was trained for this model. {_FUSE_IT}",
         )
     return _Adapter(path, section.scale, tensors, alphas or None, None if alphas else metadata)
+
+
+def _count_pairs(names: Iterable[str]) -> int:
+    return sum(bool(_FIRST.search(name)) for name in names)
 
 
 def _config(module: nn.Module) -> Any:
@@ -301,13 +309,14 @@ def _attach(adapter: _Adapter, factors: Mapping[str, Tensor], module: nn.Module,
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     prefix = f"{component}."
-    named = {name.startswith(prefix) for name in adapter.metadata or ()}
+    tensors = {f"{prefix}{name}": value.float() for name, value in factors.items()}
+    has_metadata = any(name.startswith(prefix) for name in adapter.metadata or ())
     try:
         module.load_lora_adapter(  # type: ignore[operator]
-            {f"{prefix}{name}": value.float() for name, value in factors.items()},
+            tensors,
             prefix=component,
             network_alphas=adapter.alphas,
-            metadata=adapter.metadata if True in named else None,
+            metadata=adapter.metadata if has_metadata else None,
             low_cpu_mem_usage=True,  # otherwise factors are drawn first, which moves torch's global generator
         )
     except (ValueError, RuntimeError, KeyError, TypeError) as error:

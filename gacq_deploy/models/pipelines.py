@@ -18,8 +18,13 @@ from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import SamplesSection
 
-_SAFETY = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-_OPTIONAL = "image_encoder"
+_CLOSED = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+    "image_encoder": None,
+}
+"""What a pipeline is opened without: it censors images, or encodes those that nobody gives."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
         return OpenPipeline(_silent(source.pipeline), source.component, denoiser, size)
     assert source.root is not None
     index = read_pipeline(source.root)
-    closed = {k: v for k, v in _SAFETY.items() if k in index} | (
-        {_OPTIONAL: None} if _OPTIONAL in index else {}
-    )
+    closed = {k: v for k, v in _CLOSED.items() if k in index}
     try:
         with quiet_loading():
             pipeline = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]

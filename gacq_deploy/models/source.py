@@ -242,7 +242,9 @@ def own_component(pipeline: Any, component: str | None) -> str:
         ModelError: it has none, or several and none is named.
     """
     modules = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
-    found = [component] if component else [name for name in COMPONENTS if name in modules]
+    found = [name for name in COMPONENTS if name in modules]
+    if component:
+        found = [component]
     if len(found) != 1 or found[0] not in modules:
         raise ModelError(
             f"{type(pipeline).__name__} has the modules {', '.join(modules) or 'none'}; which one is the denoiser?",

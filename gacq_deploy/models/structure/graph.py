@@ -6,7 +6,7 @@ is per-sample, what is the same in both is a constant, and where neither holds t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,25 +222,30 @@ def _has_rows(value: Any) -> bool:
 
 def _graph(root: nn.Module, seen: Observed, refused: Mapping[str, str], unused: frozenset[str]) -> ModelGraph:
     names = [b.name for b in seen.blocks]
-    last_use = [len(names) if i in seen.final_dependencies else i for i in range(len(names))]
+    last_use = list(range(len(names)))
+    for producer in seen.final_dependencies:
+        last_use[producer] = len(names)
     for consumer, block in enumerate(seen.blocks):
         for producer in block.depends_on:
             last_use[producer] = max(last_use[producer], consumer)
     sites = tuple(s for layer in seen.layers for s in _layer_sites(root, layer.name))
     uncut = _uncut(seen, names, refused)
-    blocks = tuple(
-        Block(
-            name=block.name,
-            sites=tuple(s for s in sites if _within(s.module, block.name) and s.module not in uncut),
-            inputs=_rows(block.inputs),
-            outputs=_rows(dict(leaves(block.result))),
-            depends_on=block.depends_on,
-            last_use=last_use[i],
-            result=replaced(block.result, dict.fromkeys(_rows(dict(leaves(block.result))))),
-        )
-        for i, block in enumerate(seen.blocks)
-    )
+    cut = [s for s in sites if s.module not in uncut]
+    blocks = tuple(_block(block, cut, last_use[i]) for i, block in enumerate(seen.blocks))
     return ModelGraph(blocks, sites, *_ties(seen), frozenset(seen.repeated), uncut, unused)
+
+
+def _block(traced: TracedBlock, sites: Iterable[Site], last_use: int) -> Block:
+    outputs = _rows(dict(leaves(traced.result)))
+    return Block(
+        name=traced.name,
+        sites=tuple(s for s in sites if _within(s.module, traced.name)),
+        inputs=_rows(traced.inputs),
+        outputs=outputs,
+        depends_on=traced.depends_on,
+        last_use=last_use,
+        result=replaced(traced.result, dict.fromkeys(outputs)),
+    )
 
 
 def _rows(values: Mapping[Place, Any]) -> dict[Place, TensorShape]:

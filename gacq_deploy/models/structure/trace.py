@@ -194,9 +194,10 @@ class _Observer:
         live = [t for t in tensors if t.requires_grad]
         if not live or not self._marks:
             return ()
-        parts = [(torch.view_as_real(t) if t.is_complex() else t).float().sum() for t in live]
+        total = torch.stack([_sum(t) for t in live]).sum()
+        # kept: one graph reaches through all blocks, and the next block asks it again
         grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-            torch.stack(parts).sum(), self._marks, allow_unused=True, retain_graph=True
+            total, self._marks, allow_unused=True, retain_graph=True
         )
         return tuple(i for i, grad in enumerate(grads) if grad is not None)
 
@@ -228,6 +229,11 @@ class _ConcatRecorder(TorchFunctionMode):
             contents = self._observer.contents
             self._observer.seen.concats[contents(result)] = tuple(contents(t) for t in tensors)
         return result
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.float().sum()
 
 
 def _tensors(value: Any) -> list[Tensor]:

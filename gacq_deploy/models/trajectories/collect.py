@@ -196,7 +196,8 @@ class PromptedTrajectories:
         begins = [int((states.trajectory == t).argmax()) for t in dict.fromkeys(states.trajectory.tolist())]
 
         def side(branch: int) -> dict[str, Any]:
-            return {k: v[[b + branch for b in begins]] for k, v in states.conditioning.items()}
+            rows = [begin + branch for begin in begins]
+            return {name: value[rows] for name, value in states.conditioning.items()}
 
         if self.recorded.layout.negative is None:
             return Conditions(side(0))

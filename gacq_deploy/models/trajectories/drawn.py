@@ -186,21 +186,19 @@ def _write(
     flags: NDArray[np.uint8],
     kept: list[int],
 ) -> None:
+    count = len(kept)
+    timesteps = [states[k][2] for k in kept]
     for offset, trajectory in enumerate(members):
-        steps = np.array(kept, np.int64)
-        count = len(kept)
-        writer.write(
-            int(trajectory) * count,
-            {
-                "latents": np.stack([states[k][0][offset].numpy() for k in kept]),
-                "targets": np.stack([states[k][1][offset].numpy() for k in kept]),
-                "timesteps": np.array([states[k][2] for k in kept], np.int64),
-                "trajectory": np.full(count, trajectory, np.int64),
-                "step": steps,
-                "validation": np.full(count, flags[trajectory], np.uint8),
-                **{
-                    f"{CONDITION_PREFIX}{n}": np.repeat(v[offset : offset + 1], count, 0)
-                    for n, v in conditioning.items()
-                },
-            },
-        )
+        latents = [states[k][0][offset].numpy() for k in kept]
+        targets = [states[k][1][offset].numpy() for k in kept]
+        rows: dict[str, Array] = {
+            "latents": np.stack(latents),
+            "targets": np.stack(targets),
+            "timesteps": np.array(timesteps, np.int64),
+            "trajectory": np.full(count, trajectory, np.int64),
+            "step": np.array(kept, np.int64),
+            "validation": np.full(count, flags[trajectory], np.uint8),
+        }
+        for name, value in conditioning.items():
+            rows[f"{CONDITION_PREFIX}{name}"] = np.repeat(value[offset : offset + 1], count, 0)
+        writer.write(int(trajectory) * count, rows)

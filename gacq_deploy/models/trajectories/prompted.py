@@ -144,13 +144,14 @@ def _arrange(
 
     conditioning = _conditioning(recorded, kept[0], order)
     index = np.arange(images * branches).reshape(images, 1, branches).repeat(steps, 1).ravel()
+    tables = {name: TableRows(value, index.astype(np.int64)) for name, value in conditioning.items()}
     fraction = call.timestep.dtype == "float32"
     return CalibrationSet(
         latents=np.stack(state, 1).reshape(shape),
         targets=np.stack(output, 1).reshape(shape),
         timesteps=rows(training_keys(values, call.timestep.scale)),
         float_timesteps=rows(values.astype(np.float32)) if fraction else None,
-        conditioning={k: TableRows(v, index.astype(np.int64)) for k, v in conditioning.items()},
+        conditioning=tables,
         trajectory=np.repeat(np.array(members, np.int64), steps * branches),
         step=rows(np.arange(0, steps * wanted.keep_every, wanted.keep_every, dtype=np.int64)),
         validation=np.repeat(wanted.validation[list(members)], steps * branches),

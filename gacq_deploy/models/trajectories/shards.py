@@ -79,13 +79,11 @@ def _join(files: list[Path], path: Path) -> None:
     shards = [RowFile(file, "r") for file in files]
     check_lengths([shard.tensors["trajectory"] for shard in shards])
     names = sorted(shards[0].tensors)
-    layout = {
-        name: (
-            shards[0].tensors[name].dtype.name,
-            (sum(len(p.tensors[name]) for p in shards), *shards[0].tensors[name].shape[1:]),
-        )
-        for name in names
-    }
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in names:
+        first = shards[0].tensors[name]
+        rows = sum(len(shard.tensors[name]) for shard in shards)
+        layout[name] = (first.dtype.name, (rows, *first.shape[1:]))
     starts = dict.fromkeys(names, 0)
     with SampleWriter(path, layout) as writer:
         for shard in shards:
