@@ -23,6 +23,7 @@ from gacq_deploy.storage.sealed import unseal, write_sealed
 
 _SCHEMA = "gacq-deploy/artifact"
 SCHEMA_VERSION = 1
+"""Raised with the format; every version before it stays readable."""
 _TENSORS = "tensors.safetensors"
 _PROBE = "probe.safetensors"
 _DIAGNOSTICS = "diagnostics.safetensors"
@@ -230,6 +231,7 @@ def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
 
 def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
     """Read the files that a manifest of the current version vouches for, once they proved to be those."""
+    # all of them before the first is parsed: no parser sees a file that was altered
     for name, entry in manifest["files"].items():
         if name not in ARTIFACT_FILES:
             raise ArtifactError(f"Artifact manifest names a foreign file '{name}'.", _HINT)

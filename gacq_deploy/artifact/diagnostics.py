@@ -23,6 +23,7 @@ ERROR_STAGES = ("nearest", "reconstruction", "polish")
 _RECORD = "record"
 _MATRICES = ("cosine_before", "cosine_after")
 _MEAN_TOLERANCE = 1e-3
+"""How far the mean of weights may lie from 1: they have mean 1 in float64 and are kept in float32."""
 _ROUNDING = 1e-3
 """What float32 may add to a cosine or alignment beyond 1, and to an effective number beyond that of samples."""
 _HINT = "Run `gacq-deploy calibrate` again, or restore the file from a copy."

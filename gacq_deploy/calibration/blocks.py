@@ -127,6 +127,7 @@ def _learn(
     session: Session, work: _Work, data: BlockData, logits: NDArray[np.float64] | None
 ) -> dict[str, Array]:
     settings, split = session.recipe.calibration, session.split
+    # no block draws what another does, of this seed or the next; the polish takes the number after the last block's
     seed = settings.seed * 100_003 + work.index
     module = session.denoiser.module.get_submodule(work.block.name)
     weighting = session.weighting

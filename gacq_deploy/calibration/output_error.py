@@ -20,7 +20,7 @@ from gacq_deploy.samples.row_file import Rows
 
 _MODULE = "denoiser."
 _CEILING_DB = 200.0
-"""Reported where there is no error at all."""
+"""Reported where there is no error at all: diagnostics hold finite numbers only."""
 
 
 def output_loss(
@@ -80,5 +80,6 @@ def sqnr_by_step(
     for t in steps:
         here = timesteps == t
         ratios.append(signal[here].sum() / max(float(noise[here].sum()), 1e-300))
+    # an output of zeros has no signal: the ceiling's counterpart stands for its minus infinity
     decibels = 10 * np.log10(np.maximum(ratios, 1e-20))
     return steps, np.minimum(decibels, _CEILING_DB).astype(np.float32)

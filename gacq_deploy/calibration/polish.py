@@ -42,6 +42,7 @@ _WEIGHTS = "polish-weights"
 _LAST_RATE = 0.05
 """Share of the learning rate that is left at the end of the cosine."""
 _SEED_STREAM = 1 << 44
+"""Second Philox key of the mini-batches, plus the step: beyond the numbers of trajectories, apart from other draws."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ def _metric(session: Session, loss: StageLoss) -> dict[str, float]:
     gradients = torch.autograd.grad(values.mean(), list(loss.theta.values()), materialize_grads=True)
     sizes = np.array([float(g.double().pow(2).mean().sqrt()) for g in gradients])
     typical = float(np.median(sizes[sizes > 0])) if bool((sizes > 0).any()) else 1.0
+    # bounded: a parameter with next to no gradient moves some thirty times as far as a typical one, not without end
     return {
         name: math.sqrt(typical / max(size, 1e-3 * typical))
         for name, size in zip(loss.theta, sizes, strict=True)
@@ -240,10 +242,12 @@ class _Loop:
             self._step(step, batches)
             self._done = step + 1
             report.advance(loss=self._value * self._scale)
+            # what the last step leaves is saved with the whole result
             if self._done % self._section.save_every == 0 and self._done < self._section.steps:
                 self._checkpoint.put(_state_name(self._done), _state(self._trainables, self._optimizer))
 
     def _step(self, step: int, batches: _Batches) -> None:
+        # from the step alone, so that a resumed run takes the same
         for group in self._optimizer.param_groups:
             group["lr"] = _rate(self._section, step)
         self._optimizer.zero_grad()
@@ -323,6 +327,7 @@ def _resume(
         if f"mean:{name}" not in state:
             continue
         optimizer.state[parameter] = {
+            # Adam corrects the bias of its moments by the steps taken
             "step": torch.tensor(float(saved[-1])),
             "exp_avg": torch.from_numpy(state[f"mean:{name}"]).reshape(parameter.shape),
             "exp_avg_sq": torch.from_numpy(state[f"square:{name}"]).reshape(parameter.shape),

@@ -20,6 +20,9 @@ from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.rounding import AdaRound
 from gacq_deploy.recipe.calibration import ReconstructionSection
 
+_SEED_STREAM = 1 << 42
+"""Second Philox key of the mini-batches: beyond the numbers of trajectories, apart from other draws."""
+
 
 @dataclass(frozen=True)
 class BlockTask:
@@ -86,6 +89,7 @@ def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> Recon
         end = _weighted_mean(task, sample_losses(task.data, task.rows, settings.batch))
         kept = end <= start
     finally:
+        # a loss that is not finite ends here too: the block is left as it was found
         if not kept:
             _restore(task, codes, scales)
     return ReconstructionResult(start, end if kept else start, kept)
@@ -102,7 +106,7 @@ def _restore(task: BlockTask, codes: Mapping[str, Tensor], scales: list[float]) 
 def _learn(task: BlockTask, settings: ReconstructionSection) -> None:
     begin_rounding(task.layers)
     optimizer = _make_optimizer(task, settings)
-    generator = np.random.Generator(np.random.Philox(key=[task.seed, 1 << 42]))
+    generator = np.random.Generator(np.random.Philox(key=[task.seed, _SEED_STREAM]))
     count = len(task.weights)
     for iteration in range(settings.iterations):
         index = np.sort(generator.choice(count, min(settings.batch, count), replace=False))

@@ -100,6 +100,7 @@ class Replay:
             for rows in self._samples.chunks(self._chunk):
                 args, kwargs = self._arguments(index, rows, "float")
                 _store(targets, rows, _outputs_of(block, module(*args, **kwargs)))
+                # before the first quantized layer both streams are one: the float call's inputs serve
                 if self._is_diverged(block.depends_on):
                     args, kwargs = self._arguments(index, rows, "quantized")
                 given = call_leaves(args, kwargs)
@@ -113,6 +114,7 @@ class Replay:
                 "Check the weights and samples.",
             )
         self._outputs["float", index] = targets
+        # the call is kept without the last chunk's tensors, which would stay in memory with it
         args, kwargs = call_with(args, kwargs, dict.fromkeys(inputs))
 
         def call(

@@ -40,10 +40,12 @@ def blocks_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights:
     weighting = document["calibration"]["weighting"]
     stages = weighting.pop("stages")
     del weighting["polish_iterations"]
+    # every block records its gradients' cosines between these groups, whether weights are learned or not
     used: dict[str, object] = {"groups": weighting["groups"]}
     if "reconstruction" in stages and weighting["mode"] != "uniform":
         used = weighting
     else:
+        # it speaks through the weights alone
         del calibration["objective"]
     return digest_json(
         {

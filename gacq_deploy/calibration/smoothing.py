@@ -35,6 +35,7 @@ SEARCHED_STATES = 128
 _SEARCHED_ROWS = 1024
 """Rows (tokens) of one tensor that it takes from them."""
 _SEED_STREAM = 1 << 46
+"""Second Philox key of the states drawn: beyond the numbers of trajectories, apart from other draws."""
 _STEP = "smoothing"
 
 
@@ -114,7 +115,10 @@ def _holds_all(block: Block, names: Sequence[str]) -> bool:
 
 
 def _by_state(x: Tensor, states: int) -> Tensor:
-    """Return an activation [..., in] of so many states as [states, rows, in]; what is one for all is everybody's."""
+    """Return an activation [..., in] of so many states as [states, rows, in].
+
+    Every state gets the whole of a tensor that does not hold rows of each.
+    """
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) % states:
         return rows.expand(states, *rows.shape)

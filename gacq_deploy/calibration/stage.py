@@ -109,8 +109,10 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         plan = make_plan(recipe, graph, report)
         check_blocks(plan, denoiser.module)
         check_steps(recipe, denoiser)
+        # it fits the model; a run that is interrupted from here on has to tell whose it was
         recipe.save(directory.recipe_path)
         samples_sha256 = trajectories.ensure_samples(report)
+        # the others have no more to do: this process goes on alone
         group.broadcast(None)
         group.close()
         key = work_key(recipe, denoiser, samples_sha256, weights)
@@ -130,6 +132,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         blocks = Checkpoint(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
         artifact = _learn(session, blocks, Checkpoint(directory.work / "polish", key), samples_sha256)
         artifact.save(directory.artifact)
+        # what the caller gets is what every later stage will read, verified
         return load_artifact(directory.artifact)
 
 
@@ -230,6 +233,7 @@ def _learn(
     blocks.folder.mkdir(exist_ok=True)
     polish.folder.mkdir(exist_ok=True)
     module = session.denoiser.module
+    # first: wrapped layers and norms have other names, and the polish changes values
     sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
     smoothing = ensure_smoothing(session, blocks)
     scales = _ensure_ranges(session, blocks, smoothing)
@@ -337,6 +341,7 @@ def _ensure_ranges(
     if done is None:
         samples = session.split.samples.rows(session.split.training)
         if any(e.site.role != "weight" for e in session.plan):
+            # twice over the samples: the largest values, then histograms up to them
             session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
 
         def run() -> Iterator[None]:

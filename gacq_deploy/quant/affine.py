@@ -15,8 +15,10 @@ def fake_quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
     ``scale``; the gradient in ``scale`` is LSQ's (Esser et al. 2020), without its scaling factor.
     """
     if not (x.requires_grad or scale.requires_grad):
+        # no graph needs what is in between: one buffer does
         return (x / scale).round_().clamp_(qmin, qmax).mul_(scale)
     codes = x / scale
+    # straight through: the value is rounded, the gradient passes as if it were not
     codes = codes + (codes.round() - codes).detach()
     return codes.clamp(qmin, qmax) * scale
 

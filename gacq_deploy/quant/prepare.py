@@ -39,6 +39,7 @@ def estimate_activation_scales(
     if not entries:
         return {}
     ranges = {e.tie: ActivationRange() for e in entries}
+    # reversed: the first site of a tie decides how its scale is found
     specs = {e.tie: e for e in reversed(entries)}
 
     def observed(observe: Callable[[ActivationRange, Tensor], None]) -> None:

@@ -27,6 +27,7 @@ _WORTH_LEAVING = 0.8
 _MARGIN = 1e-6
 """More than what sums of float64 are rounded by."""
 _RATIOS = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
+"""Parts of the largest value that are tried as the range, in steps of one hundredth."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class ActivationRange:
         """Second pass, after every tensor of the first."""
         if self.largest < DEAD_BELOW:
             return
+        # the largest value is the upper edge of the last bin
         bins = (x.abs().flatten() * (_BINS / self.largest)).long().clamp_(max=_BINS - 1)
         counts = torch.bincount(bins, minlength=_BINS)
         self._counts = counts if self._counts is None else self._counts + counts

@@ -57,9 +57,9 @@ def smoothing_factor(activation: Tensor, weight: Tensor, alpha: float) -> Tensor
     """Return 1 / s float32 [in] with s = activation^alpha / weight^(1 - alpha), SmoothQuant eq. 4; None for nothing.
 
     ``activation`` and ``weight`` [in] are largest magnitudes by channel, the weight's over all layers that read the
-    tensor. s has geometric mean 1 over the live channels, which no quantizer notices, and stays within :data:`BOUND`.
-    A channel without activation keeps s = 1: what it does outside the calibration set is not known. One without weights
-    is divided by as much as a channel with next to none. None: no channel is alive.
+    tensor. s has geometric mean 1 over the live channels (scales follow any common factor) and stays within
+    :data:`BOUND`. A channel without activation keeps s = 1: what it does outside the calibration set is not known. One
+    without weights is divided by as much as a channel with next to none. None: no channel is alive.
     """
     activation, weight = activation.double(), weight.double()
     live = (activation > _DEAD * activation.max()) & (activation > _TINY)

@@ -13,8 +13,6 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.files import atomic_path
 
 _SCHEMA = "gacq-deploy/samples/1"
-
-
 _DTYPES = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
 
 
@@ -39,6 +37,7 @@ class RowFile:
 
     def __init__(self, path: Path, mode: Literal["r", "r+"] = "r+") -> None:
         self.path = path
+        # safetensors' format: the header's length in 8 bytes, the header in JSON, the tensors one behind the other
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
@@ -72,6 +71,7 @@ class SampleWriter:
     def __init__(self, path: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         """``layout``: tensor name -> (numpy dtype name, full shape ``[N, ...]``)."""
         self._path = path
+        # equal tensors give equal bytes, in whatever order they are named: digests are taken of the file
         self._layout = dict(sorted(layout.items()))
         self._rows: RowFile | None = None
 
@@ -113,6 +113,7 @@ class SampleWriter:
             }
             offset += size
         head = json.dumps(header, separators=(",", ":")).encode()
+        # tensors begin at a multiple of 8 bytes, so that mapped numbers are aligned
         head += b" " * (-len(head) % 8)
         with temp.open("wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)

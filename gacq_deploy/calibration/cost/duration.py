@@ -48,6 +48,7 @@ def estimate_seconds(counts: Counts) -> float:
     forward, block = forward_time(counts.denoiser), time_block(counts)
     # a trajectory's steps run in turn: a last, smaller batch costs a pass as well
     collected = samples.steps * -(-samples.trajectories // samples.batch)
+    # the probe's states are walked once, and then predicted by the float model and in both placements
     passed = (_rows_passed(counts, block.step) + 4 * counts.probe_rows) / counts.chunk
     return (
         collected * forward(samples.batch * counts.branches)
@@ -92,6 +93,7 @@ def forward_time(denoiser: Denoiser) -> TimeOfRows:
 def time_block(counts: Counts) -> BlockTime:
     """Learn the block of median size for a few steps, on noise, in a folder that is removed; the model stays float."""
     planned = [(b, counts.layers_of(b)) for b in counts.graph.blocks]
+    # the name stands before the block: blocks of one size cannot be compared
     sized = sorted((sum(map(counts.weights_of, names)), b.name, b, names) for b, names in planned if names)
     weights, _, block, names = sized[len(sized) // 2]
     mine = QuantPlan(tuple(e for e in counts.plan if e.site.module in names))

@@ -145,7 +145,7 @@ def _polish_bytes(counts: Counts, largest_block: int) -> float:
     if counts.is_checkpointed:
         return min(batch, fitting) * checkpointed_bytes(graph) + 2 * 4 * largest_block
     held = weight_graph_bytes(counts.denoiser, counts.plan)
-    rows = max(min(batch, fitting) * first_order_bytes(graph), 0)
+    rows = min(batch, fitting) * first_order_bytes(graph)
     if counts.learns("polish"):
         # a meta iteration's batch, and how the gradients of one chunk lie
         rows = max(rows, max(settings.weighting.batch, min(fitting, counts.rows)) * second_order_bytes(graph))

@@ -148,6 +148,7 @@ def cosine_matrix(G: Sequence[Vector]) -> Tensor:
         gram += (rows @ rows.T).cpu()
     inverse = reciprocals([math.sqrt(max(float(x), 0.0)) for x in gram.diagonal()])
     scale = torch.tensor(inverse, dtype=torch.float64)
+    # rounding leads beyond 1
     cosines = (gram * torch.outer(scale, scale)).clamp(-1, 1)
     cosines.diagonal().copy_((scale > 0).double())
     return cosines

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from gacq_deploy.calibration.weighting.sample_weights import effective_samples
 
 _SMALLEST_LOG = -700.0
-"""exp of it is still a normal float64."""
+"""exp of it is still a normal float64, and so is exp of its negative."""
+_BISECTIONS = 200
+"""Beyond what the precision of a double can tell apart."""
 
 
 def bounded_weights(
@@ -26,6 +28,7 @@ def bounded_weights(
         return project_weights(np.exp(np.maximum(scaled - scaled.max(), _SMALLEST_LOG)), weight_range)
 
     low = high = temperature
+    # sums round: without the slack all samples, min_effective = 1, would never be reached
     least = min_effective * len(logits) * (1 - 1e-12)
     while effective_samples(weights_at(high)) < least:
         low, high = high, 2 * high
@@ -44,7 +47,7 @@ def project_weights(weights: NDArray[np.float64], weight_range: tuple[float, flo
     low, high = weight_range
     logs = np.log(weights)
     below, above = math.log(low) - float(logs.max()), math.log(high) - float(logs.min())
-    for _ in range(200):
+    for _ in range(_BISECTIONS):
         middle = (below + above) / 2
         if np.clip(np.exp(np.minimum(logs + middle, -_SMALLEST_LOG)), low, high).mean() < 1:
             below = middle

@@ -87,6 +87,7 @@ def _runs(call: Callable[[], object]) -> bool:
     try:
         call()
     except torch.OutOfMemoryError:
+        # a RuntimeError that says nothing of derivative rules
         raise
     except (NotImplementedError, RuntimeError):
         return False

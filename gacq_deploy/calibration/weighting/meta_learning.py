@@ -50,6 +50,8 @@ _DOMINANT = 0.1
 """Ratio of raw gradient matching to validation error beyond which the weights no longer follow the error."""
 _DIVERGED = 10.0
 _HALVINGS = 8
+_SEED_STREAM = 1 << 43
+"""Second Philox key of the draws: beyond the numbers of trajectories, apart from a stage's mini-batches."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class _Loop:
         self.notes: list[str] = []
         self.mode: str = section.mode
         self._count = len(problem.groups_train)
-        self._generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 43]))
+        self._generator = np.random.Generator(np.random.Philox(key=[seed, _SEED_STREAM]))
         _, self._group = np.unique(problem.groups_train, return_inverse=True)
         self._own = np.zeros(self._count) if initial is None else np.array(initial, dtype=np.float64)
         assert self._own.shape == (self._count,)
@@ -238,6 +240,7 @@ class _Loop:
         trace = {name: np.array(values) for name, values in self._trace.items()}
         return LearnedWeights(
             weights=weights,
+            # scaled, so that at the section's own temperature they give the same weights
             logits=(logits - logits.mean()) * (self.settings.temperature / temperature),
             mode="uniform" if fallback else self.mode,
             fallback=fallback,
@@ -262,6 +265,7 @@ class _Loop:
             self.notes.append(
                 f"Mode '{self.mode}' needs two groups with validation samples: mode 'mse' took its place."
             )
+            # one group has no other to agree with
             self.mode, self.objective = "mse", OBJECTIVES["mse"]
 
     def _draw(self) -> RowNumbers:

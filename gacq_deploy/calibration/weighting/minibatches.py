@@ -33,6 +33,7 @@ def stratify(sizes: NDArray[np.int64], batch: int, generator: np.random.Generato
     Proportional on average (systematic sampling); at least 1 of each where the batch has room for that.
     """
     edges = np.concatenate([[0.0], np.cumsum(sizes * (batch / sizes.sum()))])
+    # a sum of rounded shares may miss it, and the batch would lack a row
     edges[-1] = batch
     quotas = np.diff(np.floor(edges + generator.random())).astype(np.int64)
     while batch >= len(sizes) and bool((quotas == 0).any()):

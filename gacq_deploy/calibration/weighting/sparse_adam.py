@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MEAN, _SQUARE = 0.9, 0.999
+"""The paper's own defaults for the decay of both moments."""
 _EPSILON = 1e-6
 """Gradients here are relative to the loss: one part in a million is no reason for a full step."""
 

@@ -35,6 +35,7 @@ from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
 
 POLISH: Literal["polish"] = "polish"
 _FIXED = ("uniform", "relative")
+"""Modes that learn nothing."""
 _EQUAL_START = ("uniform", "given", "gac_faithful")
 """Modes that start from equal weights, as the paper does; the others start from those of ``relative``."""
 Float64 = NDArray[np.float64]
@@ -262,7 +263,8 @@ def _group_gradients(loss: StageLoss, split: Split, batch: int) -> list[Vector]:
         for first in range(0, len(rows), batch):
             part = rows[first : first + batch]
             gradient = validation_gradient(lambda p, r=part: loss.at(p, r).mean(), theta)[1]  # type: ignore[misc]
-            whole = len(part) == len(rows)  # bit for bit as it always was
+            # a group that fits in one part needs no sum
+            whole = len(part) == len(rows)
             total = gradient if whole else axpy(len(part) / len(rows), gradient, total)
         gradients.append(total)
     return gradients
