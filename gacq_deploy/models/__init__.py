@@ -1,1 +1,1 @@
-"""The model source: families, one call shape, blocks, trajectories. The only room that knows diffusers' classes."""
+"""The model source: families, one call shape, blocks, trajectories. The only folder that knows diffusers' classes."""

@@ -22,7 +22,7 @@ class Family:
     """What is known of a class of denoisers beforehand; of most, nothing but its name.
 
     ``describe`` reads the call off a configuration and the shape of a state ``(C, H, W)``; without it, a pipeline's own
-    call is recorded. It raises ModelError for a configuration that it cannot speak for.
+    call is recorded. It raises ModelError for a configuration that is not supported.
     """
 
     name: str

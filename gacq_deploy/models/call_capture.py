@@ -55,6 +55,7 @@ class CallCapture:
         @functools.wraps(original)  # pipelines look at the signature
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(*args, **kwargs).arguments)
+            # what **kwargs took is an argument as any other
             given |= given.pop(_rest(signature), {})
             arguments = _map(given, self._to_own_dtype)
             output = (self.replacement or (lambda named: original(**named)))(arguments)

@@ -27,6 +27,7 @@ from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Recording, plain_scheduler
 
 _PROBE_PROMPTS = ("a photograph of a cat", "an oil painting of a mountain lake at dawn")
+"""They differ, in length too: what is equal for both does not depend on the prompt, and what is not padded is seen."""
 _CLOSE = 1e-3
 """Relative error at which two numbers are one timestep, and two float outputs one output."""
 _LIKE_THESE = (
@@ -77,6 +78,7 @@ def record_call(opened: OpenPipeline, steps: int) -> RecordedCall:
         ModelError: the pipeline fails, or calls its denoiser in a way that calibration and engines cannot: says which,
             and what would do.
     """
+    # one step would not show which number moves with the scheduler's timesteps
     single, whole_schedule = _short_run(opened, 1, max(2, steps))
     double, _ = _short_run(opened, 2, max(2, steps), output_like=single)
     call = _describe(opened, single, double, whole_schedule.timesteps)
@@ -151,6 +153,7 @@ def _short_run(
 
 
 _KEPT = ("_class_name", "_use_default_values")
+"""Private keys of a scheduler's configuration that say how the others are to be read."""
 
 
 @contextmanager
@@ -238,10 +241,12 @@ def _find_timestep(opened: OpenPipeline, run: _Run, schedule: Tensor) -> Timeste
         first, second = _number(value, rows), _number(run.second.leaves[path], rows)
         if first is None or second is None or first == second:
             continue
+        # timestep 0 is fed as 0 whatever the scale
         ratios = [fed / float(t) for fed, t in ((first, schedule[0]), (second, schedule[1])) if float(t)]
         if ratios and ratios[0] > 0 and all(abs(r / ratios[0] - 1) < _CLOSE for r in ratios):
             scale = 1.0 if abs(ratios[0] - 1) < _CLOSE else ratios[0]
             total = float(opened.pipeline.scheduler.config.get("num_train_timesteps", 1000))
+            # exactly the pipelines' own scale, not a quotient of two float32 numbers
             scale = 1 / total if abs(scale * total - 1) < _CLOSE else scale
             whole = scale == 1.0 and bool((schedule == schedule.round()).all())
             return TimestepRecord(path=path, dtype="int64" if whole else "float32", scale=scale)
@@ -380,12 +385,14 @@ def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
     try:
         predicted = run_call(opened.denoiser, call, state, both, conditioning)
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        first = str(error).partition("\n")[0]
         raise ModelError(
-            f"{kind} does not take one timestep a row: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            f"{kind} does not take one timestep a row: {type(error).__name__}: {first}",
             _LIKE_THESE,
         ) from error
     expected = run.first.output[:1, : state.shape[1]]
     distance = float((predicted[:1] - expected).norm() / expected.norm().clamp(min=1e-30))
+    # so written, NaN is no agreement either
     if predicted.shape != state.shape or not distance < _CLOSE:
         raise ModelError(
             f"{kind} predicts differently when it is given one timestep a row (relative error {distance:.1e}).",

@@ -22,6 +22,7 @@ _FLOW = "FlowMatch"
 _PIPELINE_KEYS = ("mu", "pipeline_sigmas")
 """Keys of a model's scheduler configuration that say what its pipeline gives to ``set_timesteps``."""
 _STEP_ARGUMENTS = ("self", "model_output", "timestep", "sample")
+"""What sampling gives to a scheduler's ``step``."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def _given(kind: Any, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
     sigmas = config.get("pipeline_sigmas")
     if (config.get("mu") is not None if sigmas is None else sigmas) and "sigmas" in taken:
         given["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    # a flow's noise levels lie between 0 and 1; by sigmas other schedulers mean another scale
     if not kind.__name__.startswith(_FLOW):
         given.pop("sigmas", None)
     return given

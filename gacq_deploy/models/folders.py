@@ -69,6 +69,7 @@ def _download(repo: str, revision: str | None, parts: Sequence[str], *, weights:
 
     patterns = ["model_index.json", "config.json", "scheduler/*.json"]
     patterns += [f"{part}/*.json" for part in parts or ("*",)]
+    # a whole pipeline needs its tokenizers' vocabularies, which are no JSON
     patterns += [] if parts else ["*/*.txt", "*/*.model"]
     if weights:
         patterns += ["diffusion_pytorch_model*", *(f"{part}/*.safetensors" for part in parts or ("*",))]

@@ -45,6 +45,7 @@ def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report
             "Call pipe.fuse_lora() and pipe.unload_lora_weights() first, or name the files in model.loras.",
         )
     digest = _digest(module)
+    # where it came from, before what an earlier run of this directory may have saved
     for place in filter(None, (str(loaded.config.get("_name_or_path") or ""), str(directory.model))):
         section = recipe.model.model_copy(update={"source": absolute_source(place), "component": component})
         if _lies_there(section, digest):

@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_map
 HALF = (torch.float16, torch.bfloat16)
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 _VIEWS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+"""Operations that keep the storage: nn.Parameter detaches what it is made of, and refuses another class in return."""
 
 
 class HalfStored(torch.Tensor):
-    """A constant of dtype float32 to all who look, stored in half precision. It cannot be written to."""
+    """A constant that shows itself as float32 and is stored in half precision. It cannot be written to."""
 
     stored: Tensor
 
@@ -37,6 +38,7 @@ class HalfStored(torch.Tensor):
         made.stored = stored
         return made
 
+    # or else torch would turn every float32 result into this class again
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
@@ -91,8 +93,8 @@ def load_half(kind: Any, config: Mapping[str, Any], folder: Path) -> nn.Module |
         folder: holds its safetensors files.
 
     Returns:
-        The model, float32 to all who look; None for one that is stored otherwise, whose names or shapes are not the
-        class's own, or which has parameters that several layers share: diffusers' own loader knows more.
+        The model, which shows itself as float32; None for one that is stored otherwise, whose names or shapes are not
+        the class's own, or which has parameters that several layers share: diffusers' own loader knows more.
     """
     files = _files(folder)
     tensors: dict[str, Tensor] = {}
@@ -128,6 +130,7 @@ def _without_weights() -> Iterator[None]:
     def register_empty(owner: nn.Module, name: str, value: nn.Parameter | None) -> None:
         register(owner, name, None if value is None else nn.Parameter(value.to("meta"), requires_grad=False))
 
+    # constructors draw initial weights, and loading a model may not move torch's global generator
     with torch.random.fork_rng(devices=[]):
         nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
         try:

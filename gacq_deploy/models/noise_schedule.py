@@ -39,7 +39,7 @@ def check_process(config: Mapping[str, Any], where: str, *, drawn: bool = False)
 
 
 def recorded_alphas(config: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Return what a model's record keeps of its noise schedule: :func:`alphas_cumprod`, or None if DDIM has no part."""
+    """Return :func:`alphas_cumprod` for a model's record, or None if another sampler than DDIM is its own."""
     return alphas_cumprod(config) if native_sampler(config) == "ddim" else None
 
 

@@ -34,6 +34,7 @@ def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     for key, off in _UNSUPPORTED.items():
         if config.get(key, off) != off:
             raise ModelError(f"UNet2DConditionModel with {key}={config[key]!r} is not supported.", _SUPPORTED)
+    # 4 channels and a width of 1280 are diffusers' own defaults
     taken, made = config.get("in_channels", 4), config.get("out_channels", 4)
     if taken != made:
         raise ModelError(

@@ -272,7 +272,7 @@ def _ties(seen: Observed) -> tuple[dict[Site, str], dict[Site, Site]]:
     """Union of sites that read one tensor, or tensors that meet at a concatenation."""
     first_reader: dict[tuple[int, int], Site] = {}
     shared: dict[Site, Site] = {}
-    parent: dict[Site, Site] = {}
+    parent: dict[Site, Site] = {}  # of a union-find: a site that is its own parent names the tie
     for layer in seen.layers:
         site = Site(layer.name, "input")
         first = first_reader.setdefault(layer.contents, site)

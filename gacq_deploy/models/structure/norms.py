@@ -38,6 +38,8 @@ def norms_of_linears(denoiser: Denoiser) -> dict[str, frozenset[str]]:
 
 
 class _Watch:
+    """Notes what every norm makes and every linear layer reads, and holds it: identities stay unique."""
+
     def __init__(self) -> None:
         self.reads = _Reads()
         self._norms: list[tuple[str, nn.Module, Tensor]] = []

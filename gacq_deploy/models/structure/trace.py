@@ -161,6 +161,7 @@ class _Observer:
             if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
                 continue
             returned[path] = value + mark
+            # a block that hands its argument on: whoever reads either of the two reads one tensor
             if any(value is g for g in given) and value._version == 0:
                 self._serials[returned[path]] = self.contents(value)[0]
             others = [t for t in outputs if t is not value and t.data_ptr() == value.data_ptr()]

@@ -199,6 +199,7 @@ class PromptedTrajectories:
             rows = [begin + branch for begin in begins]
             return {name: value[rows] for name, value in states.conditioning.items()}
 
+        # rows of a step are ordered by branch, the negative one first
         if self.recorded.layout.negative is None:
             return Conditions(side(0))
         return Conditions(side(branches - 1), side(0), self.guidance_scale)

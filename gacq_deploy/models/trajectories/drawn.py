@@ -22,6 +22,9 @@ from gacq_deploy.samples.calibration_set import CONDITION_PREFIX
 from gacq_deploy.samples.row_file import RowFile, SampleWriter
 from gacq_deploy.spec import Array
 
+_LABELS, _SPLIT = 1 << 40, 1 << 41
+"""Second Philox keys of class labels and of the validation split, beyond those of noise: numbers of trajectories."""
+
 
 def trajectory_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the start of one trajectory: it depends on ``(seed, trajectory)`` alone, never on a batch."""
@@ -33,7 +36,7 @@ def draw_conditioning(denoiser: Denoiser, seed: int, trajectories: int) -> dict[
     """Return one condition per trajectory; class labels, which alone can be drawn, are balanced and shuffled."""
     drawn: dict[str, Array] = {}
     for name, info in denoiser.record.conditioning.items():
-        generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
+        generator = np.random.Generator(np.random.Philox(key=[seed, _LABELS]))
         drawn[name] = generator.permutation(
             np.arange(trajectories, dtype=np.int64) % int(info["num_classes"])
         )
@@ -46,7 +49,7 @@ def validation_trajectories(section: SamplesSection) -> NDArray[np.uint8]:
     held = (
         max(1, round(section.validation_share * count)) if section.validation_share > 0 and count > 1 else 0
     )
-    generator = np.random.Generator(np.random.Philox(key=[section.seed, 1 << 41]))
+    generator = np.random.Generator(np.random.Philox(key=[section.seed, _SPLIT]))
     flags = np.zeros(count, np.uint8)
     flags[generator.permutation(count)[:held]] = 1
     return flags

@@ -22,6 +22,7 @@ from gacq_deploy.samples.row_file import RowFile, SampleWriter
 from gacq_deploy.storage.files import TEMP_PREFIX
 
 _PATTERN = "batch-*.safetensors"
+"""The star is the batch's number, padded: sorted by name is sorted by number."""
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,5 @@ def _join(files: list[Path], path: Path) -> None:
                 shifted: NDArray[np.int64] = value + starts[table] if name.startswith(INDEX_PREFIX) else value
                 writer.write(starts[name], {name: shifted})
             starts = {name: starts[name] + len(value) for name, value in shard.tensors.items()}
+            # let go of the mapping: only one batch's pages are needed at a time
             shard.tensors.clear()
