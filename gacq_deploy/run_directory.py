@@ -77,7 +77,7 @@ class RunDirectory:
 
     @property
     def engines(self) -> Path:
-        """Engine plans, a folder each."""
+        """Compiled engines, a folder each."""
         return self.root / "engines"
 
     @property

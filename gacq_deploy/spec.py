@@ -1,4 +1,4 @@
-"""Which tensor, how many bits, which granularity? The vocabulary every other room speaks."""
+"""Which tensor, how many bits, which granularity? The vocabulary that every other module speaks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TensorSpec(BaseModel):
     bits: int = Field(ge=2, le=8)
     axis: int | None = None
     narrow: bool = False
-    """True drops the most negative code (weights)."""
+    """True drops the most negative code: of weights, for which some engines document [-127, 127]."""
     block: int | None = Field(default=None, ge=2)
 
     @property
@@ -156,6 +156,7 @@ class TensorParams:
             raise ValueError(
                 f"scale must be float32 of rank 0, 1 or 2, got {self.scale.dtype} rank {self.scale.ndim}"
             )
+        # an engine that flushes denormals to zero would divide by zero
         tiny = float(np.finfo(np.float32).tiny)
         if not bool(np.all(np.isfinite(self.scale) & (self.scale >= tiny))):
             raise ValueError("every scale must be finite, positive and not denormal")

@@ -220,6 +220,7 @@ def engine_named(name: str) -> EngineRecord:
         UsageError: there is no engine of this name.
         BackendUnavailable: as for :func:`known_engines`.
     """
+    # entry points are asked last: to read them takes time, and another package's may be broken
     for record in BUILT_IN:
         if record.name == name:
             return record

@@ -8,6 +8,7 @@ from onnx import ModelProto
 
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
 _AXES = {0: BATCH, 2: HEIGHT, 3: WIDTH}
+"""By axis of a state [N, C, H, W]; its channels are never open."""
 _SIZE = re.compile(r"(?:([0-9]+)\*)?([A-Za-z_][A-Za-z0-9_]*)")
 
 

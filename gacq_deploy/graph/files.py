@@ -14,7 +14,9 @@ from gacq_deploy.storage.files import atomic_path, write_bytes
 
 _MIB = 2**20
 _ALIGNMENT = 4096
+"""ONNX asks for offsets that are multiples of a page, so that a reader can map the weights."""
 _SMALLEST_EXTERNAL = 1024
+"""Bytes of a weight below which it stays in the graph, as in onnx's own writer."""
 _PROTOBUF_LIMIT = 2**31 - 2**26
 """Short of the 2 GB that a message may have: names and shapes of the weights come on top."""
 _HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
@@ -36,6 +38,7 @@ def write_graph(model: onnx.ModelProto, path: Path, *, external_data_mb: int) ->
         write_bytes(path, model.SerializeToString(deterministic=True))
         weights.unlink(missing_ok=True)
         return (path,)
+    # weights first: the graph may not name a data file that is not there yet
     outer = without_initializers(model)
     with atomic_path(weights) as temp, temp.open("wb") as file:
         for tensor in model.graph.initializer:

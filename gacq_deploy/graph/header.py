@@ -12,6 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from gacq_deploy.errors import ArtifactError
 
 SIZE_MULTIPLE_KEY = "gacq.size_multiple"
+"""Model metadata: what open height and width must be multiples of."""
 _HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
 
 

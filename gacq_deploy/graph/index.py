@@ -175,6 +175,7 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
     kept = [t for t in model.graph.initializer if t.name in used]
     if len(kept) == len(model.graph.initializer):
         return
+    # from the end, so that the positions still to come do not move
     for index in reversed(range(len(model.graph.initializer))):
         if model.graph.initializer[index].name not in used:
             del model.graph.initializer[index]

@@ -16,6 +16,7 @@ from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, model_byte
 from gacq_deploy.spec import Array
 
 _IN_MEMORY = 1 << 30
+"""Bytes of a model; protobuf itself ends at twice as many."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ from gacq_deploy.spec import Array
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _CODES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
+"""int32: biases."""
 _FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4)
 _LOW_BIT = (
     *_FOUR_BITS, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.FLOAT4E2M1,
 )  # fmt: skip
 _BLOCK_OPSET = 21
+"""The first with 4-bit codes, and with blocks of scales."""
+_SIGNED_OPSET = 21
+"""From this one on ONNX Runtime 1.31 and 1.32 fail to load some graphs with int8 activations."""
 
 
 def zero_point_not_zero(view: QuantView) -> Iterator[Hit]:
@@ -50,7 +54,7 @@ def signed_activations(view: QuantView) -> Iterator[Hit]:
 
 def signed_activations_new_opset(view: QuantView) -> Iterator[Hit]:
     """Find int8 activations in a graph of opset 21 or later; one hit is enough."""
-    if opset_of(view.index.model) >= 21:
+    if opset_of(view.index.model) >= _SIGNED_OPSET:
         hit = next(signed_activations(view), None)
         if hit is not None:
             yield Hit(hit.node, f"{hit.detail}, opset {opset_of(view.index.model)}")
@@ -314,6 +318,7 @@ def bias_overflow(view: QuantView) -> Iterator[Hit]:
         quantized = any(r.op_type == QUANTIZE for r in view.readers(node.output[0]))
         if bias is None or unit is None or not quantized or not np.issubdtype(bias.dtype, np.floating):
             continue
+        # a scale of 0 has a rule of its own; what is divided by it counts as an overflow here
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             codes = np.abs(bias.astype(np.float64) / unit)
         if not bool(np.all(codes < 2**31)):

@@ -16,7 +16,9 @@ _INTEGER_OPERATORS = (
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _ONNXRUNTIME_DOMAINS = (*_STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 _OLDEST, _NEWEST = 13, 25
+"""Older opsets have no per-channel Q/DQ; the engines' parsers end at the newest."""
 _TESTED = range(19, 23)
+"""Outside these, engines read Q/DQ differently."""
 
 
 def opset_refused(view: QuantView) -> Iterator[Hit]:

@@ -17,6 +17,7 @@ _NORMS = (
     "RMSNormalization",
 )
 _INSIDE = (*_NORMS, "Sigmoid", "Softmax")
+"""Operators of kernels that engines fuse (normalization and SiLU, softmax): a pair of Q and DQ breaks them up."""
 
 
 def activation_only(view: QuantView) -> Iterator[Hit]:

@@ -116,12 +116,14 @@ class QuantView:
     def handed_on(self, node: NodeProto) -> str | None:
         """Return the input whose values an operator hands on, or None where it makes new ones."""
         if node.op_type == "Pad":
+            # zero is a value of every symmetric scale; another border would need one of its own
             value = self.index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
             zero = attribute(node, "mode", b"constant") != b"constant" or value is None or not np.any(value)
             return node.input[0] if zero and "Pad" in self._reach.moves else None
         if node.op_type in self._reach.moves:
             return str(node.input[0])
         if self._reach.factors and node.op_type in ("Mul", "Div"):
+            # the number may be either factor of a product, but of a quotient only the divisor
             for data, factor in ((0, 1), (1, 0))[: 2 if node.op_type == "Mul" else 1]:
                 stored = self.index.constant(node.input[factor])
                 if stored is not None and stored.size == 1:

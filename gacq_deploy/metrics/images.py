@@ -17,6 +17,7 @@ RANGE = 2.0
 """From the darkest to the brightest value of an image."""
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
+"""(K L)^2 of the paper's K, for a range L of 1: images are moved to [0, 1] first."""
 
 
 def is_image(shape: Sequence[int]) -> bool:

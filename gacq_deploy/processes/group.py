@@ -1,6 +1,6 @@
 """Which of several processes is this, and how do they work on one thing? `torchrun` starts them, on one machine.
 
-What they exchange are values: arrays travel through files. So gloo carries it, whatever device computes.
+They exchange small values alone, and arrays through files: gloo suffices, whatever device computes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Group:
         return range(self.rank, count, self.size)
 
     def broadcast(self, value: Any) -> Any:
-        """Return the first process's word in all of them; theirs are not looked at.
+        """Return the first process's value in every process; what the others pass is ignored.
 
         Raises:
             ResourceError: another process ended.
@@ -130,6 +130,7 @@ def speaks_first() -> bool:
     try:
         return int(_store().add("gacq-deploy/failure", 1)) == 1
     except (ImportError, RuntimeError, OSError, ValueError):
+        # nobody to ask: better a message twice than none
         return True
 
 
@@ -145,6 +146,7 @@ def _store() -> Any:
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         int(os.environ["WORLD_SIZE"]),
+        # torchrun's own agent serves the table; where it does not, the first process has to
         is_master=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and own_rank() == 0,
         timeout=_CONNECT,
     )
@@ -162,6 +164,7 @@ def _take_own_device() -> None:
 
 @contextmanager
 def _heard() -> Iterator[Any]:
+    """Yield torch's module for groups; what it raises where another process ended becomes an error of ours."""
     from torch import distributed
 
     try:

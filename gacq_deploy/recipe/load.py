@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.recipe.quantization import RANGE_METHODS
@@ -114,6 +112,7 @@ def parse_recipe(
         RecipeError: as for :func:`load_recipe`.
     """
     try:
+        # read twice: only the nodes know their lines and keep keys that stand twice
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -187,6 +186,7 @@ def _merge(document: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overrides: Sequence[str]) -> str:
     lines = []
     for item in error.errors():
+        # of a tagged union pydantic names the chosen tag too, which is no key of the file
         loc = [part for part in item["loc"] if part not in RANGE_METHODS or part == item["loc"][-1]]
         key = ".".join(str(part) for part in loc)
         from_override = next((o for o in overrides if _concerns(o.partition("=")[0], key)), None)

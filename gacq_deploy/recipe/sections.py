@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, model_validator
 
 from gacq_deploy.engines.catalogue import TARGETS
 from gacq_deploy.recipe.build import BuildSection

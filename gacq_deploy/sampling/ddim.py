@@ -39,6 +39,7 @@ SAME_PROCESS = frozenset(
 """Scheduler classes of diffusers whose configuration describes the same noising process."""
 
 _CLIPPING = frozenset({"DDIMScheduler", "DDPMScheduler"})
+"""Of these, the classes that clip, and whose configuration therefore says whether they do."""
 HINT = "Choose another scheduler: `run --scheduler NAME` takes any scheduler class of diffusers."
 _NOISE_STREAM = 1 << 50
 """Second Philox key of sampling noise, apart from the trajectories calibration learns from."""
@@ -202,6 +203,7 @@ class DdimSampler:
 
     def begin(self, seeds: Sequence[int]) -> DdimRun:
         """Start a batch of trajectories; row i's added noise (eta > 0) depends on ``seeds[i]`` alone."""
+        # another stream than that of the noise a trajectory starts from
         return DdimRun(self, noise_streams(seeds, _NOISE_STREAM + 1))
 
     def step(self, output: Float32, index: int, sample: Float32, noise: Float32 | None = None) -> Float32:

@@ -27,6 +27,7 @@ _LACKING = {
     "use_beta_sigmas": "takes quantiles of a beta distribution as its steps",
     "stochastic_sampling": "draws new noise in every step",
 }
+"""Settings that are refused, and what each would do."""
 
 
 class FlowConfig(BaseModel):
@@ -201,6 +202,7 @@ def _shifted(config: FlowConfig, levels: NDArray[Any]) -> NDArray[Any]:
         return _static(config.shift, levels)
     mu = config.mu or 0.0
     factor = math.exp(mu) if config.time_shift_type == "exponential" else mu
+    # diffusers' formula has a power sigma here, and is always given 1
     return np.asarray(factor / (factor + (1 / levels - 1) ** 1.0))
 
 

@@ -254,6 +254,7 @@ def _check_finite(
 ) -> None:
     bad = ~np.isfinite(predicted).reshape(len(predicted), -1).all(axis=1)
     if bool(bad.any()):
+        # rows of a call: all images of the negative branch, then all of the positive one
         row = int(np.flatnonzero(bad)[0])
         raise EngineError(
             f"{engine.label}: the output is not finite at step {index + 1} of {len(sampler.timesteps)} "

@@ -21,7 +21,10 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
 
 TEMP_PREFIX = ".gacq-tmp-"
+"""Of what is being written. The writer's process id follows, by which the clean-up knows what dead processes left."""
 OLD_PREFIX = f"{TEMP_PREFIX}old-"
+"""Of a folder that is about to be replaced."""
+# a quota and a limit on the size of files are a full disk to the user
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -37,6 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
+        # content before name: after a loss of power the name may not stand for a file without content
         with temp.open("rb") as file:
             os.fsync(file.fileno())
         temp.replace(path)
@@ -44,6 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
+        # where the folder could not be made there is nothing to remove, and the error on its way says why
         if path.parent.is_dir():
             temp.unlink(missing_ok=True)
 
@@ -62,6 +67,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         temp.mkdir(parents=True)
         yield temp
         _fsync_directory(temp)
+        # a folder with content cannot be renamed over; what a kill between the two leaves, settle() ends
         if path.exists():
             path.rename(old)
         temp.rename(path)

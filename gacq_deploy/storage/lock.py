@@ -41,6 +41,7 @@ def lock_directory(path: Path) -> Iterator[None]:
         _clean_up(path)
         yield
     finally:
+        # ends the lock; the file stays, for whoever waits on it would else hold one that nobody finds any more
         os.close(handle)
 
 
@@ -76,5 +77,6 @@ def _is_alive(pid: str) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
+        # another user's process, or a number that no process can have: not ours to clear away
         return True
     return True
