@@ -196,7 +196,7 @@ def block_scales(view: QuantView) -> Iterator[Hit]:
         if item is None or item.scale is None or not view.is_quantized(node.input[0]):
             continue
         block = attribute(item.node, "block_size", 0)
-        if block and item.scale.shape[attribute(item.node, "axis", 1)] > 1:
+        if block and _blocks_along_axis(item) > 1:
             yield Hit(name_of(item.node), f"block size {block}")
 
 
@@ -218,7 +218,7 @@ def one_block(view: QuantView) -> Iterator[Hit]:
         if view.is_quantized(node.input[0]):
             continue
         blocked = attribute(item.node, "block_size", 0)
-        if not blocked or item.scale.shape[attribute(item.node, "axis", 1)] == 1:
+        if not blocked or _blocks_along_axis(item) == 1:
             yield Hit(name_of(item.node), f"{type_name(view.code_type(item) or 0)} codes in one block")
 
 
@@ -240,6 +240,13 @@ def low_bit_opset(view: QuantView) -> Iterator[Hit]:
         if view.code_type(item) in _FOUR_BITS or attribute(item.node, "block_size", 0):
             yield Hit(name_of(item.node), f"{type_name(view.code_type(item) or 0)} codes, opset {opset}")
             return
+
+
+def _blocks_along_axis(item: Linear) -> int:
+    """Return how many scales lie along the axis of a dequantizer in blocks; 0 where they have no such axis."""
+    axis = attribute(item.node, "axis", 1)
+    shape = () if item.scale is None else item.scale.shape
+    return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
 
 def _blocked(view: QuantView) -> Iterator[tuple[Linear, Array, int]]:

@@ -122,7 +122,7 @@ def parse_recipe(
         raise RecipeError(
             f"{origin}{line}: not valid YAML: {problem}.", "Mend the file at that line."
         ) from None
-    _refuse_duplicates(node, origin)
+    _refuse_duplicates(node, origin, set())
     if not isinstance(document, dict):
         raise RecipeError(f"{origin}: a recipe is a mapping, got {type(document).__name__}.", _DOCS_HINT)
     _merge(document, PRESETS[preset] if preset else {})
@@ -135,11 +135,14 @@ def parse_recipe(
         raise RecipeError(_explain(error, node, origin, overrides), _DOCS_HINT) from None
 
 
-def _refuse_duplicates(node: yaml.Node | None, origin: str) -> None:
+def _refuse_duplicates(node: yaml.Node | None, origin: str, seen_nodes: set[int]) -> None:
     """YAML readers silently keep the last of two equal keys; here that is an error."""
+    if id(node) in seen_nodes:  # an alias: looked at already, and it may contain itself
+        return
+    seen_nodes.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_duplicates(item, origin)
+            _refuse_duplicates(item, origin, seen_nodes)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -149,7 +152,7 @@ def _refuse_duplicates(node: yaml.Node | None, origin: str) -> None:
                     f"{origin}:{line}: duplicate key '{key.value}'.", "Keep one of the two lines."
                 )
             seen.add(key.value)
-            _refuse_duplicates(value, origin)
+            _refuse_duplicates(value, origin, seen_nodes)
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

@@ -193,4 +193,4 @@ def _gain_passes(counts: Counts) -> float:
     settings, steps = counts.recipe.calibration, counts.recipe.samples.steps
     if settings.objective != "images" or settings.weighting.mode == "uniform" or settings.polish.steps == 0:
         return 0
-    return 3 * steps + steps * (steps - 1) / 2
+    return 2 * steps + steps * (steps - 1) / 2

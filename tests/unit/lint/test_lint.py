@@ -578,3 +578,14 @@ def test_reasons_belong_to_the_layers_they_slow_down() -> None:
 def test_layers_without_a_name_go_by_what_they_write() -> None:
     assert set(predict_layers(graphs.nameless())) == {"node_of_y"}
     assert predict_compilation(_float_graph()).layers == {}
+
+
+@pytest.mark.parametrize("codes", [np.int8, ml_dtypes.int4], ids=["int8", "int4"])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_blocks_whose_scales_lack_the_axis_are_read_like_any_graph(codes: Any, quantized: bool) -> None:
+    s = Sketch(opset=21, inputs={"x": [1, 16, 32]})
+    s.store("w.codes", np.ones((32, 8)), codes)
+    s.store("w.scale", np.full(8, 0.01))
+    weight = s.node("DequantizeLinear", ["w.codes", "w.scale"], "w", "w/DQ", axis=1, block_size=16)
+    s.node("MatMul", [s.pair("x", "a") if quantized else "x", weight], "y", "layer")
+    assert isinstance(lint_graph(s.model(), target="tensorrt"), list | tuple)

@@ -40,6 +40,11 @@ def test_the_builtin_recipes_are_there() -> None:
         (BASE + "nonsense: 1\n", 6, "nonsense: Extra inputs"),
         (BASE + "samples: [\n", 7, "not valid YAML"),
         (BASE + "schema: gacq-deploy/recipe/1\n", 6, "duplicate key 'schema'"),
+        (
+            BASE + "samples: {prompts: &loop [*loop]}\n",
+            6,
+            "samples.prompts.0: Input should be a valid string",
+        ),
         (BASE.replace("recipe/1", "recipe/9"), 1, "schema: Input should be 'gacq-deploy/recipe/1'"),
     ],
 )
