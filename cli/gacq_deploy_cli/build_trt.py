@@ -1,4 +1,4 @@
-"""`build-trt`: from the Q/DQ graph to engine plans that a user can trust."""
+"""`build-trt`: from the Q/DQ graph to engines that a user can trust."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _fixed(options: Mapping[str, str | None]) -> dict[str, dict[str, Shape]]:
     from gacq_deploy.errors import UsageError
 
     parsed = {
-        which: parse_shapes(text, what=f"--{which}{'-' if which else ''}shapes")
+        which: parse_shapes(text, what=_shapes_option(which))
         for which, text in options.items()
         if text is not None
     }
@@ -171,6 +171,10 @@ def _fixed(options: Mapping[str, str | None]) -> dict[str, dict[str, Shape]]:
                 "Give all of --min-shapes, --opt-shapes and --max-shapes, or --shapes.",
             )
     return fixed
+
+
+def _shapes_option(which: str) -> str:
+    return f"--{which}-shapes" if which else "--shapes"
 
 
 def _profile_table(options: CompileOptions) -> Table | str:
@@ -198,34 +202,39 @@ def _plan_document(planned: PlannedBuild) -> dict[str, Any]:
 
 
 def _plan_tables(planned: tuple[PlannedBuild, ...]) -> tuple[Table | str, ...]:
-    rows = [
-        (
-            p.graph,
-            f"{p.inputs.library}-{p.inputs.version}",
-            p.inputs.float_type,
-            p.folder,
-            "up to date" if p.found is not None else "to build",
-            f"about {duration(p.estimate.seconds)}",
-            f"about {size(p.estimate.memory_mb << 20)}",
-        )
-        for p in planned
-    ]
     columns = ["graph", "library", "float type", "engine", "state", "time", "memory"]
+    rows = [_planned_row(build) for build in planned]
     return (_profile_table(planned[0].inputs.options), Table("plan (nothing was written)", columns, rows))
 
 
+def _planned_row(planned: PlannedBuild) -> tuple[object, ...]:
+    inputs = planned.inputs
+    return (
+        planned.graph,
+        f"{inputs.library}-{inputs.version}",
+        inputs.float_type,
+        planned.folder,
+        "up to date" if planned.found is not None else "to build",
+        f"about {duration(planned.estimate.seconds)}",
+        f"about {size(planned.estimate.memory_mb << 20)}",
+    )
+
+
+def _built_row(built: BuiltEngine) -> tuple[object, ...]:
+    record = built.record
+    return (
+        record.inputs.graph,
+        record.label,
+        built.folder / "engine.plan",
+        size(record.files["engine.plan"].bytes),
+        "as it was" if built.reused else duration(record.seconds),
+        coverage_text(record.coverage),
+    )
+
+
 def _tables(built: tuple[BuiltEngine, ...]) -> tuple[Table | str, ...]:
-    rows = [
-        (
-            b.record.inputs.graph,
-            b.record.label,
-            b.folder / "engine.plan",
-            size(b.record.files["engine.plan"].bytes),
-            "as it was" if b.reused else duration(b.record.seconds),
-            coverage_text(b.record.coverage),
-        )
-        for b in built
-    ]
+    rows = [_built_row(engine) for engine in built]
+    # all engines of one build share profiles and targets; the first is the INT8 graph's
     options = built[0].record.inputs.options
     targets = ", ".join(options.compute_capabilities) or _target_text(built[0])
     lost = [

@@ -80,18 +80,23 @@ def calibrate(
             help_calibrate(resolved, group)
             return
         artifact = run_calibration(resolved, directory, fresh=fresh, report=report, group=group)
-    document = {
-        "directory": str(output_dir),
+    document = _document(output_dir, resolved, artifact)
+    output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
+
+
+def _document(directory: Path, recipe: Recipe, artifact: CalibrationArtifact) -> dict[str, Any]:
+    blocks = [block.model_dump(mode="json") for block in artifact.history]
+    return {
+        "directory": str(directory),
         "artifact": artifact.manifest_digest,
-        "recipe": resolved.name,
+        "recipe": recipe.name,
         "tensors": len(artifact.plan),
         "samples_sha256": artifact.samples_sha256,
-        "blocks": [block.model_dump(mode="json") for block in artifact.history],
+        "blocks": blocks,
         "polish": None if artifact.polish is None else artifact.polish.model_dump(mode="json"),
         "output_sqnr_db": _output_sqnr(artifact),
         "notes": _notes(artifact),
     }
-    output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
 
 
 def recipe_sections(
@@ -124,6 +129,7 @@ def recipe_sections(
 
 def _lora(text: str) -> dict[str, Any]:
     """Return what ``FILE[:SCALE]`` stands for."""
+    # a file whose own name holds a colon is taken as it is
     file, _, scale = (text, "", "1") if Path(text).expanduser().exists() else text.rpartition(":")
     path = Path(file or text).expanduser()
     try:
@@ -161,8 +167,12 @@ def _stage_row(
 
 
 def _output_sqnr(artifact: CalibrationArtifact) -> dict[str, list[float]]:
-    measured = {} if artifact.diagnostics is None else artifact.diagnostics.error_sqnr_db
-    return {stage: [round(float(x), 3) for x in values] for stage, values in measured.items()}
+    if artifact.diagnostics is None:
+        return {}
+    levels: dict[str, list[float]] = {}
+    for stage, values in artifact.diagnostics.error_sqnr_db.items():
+        levels[stage] = [round(float(value), 3) for value in values]
+    return levels
 
 
 def _notes(artifact: CalibrationArtifact) -> list[str]:
@@ -213,13 +223,16 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),
         ("export", f"about {size(estimate.export_mb * 2**20)} of memory"),
     ]
-    sites = [
-        (s["site"], _bits(s), s["range"], "" if s["tie"] == s["site"] else s["tie"]) for s in estimate.sites
-    ]
+    sites = [_site_row(site) for site in estimate.sites]
     return (
         Table("quantized tensors", ["tensor", "bits", "range", "shares its scale in"], sites),
         Table("plan (nothing was written)", ["what", "estimate"], rows),
     )
+
+
+def _site_row(site: Mapping[str, object]) -> tuple[object, ...]:
+    shared = "" if site["tie"] == site["site"] else site["tie"]
+    return (site["site"], _bits(site), site["range"], shared)
 
 
 def _unused(names: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -40,6 +40,7 @@ class Output:
         logger = logging.getLogger("gacq_deploy")
         level = {0: logging.WARNING, 1: logging.INFO}.get(self.verbosity, logging.DEBUG)
         logger.setLevel(logging.ERROR if self.verbosity < 0 else level)
+        # a process may run several commands (tests do): one handler, on the stderr of the newest
         for old in [h for h in logger.handlers if isinstance(h, RichHandler)]:
             logger.removeHandler(old)
         logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False))
@@ -82,7 +83,7 @@ class Table:
     def __init__(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         self._title = title
         self._columns = columns
-        self._rows = [[str(cell) for cell in row] for row in rows]
+        self._rows = [list(map(str, row)) for row in rows]
 
     def show(self) -> None:
         """Print to stdout without the columns that are empty; a pipe gets every cell on one line."""
@@ -94,7 +95,7 @@ class Table:
         table = RichTable(
             title=Text(self._title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold"
         )
-        kept = [i for i in range(len(self._columns)) if any(row[i] for row in self._rows)]
+        kept = [i for i in range(len(self._columns)) if self._is_filled(i)]
         for i in kept:
             table.add_column(Text(self._columns[i]), overflow="fold", no_wrap=i == kept[0])
         for row in self._rows:
@@ -107,6 +108,9 @@ class Table:
         console = Console(file=text, width=_PIPE_WIDTH)
         console.print(table)
         click.echo("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+    def _is_filled(self, column: int) -> bool:
+        return any(row[column] for row in self._rows)
 
 
 _STYLES = {"ok": "green", "warning": "yellow", "warn": "yellow", "absent": "dim"}

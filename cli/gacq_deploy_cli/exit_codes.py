@@ -26,6 +26,7 @@ ENVIRONMENT = 4
 STALE = 5
 RESOURCES = 6
 INTERRUPTED = 130
+"""What a shell gives a program that SIGINT ended."""
 CLOSED_PIPE = 141
 """What a shell gives a program that SIGPIPE ended."""
 
@@ -46,6 +47,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 """The first class that fits decides."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""A full disk, a used-up quota and a file larger than allowed have one remedy."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def explain(error: BaseException) -> Failure:
 
 
 def _explain_system(error: BaseException, kind: str, code: int) -> Failure:
+    # PyTorch has no class of its own for an allocation on the CPU that failed
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     ):

@@ -49,15 +49,7 @@ def export(output: Output, directory: Path, targets: tuple[str, ...]) -> None:
 
 
 def _tables(folder: Path, record: ExportRecord) -> tuple[Table | str, ...]:
-    files = [
-        (
-            folder / name,
-            size(entry.bytes),
-            record.quantized_sites.get(name, ""),
-            f"{record.self_check[name]:.2e}" if name in record.self_check else "",
-        )
-        for name, entry in record.files.items()
-    ]
+    files = [_file_row(folder, record, name) for name in record.files]
     lint = [(c.file, c.target, c.error, c.warn, c.info) for c in record.lint]
     return (
         Table(
@@ -68,4 +60,14 @@ def _tables(folder: Path, record: ExportRecord) -> tuple[Table | str, ...]:
         "self-check: float.onnx against torch, Q/DQ graphs against float.onnx (relative error on the probe)",
         Table("lint", ["file", "engine", "errors", "warnings", "infos"], lint),
         f"Next: gacq-deploy parity {folder.parent}",
+    )
+
+
+def _file_row(folder: Path, record: ExportRecord, name: str) -> tuple[object, ...]:
+    error = record.self_check.get(name)
+    return (
+        folder / name,
+        size(record.files[name].bytes),
+        record.quantized_sites.get(name, ""),
+        "" if error is None else f"{error:.2e}",
     )

@@ -13,7 +13,8 @@ from gacq_deploy_cli.console import Output, Table
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 
 if TYPE_CHECKING:
-    from gacq_deploy.inspection.artifact import Inspection, StageView
+    from gacq_deploy.artifact.records import BlockRecord, PolishRecord
+    from gacq_deploy.inspection.artifact import Inspection, SiteView, StageView
 
 
 @click.command(short_help="Show scales, winning rules and losses of an artifact.")
@@ -39,20 +40,7 @@ def inspect(output: Output, directory: Path, pattern: str) -> None:
 
 
 def _sites(result: Inspection, pattern: str) -> Table:
-    rows = [
-        (
-            s.site,
-            s.bits,
-            s.granularity,
-            f"{s.rule} {s.rule_text}" if s.rule else "none",
-            s.range if s.smoothing is None else f"{s.range}, smoothed {s.smoothing:g}",
-            _span(s.scale_min, s.scale_max),
-            "" if s.saturated is None else f"{s.saturated:.2%}",
-            s.tie,
-        )
-        for s in result.sites
-        if fnmatchcase(s.site, pattern)
-    ]
+    rows = [_site_row(site) for site in result.sites if fnmatchcase(site.site, pattern)]
     columns = [
         "site",
         "bits",
@@ -66,21 +54,17 @@ def _sites(result: Inspection, pattern: str) -> Table:
     return Table(f"{len(rows)} of {len(result.sites)} quantized tensors", columns, rows)
 
 
+def _site_row(site: SiteView) -> tuple[object, ...]:
+    rule = f"{site.rule} {site.rule_text}" if site.rule else "none"
+    how = site.range if site.smoothing is None else f"{site.range}, smoothed {site.smoothing:g}"
+    saturated = "" if site.saturated is None else f"{site.saturated:.2%}"
+    span = _span(site.scale_min, site.scale_max)
+    return (site.site, site.bits, site.granularity, rule, how, span, saturated, site.tie)
+
+
 def _blocks(result: Inspection) -> Table:
-    modes = {stage.stage: stage for stage in result.stages}
-    rows = [
-        (
-            b.name,
-            b.sites,
-            f"{b.loss_start:.4g}",
-            f"{b.loss_end:.4g}",
-            "" if b.kept else "no, nearest rounding was better",
-            modes[b.name].mode if b.name in modes else "",
-            f"{b.effective_samples:.1f}",
-            _weights(modes.get(b.name)),
-        )
-        for b in result.blocks
-    ]
+    stages = {stage.stage: stage for stage in result.stages}
+    rows = [_block_row(block, stages.get(block.name)) for block in result.blocks]
     columns = [
         "block",
         "tensors",
@@ -94,21 +78,17 @@ def _blocks(result: Inspection) -> Table:
     return Table("reconstruction", columns, rows)
 
 
+def _block_row(block: BlockRecord, stage: StageView | None) -> tuple[object, ...]:
+    kept = "" if block.kept else "no, nearest rounding was better"
+    mode = "" if stage is None else stage.mode
+    losses = (f"{block.loss_start:.4g}", f"{block.loss_end:.4g}")
+    return (block.name, block.sites, *losses, kept, mode, f"{block.effective_samples:.1f}", _weights(stage))
+
+
 def _after_blocks(result: Inspection) -> Iterator[Table | str]:
     polish = result.polish
     if polish is not None:
-        rows = [
-            (
-                polish.steps,
-                ", ".join(polish.parameters),
-                polish.objective,
-                f"{polish.loss_start:.4g}",
-                f"{polish.loss_end:.4g}",
-                "" if polish.kept else "no, it was better before",
-                f"{polish.effective_samples:.1f}",
-                _weights(next((s for s in result.stages if s.stage == "polish"), None)),
-            )
-        ]
+        stage = next((s for s in result.stages if s.stage == "polish"), None)
         columns = [
             "steps",
             "trained",
@@ -119,16 +99,30 @@ def _after_blocks(result: Inspection) -> Iterator[Table | str]:
             "effective samples",
             "weights",
         ]
-        yield Table("polish", columns, rows)
+        yield Table("polish", columns, [_polish_row(polish, stage)])
     biases = sum(p.name.endswith(".bias") for p in result.parameters)
     yield f"retrained parameters: {biases} biases, {len(result.parameters) - biases} norm weights"
     yield from (f"note, {stage}: {note}" for stage, note in _notes(result))
 
 
+def _polish_row(polish: PolishRecord, stage: StageView | None) -> tuple[object, ...]:
+    return (
+        polish.steps,
+        ", ".join(polish.parameters),
+        polish.objective,
+        f"{polish.loss_start:.4g}",
+        f"{polish.loss_end:.4g}",
+        "" if polish.kept else "no, it was better before",
+        f"{polish.effective_samples:.1f}",
+        _weights(stage),
+    )
+
+
 def _notes(result: Inspection) -> list[tuple[str, str]]:
     """Return every (stage, note) once, in the order of calibration."""
     notes = [(block.name, note) for block in result.blocks for note in block.notes]
-    notes += [("polish", note) for note in (result.polish.notes if result.polish else ())]
+    if result.polish:
+        notes += [("polish", note) for note in result.polish.notes]
     notes += [(stage.stage, note) for stage in result.stages for note in stage.notes]
     return list(dict.fromkeys(notes))
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,16 +32,21 @@ def lint(output: Output, path: Path, target: str | None) -> int:
     A run directory has each of its INT8 graphs judged for the engine it was made for. Needs no engine
     installed.
     """
-    from gacq_deploy.lint.lint import count_findings, errors_in, lint_file
+    from gacq_deploy.lint.lint import errors_in, lint_file
 
     found = {(str(file), engine): lint_file(file, target=engine) for file, engine in _subjects(path, target)}
-    document = [
-        {"file": file, "target": engine, "counts": count_findings(f), "findings": [asdict(x) for x in f]}
-        for (file, engine), f in found.items()
-    ]
+    document = [_document(file, engine, findings) for (file, engine), findings in found.items()]
     tables = [_table(f"{file} for {engine}", findings) for (file, engine), findings in found.items()]
     output.emit(document, *tables)
-    return exit_codes.GATE if any(errors_in(f) for f in found.values()) else exit_codes.DONE
+    refused = any(errors_in(findings) for findings in found.values())
+    return exit_codes.GATE if refused else exit_codes.DONE
+
+
+def _document(file: str, engine: str, findings: Sequence[Finding]) -> dict[str, Any]:
+    from gacq_deploy.lint.lint import count_findings
+
+    listed = [asdict(finding) for finding in findings]
+    return {"file": file, "target": engine, "counts": count_findings(findings), "findings": listed}
 
 
 def _subjects(path: Path, target: str | None) -> Sequence[tuple[Path, str]]:

@@ -85,6 +85,7 @@ def _leave_quietly() -> Iterator[None]:
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:
     failure = explain(error)
+    # of processes that fail together the first one tells it
     if not speaks_first():
         return failure.exit_code
     if "--debug" in arguments:

@@ -14,6 +14,7 @@ from gacq_deploy_cli.options import common, host_code_option, run_directory_argu
 
 if TYPE_CHECKING:
     from gacq_deploy.parity import ParityReport
+    from gacq_deploy.parity.report import Comparison
 
 
 @click.command(short_help="Prove that the graphs are the calibrated model (exit 3: they are not).")
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     "save_polygraphy",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Save the probe's inputs and each engine's answers for Polygraphy and trtexec, and print their commands.",
+    help="Save the probe's inputs and each engine's outputs for Polygraphy and trtexec, and print their commands.",
 )
 @common
 @with_output
@@ -103,15 +104,15 @@ def _saved(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:
     """Return one row a gate, what failed and where, and the verdict."""
-    failed = [
-        f"FAILED {comparison.evidence}: {comparison.reference} -> {comparison.candidate}. "
-        + "; ".join(f"{k}: {v}" for k, v in comparison.worst.items() if v is not None)
-        for comparison in result.comparisons
-        if not comparison.passed
-    ]
+    failed = [_failure(comparison) for comparison in result.comparisons if not comparison.passed]
     columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
     verdict = f"parity: {'passed' if result else 'FAILED'} ({path})"
     return (Table("parity", columns, _rows(result)), *result.remarks, *failed, verdict)
+
+
+def _failure(comparison: Comparison) -> str:
+    where = "; ".join(f"{k}: {v}" for k, v in comparison.worst.items() if v is not None)
+    return f"FAILED {comparison.evidence}: {comparison.reference} -> {comparison.candidate}. {where}"
 
 
 def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
@@ -120,15 +121,11 @@ def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
     for comparison in result.comparisons:
         for name, bound in comparison.thresholds.items():
             gate, value = GATES[comparison.evidence][name], comparison.metrics.get(name)
-            yield (
-                "ok" if gate.holds(value, bound) else "FAIL",
-                comparison.evidence,
-                comparison.reference,
-                comparison.candidate,
-                name,
-                "not evaluated" if value is None else f"{value:.6g}",
-                f"{'>=' if gate.at_least else '<='} {bound:g}",
-            )
+            verdict = "ok" if gate.holds(value, bound) else "FAIL"
+            measured = "not evaluated" if value is None else f"{value:.6g}"
+            sign = ">=" if gate.at_least else "<="
+            graphs = (comparison.reference, comparison.candidate)
+            yield (verdict, comparison.evidence, *graphs, name, measured, f"{sign} {bound:g}")
 
 
 def _read_thresholds(path: Path) -> dict[str, Any]:

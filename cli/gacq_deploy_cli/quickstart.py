@@ -76,16 +76,18 @@ def _tables(result: ChainResult, parity_json: Path, page: Path) -> tuple[Table |
     columns += ["per-step SQNR dB (worst bucket)", "image PSNR dB", "image SSIM", "parity"]
     # a graph that only serves as the reference of other engines has no speed of its own
     shown = [row for row in result.rows if row.speedup] or result.rows
-    done = f"already done: {', '.join(result.already_done)}" if result.already_done else ""
+    cells = [_cells(row, batches) for row in shown]
+    done = [f"already done: {', '.join(result.already_done)}"] if result.already_done else []
+    verdict = "passed" if result.parity else "FAILED (gacq-deploy parity shows which gate)"
     return (
-        Table("INT8 against float", columns, [_cells(row, batches) for row in shown]),
+        Table("INT8 against float", columns, cells),
         "speed: CPU time of float.onnx in ONNX Runtime over that of the INT8 graph, one thread",
         *_steps(result.parity.step_policy),
-        *([done] if done else []),
+        *done,
         f"images FP | INT8 | difference: {result.comparison}",
         f"evidence: {parity_json}",
         f"report: {page}",
-        f"verdict: {'passed' if result.parity else 'FAILED (gacq-deploy parity shows which gate)'}",
+        f"verdict: {verdict}",
     )
 
 
@@ -99,12 +101,13 @@ def _steps(policy: JudgedPolicy) -> tuple[str, ...]:
 
 
 def _cells(row: Row, batches: tuple[int, ...]) -> tuple[str, ...]:
+    speeds = [_number(row.speedup.get(batch), 2) for batch in batches]
     return (
         row.engine,
         row.file,
         size(row.float_bytes),
         size(row.int8_bytes),
-        *(_number(row.speedup.get(batch), 2) for batch in batches),
+        *speeds,
         _number(row.eps_sqnr_db, 1),
         _number(row.image_psnr_db, 1),
         _number(row.image_ssim, 3),

@@ -110,6 +110,7 @@ def _inline(value: object) -> str:
     import yaml
 
     shown = value.strip() if isinstance(value, str) else value
+    # a width that no value reaches: yaml would fold long lines
     text: str = yaml.safe_dump(
         shown, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
     )

@@ -39,10 +39,8 @@ def report(output: Output, directory: Path, file: Path | None, images: bool) -> 
 
     with output.progress() as progress:
         page = write_report(RunDirectory(directory), file, images=images, report=progress)
-    rows = [
-        ("verdict", page.verdict),
-        *(("", sentence) for sentence in page.sentences),
-        *((f"without {part}", why) for part, why in page.missing.items()),
-        ("written", f"{page.path} ({size(page.bytes)})"),
-    ]
+    rows: list[tuple[str, str]] = [("verdict", page.verdict)]
+    rows += [("", sentence) for sentence in page.sentences]
+    rows += [(f"without {part}", why) for part, why in page.missing.items()]
+    rows.append(("written", f"{page.path} ({size(page.bytes)})"))
     output.emit(asdict(page), Table("report", ["what", ""], rows))

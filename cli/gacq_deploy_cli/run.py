@@ -20,6 +20,7 @@ from gacq_deploy_cli.options import (
 
 if TYPE_CHECKING:
     from gacq_deploy.recipe.sections import Where
+    from gacq_deploy.run_directory import RunDirectory
 
 
 def _require_png(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -185,13 +186,7 @@ def run(
     }
     conditioning = [("classes", " ".join(map(str, made.labels)) or "none")]
     if made.prompts:
-        whose = (
-            ""
-            if prompts
-            else " (the recipe's)"
-            if run_directory.load_recipe().samples.prompts
-            else " (built-in)"
-        )
+        whose = "" if prompts else _whose_prompts(run_directory)
         conditioning = [
             (f"prompts{whose}", "\n".join(dict.fromkeys(made.prompts))),
             ("guidance", "none" if made.guidance_scale is None else f"{made.guidance_scale:g}"),
@@ -206,3 +201,7 @@ def run(
         ("written", file),
     ]
     output.emit(document, Table("run", ["what", ""], rows))
+
+
+def _whose_prompts(run: RunDirectory) -> str:
+    return " (the recipe's)" if run.load_recipe().samples.prompts else " (built-in)"

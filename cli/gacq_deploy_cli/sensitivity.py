@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,12 +126,12 @@ def _tables(result: SensitivityReport, path: Path, top: int) -> Iterator[Table |
 def _rows(result: SensitivityReport, top: int) -> Iterator[tuple[Any, ...]]:
     worst = result.worst_bucket
     for found in result.modules[:top]:
-        roles = found.role_db
+        by_role = [_level(found.role_db.get(role), worst) for role in ("weight", "input", "output")]
         yield (
             found.module,
             f"{found.share[worst]:.1%}",
             _levels(found.alone_db),
-            *(f"{roles[r][worst]:.1f}" if r in roles else "" for r in ("weight", "input", "output")),
+            *by_role,
             f"{found.worst_gain_db:+.2f}",
         )
     yield ("(all of them)", "", _levels(result.quantized_db), "", "", "", "")
@@ -170,6 +170,11 @@ def _verdict(proposal: Proposal) -> Iterator[str]:
 
 def _worst(levels: dict[str, tuple[float, ...]]) -> float:
     return min(min(v) for v in levels.values())
+
+
+def _level(levels: Sequence[float] | None, bucket: int) -> str:
+    """Return one bucket's SQNR; nothing where the layer has no quantized tensor of that role."""
+    return "" if levels is None else f"{levels[bucket]:.1f}"
 
 
 def _levels(values: Iterable[float]) -> str:
