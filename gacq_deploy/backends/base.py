@@ -155,9 +155,9 @@ def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
         want is None or want == got for want, got in zip(info.shape, value.shape, strict=True)
     )
     if not fits or 0 in value.shape:
-        shape = [("batch" if i == 0 else "any") if d is None else d for i, d in enumerate(info.shape)]
         raise EngineError(
-            f"{engine}: input '{info.name}' has shape {list(value.shape)}, expected {shape}, batch >= 1.",
+            f"{engine}: input '{info.name}' has shape {list(value.shape)}, "
+            f"expected {_declared(info.shape)}, batch >= 1.",
             "Give it the shape the model was exported with.",
         )
     sizes = [got for want, got in zip(info.shape[1:], value.shape[1:], strict=True) if want is None]
@@ -173,3 +173,12 @@ def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
             f"{engine}: input '{info.name}' holds NaN or Inf, first in batch row {row}.",
             "An INT8 graph would turn it into plausible numbers; find its source.",
         )
+
+
+def _declared(shape: tuple[int | None, ...]) -> list[int | str]:
+    """Return a declared shape for a message, its dynamic dimensions by a name."""
+    dims: list[int | str] = []
+    for axis, size in enumerate(shape):
+        name = "batch" if axis == 0 else "any"
+        dims.append(name if size is None else size)
+    return dims

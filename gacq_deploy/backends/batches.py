@@ -13,10 +13,7 @@ def run_in_batches(engine: Engine, inputs: Feeds, batch: int) -> Array:
     """Return the engine's only output for all rows of ``inputs``, run at most ``batch`` rows at once."""
     name = engine.outputs[0].name
     rows, size = len(next(iter(inputs.values()))), min(batch, engine.max_rows or batch)
-    parts = [
-        engine.run({k: v[start : start + size] for k, v in inputs.items()})[name]
-        for start in range(0, rows, size)
-    ]
+    parts = [engine.run(_rows(inputs, start, size))[name] for start in range(0, rows, size)]
     return np.concatenate(parts)
 
 
@@ -39,11 +36,16 @@ def predict(engine: Engine, feeds: Feeds) -> Float32:
     limit = fixed or engine.max_rows or rows
     parts = []
     for first in range(0, rows, limit):
-        part = {name: value[first : first + limit] for name, value in feeds.items()}
+        part = _rows(feeds, first, limit)
         size = len(part[SAMPLE])
+        # kernels for one row sum in another order: an image must not depend on what it runs beside
         padded = fixed or max(size, min(2, engine.max_rows or 2))
         parts.append(engine.run(_pad(part, padded))[engine.outputs[0].name][:size])
     return np.concatenate(parts)
+
+
+def _rows(feeds: Feeds, first: int, count: int) -> dict[str, Array]:
+    return {name: value[first : first + count] for name, value in feeds.items()}
 
 
 def _pad(feeds: Feeds, rows: int) -> dict[str, Array]:

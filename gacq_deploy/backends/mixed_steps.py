@@ -43,7 +43,7 @@ class SteppedEngine(HostEngine):
     @property
     def max_rows(self) -> int | None:
         """Largest batch that both engines take."""
-        limits = [rows for rows in (e.max_rows for e in self._engines.values()) if rows is not None]
+        limits = [e.max_rows for e in self._engines.values() if e.max_rows is not None]
         return min(limits, default=None)
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:

@@ -23,6 +23,7 @@ _ADDED = re.compile(
     r"(/WithoutBiases|/Dequantization(Multiply|Subtract))+$"
 )  # to the names of nodes it splits
 _SOURCE_PATH = re.compile(r"Check '.*?' failed at \S+:\d+:\s*| ?at src/\S+:\d+:?")
+"""Where in OpenVINO's own source a check failed: of no use to whoever reads the message."""
 
 
 class OpenVinoEngine(HostEngine):
@@ -36,12 +37,12 @@ class OpenVinoEngine(HostEngine):
             )
         compiled = _compile(model, threads)
         header = read_header(model)
-        graph, multiple = header.graph, size_multiple(header)
-        super().__init__(
-            f"openvino-{_version()}/{_DEVICE}",
-            tuple(_tensor_info(i, {v.name for v in graph.input}, multiple) for i in compiled.inputs),
-            tuple(_tensor_info(o, {v.name for v in graph.output}, multiple) for o in compiled.outputs),
-        )
+        multiple = size_multiple(header)
+        taken = {value.name for value in header.graph.input}
+        given = {value.name for value in header.graph.output}
+        inputs = tuple(_tensor_info(port, taken, multiple) for port in compiled.inputs)
+        outputs = tuple(_tensor_info(port, given, multiple) for port in compiled.outputs)
+        super().__init__(f"openvino-{_version()}/{_DEVICE}", inputs, outputs)
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
@@ -96,10 +97,11 @@ def _kernel_use(layer: GraphLayer, executed: dict[str, tuple[str, bool]]) -> Ker
 
 
 def _compile(model: Path | bytes, threads: int) -> CompiledModel:
-    read_header(model)
+    read_header(model)  # says what is wrong with a damaged file more plainly than OpenVINO does
     settings: dict[str, Any] = {
         # without this a CPU with bf16 runs the float parts, and the float baseline, in bf16
         "INFERENCE_PRECISION_HINT": "f32",
+        # runs of one engine take turns, so one of them may have all threads
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
@@ -118,12 +120,17 @@ def _compile(model: Path | bytes, threads: int) -> CompiledModel:
 
 def _tensor_info(port: Any, declared: set[str], multiple: int) -> TensorInfo:
     """Describe a port by its name in the ONNX graph; a compiled one may also carry names of fused tensors."""
-    shape = tuple(None if d.is_dynamic else d.get_length() for d in port.get_partial_shape())
+    shape = tuple(_fixed_size(dimension) for dimension in port.get_partial_shape())
     name = next(iter(sorted(declared & set(port.get_names()))), port.get_any_name())
     return TensorInfo(name, np.dtype(port.get_element_type().to_dtype()).name, shape, multiple)
 
 
+def _fixed_size(dimension: Any) -> int | None:
+    return None if dimension.is_dynamic else dimension.get_length()
+
+
 def _text(facts: Any, key: str) -> str:
+    """Return a fact of an execution graph, which may be wrapped; nothing where it is not stated."""
     if key not in facts:
         return ""
     value = facts[key]

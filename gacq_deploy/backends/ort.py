@@ -38,9 +38,11 @@ _FAILURES: tuple[type[Exception], ...] = (
     ValueError,
     *(v for v in vars(_native).values() if isinstance(v, type) and issubclass(v, Exception)),
 )
+"""The native errors have no base class of their own."""
 _CORRUPT = (_native.InvalidProtobuf, _native.NoSuchFile)
 _DTYPES = {"float": "float32", "double": "float64"}
 _SOURCE_PATH = re.compile(r"/\S*onnxruntime\S*\.(?:cc|h):\d+\s*")
+"""Where on the machine that built the wheel an error was raised: of no use to whoever reads the message."""
 _EXACT_SUFFIX = "_s8_2_u8"  # what ONNX Runtime appends to weights that it shifts to uint8
 _INTEGER_OPS = frozenset(
     {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger"}
@@ -60,11 +62,9 @@ class OrtEngine(HostEngine):
         options = session_options(threads=threads, optimize=optimize)
         self._session = _create_session(model, options, self.provider)
         require_provider(self.provider, self._session.get_providers(), self.pip)
-        super().__init__(
-            f"onnxruntime-{__version__}/{self.provider}",
-            tuple(_tensor_info(i, multiple) for i in self._session.get_inputs()),
-            tuple(_tensor_info(o, multiple) for o in self._session.get_outputs()),
-        )
+        inputs = tuple(_tensor_info(i, multiple) for i in self._session.get_inputs())
+        outputs = tuple(_tensor_info(o, multiple) for o in self._session.get_outputs())
+        super().__init__(f"onnxruntime-{__version__}/{self.provider}", inputs, outputs)
         self._run_options = RunOptions()
         self._run_options.log_severity_level = _FATAL
 
@@ -99,7 +99,7 @@ def session_options(*, threads: int, optimize: bool) -> SessionOptions:
     """Return the options every session of this project uses; 0 threads lets ONNX Runtime choose."""
     options = SessionOptions()
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.inter_op_num_threads = 1  # nodes run one after the other; a second pool would be idle
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
     # by default products with INT4 weights quantize their activations to int8 as they run, unasked
@@ -183,6 +183,7 @@ def _require_offered(provider: str, hint: str) -> None:
 def _create_session(model: Path | bytes, options: SessionOptions, provider: str) -> InferenceSession:
     source = str(model) if isinstance(model, Path) else model
     try:
+        # without these two a session, or a run, that fails is tried again on another provider in silence
         session = InferenceSession(source, options, providers=[provider], enable_fallback=0)
     except _FAILURES as error:
         text = _clean(error)
@@ -210,12 +211,18 @@ def _kernel_use(layer: GraphLayer, readers: dict[str, Any]) -> KernelUse:
 
 def _tensor_info(value: Any, multiple: int) -> TensorInfo:
     kind = str(value.type).removeprefix("tensor(").removesuffix(")")
-    shape = tuple(d if isinstance(d, int) else None for d in value.shape)
+    shape = tuple(map(_fixed_size, value.shape))
     return TensorInfo(value.name, _DTYPES.get(kind, kind), shape, multiple)
+
+
+def _fixed_size(dimension: Any) -> int | None:
+    """Return a dimension's size; in place of a dynamic one ONNX Runtime gives its name, or None."""
+    return dimension if isinstance(dimension, int) else None
 
 
 def _run_error(error: Exception, label: str) -> GacqError:
     text = _clean(error)
+    # ONNX Runtime has no class of error for it
     if "allocate memory" in text or "bad_alloc" in text or "out of memory" in text.lower():
         return ResourceError(f"{label}: out of memory: {text}", "Use a smaller batch.")
     return EngineError(

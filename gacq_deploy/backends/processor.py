@@ -55,7 +55,7 @@ def this_processor() -> Processor:
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
+        text = ""  # only Linux has the file; flags then count as absent
     return parse_processor(text, platform.machine(), platform.processor())
 
 

@@ -22,7 +22,7 @@ from gacq_deploy.progress import SILENT, Reporter
 
 @dataclass(frozen=True)
 class BenchGraph:
-    """One graph to measure_graphs in one engine; ``planned`` modules are expected in integer kernels.
+    """One graph to measure in one engine; ``planned`` modules are expected in integer kernels.
 
     Of a compiled graph ``path`` is the engine, ``source`` the graph's file, and ``integer`` what its manifest says.
     """
@@ -193,7 +193,7 @@ def measure_graphs(
     """Measure every graph in its own process, interleaved.
 
     Args:
-        graphs: what to measure_graphs.
+        graphs: what to measure.
         baselines: pairs (candidate name, baseline name) to compare.
         feeds: the inputs all graphs take.
         settings: batch sizes, threads, rounds.
@@ -271,14 +271,9 @@ def _candidate(runner: _Runner, turns: _Turns, settings: BenchSettings) -> Bench
     timings = []
     for batch in settings.batches:
         rounds = turns[graph.name, batch]
-        timings.append(
-            Timing(
-                batch=batch,
-                wall_ms=Spread.of([1000 * r["wall"] for r in rounds]),
-                cpu_ms=Spread.of([1000 * r["cpu"] for r in rounds]),
-                peak_bytes=runner.peaks[batch],
-            )
-        )
+        wall = Spread.of([1000 * r["wall"] for r in rounds])
+        cpu = Spread.of([1000 * r["cpu"] for r in rounds])
+        timings.append(Timing(batch=batch, wall_ms=wall, cpu_ms=cpu, peak_bytes=runner.peaks[batch]))
     return BenchCandidate(
         name=graph.name,
         engine=graph.engine,
@@ -300,11 +295,9 @@ def _integer_share(runner: _Runner) -> IntegerShare:
 
 
 def _ratio(candidate: str, baseline: str, batch: int, turns: _Turns) -> Ratio:
+    # round by round: what slowed the machine for a while slowed both
     pairs = list(zip(turns[baseline, batch], turns[candidate, batch], strict=True))
-    return Ratio(
-        candidate=candidate,
-        baseline=baseline,
-        batch=batch,
-        cpu=Spread.of([b["cpu"] / max(c["cpu"], 1e-9) for b, c in pairs]),
-        wall=Spread.of([b["wall"] / max(c["wall"], 1e-9) for b, c in pairs]),
-    )
+    # a nanosecond at least, for a CPU clock that did not move
+    cpu = Spread.of([b["cpu"] / max(c["cpu"], 1e-9) for b, c in pairs])
+    wall = Spread.of([b["wall"] / max(c["wall"], 1e-9) for b, c in pairs])
+    return Ratio(candidate=candidate, baseline=baseline, batch=batch, cpu=cpu, wall=wall)

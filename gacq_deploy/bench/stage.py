@@ -123,7 +123,7 @@ def _require_quantized(chosen: Sequence[str]) -> None:
 def plan_graphs(
     folder: Path, engines: Sequence[str], available: Sequence[str], planned: tuple[str, ...]
 ) -> tuple[tuple[BenchGraph, ...], tuple[tuple[str, str], ...], dict[str, str]]:
-    """Return (graphs to measure_graphs, pairs to compare, graphs that cannot be measured with the reason).
+    """Return (graphs to measure, pairs to compare, graphs that cannot be measured with the reason).
 
     Args:
         folder: where the graphs are.

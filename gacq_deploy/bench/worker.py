@@ -49,7 +49,7 @@ class Worker:
         rng = np.random.default_rng(batch)
         self._feeds[batch] = {f.pop("name"): _draw(rng, batch, **f) for f in feeds}
         engine = self._opened()
-        engine.run(self._feeds[batch])
+        engine.run(self._feeds[batch])  # the first run of a shape allocates; it tells nothing of the next
         started = time.perf_counter()
         engine.run(self._feeds[batch])
         once = max(time.perf_counter() - started, 1e-6)

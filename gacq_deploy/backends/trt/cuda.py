@@ -19,6 +19,7 @@ from gacq_deploy.spec import Array
 
 _INSTALL = "pip install 'gacq-deploy[trt]' or 'gacq-deploy[rtx]': both bring cuda-bindings."
 CUDA_DLPACK_TYPE = 2
+"""DLPack's number for memory of a CUDA device (``kDLCUDA``)."""
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +44,7 @@ class CudaDevice:
         )
         self._context = self.checked(driver.cuDevicePrimaryCtxRetain(self._handle))
         self._users = 1  # whoever opened it, and every live allocation
+        # reentrant: while it is held, the garbage collector may free a Memory on the same thread
         self._users_lock = threading.RLock()
         self._open = True
 
@@ -201,6 +203,7 @@ class Stream:
         Raises:
             EngineError: the work cannot be recorded, or queued nothing.
         """
+        # other threads, PyTorch's among them, may allocate meanwhile without spoiling the capture
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._device.checked(
             self._driver.cuStreamBeginCapture(self._stream, mode), "starting a graph capture"

@@ -29,6 +29,7 @@ _DTYPES = {
 }
 """TensorRT's DataType -> numpy dtype name."""
 _MACHINE_FAULTS = frozenset({"OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "CUDA_ERROR"})
+"""What TensorRT-RTX says against an engine that building it again would not mend."""
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +56,7 @@ class Messages:
     """The last errors that the library logged."""
 
     def __init__(self) -> None:
+        # bounded: one logger serves a process to its end
         self._errors: deque[str] = deque(maxlen=20)
 
     def add(self, severity: str, text: str) -> None:
@@ -120,6 +122,7 @@ class DeserializedEngine:
             raise self.messages.failure(f"{label} does not start", "Run `gacq-deploy doctor`.")
         if allow_host_code:
             self.runtime.engine_host_code_allowed = True
+        # only TensorRT-RTX has it; TensorRT refuses while it deserializes
         if hasattr(self.runtime, "get_engine_validity"):
             _require_valid(self.runtime.get_engine_validity(data), self.library, self.messages, path)
         self.engine = self.runtime.deserialize_cuda_engine(data)
@@ -153,15 +156,20 @@ class DeserializedEngine:
                 f"{path}: tensor '{name}' is {str(dtype).rpartition('.')[2]}, which numpy does not have.",
                 f"Inputs and outputs may be {', '.join(_DTYPES.values())}.",
             )
-        shape = tuple(None if n < 0 else int(n) for n in self.engine.get_tensor_shape(name))
+        shape = tuple(map(_fixed_size, self.engine.get_tensor_shape(name)))
         return TensorInfo(name, known[dtype], shape)
 
     def _profile(self, index: int) -> Profile:
         ranges = {}
         for info in self.inputs:
             dims = self.engine.get_tensor_profile_shape(info.name, index)
-            ranges[info.name] = Range(*(tuple(int(n) for n in d) for d in dims))
+            ranges[info.name] = Range(*(tuple(map(int, shape)) for shape in dims))
         return Profile(index, ranges)
+
+
+def _fixed_size(dimension: int) -> int | None:
+    """Return a dimension's size; TensorRT gives -1 for a dynamic one."""
+    return None if dimension < 0 else int(dimension)
 
 
 def refuse_misfit(

@@ -136,6 +136,7 @@ def borrow(name: str, tensor: Any, device: CudaDevice, stream: int) -> Borrowed:
                 f"Input '{name}' is not on a device: {error}.", "Move it to the GPU."
             ) from error
         _require_device(name, place, device)
+        # a stream means something on CUDA only; tests borrow host memory
         return _from_dlpack(name, tensor, stream if device.dlpack_type == CUDA_DLPACK_TYPE else None)
     if hasattr(tensor, "__cuda_array_interface__"):
         return _from_array_interface(name, tensor, device)
@@ -173,7 +174,9 @@ def _from_dlpack(name: str, tensor: Any, stream: int | None) -> Borrowed:
             f"Input '{name}' has DLPack type (code {view.dtype.code}, {view.dtype.bits} bits).",
             f"The types known are {', '.join(_CODES)}.",
         )
-    strides = tuple(view.strides[i] for i in range(view.ndim)) if view.strides else None
+    strides: tuple[int, ...] | None = None  # DLPack's way to say contiguous
+    if view.strides:
+        strides = tuple(view.strides[i] for i in range(view.ndim))
     _require_contiguous(name, shape, strides)
     return Borrowed((view.data or 0) + view.byte_offset, dtype, shape, capsule)
 
@@ -182,7 +185,9 @@ def _from_array_interface(name: str, tensor: Any, device: CudaDevice) -> Borrowe
     facts = tensor.__cuda_array_interface__
     dtype, shape = np.dtype(facts["typestr"]), tuple(int(n) for n in facts["shape"])
     strides = facts.get("strides")
-    _require_contiguous(name, shape, None if strides is None else tuple(s // dtype.itemsize for s in strides))
+    if strides is not None:
+        strides = tuple(s // dtype.itemsize for s in strides)  # in bytes; DLPack counts elements
+    _require_contiguous(name, shape, strides)
     if facts.get("stream") is not None:
         device.wait_for(int(facts["stream"]))
     return Borrowed(int(facts["data"][0]), dtype.name, shape, tensor)
@@ -190,6 +195,7 @@ def _from_array_interface(name: str, tensor: Any, device: CudaDevice) -> Borrowe
 
 def _require_contiguous(name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
     pairs = zip(shape, strides or _strides(shape), _strides(shape), strict=True)
+    # the stride of an axis with one element is never used, and libraries set it as they like
     if any(n > 1 and found != wanted for n, found, wanted in pairs):
         raise EngineError(
             f"Input '{name}' of shape {list(shape)} has strides {list(strides or ())}.",
@@ -251,9 +257,8 @@ def _delete(record: int | None) -> None:
 
 
 def _destroy_capsule(capsule: int | None) -> None:
-    if capsule is not None and _raw_is_valid(
-        capsule, _NAME
-    ):  # nobody took it: consumers rename what they take
+    # consumers rename what they take: under its own name nobody took it
+    if capsule is not None and _raw_is_valid(capsule, _NAME):
         _delete(_raw_pointer(capsule, _NAME))
 
 

@@ -212,6 +212,7 @@ class TrtEngine(HostEngine):
             except ResourceError:
                 if not self._buckets:
                     raise
+                # what other buckets hold can be made again: this run goes first
                 self._drop_buckets()
                 bucket = self._open_bucket(choice)
             self._buckets[choice.key] = bucket
@@ -225,13 +226,13 @@ class TrtEngine(HostEngine):
 
     def _result_shapes(self, choice: ProfileChoice, bucket: Bucket) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the results, without the rows that were padding."""
-        cut = choice.rows
-        return {
-            o.name: (cut, *bucket.outputs[o.name].shape[1:])
-            if cut is not None and o.shape and o.shape[0] is None
-            else bucket.outputs[o.name].shape
-            for o in self._outputs
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for info in self._outputs:
+            shape = bucket.outputs[info.name].shape
+            if choice.rows is not None and info.shape and info.shape[0] is None:
+                shape = (choice.rows, *shape[1:])
+            shapes[info.name] = shape
+        return shapes
 
     def _close(self) -> None:
         with self._lock:

@@ -81,7 +81,7 @@ def save_feeds(path: Path, feeds: Sequence[Mapping[str, Array]]) -> None:
 
 
 def save_results(path: Path, runner: str, outputs: Sequence[Mapping[str, Array]]) -> None:
-    """Write what ``runner`` answered for Polygraphy's ``--load-outputs``: name -> array for each iteration."""
+    """Write the outputs of ``runner`` for Polygraphy's ``--load-outputs``: name -> array for each iteration."""
     with _silent():
         results = import_module("polygraphy.comparator").RunResults()
         results.add([dict(output) for output in outputs], runner_name=runner)

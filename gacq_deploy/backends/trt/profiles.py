@@ -23,7 +23,18 @@ class Range:
     def __str__(self) -> str:
         """``[1..8 (4), 4, 32, 32]``: least, most and, in brackets, optimum."""
         dims = zip(self.min, self.opt, self.max, strict=True)
-        return f"[{', '.join(str(lo) if lo == hi else f'{lo}..{hi} ({opt})' for lo, opt, hi in dims)}]"
+        return f"[{', '.join(_extent(*sizes) for sizes in dims)}]"
+
+    def takes(self, shape: Shape) -> bool:
+        """Tell whether a shape lies within the range."""
+        if len(shape) != len(self.min):
+            return False
+        dims = zip(self.min, shape, self.max, strict=True)
+        return all(least <= size <= most for least, size, most in dims)
+
+
+def _extent(least: int, opt: int, most: int) -> str:
+    return str(least) if least == most else f"{least}..{most} ({opt})"
 
 
 @dataclass(frozen=True)
@@ -71,12 +82,12 @@ def choose_profile(
     Raises:
         EngineError: no profile takes the shapes; names the ranges of each.
     """
-    fitting = [
-        (rows, _distance(profile, choice.shapes), profile.index, choice)
-        for profile in profiles
-        if (choice := _fit(profile, shapes, batched, pad_to)) is not None
-        for rows in [choice.shapes[min(batched)][0] if batched else 0]
-    ]
+    fitting = []
+    for profile in profiles:
+        choice = _fit(profile, shapes, batched, pad_to)
+        if choice is not None:
+            rows = choice.shapes[min(batched)][0] if batched else 0
+            fitting.append((rows, _distance(profile, choice.shapes), profile.index, choice))
     if not fitting:
         given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         ranges = "\n  ".join(str(p) for p in profiles)
@@ -93,15 +104,9 @@ def _fit(profile: Profile, shapes: Shapes, batched: frozenset[str], pad_to: int)
         least = max(profile.ranges[name].min[0] for name in batched)
         most = min(profile.ranges[name].max[0] for name in batched)
         run = max(rows, least, min(pad_to, most))
-        shapes = {name: (run, *shape[1:]) if name in batched else shape for name, shape in shapes.items()}
-    fits = all(
-        len(shape) == len(profile.ranges[name].min)
-        and all(
-            lo <= n <= hi
-            for lo, n, hi in zip(profile.ranges[name].min, shape, profile.ranges[name].max, strict=True)
-        )
-        for name, shape in shapes.items()
-    )
+        padded = {name: (run, *shape[1:]) for name, shape in shapes.items() if name in batched}
+        shapes = {**shapes, **padded}
+    fits = all(profile.ranges[name].takes(shape) for name, shape in shapes.items())
     return ProfileChoice(profile.index, shapes, rows) if fits else None
 
 
