@@ -35,7 +35,9 @@ _POLL_S = 0.05
 _SILENCE = ""
 """Behind the last line of a child that has closed its stdout."""
 _TAIL = 3
+"""Messages of the log that an error quotes: the first ones, or of a crash the last."""
 _LOADING_S = 120.0
+"""Loading a library takes seconds; one that takes longer hangs."""
 _NO_MEMORY = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate memory")
 _LOGGER = logging.getLogger(__name__)
 
@@ -183,6 +185,7 @@ def _run(
             _watch(child, limits, estimate, report)
             result = _result(child, graph)
         except BaseException:
+            # a child that was stopped may have written half of it
             (folder / worker.ENGINE_FILE).unlink(missing_ok=True)
             raise
     return result, child
@@ -219,6 +222,7 @@ def _watch(child: _Child, limits: Limits, estimate: Estimate, report: Reporter) 
     """Pass progress on until the child ends; stop it at a limit."""
     said: queue.Queue[str] = queue.Queue()
     assert child.process.stdout is not None, "the child's stdout is a pipe"
+    # on a thread of its own: time and memory are watched while the child is silent
     reader = threading.Thread(target=_drain, args=(child.process.stdout, said), daemon=True)
     reader.start()
     total = max(1, round(estimate.seconds))
@@ -238,7 +242,7 @@ def _watch(child: _Child, limits: Limits, estimate: Estimate, report: Reporter) 
                 f"The builder did not finish in {limits.timeout_s:g} s (phase '{child.phase}') and was stopped.",
                 "Raise --timeout, or lower build.opt_level.",
             )
-        elapsed = min(int(child.seconds), total - 1)
+        elapsed = min(int(child.seconds), total - 1)  # an estimate that was too short is not done yet
         if elapsed > shown:
             report.advance(elapsed - shown)
             shown = elapsed
@@ -305,6 +309,7 @@ def _refusal(child: _Child, result: dict[str, Any]) -> GacqError:
         )
     if result["status"] == "option":
         return EngineError(text, "Correct the option.")
+    # TensorRT-RTX has no float32 matrix product for compute capability 7.5
     if any("Turing" in line for line in said):
         return EngineError(text, "Build with --float-type float16, or leave compute capability 7.5 out.")
     return EngineError(text, "Run `gacq-deploy check` on the graph.")
@@ -341,7 +346,8 @@ def _errors(log: Path) -> list[str]:
     if not log.is_file():
         return []
     with log.open(encoding="utf-8", errors="replace") as lines:
-        found = [t.strip() for s, _, t in (line.partition("\t") for line in lines) if s.endswith("ERROR")]
+        messages = (line.partition("\t") for line in lines)
+        found = [text.strip() for severity, _, text in messages if severity.endswith("ERROR")]
     return [text[:300] for text in found[:_TAIL]]
 
 

@@ -20,6 +20,7 @@ from gacq_deploy.lint.lint import Finding, why_not_int8
 from gacq_deploy.lint.view import FAR, QuantView
 
 _SHOWN = 10
+"""Nodes that an error names; layers.json lists all."""
 _TURING = "7.5"
 _NO_TURING_CONVOLUTION = (
     "TensorRT-RTX has no INT8 convolution for compute capability 7.5. Use TensorRT there, or leave 7.5 out."
@@ -110,11 +111,12 @@ class Coverage:
         }
         if self.weight_only:
             kept = [node for node in self.weight_only if node.int4]
+            lost = [asdict(node) for node in self.weight_only if not node.int4]
             plain["weight_only"] = {
                 "planned": len(self.weight_only),
                 "int4": len(kept),
                 "in_product": sum(node.in_product for node in kept),
-                "lost": [asdict(node) for node in self.weight_only if not node.int4],
+                "lost": lost,
             }
         return plain
 

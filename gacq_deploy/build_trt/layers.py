@@ -102,11 +102,12 @@ def document(layers: Iterable[CompiledLayer]) -> list[dict[str, Any]]:
 
 def from_document(items: Iterable[dict[str, Any]]) -> tuple[CompiledLayer, ...]:
     """Return what :func:`document` wrote."""
-    fields = ("inputs", "constants", "outputs", "nodes")
-    return tuple(
-        CompiledLayer(i["name"], i["kind"], tactic=i["tactic"], **{f: tuple(i[f]) for f in fields})
-        for i in items
-    )
+    return tuple(_from_item(item) for item in items)
+
+
+def _from_item(item: dict[str, Any]) -> CompiledLayer:
+    listed = {field: tuple(item[field]) for field in ("inputs", "constants", "outputs", "nodes")}
+    return CompiledLayer(item["name"], item["kind"], tactic=item["tactic"], **listed)
 
 
 def _dump(lines: Iterable[str]) -> Iterator[str]:
@@ -142,9 +143,9 @@ def _from_json(item: dict[str, Any]) -> CompiledLayer:
     return CompiledLayer(
         name=str(item.get("Name", "")),
         kind=_CASK.get(kind, kind),
-        inputs=tuple(_json_type(t) for t in item.get("Inputs", [])),
-        constants=tuple(_json_type(t) for t in constants),
-        outputs=tuple(_json_type(t) for t in item.get("Outputs", [])),
+        inputs=tuple(map(_json_type, item.get("Inputs", []))),
+        constants=tuple(map(_json_type, constants)),
+        outputs=tuple(map(_json_type, item.get("Outputs", []))),
         tactic=str(item.get("TacticName", "")),
         nodes=tuple(_NODE.findall(str(item.get("Metadata", "")))),
     )

@@ -23,6 +23,7 @@ from gacq_deploy.storage.sealed import read_sealed, write_sealed
 _SCHEMA = "gacq-deploy/engine/1"
 MANIFEST, ENGINE_FILE, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
 _FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
+"""What a manifest may vouch for: a name with a path in it must not lead out of the folder."""
 LICENCE = (
     "The engine was made by NVIDIA's library under its own licence; it holds weights of the model and kernels of the "
     "library. Read both licences before giving it to others."

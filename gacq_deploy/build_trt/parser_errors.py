@@ -35,7 +35,9 @@ def explain_refusal(graph: Path, problems: Sequence[dict[str, str]], library: st
         library: its label.
     """
     model, remedies = _look(graph)
-    modules = {n.name: module_of(n) for n in model.graph.node} if model is not None else {}
+    modules: dict[str, str | None] = {}
+    if model is not None:
+        modules = {node.name: module_of(node) for node in model.graph.node}
     lines, hints = [], []
     for problem in problems[:_SHOWN]:
         node, operator = problem["node"], problem["operator"]
@@ -55,7 +57,7 @@ def _look(graph: Path) -> tuple[ModelProto | None, dict[str, str]]:
     try:
         model = read_graph(graph)
     except GacqError:
-        return None, {}
+        return None, {}  # the parser's refusal is told without them
     found = errors_in(lint_graph(model, target="tensorrt"))
     return model, {f.node: f"{f.effect} {f.remedy}" for f in reversed(found)}
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 from pydantic import ValidationError
 
 from gacq_deploy.backends.trt.profiles import Shape
@@ -47,15 +47,17 @@ _Dims = tuple[int | str, ...]
 
 def input_dims(model: ModelProto) -> dict[str, _Dims]:
     """Return input name -> dimensions, numbers or the names of dynamic ones, in the graph's order."""
+    # before IR version 4 every weight was an input, too
     stored = {t.name for t in model.graph.initializer}
-    return {
-        info.name: tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param or f"{info.name}[{axis}]"
-            for axis, d in enumerate(info.type.tensor_type.shape.dim)
-        )
-        for info in model.graph.input
-        if info.name not in stored
-    }
+    return {info.name: _dims(info) for info in model.graph.input if info.name not in stored}
+
+
+def _dims(info: ValueInfoProto) -> _Dims:
+    dims: list[int | str] = []
+    for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+        name = dim.dim_param or f"{info.name}[{axis}]"
+        dims.append(dim.dim_value if dim.HasField("dim_value") else name)
+    return tuple(dims)
 
 
 def derive_profiles(
@@ -208,11 +210,13 @@ def _range(
     name: str, dims: _Dims, known: Mapping[str, Span], fixed: Mapping[str, Mapping[str, Shape]]
 ) -> ShapeRange:
     given = [fixed.get(which, {}).get(name) for which in ("min", "opt", "max")]
-    spans = None if all(given) else [_span(name, d, known) for d in dims]
-    shapes = [
-        shape or tuple(getattr(span, which) for span in spans or ())
-        for shape, which in zip(given, ("min", "opt", "max"), strict=True)
-    ]
+    spans: list[Span] = []
+    if not all(given):
+        spans = [_span(name, dim, known) for dim in dims]
+    shapes: list[Shape] = []
+    for shape, which in zip(given, ("min", "opt", "max"), strict=True):
+        derived = tuple(getattr(span, which) for span in spans)
+        shapes.append(shape or derived)
     try:
         return ShapeRange(min=shapes[0], opt=shapes[1], max=shapes[2])
     except ValidationError:

@@ -49,7 +49,8 @@ from gacq_deploy.storage.lock import lock_directory
 _SHOWN = 5
 _CHECKED_VALUES, _LEAST_ROWS, _MOST_ROWS, _CHECKED_BATCH = 2**17, 16, 256, 8
 """The error of a few small images is mostly chance: as many rows as have so many output values, within bounds."""
-_ANSWER = "(answer)"
+_FLOAT_OUTPUT = "(float output)"
+"""Beside the probe's inputs, where no input of a graph has this name: its rows are chosen together with theirs."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ class _Stage:
         self._lint()
         wanted_baseline = self._section.fp16_baseline
         baseline = self._device is not None if wanted_baseline is None else wanted_baseline
-        return tuple(self._planned(graph) for graph in ((CANONICAL, FLOAT) if baseline else (CANONICAL,)))
+        graphs = (CANONICAL, FLOAT) if baseline else (CANONICAL,)
+        return tuple(self._planned(graph) for graph in graphs)
 
     def build(self, planned: PlannedBuild) -> BuiltEngine:
         """Return the engine: as it is, or built."""
@@ -185,9 +187,11 @@ class _Stage:
         nodes = [] if coverage is None else coverage.listed()
         write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "planned": nodes})
         shutil.rmtree(scratch)
+        # everything that is left in the folder is vouched for
+        files = {path.name: ExportedFile(**describe_file(path)) for path in sorted(folder.iterdir())}
         return EngineManifest(
             inputs=inputs,
-            files={p.name: ExportedFile(**describe_file(p)) for p in sorted(folder.iterdir())},
+            files=files,
             coverage=None if coverage is None else coverage.document(),
             least_coverage=self._section.min_int8_coverage,
             half=half,
@@ -199,7 +203,7 @@ class _Stage:
     def _network(
         self, source: Path, inputs: EngineInputs, folder: Path
     ) -> tuple[Path, ModelProto, dict[str, Any] | None]:
-        """Return the graph that is compiled: the exported one, or its float16 form, which stays beside the plan."""
+        """Return the graph that is compiled: the exported one, or its float16 form, which stays beside the engine."""
         if inputs.float_type == "float32":
             return source, read_graph(source), None
         self._report.stage(f"{source.name} in float16", 2)
@@ -217,15 +221,15 @@ class _Stage:
         """Return how much further from the float model float16 is, in the worst timestep bucket; a gate for INT8."""
         if source.name != CANONICAL:
             return None
-        answer = self._probe.outputs["float"]
-        count = min(max(_LEAST_ROWS, -(-_CHECKED_VALUES // answer[0].size)), _MOST_ROWS)
-        rows = spread_rows({**self._probe.inputs, _ANSWER: answer}, count)
-        exact = rows.pop(_ANSWER)
-        reference, candidate = (self._answers(path, rows) for path in (source, half))
+        outputs = self._probe.outputs["float"]
+        count = min(max(_LEAST_ROWS, -(-_CHECKED_VALUES // outputs[0].size)), _MOST_ROWS)
+        rows = spread_rows({**self._probe.inputs, _FLOAT_OUTPUT: outputs}, count)
+        exact = rows.pop(_FLOAT_OUTPUT)
+        reference, candidate = (self._outputs(path, rows) for path in (source, half))
         parity = self._recipe.parity
         buckets = timestep_buckets(rows["timestep"], parity.buckets)
         compared = compare_errors(exact, reference, candidate, buckets)
-        if not compared.difference_db <= parity.error_difference_db:
+        if not compared.difference_db <= parity.error_difference_db:  # NaN fails, too
             worst = compared.by_timestep[compared.worst_bucket]
             raise GateError(
                 f"In float16 {source.name} is {worst['candidate_sqnr_db']} dB from the float model in timestep bucket "
@@ -235,7 +239,7 @@ class _Stage:
             )
         return round(compared.difference_db, 4)
 
-    def _answers(self, path: Path, rows: Feeds) -> Array:
+    def _outputs(self, path: Path, rows: Feeds) -> Array:
         with self._open(path) as engine:
             return run_in_batches(engine, rows, _CHECKED_BATCH)
 

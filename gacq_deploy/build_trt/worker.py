@@ -28,6 +28,7 @@ DISK_FULL = 73
 """Exit code of a worker that could not write: on a full disk a file cannot say so."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PR_SET_PDEATHSIG = 1
+"""Of Linux's ``prctl``: the signal that a process gets when its parent ends."""
 _SECONDS_BETWEEN_REPORTS = 0.2
 
 
@@ -190,6 +191,7 @@ def _given(library: TrtLibrary, options: CompileOptions) -> dict[str, Any]:
     """Return Polygraphy's arguments for the options; None leaves the library its default."""
     trt, workspace = library.module, options.workspace_mb
     given = {
+        # at any lower level neither the log nor the inspector names a layer's ONNX nodes, which coverage needs
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         "memory_pool_limits": None if workspace is None else {trt.MemoryPoolType.WORKSPACE: workspace << 20},
         "builder_optimization_level": options.opt_level,
@@ -221,7 +223,8 @@ def _capabilities(library: TrtLibrary, asked: tuple[str, ...]) -> list[tuple[int
             raise BuildFailure(
                 "option", f"There is no target {text}; there are {', '.join(known) or 'none'}."
             )
-    return [(int(major), int(minor)) for major, minor in (text.split(".") for text in asked)]
+    pairs = (text.split(".") for text in asked)
+    return [(int(major), int(minor)) for major, minor in pairs]
 
 
 def _inspect(trt: Any, logger: Any, serialized: Any, folder: Path) -> dict[str, Any]:

@@ -150,8 +150,9 @@ def _subgraphs(attributes: Iterable[AttributeProto]) -> Iterator[GraphProto]:
 
 
 def _quantized(graph: GraphProto) -> bool:
-    return any(
-        node.op_type in (QUANTIZE, DEQUANTIZE, *LAYERS)
-        or any(_quantized(g) for g in _subgraphs(node.attribute))
-        for node in graph.node
-    )
+    for node in graph.node:
+        if node.op_type in (QUANTIZE, DEQUANTIZE, *LAYERS):
+            return True
+        if any(_quantized(inner) for inner in _subgraphs(node.attribute)):
+            return True
+    return False

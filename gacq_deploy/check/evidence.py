@@ -29,6 +29,7 @@ from gacq_deploy.lint.lint import Outcome
 
 Weight = Literal["blocked", "unverified", "note"]
 WEIGHTS: tuple[Weight, ...] = ("blocked", "unverified", "note")
+"""The gravest first: reasons are listed in this order."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,15 @@ def _integer_nodes(layers: Sequence[CompiledLayer]) -> frozenset[str]:
 
 
 def _profiles(model: ModelProto, shapes: Mapping[str, Shape]) -> tuple[dict[str, ShapeRange], ...]:
-    dims = input_dims(model)
-    # whatever the first dimension is called, it is the batch
-    named = {name: (BATCH, *d[1:]) if d and isinstance(d[0], str) else d for name, d in dims.items()}
+    named = {name: _with_batch(dims) for name, dims in input_dims(model).items()}
     fixed = {which: dict(shapes) for which in ("min", "opt", "max")}
     request = ShapeRequest(batches=("1",), fixed=fixed)
     return derive_profiles(named, request, size_multiple=size_multiple(model))
+
+
+def _with_batch(dims: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Name a dynamic first dimension as ours is: whatever a graph calls it, it is the batch."""
+    return (BATCH, *dims[1:]) if dims and isinstance(dims[0], str) else dims
 
 
 def _refusal(rule: str, error: EngineError) -> Reason:
@@ -232,7 +236,8 @@ def _feeds(infos: tuple[TensorInfo, ...], model: ModelProto, shapes: Mapping[str
     rng = np.random.default_rng(0)
     feeds = {}
     for info in infos:
-        given = profiles[0][info.name].opt if profiles else tuple(int(n or 1) for n in info.shape)
+        fixed = tuple(int(size or 1) for size in info.shape)
+        given = profiles[0][info.name].opt if profiles else fixed
         value = rng.standard_normal(given) if info.dtype.startswith("float") else np.zeros(given)
         feeds[info.name] = value.astype(info.dtype)
     return feeds

@@ -214,7 +214,10 @@ def _equal(value: Any, fixed: Any) -> bool:
 
 def _spell(path: Place) -> str:
     head, *rest = path
-    return str(head) + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in rest)
+    text = str(head)
+    for key in rest:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}"
+    return text
 
 
 def _check_state(sample: Any) -> None:

@@ -84,13 +84,16 @@ def make_facade(record: ModelRecord, config: Mapping[str, Any], kind: type[Any] 
     if described is not None:
         _check_conditioning(record, described)
     whole = _complete(config, kind, record.sample_shape[0])
-    tables = {} if described is None else {a.name: a.num_classes for a in described.arguments}
     null = _NULL_CLASSES.get(record.family, 0)
+    labels: dict[str, int] = {}
+    for argument in () if described is None else described.arguments:
+        if argument.num_classes:
+            labels[argument.name] = argument.num_classes + null
     return ModelFacade(
         kind=kind,
         call=with_classes(call, record.conditioning),
         config=whole,
-        labels={name: count + null for name, count in tables.items() if count},
+        labels=labels,
         gives_variance=bool(whole.get("learn_sigma")) and "out_channels" not in whole,
         attributes=_attributes(whole),
     )
@@ -122,9 +125,8 @@ def _attributes(config: Mapping[str, Any]) -> dict[str, Any]:
         found["num_heads"] = heads  # HunyuanDiT makes its rotary positions from these two
         if isinstance(width, int):
             found["inner_dim"] = heads * width
-    if (
-        config.get("addition_embed_type") == "text_time"
-    ):  # SDXL looks up how wide the model wants its time ids
+    # SDXL looks up how wide the model wants its time ids
+    if config.get("addition_embed_type") == "text_time":
         wide = config.get("projection_class_embeddings_input_dim")
         found["add_embedding"] = SimpleNamespace(linear_1=SimpleNamespace(in_features=wide))
     return found
@@ -171,12 +173,13 @@ def _check_names(record: ModelRecord, config: Mapping[str, Any], kind: type[Any]
 
 def _check_conditioning(record: ModelRecord, described: CallRecord) -> None:
     """Compare the inputs and their widths; the length of a text is the pipeline's affair."""
-    ours, theirs = (
-        {name: list(info["shape"])[-1:] for name, info in call.items()}
-        for call in (described.conditioning(), record.conditioning)
-    )
+    ours, theirs = _widths(described.conditioning()), _widths(record.conditioning)
     if ours != theirs:
         raise ModelError(
             f"The configuration's conditioning is {ours or 'none'}, the engine's {theirs or 'none'}.",
             _hint(record),
         )
+
+
+def _widths(conditioning: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {name: list(info["shape"])[-1:] for name, info in conditioning.items()}

@@ -91,7 +91,9 @@ def rtx_misfit(capabilities: frozenset[ComputeCapability]) -> str:
 def tensorrt_wheel_cuda(distribution: str) -> tuple[str, int] | None:
     """Read library and CUDA major from the name of a wheel with libraries: ``tensorrt-cu13-libs``."""
     match = _TENSORRT_WHEEL.match(distribution.lower())
-    return ("tensorrt-rtx" if match[1] else "tensorrt", int(match[2])) if match else None
+    if match is None:
+        return None
+    return ("tensorrt-rtx" if match[1] else "tensorrt", int(match[2]))
 
 
 def provider_tensorrt(library: bytes) -> int | None:

@@ -69,14 +69,14 @@ def merge(nvml: Reply, cuda: Reply) -> Graphics:
 
 def _gpus(answer: dict[str, Any]) -> tuple[Gpu, ...]:
     """Read the ``devices`` of a witness; None stands for what a GPU does not tell of itself."""
-    return tuple(
-        Gpu(
-            device["name"],
-            None if device["memory"] is None else device["memory"] // 1_000_000,
-            None if device["capability"] is None else (device["capability"][0], device["capability"][1]),
-        )
-        for device in answer.get("devices", ())
-    )
+    return tuple(_gpu(device) for device in answer.get("devices", ()))
+
+
+def _gpu(device: dict[str, Any]) -> Gpu:
+    memory, pair = device["memory"], device["capability"]
+    memory_mb = None if memory is None else memory // 1_000_000
+    capability = None if pair is None else (pair[0], pair[1])
+    return Gpu(device["name"], memory_mb, capability)
 
 
 def checks(graphics: Graphics) -> Iterator[Check]:

@@ -122,15 +122,17 @@ class _Edit:
         for name in outputs:
             wanted.setdefault(name, set()).add(FLOAT)
         for tensor, kinds in wanted.items():
-            here = self._written.get(tensor)
-            # an output keeps its name as float32, and so does what is stored in both types
-            keeps = (
-                here if here is not None and tensor not in outputs else max(kinds, key=lambda k: k == FLOAT)
-            )
-            self._names[tensor] = {
-                kind: tensor if kind == keeps else self._new_name(tensor, kind)
-                for kind in sorted(kinds if here is None else kinds | {here})
-            }
+            self._names[tensor] = self._names_of(tensor, kinds, is_output=tensor in outputs)
+
+    def _names_of(self, tensor: str, wanted: set[int], *, is_output: bool) -> dict[int, str]:
+        """Return a tensor's name in each type that some reader wants, and in the one it is computed in."""
+        here = self._written.get(tensor)
+        # an output keeps its name as float32, and so does what is stored in both types
+        keeps = here if here is not None and not is_output else max(wanted, key=lambda k: k == FLOAT)
+        names: dict[int, str] = {}
+        for kind in sorted(wanted if here is None else wanted | {here}):
+            names[kind] = tensor if kind == keeps else self._new_name(tensor, kind)
+        return names
 
     def _type(self, node: NodeProto, slot: Slot) -> int:
         if slot.may_be_half is None:
@@ -172,8 +174,10 @@ class _Edit:
     def _placed(self, cast: NodeProto, tensor: str) -> NodeProto:
         """Say which module a Cast belongs to: its tensor's, or for an input of the graph its first reader's."""
         producer = self._index.producer(tensor)
-        nodes = [producer] if producer is not None else [use.node for use in self._index.readers(tensor)]
-        module = module_of(nodes[0]) if nodes else None
+        if producer is None:
+            readers = self._index.readers(tensor)
+            producer = readers[0].node if readers else None
+        module = None if producer is None else module_of(producer)
         return cast if module is None else set_module(cast, module)
 
     def _stored(self, tensor: TensorProto) -> Iterator[TensorProto]:
@@ -221,7 +225,7 @@ class _Edit:
 
 
 def _require_flat(model: ModelProto) -> None:
-    inner = [n for n in model.graph.node if any(a.type in _SUBGRAPHS for a in n.attribute)]
+    inner = [node for node in model.graph.node if _holds_graph(node)]
     if inner:
         raise ExportError(
             f"Node '{inner[0].name}' ({inner[0].op_type}) holds a subgraph; {len(inner)} such nodes.", _HINT
@@ -230,6 +234,10 @@ def _require_flat(model: ModelProto) -> None:
         raise ExportError(f"The graph calls {len(model.functions)} functions of its own.", _HINT)
     if model.graph.sparse_initializer:
         raise ExportError(f"{len(model.graph.sparse_initializer)} weights are sparse.", _HINT)
+
+
+def _holds_graph(node: NodeProto) -> bool:
+    return any(attribute.type in _SUBGRAPHS for attribute in node.attribute)
 
 
 def _ensure(model: ModelProto) -> None:

@@ -46,7 +46,7 @@ class Float32Node:
 def find_float32_nodes(
     index: GraphIndex, types: NodeTypes, ranges: Mapping[str, float], margin: float
 ) -> dict[str, Float32Node]:
-    """Return the float32_nodes of a float32 graph by first output of the node.
+    """Return the nodes of a float32 graph that must stay so, by their first output.
 
     Args:
         index: the graph, its nodes in topological order and their weights loaded.
@@ -58,6 +58,7 @@ def find_float32_nodes(
         ExportError: a constant holds NaN.
     """
     search = _Search(index, types, ranges, margin)
+    # a node that several of them find keeps the first reason, so the most telling one goes first
     search.exact_numbers()
     search.angles()
     search.wide_tensors()
@@ -138,7 +139,8 @@ class _Search:
                 self._add(node, "operator", node.op_type)
 
     def _add(self, node: NodeProto, why: Float32Reason, detail: str = "") -> None:
-        if any(True for _ in self._types.inputs(node)) or any(True for _ in self._types.outputs(node)):
+        floats = [*self._types.inputs(node), *self._types.outputs(node)]
+        if floats:
             kept = Float32Node(node.name or node.output[0], module_of(node), why, detail)
             self.found.setdefault(node.output[0], kept)
 

@@ -19,6 +19,7 @@ from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, module_of,
 _WORST = 10
 _EXTREMES = {".max": "ReduceMax", ".min": "ReduceMin"}
 _NOT_MEASURED = (QUANTIZE, DEQUANTIZE, "Constant")
+"""Quantizers stay float32 whatever their range, and a constant's values are read from the graph itself."""
 
 
 class Headroom(BaseModel):
@@ -144,10 +145,13 @@ def range_report(half: HalfGraph, ranges: Mapping[str, float]) -> RangeReport:
                 )
             )
     found.sort(key=lambda h: h.headroom)
+    finite = {tensor: value for tensor, value in ranges.items() if math.isfinite(value)}
+    not_finite = tuple(tensor for tensor in ranges if tensor not in finite)
+    records = tuple(Float32NodeRecord(**asdict(node)) for node in half.float32_nodes)
     return RangeReport(
-        max_abs={k: v for k, v in ranges.items() if math.isfinite(v)},
+        max_abs=finite,
         worst=tuple(found[:_WORST]),
-        not_finite=tuple(k for k, v in ranges.items() if not math.isfinite(v)),
-        float32_nodes=tuple(Float32NodeRecord(**asdict(i)) for i in half.float32_nodes),
+        not_finite=not_finite,
+        float32_nodes=records,
         flushed=dict(half.flushed),
     )
