@@ -29,6 +29,7 @@ ZERO_POINT = 128
 _UNBIASED = ".unbiased"
 _INT32_MAX = 2**31 - 1
 _LARGEST_CODE = 128
+"""Largest |q| of an int8 activation: what a weight can be multiplied by in the int32 accumulator."""
 _HINT = "Pass the signed graph that insert_qdq(placement='output') returned."
 
 

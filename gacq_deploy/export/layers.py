@@ -44,9 +44,8 @@ def find_layers(index: GraphIndex, artifact: CalibrationArtifact) -> tuple[Layer
     """Return the nodes of every planned layer, in graph order.
 
     Raises:
-        ExportError: a planned layer has no node, its weight is computed at run time or is not the one
-        calibration
-            saw, or two nodes of one layer store the weight differently.
+        ExportError: a planned layer has no node, its weight is computed at run time or is not the one that
+            calibration saw, or two nodes of one layer store the weight differently.
     """
     planned = set(artifact.plan.modules)
     found: dict[str, list[LayerNode]] = {}

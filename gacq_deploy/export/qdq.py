@@ -38,6 +38,7 @@ Attention."""
 BLOCK_OPSET = 21
 """The first with INT4 and scales in blocks."""
 _CHECKER_LIMIT = 2**31 - 2**26
+"""ONNX's checker serializes the model, and protobuf ends at 2 GB; the rest is room for what is not weights."""
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
 
 
@@ -142,11 +143,10 @@ def _require(model: onnx.ModelProto, artifact: CalibrationArtifact) -> None:
 def _copy_without_weights(source: GraphIndex, layers: Iterable[LayerNode]) -> onnx.ModelProto:
     """Copy the graph but for the float weights whose codes take their place: of a large model the larger part."""
     replaced = {id(layer.node) for layer in layers}
-    kept = {
-        name
-        for name, uses in source.consumers.items()
-        if any(id(use.node) not in replaced or use.position != 1 for use in uses)
-    } | set(source.outputs)
+    kept = set(source.outputs)
+    for name, uses in source.consumers.items():
+        if any(id(use.node) not in replaced or use.position != 1 for use in uses):
+            kept.add(name)
     result = without_initializers(source.model)
     result.graph.initializer.extend(t for t in source.model.graph.initializer if t.name in kept)
     return result
@@ -163,13 +163,16 @@ def _ensure(before: onnx.ModelProto, after: onnx.ModelProto, expected: Iterable[
             "This is a defect of the Q/DQ pass; please report the model's class.",
         )
     for side in ("input", "output"):
-        old, new = getattr(before.graph, side), getattr(after.graph, side)
-        if [v.SerializeToString() for v in old] != [v.SerializeToString() for v in new]:
+        if _serialized(getattr(before.graph, side)) != _serialized(getattr(after.graph, side)):
             raise ExportError(
                 f"The Q/DQ pass changed the graph's {side}s.", "Please report the model's class."
             )
     if model_bytes(after) <= _CHECKER_LIMIT:
         check_legal(after)
+
+
+def _serialized(values: Iterable[onnx.ValueInfoProto]) -> list[bytes]:
+    return [value.SerializeToString() for value in values]
 
 
 def check_legal(model: onnx.ModelProto) -> None:
@@ -288,6 +291,7 @@ class _Edit:
         for site in sites:
             if site not in self.artifact.params:
                 raise ExportError(f"Site '{site}' is not planned, but the weight of its layer is.", _HINT)
+            # bit for bit: scales that print alike may still differ
             one, other = self.artifact.params[first].scale, self.artifact.params[site].scale
             if one.tobytes() != other.tobytes():
                 raise ExportError(

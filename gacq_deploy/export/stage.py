@@ -160,7 +160,7 @@ class _Export:
         own = (*EXPORT_FILES, self.directory.onnx_manifest.name, f"{TEMP_PREFIX}*")
         with atomic_directory(self.directory.onnx) as folder:
             if self.directory.onnx.is_dir():
-                # somebody's engine plan may be large, and links need no space
+                # an engine that somebody put there may be large, and links need no space
                 shutil.copytree(
                     self.directory.onnx,
                     folder,
@@ -179,7 +179,7 @@ class _Export:
             outputs[name] = self._run(self.staging / name, inputs)
             self.report.advance()
         errors = {FLOAT: euclidean_error(outputs[FLOAT], expected)}
-        if not errors[FLOAT] < _FLOAT_TOLERANCE:
+        if not errors[FLOAT] < _FLOAT_TOLERANCE:  # NaN fails, too
             raise ExportError(
                 f"{FLOAT} in ONNX Runtime departs from torch by {errors[FLOAT]:.2e} (relative); allowed is "
                 f"{_FLOAT_TOLERANCE:.0e}.",
@@ -236,7 +236,7 @@ def _with_kept(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...])
     try:
         record = read_record(directory)
     except ArtifactError:
-        return wanted
+        return wanted  # no export yet, or an unreadable one that vouches for nothing
     same = record.artifact_sha256 == artifact_digest(directory)
     kept = record.graphs if same and record.settings_sha256 == _settings_digest(recipe) else ()
     return tuple(name for name in graphs_for(TARGETS) if name in wanted or name in kept)

@@ -41,15 +41,17 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _ROOT = "denoiser"
 _EXAMPLE_BATCH = 2
+"""More than 1, which torch would take for a constant of the graph."""
 # diffusers' upsampling asks whether the batch is >= 64; the graph itself works at any batch
 _BATCH_MAX = 63
 # in units of the multiple: unequal, and above 1, which torch takes for a constant
 _EXAMPLE_SIZE = (4, 6)
+_TOP_LEVEL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _COSMETIC = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*The axis name: (batch|.*height|.*width) will not be used.*",
 )
-_TOP_LEVEL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Warnings of the exporter about itself; dimensions get their names afterwards."""
 _HINT = "Please report the model's class; nothing was written."
 
 
@@ -133,9 +135,9 @@ def _export(
     batch = torch.export.Dim(BATCH, min=1, max=_BATCH_MAX)
     rows = {0: batch}
     sample = rows if multiple is None else {**rows, 2: _size(HEIGHT, multiple), 3: _size(WIDTH, multiple)}
-    extra = len(inputs) - 2
     # as the call module's signature: sample, timestep, *conditioning
-    shapes = (sample, rows, *([tuple(rows for _ in range(extra))] if extra else []))
+    conditioning = (rows,) * (len(inputs) - 2)
+    shapes = (sample, rows, conditioning) if conditioning else (sample, rows)
     with _quiet():
         try:
             program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)

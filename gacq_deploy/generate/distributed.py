@@ -47,6 +47,7 @@ def share_request(directory: RunDirectory, request: ImageRequest, group: Group) 
     """
     batch = request.batch or directory.load_recipe().runtime.batch
     batches = -(-request.count // batch)
+    # whole batches: an image then is the one that a single process would have made
     first, end = (group.rank * batches // group.size, (group.rank + 1) * batches // group.size)
     if batches < 1:
         return request
@@ -76,11 +77,9 @@ def turned(items: Sequence[Item], start: int) -> tuple[Item, ...]:
 
 
 def _joined(parts: Sequence[GeneratedImages]) -> GeneratedImages:
-    return replace(
-        parts[0],
-        images=np.concatenate([part.images for part in parts]),
-        seeds=tuple(seed for part in parts for seed in part.seeds),
-        labels=tuple(label for part in parts for label in part.labels),
-        prompts=tuple(prompt for part in parts for prompt in part.prompts),
-        seconds=max(part.seconds for part in parts),
-    )
+    images = np.concatenate([part.images for part in parts])
+    seeds = tuple(seed for part in parts for seed in part.seeds)
+    labels = tuple(label for part in parts for label in part.labels)
+    prompts = tuple(prompt for part in parts for prompt in part.prompts)
+    seconds = max(part.seconds for part in parts)  # they ran side by side
+    return replace(parts[0], images=images, seeds=seeds, labels=labels, prompts=prompts, seconds=seconds)

@@ -16,8 +16,7 @@ from gacq_deploy.spec import Floats
 from gacq_deploy.storage.files import write_bytes
 
 _GAP, _LABEL = 2, 16
-
-
+"""Pixels between images, and of the line that a heading stands on."""
 _BACKGROUND = 255
 
 

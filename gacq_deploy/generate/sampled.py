@@ -43,18 +43,13 @@ def make_sampled_images(
     model = artifact.model
     conditioning = build_conditioning(model, request.count, request.labels)
     name = native_sampler(model.scheduler) if request.scheduler is None else request.scheduler
-    sampler = model_sampler(
-        model,
-        recipe.runtime.steps if request.steps is None else request.steps,
-        name=request.scheduler,
-        eta=recipe.runtime.eta if name == "ddim" else 0.0,
-    )
-    asked = request.policy(recipe.runtime.step_policy)
-    policy = (
-        resolve_policy(asked, sampler.timesteps, artifact, model_timesteps=sampler.model_timesteps)
-        if asked
-        else None
-    )
+    steps = recipe.runtime.steps if request.steps is None else request.steps
+    eta = recipe.runtime.eta if name == "ddim" else 0.0  # of no other sampler
+    sampler = model_sampler(model, steps, name=request.scheduler, eta=eta)
+    policy: StepPolicy | None = None
+    if asked := request.policy(recipe.runtime.step_policy):
+        model_timesteps = sampler.model_timesteps
+        policy = resolve_policy(asked, sampler.timesteps, artifact, model_timesteps=model_timesteps)
     graph = graph_for(directory, request.engine, allow_failed=request.allow_failed)
     seeds = tuple(range(request.seed, request.seed + request.count))
     batch = request.batch or recipe.runtime.batch
@@ -76,8 +71,8 @@ def make_sampled_images(
         graph=graph.name,
         engine=label,
         seeds=seeds,
-        labels=tuple(int(x) for x in conditioning.get("class_labels", ())),
-        timesteps=tuple(int(t) for t in sampler.timesteps),
+        labels=tuple(map(int, conditioning.get("class_labels", ()))),
+        timesteps=tuple(map(int, sampler.timesteps)),
         sampler=name,
         seconds=seconds,
         policy=policy,

@@ -84,11 +84,9 @@ class Inspection:
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {
-            **asdict(self),
-            "blocks": [block.model_dump(mode="json") for block in self.blocks],
-            "polish": None if self.polish is None else self.polish.model_dump(mode="json"),
-        }
+        blocks = [block.model_dump(mode="json") for block in self.blocks]
+        polish = None if self.polish is None else self.polish.model_dump(mode="json")
+        return {**asdict(self), "blocks": blocks, "polish": polish}
 
 
 def inspect_artifact(directory: Path) -> Inspection:
@@ -106,7 +104,7 @@ def inspect_artifact(directory: Path) -> Inspection:
             f"The recipe recorded in {folder} has no valid quantization rules: {error!r}.",
             "Run `gacq-deploy calibrate` again.",
         ) from error
-    seen = artifact.diagnostics
+    stages, timesteps, errors = _diagnosed(artifact.diagnostics)
     return Inspection(
         directory=str(folder),
         digest=artifact.manifest_digest,
@@ -117,10 +115,23 @@ def inspect_artifact(directory: Path) -> Inspection:
         versions=dict(artifact.build),
         parameters=_parameters(artifact),
         polish=artifact.polish,
-        stages=tuple(_stage(stage) for stage in seen.stages) if seen else (),
-        error_timesteps=tuple(int(t) for t in seen.error_timesteps) if seen else (),
-        error_sqnr_db=_errors(seen) if seen else {},
+        stages=stages,
+        error_timesteps=timesteps,
+        error_sqnr_db=errors,
     )
+
+
+_Diagnosed = tuple[tuple[StageView, ...], tuple[int, ...], dict[str, tuple[float, ...]]]
+
+
+def _diagnosed(diagnostics: Diagnostics | None) -> _Diagnosed:
+    """Return stages, timesteps and errors of :class:`Inspection`; all empty of an artifact without diagnostics."""
+    if diagnostics is None:
+        return (), (), {}
+    stages = tuple(map(_stage, diagnostics.stages))
+    timesteps = tuple(map(int, diagnostics.error_timesteps))
+    errors = {stage: tuple(map(float, values)) for stage, values in diagnostics.error_sqnr_db.items()}
+    return stages, timesteps, errors
 
 
 def _artifact_folder(directory: Path) -> Path:
@@ -137,7 +148,12 @@ def _artifact_folder(directory: Path) -> Path:
 def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rule]) -> SiteView:
     params = artifact.params[entry.site]
     matching = matching_rules(rules, entry.site, _layer_kind(entry.site.module, artifact))
-    rule = rules[matching[-1]] if matching else None
+    number, text = 0, ""
+    if matching:
+        # the last rule that matches wins
+        number, text = matching[-1] + 1, _rule_text(rules[matching[-1]])
+    tie = entry.tie if entry.tie != str(entry.site) else ""
+    smoothed = artifact.smoothing.get(entry.site)
     saturated = None
     if params.codes is not None:
         at_ends = (params.codes <= entry.spec.qmin) | (params.codes >= entry.spec.qmax)
@@ -146,15 +162,20 @@ def _view(entry: PlannedSite, artifact: CalibrationArtifact, rules: Sequence[Rul
         site=str(entry.site),
         bits=entry.spec.bits,
         granularity=_granularity(entry.spec),
-        rule=matching[-1] + 1 if matching else 0,
-        rule_text=f"({rule.match}{'' if rule.role == '*' else ', ' + rule.role})" if rule else "",
+        rule=number,
+        rule_text=text,
         range=entry.range_method,
-        tie="" if entry.tie == str(entry.site) else entry.tie,
+        tie=tie,
         scale_min=float(params.scale.min()),
         scale_max=float(params.scale.max()),
         saturated=saturated,
-        smoothing=smoothed.alpha if (smoothed := artifact.smoothing.get(entry.site)) else None,
+        smoothing=smoothed.alpha if smoothed else None,
     )
+
+
+def _rule_text(rule: Rule) -> str:
+    role = "" if rule.role == "*" else f", {rule.role}"
+    return f"({rule.match}{role})"
 
 
 def _granularity(spec: TensorSpec) -> str:
@@ -190,7 +211,3 @@ def _stage(stage: StageWeights) -> StageView:
         weight_max=float(stage.weights.max()),
         notes=stage.notes,
     )
-
-
-def _errors(diagnostics: Diagnostics) -> dict[str, tuple[float, ...]]:
-    return {stage: tuple(float(v) for v in values) for stage, values in diagnostics.error_sqnr_db.items()}
