@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,8 +30,8 @@ from gacq_deploy.storage.digests import digest_array
 class FloatTrajectories:
     """Free-running trajectories of N images over S steps, noisiest first.
 
-    ``states`` [S, N, ...] as the network saw them; ``outputs`` [S, branches * N, ...] what it answered, with guidance
-    to the negative conditions first; ``timesteps`` [S] on the training scale; ``final`` [N, ...].
+    ``states`` [S, N, ...] as the network saw them; ``outputs`` [S, branches * N, ...] its predictions, with guidance
+    those for the negative conditions first; ``timesteps`` [S] on the training scale; ``final`` [N, ...].
     """
 
     states: NDArray[np.float32]
@@ -90,16 +91,13 @@ def run_freely(engine: Engine, held: Held) -> FloatTrajectories:
         batch=min(held.batch, engine.max_rows or held.batch),
         observe=remember,
     )
-    return FloatTrajectories(
-        np.stack([np.concatenate(parts) for parts in states]),
-        np.stack([_by_branch(parts, held.conditions.branches) for parts in outputs]),
-        held.sampler.timesteps,
-        final,
-    )
+    seen = np.stack([np.concatenate(parts) for parts in states])
+    predicted = np.stack([_by_branch(parts, held.conditions.branches) for parts in outputs])
+    return FloatTrajectories(seen, predicted, held.sampler.timesteps, final)
 
 
 def _by_branch(parts: Sequence[Array], branches: int) -> Array:
-    """Join the answers of batches ``[branches * n, ...]``: all images of one branch, then of the next."""
+    """Join the predictions of batches ``[branches * n, ...]``: all images of one branch, then of the next."""
     split = [np.split(part, branches) for part in parts]
     return np.concatenate([part[branch] for branch in range(branches) for part in split])
 
@@ -193,13 +191,14 @@ def compare_trajectories(engine: Engine, truth: FloatTrajectories, held: Held) -
 def _teacher_forced(
     engine: Engine, truth: FloatTrajectories, held: Held, count: int
 ) -> tuple[dict[str, int | Number], ...]:
-    """Run the candidate on every state of the float trajectories; compare answers per timestep bucket."""
+    """Run the candidate on every state of the float trajectories; compare predictions per timestep bucket."""
     steps, rows = truth.outputs.shape[:2]
     exact = truth.outputs.reshape(steps * rows, *truth.outputs.shape[2:])
-    answers = np.concatenate(list(_answers(engine, truth, held)))
+    predicted = np.concatenate(list(_predictions(engine, truth, held)))
     timesteps = np.repeat(truth.timesteps, rows)
     buckets = timestep_buckets(timesteps, count)
-    noise, angle = by_bucket(sqnr_db, exact, answers, buckets), by_bucket(cosine, exact, answers, buckets)
+    noise = by_bucket(sqnr_db, exact, predicted, buckets)
+    angle = by_bucket(cosine, exact, predicted, buckets)
     return tuple(
         {
             "bucket": b,
@@ -212,8 +211,8 @@ def _teacher_forced(
     )
 
 
-def _answers(engine: Engine, truth: FloatTrajectories, held: Held) -> Iterator[Array]:
-    """Yield what the engine answers to every state and branch, step after step, batch by batch.
+def _predictions(engine: Engine, truth: FloatTrajectories, held: Held) -> Iterator[Array]:
+    """Yield the engine's predictions for every state and branch, step after step, batch by batch.
 
     Rows are gathered as they are needed: a text embedding may be a thousand times the size of a state.
     """
@@ -239,4 +238,5 @@ def _order(value: float | None) -> float:
 
 def _least(rows: Sequence[Mapping[str, Number]], key: str) -> float:
     """Return the least value over all buckets, NaN if one was not finite."""
-    return float(np.min([np.nan if r[key] is None else r[key] for r in rows]))
+    values = [row[key] for row in rows]
+    return math.nan if None in values else float(np.min(np.asarray(values, np.float64)))

@@ -1,4 +1,4 @@
-"""Which comparisons does a run directory need, and what does each of them measure_comparisons?"""
+"""Which comparisons does a run directory need, and what does each of them measure?"""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ from gacq_deploy.storage.digests import digest_array
 
 _FLOAT = f"float.onnx@{REFERENCE}"
 _SHOWN = 20
+"""Differences, or tensors, that a record lists; their number is a metric."""
 
 
 class EngineFactory(Protocol):
@@ -91,7 +92,6 @@ class Subject:
     probe: Probe
     float_graph: ModelProto
     graphs: Mapping[str, ModelProto]
-    """Of the prompts that the trajectories take in turn; None: class labels, or what the probe holds."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CompiledEngine:
 
 
 class Keeper(Protocol):
-    """Takes up what an engine answered to every row of the probe, as it is measured."""
+    """Takes up an engine's output for every row of the probe, as it is measured."""
 
     def __call__(self, graph: str, name: str, engine: Engine, rows: Array) -> None:
         """Take ``rows`` [M, C, H, W] of the engine reported as ``name``, opened on the file ``graph``."""
@@ -129,7 +129,7 @@ class Setting:
     policy: StepPolicy | None = None
     """Which steps run in float: trajectories and images are then judged as the mix makes them."""
     compiled: Mapping[str, CompiledEngine] = field(default_factory=dict)
-    """Engine name -> its plans. They cannot be cut into blocks, so there is no local evidence of them."""
+    """Library -> its engine. One cannot be cut into blocks, so there is no local evidence of it."""
     keep: Keeper = _forget
 
 
@@ -225,6 +225,7 @@ class _Stage:
         try:
             yield work()
         except (EngineError, ExportError) as error:
+            # a comparison without numbers does not pass, and the others still tell where it goes wrong
             yield measured(evidence, *names, {}, worst={"error": error.message})
 
     def _open(
@@ -246,31 +247,32 @@ class _Stage:
         with compiled.open(file) as opened:
             return work(opened)
 
-    def _answers(self, engine: str, graph: ModelProto, *, optimize: bool = True) -> Array:
+    def _outputs(self, engine: str, graph: ModelProto, *, optimize: bool = True) -> Array:
         def work(opened: Engine) -> Array:
             return run_in_batches(opened, self._probe.inputs, self._setting.batch)
 
-        answers: Array = self._open(engine, graph, work, optimize=optimize)
-        return answers
+        outputs: Array = self._open(engine, graph, work, optimize=optimize)
+        return outputs
 
     def _signed_form(self) -> Comparison:
         graph = self._subject.graphs[CPU.file]
-        one = self._answers(REFERENCE, graph, optimize=False)
-        other = self._answers(REFERENCE, signed_form(graph), optimize=False)
+        # without optimizations each node is computed as it is written, whatever kernels there are for it
+        one = self._outputs(REFERENCE, graph, optimize=False)
+        other = self._outputs(REFERENCE, signed_form(graph), optimize=False)
         gap = float(np.abs(one.astype(np.float64) - other).max())
         return measured("flavour", f"{CPU.file} signed form", CPU.file, {"max_abs": gap})
 
     def _exporter(self) -> Comparison:
         def work(engine: Engine) -> Comparison:
-            answers = run_in_batches(engine, self._probe.inputs, self._setting.batch)
-            self._setting.keep("float.onnx", _FLOAT, engine, answers)
+            outputs = run_in_batches(engine, self._probe.inputs, self._setting.batch)
+            self._setting.keep("float.onnx", _FLOAT, engine, outputs)
             exact = self._probe.outputs["float"]
-            self.noise_floor[_FLOAT] = self._noise(engine, answers)
+            self.noise_floor[_FLOAT] = self._noise(engine, outputs)
             self._truth = run_freely(engine, self._held)
             self.trajectory["latents_sha256"] = digest_array(self._truth.states[0])
             if compared := describe_comparison(self._truth):
                 self.trajectory["compared"] = compared
-            metrics = {"relative_error": relative_error(exact, answers)}
+            metrics = {"relative_error": relative_error(exact, outputs)}
             return measured("exporter", "torch/float", _FLOAT, metrics, engine=engine.label)
 
         comparison: Comparison = self._open(REFERENCE, self._subject.float_graph, work)
@@ -320,18 +322,18 @@ class _Stage:
         if candidate.engine == REFERENCE:
             reference = self._probe.outputs[candidate.flavour.placement]
         else:
-            reference = self._answers(REFERENCE, graph, optimize=False)
+            reference = self._outputs(REFERENCE, graph, optimize=False)
 
         def work(engine: Engine) -> Comparison:
-            answers = run_in_batches(engine, self._probe.inputs, batch)
-            self._setting.keep(candidate.flavour.file, names[1], engine, answers)
+            outputs = run_in_batches(engine, self._probe.inputs, batch)
+            self._setting.keep(candidate.flavour.file, names[1], engine, outputs)
             self.noise_floor[names[1]] = self._noise(
                 engine,
-                answers,
+                outputs,
                 lambda one, other: compare_errors(exact, one, other, self._buckets).difference_db,
                 batch,
             )
-            compared = compare_errors(exact, reference, answers, self._buckets)
+            compared = compare_errors(exact, reference, outputs, self._buckets)
             return measured(
                 "error",
                 *names,
@@ -394,15 +396,16 @@ class _Stage:
         return self._truth
 
     def _noise(
-        self, engine: Engine, answers: Array, error: ErrorMeasure | None = None, batch: int | None = None
+        self, engine: Engine, outputs: Array, error: ErrorMeasure | None = None, batch: int | None = None
     ) -> dict[str, Any]:
         runs, batch = self._section.noise_floor_runs, batch or self._setting.batch
-        floor = measure_noise_floor(engine, self._probe.inputs, answers, runs=runs, batch=batch, error=error)
+        floor = measure_noise_floor(engine, self._probe.inputs, outputs, runs=runs, batch=batch, error=error)
         return dict(floor)
 
 
 def _exact_comparison(file: str, found: Sequence[Difference]) -> Comparison:
-    worst = {"first": str(found[0]) if found else None, "all": [str(d) for d in found[:_SHOWN]] or None}
+    listed = [str(difference) for difference in found[:_SHOWN]]
+    worst = {"first": listed[0] if listed else None, "all": listed or None}
     return measured("exact", "artifact", file, {"differences": float(len(found))}, worst=worst)
 
 

@@ -18,17 +18,17 @@ ErrorMeasure = Callable[[Array, Array], float]
 
 
 def measure_noise_floor(
-    engine: Engine, inputs: Feeds, answers: Array, *, runs: int, batch: int, error: ErrorMeasure | None = None
+    engine: Engine, inputs: Feeds, outputs: Array, *, runs: int, batch: int, error: ErrorMeasure | None = None
 ) -> dict[str, Number]:
     """Return what repeating a run and disturbing its input changes, to judge every other figure by.
 
     Args:
         engine: runs ``inputs`` again.
         inputs: name -> ``[M, ...]``.
-        answers: what the engine answered before, ``[M, C, H, W]``.
+        outputs: the engine's own of an earlier run, ``[M, C, H, W]``.
         runs: repetitions; each disturbs the sample by other noise of :data:`INPUT_NOISE`.
         batch: rows run together.
-        error: the distance of (answers, disturbed answers) from float, in dB.
+        error: the gap between the errors of (outputs, disturbed outputs) against float, in dB.
 
     Returns:
         ``rerun_max_abs``, the largest difference between identical runs; ``input_noise_sqnr_db``, the lowest
@@ -39,12 +39,12 @@ def measure_noise_floor(
     size = np.float32(INPUT_NOISE * np.sqrt(np.mean(sample.astype(np.float64) ** 2)))
     reruns, levels, gaps = [], [], []
     for _ in range(runs):
-        reruns.append(float(np.abs(run_in_batches(engine, inputs, batch) - answers).max()))
+        reruns.append(float(np.abs(run_in_batches(engine, inputs, batch) - outputs).max()))
         noise = size * rng.standard_normal(sample.shape, np.float32)
         disturbed = run_in_batches(engine, {**inputs, "sample": sample + noise}, batch)
-        levels.append(sqnr_db(answers, disturbed))
+        levels.append(sqnr_db(outputs, disturbed))
         if error is not None:
-            gaps.append(error(answers, disturbed))
+            gaps.append(error(outputs, disturbed))
     floor = {
         "rerun_max_abs": finite(max(reruns)),
         "input_noise": INPUT_NOISE,

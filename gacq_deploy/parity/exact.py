@@ -303,7 +303,9 @@ def _same(where: str, what: str, actual: Array | None, expected: Array) -> Itera
         )
     elif actual.tobytes() != expected.tobytes():
         unequal = actual != expected
-        first = tuple(int(i) for i in np.argwhere(unequal)[0]) if unequal.any() else ()
+        first: tuple[int, ...] = ()  # 0 and -0 are equal and differ in a bit
+        if unequal.any():
+            first = tuple(map(int, np.argwhere(unequal)[0]))
         yield Difference(
             where,
             f"{what}: {int(unequal.sum())} of {actual.size} values differ, first at {list(first)}: "

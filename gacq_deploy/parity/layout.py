@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
 from gacq_deploy.graph.index import GraphIndex, attribute
 from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
@@ -39,7 +39,11 @@ def _dims(value: ValueInfoProto) -> _Dims | None:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
-    return tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return tuple(_fixed_size(dimension) for dimension in tensor.shape.dim)
+
+
+def _fixed_size(dimension: TensorShapeProto.Dimension) -> int | None:
+    return dimension.dim_value if dimension.HasField("dim_value") else None
 
 
 def _fits(recording: Array, wanted: _Dims | None) -> bool:

@@ -21,6 +21,9 @@ from gacq_deploy.parity.report import SegmentRecord
 from gacq_deploy.spec import Array
 
 _OFF_GRID = 1e-3
+"""In steps: more than float rounding of code * scale leaves."""
+_LARGEST_CODE = 128.5
+"""Half a step beyond int8; uint8 around 128 is the same grid."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,12 @@ class LocalResult:
         """Return the worst figures over all segments, for the gates."""
         quantized, output = self.segments[:-1], self.segments[-1]
         # weights alone may be quantized: then there is one segment, without steps, and nothing is unchecked
+        equal_share = min(_number(segment.equal_share) for segment in quantized or (output,))
+        steps = max((_number(segment.steps) for segment in quantized), default=0.0)
         return {
             "unchecked": float(len(self.unchecked)),
-            "equal_share": min(_number(s.equal_share) for s in quantized or (output,)),
-            "steps": max((_number(s.steps) for s in quantized), default=0.0),
+            "equal_share": equal_share,
+            "steps": steps,
             "output_relative_error": _number(output.steps),
         }
 
@@ -83,8 +88,14 @@ def compare_segments(
 
 def _run(engine: Engine, feeds: Feeds, batches: Sequence[slice]) -> dict[str, Array]:
     taken = [info.name for info in engine.inputs]
-    parts = [engine.run({name: feeds[name][batch] for name in taken}) for batch in batches]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    parts = []
+    for batch in batches:
+        rows = {name: feeds[name][batch] for name in taken}
+        parts.append(engine.run(rows))
+    joined: dict[str, Array] = {}
+    for name in parts[0]:
+        joined[name] = np.concatenate([part[name] for part in parts])
+    return joined
 
 
 def _compare(segment: Segment, computed: Array, reference: LocalReference, rtol: float) -> SegmentRecord:
@@ -117,7 +128,8 @@ def _unchecked(cut: CutGraph, reference: LocalReference, planned: Iterable[str])
 
 def _on_grid(recorded: Array, step: float) -> bool:
     codes = recorded.astype(np.float64) / step
-    return bool(np.all(np.abs(codes - np.rint(codes)) < _OFF_GRID)) and bool(np.abs(codes).max() < 128.5)
+    whole = bool(np.all(np.abs(codes - np.rint(codes)) < _OFF_GRID))
+    return whole and bool(np.abs(codes).max() < _LARGEST_CODE)
 
 
 def _number(value: float | None) -> float:

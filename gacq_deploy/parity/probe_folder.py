@@ -1,4 +1,4 @@
-"""How do the probe and the engines' answers reach NVIDIA's tools? A folder in Polygraphy's formats, whole or absent."""
+"""How do the probe and the engines' outputs reach NVIDIA's tools? A folder in Polygraphy's formats, whole or absent."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def load_data():
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """What an engine answered to every row of the probe; ``rows`` [M, C, H, W]."""
+class _Outputs:
+    """An engine's output for every row of the probe; ``rows`` [M, C, H, W]."""
 
     graph: str
     name: str
@@ -62,7 +62,7 @@ class _Answers:
 
 
 class ProbeFolder:
-    """Keeps the answers while parity measures, and writes them with the inputs at its end."""
+    """Keeps the engines' outputs while parity measures, and writes them with the inputs at its end."""
 
     def __init__(self, folder: Path | str) -> None:
         """Refuse before any work what could not be written.
@@ -74,17 +74,17 @@ class ProbeFolder:
         require_polygraphy("--save-polygraphy")
         self.folder = Path(folder)
         _require_ours(self.folder)
-        self._answers: list[_Answers] = []
+        self._outputs: list[_Outputs] = []
 
     def keep(self, graph: str, name: str, engine: Engine, rows: Array) -> None:
-        """Take up what ``engine``, reported as ``name``, answered to the probe in the graph of this file name."""
-        self._answers.append(_Answers(graph, name, engine.outputs[0].name, rows))
+        """Take up the output of ``engine``, reported as ``name``, in the graph of this file name."""
+        self._outputs.append(_Outputs(graph, name, engine.outputs[0].name, rows))
 
     def write(self, probe: Probe, onnx: Path, *, batch: int, section: ParitySection) -> None:
         """Write the folder, in the place of one of its own.
 
         Args:
-            probe: its inputs [M, ...] and the float model's answers.
+            probe: its inputs [M, ...] and the float model's outputs.
             onnx: the folder of the graphs.
             batch: rows of one iteration.
             section: the recipe's gates.
@@ -98,7 +98,7 @@ class ProbeFolder:
         # beside the final folder first; commands name the final one
         with atomic_directory(self.folder) as temp:
             saved = _save_inputs(temp, self.folder, probe.inputs, parts)
-            commands = self._save_answers(temp, onnx, saved, parts, _least_db(probe, parts, section))
+            commands = self._save_outputs(temp, onnx, saved, parts, _least_db(probe, parts, section))
             text = "".join(f"# {command.about}\n{command.line}\n\n" for command in commands)
             write_bytes(temp / COMMANDS, text.encode())
             write_bytes(temp / LOADER, _LOAD_DATA.encode())
@@ -106,20 +106,20 @@ class ProbeFolder:
             listed = {"files": files, "commands": [asdict(command) for command in commands]}
             write_json(temp / MANIFEST, {"schema": _SCHEMA, **listed})
 
-    def _save_answers(
+    def _save_outputs(
         self, temp: Path, onnx: Path, saved: SavedFiles, parts: list[slice], least_db: Mapping[str, float]
     ) -> list[ToolCommand]:
         commands = []
-        for answers in self._answers:
-            place = Path("outputs") / f"{answers.name.replace(' ', '-')}.json"
+        for kept in self._outputs:
+            place = Path("outputs") / f"{kept.name.replace(' ', '-')}.json"
             (temp / place).parent.mkdir(exist_ok=True)
-            rows = [{answers.output: answers.rows[part]} for part in parts]
-            save_results(temp / place, answers.name, rows)
-            graph, at = onnx / answers.graph, self.folder / place
-            commands.append(compare_command(graph, saved, at, answers.name, least_db[answers.graph]))
-        judged = {answers.graph for answers in self._answers}
+            rows = [{kept.output: kept.rows[part]} for part in parts]
+            save_results(temp / place, kept.name, rows)
+            graph, at = onnx / kept.graph, self.folder / place
+            commands.append(compare_command(graph, saved, at, kept.name, least_db[kept.graph]))
+        judged = {kept.graph for kept in self._outputs}
         if (reduced := graph_to_reduce(judged)) is not None:
-            engines = {answers.name.partition("@")[2].split()[0] for answers in self._answers}
+            engines = {kept.name.partition("@")[2].split()[0] for kept in self._outputs}
             engine = next((name for name in COMPILED if name in engines), REFERENCE)
             commands += reduce_commands(onnx / reduced, saved, engine, least_db[reduced])
         if CANONICAL in judged:
@@ -151,17 +151,23 @@ def _save_inputs(temp: Path, folder: Path, inputs: Mapping[str, Any], parts: lis
     save_feeds(temp / INPUTS, [_rows(inputs, part) for part in parts])
     few, first = _rows(inputs, slice(0, _FEW_ROWS)), _rows(inputs, parts[0])
     save_feeds(temp / FEW, [few])
-    raw = {name: Path("raw") / f"{name}.bin" for name in first}
+    raw: dict[str, Path] = {}
     (temp / "raw").mkdir()
     for name, values in first.items():
-        (temp / raw[name]).write_bytes(values.tobytes())
+        place = Path("raw") / f"{name}.bin"
+        (temp / place).write_bytes(values.tobytes())
+        raw[name] = folder / place
     return SavedFiles(
         inputs=folder / INPUTS,
         few=folder / FEW,
-        few_shapes={name: values.shape for name, values in few.items()},
-        raw={name: folder / place for name, place in raw.items()},
-        raw_shapes={name: values.shape for name, values in first.items()},
+        few_shapes=_shapes(few),
+        raw=raw,
+        raw_shapes=_shapes(first),
     )
+
+
+def _shapes(inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: values.shape for name, values in inputs.items()}
 
 
 def _rows(inputs: Mapping[str, Any], part: slice) -> dict[str, Array]:
@@ -198,6 +204,6 @@ def _require_ours(folder: Path) -> None:
     try:
         listed = {MANIFEST, *_read(folder)["files"]}
     except ArtifactError:
-        listed = set()
+        listed = set()  # without a list of ours every file in it is somebody else's
     if other := sorted(found - listed):
         raise UsageError(f"--save-polygraphy {folder} holds {other[0]}, which was not saved there.", hint)

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gacq_deploy.build_trt.open import why_others
 from gacq_deploy.errors import ArtifactError
@@ -441,10 +435,13 @@ def load_report(path: Path) -> ParityReport:
         ) from error
     judged = found.under(found.protocol)
     if judged != found:
-        said, follows = ("passed" if r else "did not pass" for r in (found, judged))
         raise ArtifactError(
-            f"Parity report {path} contradicts itself: it says '{said}', its numbers under its own protocol give "
-            f"'{follows}'.",
+            f"Parity report {path} contradicts itself: it says '{_outcome(found)}', its numbers under its own "
+            f"protocol give '{_outcome(judged)}'.",
             hint,
         )
     return found
+
+
+def _outcome(report: ParityReport) -> str:
+    return "passed" if report else "did not pass"

@@ -1,4 +1,4 @@
-"""The parity stage: load what a run holds, measure_comparisons, judge, save. And how to judge again without running."""
+"""The parity stage: load what a run holds, measure, judge, save. And how to judge again without running."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_parity(  # noqa: PLR0913 (a public function: each argument is one choi
         threads: CPU threads of the engines; 0 lets each library choose.
         open_with: opens a graph in an engine.
         allow_host_code: let a version-compatible engine run the code it carries.
-        save_polygraphy: a folder for the probe's inputs and the engines' answers in Polygraphy's formats; it is made
+        save_polygraphy: a folder for the probe's inputs and the engines' outputs in Polygraphy's formats; it is made
             whole or not at all, in the place of one that was made so before.
         report: progress.
 
@@ -187,6 +187,7 @@ def _nothing_to_judge(
 def _choose_engines(asked: Sequence[str] | None, report: Reporter) -> tuple[str, ...]:
     if asked is None:
         return installed_engines(report)
+    # the reference need not be judged, but the others are judged by it
     for name in (REFERENCE, *asked):
         if not is_compiled(name):
             engine_named(name).load()

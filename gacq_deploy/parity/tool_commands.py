@@ -42,7 +42,7 @@ class SavedFiles:
 
 
 def least_snr_db(section: ParitySection, int8_db: float | None = None) -> float:
-    """Return how close another execution of a graph must come to the saved answers, in dB.
+    """Return how close another execution of a graph must come to the saved outputs, in dB.
 
     Args:
         section: the recipe's gates. Float rounding may cost ``local_rtol``.
@@ -56,19 +56,19 @@ def least_snr_db(section: ParitySection, int8_db: float | None = None) -> float:
     return min(rounding_db, int8_db - section.error_difference_db - 20 * math.log10(2))
 
 
-def compare_command(graph: Path, saved: SavedFiles, answers: Path, name: str, least_db: float) -> ToolCommand:
-    """Return how ONNX Runtime's answers are compared with the saved ones of ``name``.
+def compare_command(graph: Path, saved: SavedFiles, outputs: Path, name: str, least_db: float) -> ToolCommand:
+    """Return how ONNX Runtime's outputs are compared with the saved ones of ``name``.
 
     Args:
         graph: the file that ``name`` ran.
         saved: the inputs.
-        answers: the saved answers.
+        outputs: the saved outputs.
         name: ``int8.onnx@ort-cpu``.
         least_db: see :func:`least_snr_db`.
     """
     level = () if graph.name == FLOAT else UNOPTIMIZED
-    line = _run(graph, "--onnxrt", *level, saved=saved.inputs, answers=answers, least_db=least_db)
-    return ToolCommand(f"{graph.name} in ONNX Runtime against what {name} answered", line)
+    line = _run(graph, "--onnxrt", *level, saved=saved.inputs, outputs=outputs, least_db=least_db)
+    return ToolCommand(f"{graph.name} in ONNX Runtime against the outputs of {name}", line)
 
 
 def reduce_commands(graph: Path, saved: SavedFiles, engine: str, least_db: float) -> tuple[ToolCommand, ...]:
@@ -86,7 +86,7 @@ def reduce_commands(graph: Path, saved: SavedFiles, engine: str, least_db: float
     runner = ("--trt", "--strongly-typed") if engine in COMPILED else ("--onnxrt",)
     # the check runs as its child
     library = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if engine == "tensorrt-rtx" else ""
-    check = _run(Path(_PART), *runner, saved=Path(_LAYER_INPUTS), answers=Path(_LAYERS), least_db=least_db)
+    check = _run(Path(_PART), *runner, saved=Path(_LAYER_INPUTS), outputs=Path(_LAYERS), least_db=least_db)
     shapes = [f"{name}:[{','.join(map(str, shape))}]" for name, shape in saved.few_shapes.items()]
     # branches that are cut off are folded to what they hold: of these inputs, or else of random ones
     fed = ("--load-inputs", str(saved.few), "--model-input-shapes", *shapes)
@@ -122,8 +122,8 @@ def graph_to_reduce(judged: Collection[str]) -> str | None:
     return next((name for name in (CANONICAL, CPU) if name in judged), None)
 
 
-def _run(graph: Path, *how: str, saved: Path, answers: Path, least_db: float) -> str:
-    loaded = ("--load-inputs", str(saved), "--load-outputs", str(answers))
+def _run(graph: Path, *how: str, saved: Path, outputs: Path, least_db: float) -> str:
+    loaded = ("--load-inputs", str(saved), "--load-outputs", str(outputs))
     # rounded down: the threshold is a bound
     bound = f"{math.floor(least_db * 100) / 100:g}"
     return _join("run", str(graph), *how, *loaded, "--compare", "snr", "--snr-threshold", bound)

@@ -89,7 +89,7 @@ def test_a_plan_is_judged_at_every_batch_it_was_built_for(
     assert report.noise_floor["int8.onnx@tensorrt-rtx batch 2"]["rerun_max_abs"] == 0
 
 
-def test_answers_at_every_batch_are_saved_for_polygraphy(
+def test_outputs_at_every_batch_are_saved_for_polygraphy(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "_compiled", compiled(run, []))

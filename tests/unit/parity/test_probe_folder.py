@@ -54,14 +54,14 @@ def _lines(folder: Path, *starts: str) -> list[str]:
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_polygraphy_finds_the_saved_answers_in_onnx_runtime(graph: str, folder: Path, tmp_path: Path) -> None:
+def test_polygraphy_finds_the_saved_outputs_in_onnx_runtime(graph: str, folder: Path, tmp_path: Path) -> None:
     (line,) = (line for line in _lines(folder, "run") if f"{graph}@ort-cpu" in line)
     done = _type(line, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Pass Rate: 100.00%" in done.stdout
 
 
-def test_answers_of_another_graph_are_not_taken_for_them(folder: Path, tmp_path: Path) -> None:
+def test_outputs_of_another_graph_are_not_taken_for_them(folder: Path, tmp_path: Path) -> None:
     (line,) = (line for line in _lines(folder, "run") if "float.onnx@ort-cpu" in line)
     done = _type(line.replace("float.onnx@ort-cpu", "int8.onnx@ort-cpu"), tmp_path)
     assert done.returncode != 0
