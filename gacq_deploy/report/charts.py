@@ -23,6 +23,7 @@ _RIGHT_BARE, _RIGHT_LABELS = 14, 104
 _LABEL_GAP = 13
 _STRIP, _STRIP_GAP, _STRIP_LEFT = 74, 22, 56
 _NUMBERED_CELLS = 10
+"""More cells in a row are too narrow for a number each."""
 _BLUE, _WHITE, _ORANGE = (33, 102, 172), (247, 247, 247), (179, 88, 6)
 
 
@@ -59,12 +60,9 @@ class Axes:
 
 def line_chart(series: Sequence[Series], axes: Axes, summary: str) -> Markup:
     """Draw lines with markers and direct labels; ``summary`` is what a screen reader says."""
-    frame = _Frame(
-        np.concatenate([s.x for s in series]),
-        np.concatenate([s.y for s in series]),
-        axes,
-        right=_RIGHT_LABELS,
-    )
+    x = np.concatenate([one.x for one in series])
+    y = np.concatenate([one.y for one in series])
+    frame = _Frame(x, y, axes, right=_RIGHT_LABELS)
     root = _canvas(summary)
     frame.draw(root)
     ends: list[tuple[float, str, int]] = []
@@ -155,6 +153,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers inside ``[low, high]``: steps of 1, 2 or 5 times a power of ten, about ``count``."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
+    # 1e-9: an end that is itself a round number counts, whatever rounding made of it
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(n * step, 12) for n in range(first, last + 1)]
@@ -215,21 +214,24 @@ class _Frame:
 def _span(values: Sequence[float], share: float) -> tuple[float, float]:
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
+    # values that are all the same need a scale, too
     room = (high - low) * share or max(abs(low) * 0.05, 0.5)
     return low - room, high + room
 
 
 def _log_span(values: Sequence[float]) -> tuple[float, float]:
     finite = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
+    # a factor of two around 1 at least: weights that hardly differ must not look far apart
     return min(min(finite) / 1.15, 0.5), max(max(finite) * 1.15, 2.0)
 
 
 def _points(frame: _Frame, x: Floats, y: Floats) -> list[tuple[float, float] | None]:
     """Return pixels; None where a value cannot be drawn."""
-    pairs = zip(x.tolist(), y.tolist(), strict=True)
-    return [
-        (frame.at_x(a), frame.at_y(b)) if math.isfinite(a) and math.isfinite(b) else None for a, b in pairs
-    ]
+    points: list[tuple[float, float] | None] = []
+    for a, b in zip(x.tolist(), y.tolist(), strict=True):
+        drawable = math.isfinite(a) and math.isfinite(b)
+        points.append((frame.at_x(a), frame.at_y(b)) if drawable else None)
+    return points
 
 
 def _runs(points: Sequence[tuple[float, float] | None]) -> list[list[tuple[float, float]]]:
@@ -268,12 +270,11 @@ def _strip(root: ET.Element, one: Series, number: int, top: float, x_span: tuple
         _add(root, "line", x1=_n(_STRIP_LEFT), x2=_n(right), y1=_n(y), y2=_n(y), **{"class": "grid"})
         _text(root, _STRIP_LEFT - 6, y + 4, f"{value:.3g}", "tick", "end")
     _add(root, "line", x1=_n(_STRIP_LEFT), x2=_n(right), y1=_n(bottom), y2=_n(bottom), **{"class": "rule"})
-    points = [
-        (_along(x, x_span, _STRIP_LEFT, right), _along(y, y_span, bottom, top))
-        if math.isfinite(x) and math.isfinite(y)
-        else None
-        for x, y in zip(one.x.tolist(), one.y.tolist(), strict=True)
-    ]
+    points: list[tuple[float, float] | None] = []
+    for x, y in zip(one.x.tolist(), one.y.tolist(), strict=True):
+        drawable = math.isfinite(x) and math.isfinite(y)
+        pixel = (_along(x, x_span, _STRIP_LEFT, right), _along(y, y_span, bottom, top))
+        points.append(pixel if drawable else None)
     _trace(root, points, number)
 
 
@@ -297,6 +298,7 @@ def _cell(root: ET.Element, place: tuple[float, float, float], value: float, *, 
     _add(root, "rect", x=_n(x), y=_n(y), width=_n(size - 1), height=_n(size - 1), fill=fill)
     if numbered:
         shown = f"{value:.2f}" if math.isfinite(value) else "–"  # noqa: RUF001 (a dash for no number)
+        # by the brightness that an eye sees: black on light cells, white on dark ones
         ink = "#000000" if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else "#ffffff"
         label = _text(root, x + (size - 1) / 2, y + size / 2 + 4, shown, "cell", "middle")
         label.set("fill", ink)

@@ -39,7 +39,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Collected:
-    """A run directory as plain data. Records may be stale: ``workflow.quickstart`` says which."""
+    """A run directory as plain data. Records may be stale: ``chain`` says which."""
 
     run: RunDirectory
     chain: VerifyReport
@@ -101,13 +101,15 @@ def digest_records(run: RunDirectory, chain: VerifyReport, *, images: bool) -> s
         images: whether the page has images of its own.
     """
     records = (run.recipe_path, run.onnx_manifest, run.parity_json, run.bench_json, run.sensitivity_json)
-    plans = sorted(run.engines.glob("*/manifest.json"))
+    manifests = sorted(run.engines.glob("*/manifest.json"))
+    digests = {path.name: digest_file(path) for path in records if path.is_file()}
+    engines = {path.parent.name: digest_file(path) for path in manifests}
     document = {
         "version": __version__,
         "images": images,
         "chain": chain.document(),
-        "records": {path.name: digest_file(path) for path in records if path.is_file()},
-        "plans": {path.parent.name: digest_file(path) for path in plans},
+        "records": digests,
+        "plans": engines,
     }
     return digest_json(document)
 

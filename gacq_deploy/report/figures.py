@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,13 @@ from gacq_deploy.report.tables import Cell, ReportTable, name, number, text
 from gacq_deploy.spec import Floats
 
 BINS = 50
+_NAMED_GROUPS = 5
+"""The timesteps of more groups than this run into each other below a heat map."""
 MOST_PANELS = 24
 """Stages with figures of their own; more would make the page large. All stand in the table."""
 _STEPS = TypeAdapter(dict[str, list[dict[str, float | None]]])
 _UNNAMED = "ort-cpu"
+"""The engine that a label leaves out, to fit beside a line."""
 NOISY = "timestep (noisy → clean)"
 TRACES = {
     "loss": "validation error after a look-ahead step",
@@ -71,7 +74,10 @@ def stage_error_figure(diagnostics: Diagnostics) -> Figure | None:
     lines = [Series(stage, steps.astype(float), values) for stage, values in errors.items()]
     least = {stage: float(values.min()) for stage, values in errors.items()}
     worst = ", ".join(f"{stage} {value:.1f} dB" for stage, value in least.items())
-    rows = tuple((number(int(t)), *(number(v[i]) for v in errors.values())) for i, t in enumerate(steps))
+    rows = []
+    for i, timestep in enumerate(steps):
+        levels = [values[i] for values in errors.values()]
+        rows.append((number(int(timestep)), *_numbers(levels)))
     return Figure(
         "After each stage of calibration",
         line_chart(lines, Axes(NOISY, "output SQNR (dB)", falling=True), f"Worst timestep: {worst}."),
@@ -164,7 +170,7 @@ def default_stage(stages: Sequence[StageWeights]) -> str:
 
 
 def is_uniform(stage: StageWeights) -> bool:
-    """Return whether every sample counts the same."""
+    """Return whether every sample counts the same, but for rounding."""
     return float(np.ptp(stage.weights)) < 1e-6
 
 
@@ -233,26 +239,26 @@ def _trace_figure(stage: StageWeights, keys: Sequence[str]) -> Figure:
     count = stage.trace[keys[0]].size
     iterations = np.arange(1, count + 1, dtype=float)
     ends = "; ".join(f"{key} {stage.trace[key][0]:.3g} to {stage.trace[key][-1]:.3g}" for key in keys)
-    rows = [
-        (number(i + 1), *(number(float(stage.trace[key][i]), 3) for key in keys)) for i in range(count)
-    ]  # fmt: skip
+    rows = []
+    for i in range(count):
+        measured = [stage.trace[key][i] for key in keys]
+        rows.append((number(i + 1), *_numbers(measured, 3)))
+    lines = [Series(TRACES[key], iterations, stage.trace[key]) for key in keys]
+    headings = ("#iteration", *(f"#{key}" for key in keys))
     return Figure(
         "Learning the weights",
-        strip_chart(
-            [Series(TRACES[key], iterations, stage.trace[key]) for key in keys], "meta iteration", ends
-        ),
+        strip_chart(lines, "meta iteration", ends),
         f"{count} meta iterations: {ends}. Ratio: the weights' gradient from gradient matching over that from the "
         "validation error.",
-        ReportTable.of("Meta iterations", ("#iteration", *(f"#{key}" for key in keys)), rows),
+        ReportTable.of("Meta iterations", headings, rows),
     )
 
 
 def _weight_figure(diagnostics: Diagnostics, stage: StageWeights) -> Figure:
     spread = weight_quantiles(diagnostics.timesteps, stage.weights)
     count = stage.weights.size
-    rows = tuple(
-        (number(t), *(number(v, 3) for v in q)) for t, q in zip(spread.x, spread.quantiles.T, strict=True)
-    )
+    by_timestep = zip(spread.x, spread.quantiles.T, strict=True)
+    rows = [(number(timestep), *_numbers(quantiles, 3)) for timestep, quantiles in by_timestep]
     headings = ("#timestep", "#minimum", "#quartile", "#median", "#quartile", "#maximum")
     return Figure(
         "Weight per timestep",
@@ -269,7 +275,9 @@ def _weight_figure(diagnostics: Diagnostics, stage: StageWeights) -> Figure:
 
 def _heat_figure(matrix: Floats, ranges: Sequence[str], when: str) -> Figure:
     size = len(matrix)
-    names = [ranges[i] if i < len(ranges) and size <= 5 else str(i) for i in range(size)]
+    names = list(map(str, range(size)))
+    if size <= _NAMED_GROUPS:
+        names = [*ranges[:size], *names[len(ranges) :]]
     mean = _between(matrix)
     said = "" if mean is None else f" Between different groups {mean:+.2f} on average."
     return Figure(
@@ -319,6 +327,10 @@ def _ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts - 1) / 2)[inverse], float)
+
+
+def _numbers(values: Iterable[float], digits: int = 4) -> tuple[Cell, ...]:
+    return tuple(number(float(value), digits) for value in values)
 
 
 def _number(value: float | None) -> float:

@@ -121,8 +121,10 @@ def reduced(images: Floats) -> Floats:
     if factor == 1:
         return images
     planes = to_uint8(images).transpose(0, 3, 1, 2)
-    small = [[np.asarray(Image.fromarray(plane).reduce(factor)) for plane in image] for image in planes]
-    return np.asarray(small, np.float32) / np.float32(127.5) - 1
+    flat = planes.reshape(-1, height, width)
+    small = np.stack([np.asarray(Image.fromarray(plane).reduce(factor)) for plane in flat])
+    smaller = small.reshape(*planes.shape[:2], *small.shape[1:])
+    return np.asarray(smaller, np.float32) / np.float32(127.5) - 1
 
 
 def _grid_png(images: Floats) -> bytes:

@@ -8,6 +8,7 @@ from gacq_deploy.metrics.arrays import CEILING_DB
 from gacq_deploy.report.tables import Cell, ReportTable, name, number, text
 from gacq_deploy.sensitivity import SensitivityReport
 from gacq_deploy.sensitivity.report import Levels, ModuleSensitivity, Proposal, TimestepBucket
+from gacq_deploy.spec import Role
 
 MOST_DETAILED = 100
 """Layers that are shown bucket by bucket; more would make the page large. All stand in the ranking."""
@@ -80,15 +81,20 @@ def _ranking(report: SensitivityReport) -> ReportTable:
 
 
 def _module(module: ModuleSensitivity, bucket: int) -> tuple[Cell, ...]:
-    roles = module.role_db
+    roles: tuple[Role, ...] = ("weight", "input", "output")
+    by_role = [_role(module.role_db.get(role), bucket) for role in roles]
     return (
         name(module.module),
         _share(module.share[bucket], "share"),
         _level(module.alone_db[bucket]),
-        # a role that the graph does not quantize is not a number that is missing
-        *(_level(roles[r][bucket]) if r in roles else Cell("") for r in ("weight", "input", "output")),
+        *by_role,
         _gain(module.worst_gain_db),
     )
+
+
+def _role(levels: Levels | None, bucket: int) -> Cell:
+    """Return the level of one role; one that the graph does not quantize is not a number that is missing."""
+    return Cell("") if levels is None else _level(levels[bucket])
 
 
 def _detail(report: SensitivityReport) -> tuple[ReportTable, ...]:
@@ -96,22 +102,13 @@ def _detail(report: SensitivityReport) -> tuple[ReportTable, ...]:
     shown = report.modules[:MOST_DETAILED]
     headings = ("module", *(f"#{_timesteps(bucket)}" for bucket in report.buckets))
     of = "" if len(shown) == len(report.modules) else f", {len(shown)} of {len(report.modules)} modules"
+    shares = [(name(module.module), *map(_share, module.share)) for module in shown]
+    levels = [(name(module.module), *map(_level, module.alone_db)) for module in shown]
+    gains = [(name(module.module), *map(_gain, module.gain_db)) for module in shown]
     return (
-        ReportTable.of(
-            f"Share of the error, by timesteps{of}",
-            headings,
-            ((name(m.module), *(_share(value) for value in m.share)) for m in shown),
-        ),
-        ReportTable.of(
-            f"SQNR when only this module is quantized (dB), by timesteps{of}",
-            headings,
-            ((name(m.module), *(_level(value) for value in m.alone_db)) for m in shown),
-        ),
-        ReportTable.of(
-            f"Gain when only this module is left float (dB), by timesteps{of}",
-            headings,
-            ((name(m.module), *(_gain(value) for value in m.gain_db)) for m in shown),
-        ),
+        ReportTable.of(f"Share of the error, by timesteps{of}", headings, shares),
+        ReportTable.of(f"SQNR when only this module is quantized (dB), by timesteps{of}", headings, levels),
+        ReportTable.of(f"Gain when only this module is left float (dB), by timesteps{of}", headings, gains),
     )
 
 
@@ -130,10 +127,10 @@ def _levels(graph: str, left_float: int, levels: Levels) -> tuple[Cell, ...]:
 
 
 def _search(proposal: Proposal) -> ReportTable | None:
-    rows = [
-        (number(i), name(step.module), _level(step.worst_db), text("yes" if step.module in proposal.modules else "no"))
-        for i, step in enumerate(proposal.steps, start=1)
-    ]  # fmt: skip
+    rows = []
+    for i, step in enumerate(proposal.steps, start=1):
+        proposed = text("yes" if step.module in proposal.modules else "no")
+        rows.append((number(i), name(step.module), _level(step.worst_db), proposed))
     headings = ("#step", "left float as well", "#worst dB", "in the proposal")
     return ReportTable.of("The search, one more module at a time", headings, rows) if rows else None
 
@@ -148,7 +145,7 @@ def _level(value: float) -> Cell:
 
 
 def _gain(value: float) -> Cell:
-    return Cell(f"{round(value, 2) + 0.0:+.2f}", value)
+    return Cell(f"{round(value, 2) + 0.0:+.2f}", value)  # + 0.0: a rounded -0 would show as -0.00
 
 
 def _timesteps(bucket: TimestepBucket) -> str:

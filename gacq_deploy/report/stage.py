@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,7 +18,6 @@ from gacq_deploy import __version__
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.bench import BenchReport
-from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.inspection.verify import verify_run
 from gacq_deploy.parity.report import ParityReport
@@ -28,10 +28,10 @@ from gacq_deploy.report.collect import Collected, Missing, collect, digest_recor
 from gacq_deploy.report.sensitivity import sensitivity_part
 from gacq_deploy.report.verdict import State, Verdict, judge_run
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.sensitivity import SensitivityReport
 from gacq_deploy.storage.files import write_bytes
 from gacq_deploy.storage.lock import lock_directory
 
+PartT = TypeVar("PartT")
 _TEMPLATES = Path(__file__).parent / "template"
 _SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
 _HEAD = 4096
@@ -102,7 +102,7 @@ def _shown_by(path: Path) -> str:
         with path.open(encoding="utf-8", errors="replace") as page:
             head = page.read(_HEAD)
     except OSError:
-        return ""
+        return ""  # there is none yet, and an unreadable one is written anew
     found = _SHOWS.search(head)
     return found[1] if found else ""
 
@@ -135,9 +135,11 @@ def mark_commands(words: str) -> Markup:
     parts = words.split("`")
     if len(parts) % 2 == 0:
         return escape(words)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts)
-    )
+    marked = Markup("")
+    for position, part in enumerate(parts):
+        is_command = position % 2 == 1
+        marked += Markup("<code>{}</code>").format(part) if is_command else escape(part)
+    return marked
 
 
 def _policy(style: str, script: str) -> str:
@@ -151,40 +153,54 @@ def _policy(style: str, script: str) -> str:
 
 def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
     """Return the tables and figures of every section; None, empty or :class:`Missing` where there is no data."""
-    inspection = found.inspection if isinstance(found.inspection, Inspection) else None
     diagnostics = found.diagnostics if isinstance(found.diagnostics, Diagnostics) else None
-    bench = found.bench if isinstance(found.bench, BenchReport) else None
-    # a study is false when its target was not reached, so it must not be asked whether it is there
-    costs = found.sensitivity if isinstance(found.sensitivity, SensitivityReport) else None
+    pictures = None if isinstance(found.pictures, Missing) else found.pictures
     return {
-        "title": found.recipe.name if isinstance(found.recipe, Recipe) else found.run.root.name,
-        "description": found.recipe.description if isinstance(found.recipe, Recipe) else "",
+        **_heading(found),
+        **_weighting(diagnostics),
+        **_speeds(found.bench),
         "engines": tables.engine_table(found),
         "gates": tables.gate_table(verdict.gates) if verdict.gates else None,
-        "pictures": _given(found.pictures),
+        "pictures": pictures,
         "errors": _error_figures(found, diagnostics),
-        "stages": figures.stage_table(diagnostics) if diagnostics and diagnostics.stages else None,
-        "weightless": diagnostics is not None,
-        "panels": figures.stage_panels(diagnostics) if diagnostics else (),
-        "layers": tables.layer_table(inspection) if inspection else None,
-        "sensitivity": None if costs is None else sensitivity_part(costs),
+        "layers": _shown(found.inspection, tables.layer_table),
+        "sensitivity": _shown(found.sensitivity, sensitivity_part),
         "steps": _steps_sentence(found.parity),
-        "polish": _polish_sentence(inspection.polish) if inspection and inspection.polish else "",
-        "blocks": tables.block_table(inspection) if inspection else None,
-        "parameters": tables.parameter_table(inspection) if inspection else None,
+        "polish": _polish_sentence(found.inspection),
+        "blocks": _shown(found.inspection, tables.block_table),
+        "parameters": _shown(found.inspection, tables.parameter_table),
         "notes": _notes(found, diagnostics),
-        "files": tables.file_table(found.export) if isinstance(found.export, ExportRecord) else None,
-        "plans": None if isinstance(found.plans, Missing) else tables.plan_table(found.plans),
-        "speeds": (tables.ratio_table(bench), tables.speed_table(bench)) if bench else (),
-        "skipped": dict(bench.skipped) if bench else {},
+        "files": _shown(found.export, tables.file_table),
+        "plans": _shown(found.plans, tables.plan_table),
         "settings": _settings(found.recipe),
         "chain": tables.chain_table(found),
         "facts": tables.facts(found),
     }
 
 
-def _given(part: object) -> object | None:
-    return None if isinstance(part, Missing) else part
+def _shown(record: PartT | Missing, show: Callable[[PartT], object]) -> object | None:
+    """Return what ``show`` makes of a record, which may be false (a failed one) and still be there."""
+    return None if isinstance(record, Missing) else show(record)
+
+
+def _heading(found: Collected) -> dict[str, Any]:
+    if isinstance(found.recipe, Missing):
+        return {"title": found.run.root.name, "description": ""}
+    return {"title": found.recipe.name, "description": found.recipe.description}
+
+
+def _weighting(diagnostics: Diagnostics | None) -> dict[str, Any]:
+    if diagnostics is None:
+        return {"stages": None, "weightless": False, "panels": ()}
+    table = figures.stage_table(diagnostics) if diagnostics.stages else None
+    return {"stages": table, "weightless": True, "panels": figures.stage_panels(diagnostics)}
+
+
+def _speeds(bench: BenchReport | Missing) -> dict[str, Any]:
+    if isinstance(bench, Missing):
+        return {"speeds": (), "skipped": {}}
+    speeds = (tables.ratio_table(bench), tables.speed_table(bench))
+    return {"speeds": speeds, "skipped": dict(bench.skipped)}
 
 
 def _error_figures(found: Collected, diagnostics: Diagnostics | None) -> tuple[figures.Figure, ...]:
@@ -196,7 +212,9 @@ def _error_figures(found: Collected, diagnostics: Diagnostics | None) -> tuple[f
 
 def _notes(found: Collected, diagnostics: Diagnostics | None) -> tuple[tuple[str, str], ...]:
     """Return (stage, what was said) once each, in the order of calibration."""
-    said = [(s.stage, note) for s in diagnostics.stages for note in s.notes] if diagnostics else []
+    said: list[tuple[str, str]] = []
+    if diagnostics is not None:
+        said += [(stage.stage, note) for stage in diagnostics.stages for note in stage.notes]
     if isinstance(found.inspection, Inspection):
         said += [(block.name, note) for block in found.inspection.blocks for note in block.notes]
         said += _polish_notes(found.inspection.polish)
@@ -213,7 +231,10 @@ def _steps_sentence(parity: ParityReport | Missing) -> str:
     )
 
 
-def _polish_sentence(polish: PolishRecord) -> str:
+def _polish_sentence(inspection: Inspection | Missing) -> str:
+    if isinstance(inspection, Missing) or inspection.polish is None:
+        return ""
+    polish = inspection.polish
     trained = ", ".join(kind.replace("_", " ") for kind in polish.parameters)
     change = f" ({polish.loss_end / polish.loss_start - 1:+.0%})" if polish.loss_start > 0 else ""
     kept = "Kept." if polish.kept else "Not kept: the model was better before, and was restored."
@@ -226,8 +247,10 @@ def _polish_sentence(polish: PolishRecord) -> str:
 def _polish_notes(polish: PolishRecord | None) -> list[tuple[str, str]]:
     if polish is None:
         return []
-    restored = "The model was better before the polish; its parameters were restored."
-    return [("polish", note) for note in (*polish.notes, *([] if polish.kept else [restored]))]
+    notes = list(polish.notes)
+    if not polish.kept:
+        notes.append("The model was better before the polish; its parameters were restored.")
+    return [("polish", note) for note in notes]
 
 
 def _settings(recipe: Recipe | Missing) -> str:

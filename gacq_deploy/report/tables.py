@@ -9,11 +9,11 @@ from typing import Any
 
 from gacq_deploy.artifact.records import BlockRecord
 from gacq_deploy.bench import BenchReport
-from gacq_deploy.bench.report import Spread
+from gacq_deploy.bench.report import BenchCandidate, Spread, Timing
 from gacq_deploy.build_trt.manifest import EngineManifest
 from gacq_deploy.engines.catalogue import FLOAT
 from gacq_deploy.export.record import ExportRecord
-from gacq_deploy.inspection.artifact import Inspection
+from gacq_deploy.inspection.artifact import Inspection, SiteView
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.report.collect import Collected
 from gacq_deploy.report.verdict import GateRow
@@ -53,9 +53,17 @@ class ReportTable:
     def of(cls, caption: str, headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> ReportTable:
         """Return a table without the columns that are empty; a heading that starts with ``#`` is one of numbers."""
         found = [tuple(row) for row in rows]
-        kept = [i for i in range(len(headings)) if not found or any(row[i].text for row in found)]
+        kept = [i for i in range(len(headings)) if not found or _is_filled(found, i)]
         columns = tuple(Column(headings[i].removeprefix("#"), headings[i].startswith("#")) for i in kept)
-        return cls(caption, columns, tuple(tuple(row[i] for i in kept) for row in found))
+        return cls(caption, columns, tuple(_picked(row, kept) for row in found))
+
+
+def _is_filled(rows: Sequence[Sequence[Cell]], column: int) -> bool:
+    return any(row[column].text for row in rows)
+
+
+def _picked(row: Sequence[Cell], columns: Sequence[int]) -> tuple[Cell, ...]:
+    return tuple(row[i] for i in columns)
 
 
 def number(value: float | None, digits: int = 4) -> Cell:
@@ -71,9 +79,9 @@ def size_cell(count: int | None) -> Cell:
         return Cell("-")
     power = min(len(_UNITS) - 1, int(math.log10(count) // 3)) if count > 0 else 0
     amount = count / 1000**power
-    return Cell(
-        f"{amount:.0f} {_UNITS[power]}" if amount >= 99.5 else f"{amount:.3g} {_UNITS[power]}", float(count)
-    )
+    # of 999.6 three significant digits would be 1e+03
+    shown = f"{amount:.0f}" if amount >= 99.5 else f"{amount:.3g}"
+    return Cell(f"{shown} {_UNITS[power]}", float(count))
 
 
 def text(value: object) -> Cell:
@@ -117,7 +125,7 @@ def _gate(row: GateRow) -> tuple[Cell, ...]:
 
 
 def engine_table(found: Collected) -> ReportTable | None:
-    """Each INT8 graph in each engine that was judged: size_cell, fidelity, speed."""
+    """Each INT8 graph in each engine that was judged: size, fidelity, speed."""
     if not isinstance(found.parity, ParityReport):
         return None
     judged = found.parity.fidelity
@@ -152,30 +160,32 @@ def _speed(found: Collected, candidate: str, batch: int) -> Cell:
 
 def layer_table(inspection: Inspection) -> ReportTable:
     """One row for each quantized tensor."""
-    rows = []
-    for site in inspection.sites:
-        module, _, role = site.site.rpartition(":")
-        rule = f"{site.rule} {site.rule_text}".strip() if site.rule else "none"
-        low, high = site.scale_min, site.scale_max
-        rows.append(
-            (
-                name(module),
-                text(role),
-                number(site.bits),
-                text(site.granularity),
-                number(low, 4),
-                Cell("") if low == high else number(high, 4),
-                text(site.range),
-                Cell(rule, site.rule),
-                Cell("") if site.saturated is None else Cell(f"{site.saturated:.2%}", site.saturated),
-                name(site.tie),
-            )
-        )
+    rows = [_site(site) for site in inspection.sites]
     headings = (
         "module", "tensor", "#bits", "scale per", "#least scale", "#largest scale", "range method", "rule",
         "#codes at the ends", "shares its scale in",
     )  # fmt: skip
     return ReportTable.of(f"{len(rows)} quantized tensors", headings, rows)
+
+
+def _site(site: SiteView) -> tuple[Cell, ...]:
+    module, _, role = site.site.rpartition(":")
+    rule = f"{site.rule} {site.rule_text}".strip() if site.rule else "none"
+    low, high = site.scale_min, site.scale_max
+    largest = Cell("") if low == high else number(high, 4)
+    saturated = Cell("") if site.saturated is None else Cell(f"{site.saturated:.2%}", site.saturated)
+    return (
+        name(module),
+        text(role),
+        number(site.bits),
+        text(site.granularity),
+        number(low, 4),
+        largest,
+        text(site.range),
+        Cell(rule, site.rule),
+        saturated,
+        name(site.tie),
+    )
 
 
 def block_table(inspection: Inspection) -> ReportTable | None:
@@ -222,24 +232,8 @@ def _rounding(block: BlockRecord) -> str:
 
 
 def speed_table(bench: BenchReport) -> ReportTable:
-    """Every graph, engine and batch size_cell that was timed."""
-    rows = tuple(
-        (
-            name(candidate.name),
-            size_cell(candidate.file_bytes),
-            text(
-                ""
-                if candidate.kernels is None
-                else f"{candidate.kernels.integer} of {candidate.kernels.planned}"
-            ),
-            number(timing.batch),
-            number(timing.cpu_ms.median, 3),
-            number(timing.wall_ms.median, 3),
-            size_cell(timing.peak_bytes),
-        )
-        for candidate in bench.candidates
-        for timing in candidate.timings
-    )
+    """Every graph, engine and batch size that was timed."""
+    rows = [_timed(candidate, timing) for candidate in bench.candidates for timing in candidate.timings]
     headings = (
         "engine and graph",
         "#file",
@@ -251,6 +245,19 @@ def speed_table(bench: BenchReport) -> ReportTable:
     )
     caption = f"One engine call: median of {bench.repeats} rounds, threads {bench.threads}"
     return ReportTable.of(caption, headings, rows)
+
+
+def _timed(candidate: BenchCandidate, timing: Timing) -> tuple[Cell, ...]:
+    kernels = candidate.kernels
+    return (
+        name(candidate.name),
+        size_cell(candidate.file_bytes),
+        text("" if kernels is None else f"{kernels.integer} of {kernels.planned}"),
+        number(timing.batch),
+        number(timing.cpu_ms.median, 3),
+        number(timing.wall_ms.median, 3),
+        size_cell(timing.peak_bytes),
+    )
 
 
 def ratio_table(bench: BenchReport) -> ReportTable:
@@ -297,7 +304,7 @@ def file_table(export: ExportRecord) -> ReportTable:
 
 
 def plan_table(plans: Sequence[EngineManifest]) -> ReportTable:
-    """The engine plans, and how much of each is INT8."""
+    """The compiled engines, and how much of each is INT8."""
     headings = (
         "engine",
         "graph",

@@ -64,11 +64,9 @@ def judge_run(found: Collected) -> Verdict:
     broken = tuple(link for link in found.chain.links if link.status == "fail")
     voiding = [link for link in broken if link.name not in _ONLY_SHOWN]
     report = found.parity if isinstance(found.parity, ParityReport) else None
-    gates = (
-        ()
-        if report is None
-        else tuple(row for comparison in report.comparisons for row in gate_rows(comparison))
-    )
+    gates: tuple[GateRow, ...] = ()
+    if report is not None:
+        gates = tuple(row for comparison in report.comparisons for row in gate_rows(comparison))
     if voiding:
         state: State = "void"
     elif report is None:
@@ -85,6 +83,7 @@ def gate_rows(comparison: Comparison) -> tuple[GateRow, ...]:
     for name, bound in comparison.thresholds.items():
         value, gate = comparison.metrics.get(name), gates[name]
         holds = gate.holds(value, bound)
+        sign = "≥" if gate.at_least else "≤"
         row = GateRow(
             evidence=comparison.evidence,
             meaning=EVIDENCE.get(comparison.evidence, ""),
@@ -93,7 +92,7 @@ def gate_rows(comparison: Comparison) -> tuple[GateRow, ...]:
             metric=gate.meaning,
             value=value,
             bound=bound,
-            sign="≥" if gate.at_least else "≤",
+            sign=sign,
             holds=holds,
             where="" if holds else where,
         )

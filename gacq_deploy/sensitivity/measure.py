@@ -141,14 +141,17 @@ def rank_modules(variants: Variants, states: States, meter: Meter) -> Ranking:
     for module in variants.modules:
         sites = variants.sites_of(module)
         left = meter.levels(variants.without([module]), states)
+        together = alone(sites)
+        by_role = {site.role: alone([site]) for site in sites}
+        gain = tuple(a - b for a, b in zip(left, quantized, strict=True))
         found.append(
             ModuleSensitivity(
                 module=module,
-                alone_db=alone(sites),
-                share=(),
-                role_db={s.role: alone([s]) for s in sites},
+                alone_db=together,
+                share=(),  # of a sum that is known only when every module was measured
+                role_db=by_role,
                 left_float_db=left,
-                gain_db=tuple(a - b for a, b in zip(left, quantized, strict=True)),
+                gain_db=gain,
                 worst_gain_db=min(left) - min(quantized),
             )
         )

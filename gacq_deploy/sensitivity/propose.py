@@ -22,6 +22,7 @@ from gacq_deploy.sensitivity.variants import Variants
 MARGIN_DB = 1.0
 """Added to the recipe's gate: parity measures other states than the probe holds."""
 _SHARE = 4
+"""One in so many modules may stay float, where the request gives no number."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Search:
         target = value + MARGIN_DB if asked == "budget" else value
         first = self._try(())
         for _ in range(limit):
+            # the best that can be reached is known only after the last trial
             if asked != "max-drop" and self.trials[-1].worst >= target:
                 break
             self._try((*self.trials[-1].modules, self._next(self.trials[-1])))
@@ -98,6 +100,8 @@ class Search:
             target = best.worst - value
         chosen = next((t for t in self.trials if t.worst >= target), best)
         broken = self._lint(chosen.modules)
+        rules = tuple(rule_line(module) for module in chosen.modules)
+        steps = tuple(Step(module=t.modules[-1], worst_db=t.worst) for t in self.trials if t.modules)
         return Proposal(
             asked=asked,
             asked_db=value,
@@ -105,10 +109,10 @@ class Search:
             reached=chosen.worst >= target and not broken,
             max_float=limit,
             modules=chosen.modules,
-            rules=tuple(rule_line(m) for m in chosen.modules),
+            rules=rules,
             before_db=first.levels,
             after_db=chosen.levels,
-            steps=tuple(Step(module=t.modules[-1], worst_db=t.worst) for t in self.trials if t.modules),
+            steps=steps,
             lint_errors=broken,
         )
 

@@ -20,6 +20,7 @@ from gacq_deploy.sensitivity.variants import Variants
 from gacq_deploy.storage.lock import lock_directory
 
 RANKED_STATES = 64
+"""Ranking runs two graphs a module and one for each of its sites, so not on every state."""
 _FLAVOURS = (CANONICAL, CPU)
 
 

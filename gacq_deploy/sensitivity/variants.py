@@ -40,7 +40,8 @@ class Variants:
     def sites_of(self, module: str) -> tuple[Site, ...]:
         """Return the sites of a module that this flavour quantizes; weight first."""
         roles: tuple[Role, ...] = ("weight", *self.flavour.roles)
-        return tuple(s for s in (Site(module, r) for r in roles) if self.artifact.plan.get(s))
+        sites = (Site(module, role) for role in roles)
+        return tuple(site for site in sites if self.artifact.plan.get(site))
 
     def without(self, modules: Collection[str]) -> ModelProto:
         """Return the graph in which every planned module but these is quantized."""
@@ -54,13 +55,10 @@ class Variants:
         integer kernels could take: such a variant stays signed, which is the same grid.
         """
         wanted = frozenset(sites)
-        touched = [m for m in self.modules if any(s.module == m for s in wanted)] or [self.modules[0]]
-        split = {
-            site
-            for m in touched
-            for site in (Site(m, role) for role in _POSITION)
-            if site not in wanted and self.artifact.plan.get(site)
-        }
+        named = {site.module for site in wanted}
+        # a graph without any Q/DQ cannot be made: one module is quantized, and undone below
+        touched = [m for m in self.modules if m in named] or [self.modules[0]]
+        split = self._left_out(touched, wanted)
         entries = tuple(
             e
             for e in self.artifact.plan
@@ -68,15 +66,17 @@ class Variants:
         )
         outputs = self.flavour is CPU and any(e.site.role == "output" for e in entries)
         whole = len(touched) == len(self.modules) and not split
-        graph = insert_qdq(
-            self.float_graph,
-            replace(self.artifact if whole else self._explicit, plan=QuantPlan(entries)),
-            placement="output" if outputs else "input",
-        )
+        artifact = replace(self.artifact if whole else self._explicit, plan=QuantPlan(entries))
+        graph = insert_qdq(self.float_graph, artifact, placement="output" if outputs else "input")
         if split:
             self._undo(graph, split)
             return graph
         return to_cpu_flavour(graph) if outputs else graph
+
+    def _left_out(self, modules: Collection[str], wanted: Collection[Site]) -> set[Site]:
+        """Return the planned weights and inputs of ``modules`` that are not wanted."""
+        sites = (Site(module, role) for module in modules for role in _POSITION)
+        return {site for site in sites if site not in wanted and self.artifact.plan.get(site)}
 
     @cached_property
     def _explicit(self) -> CalibrationArtifact:

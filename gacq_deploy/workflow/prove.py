@@ -27,7 +27,9 @@ class Proof:
     @property
     def speed(self) -> dict[int, float]:
         """Batch -> how many times faster than the baseline, wall time, median of interleaved rounds."""
-        return {} if self.bench is None else {r.batch: r.wall.median for r in self.bench.ratios}
+        if self.bench is None:
+            return {}
+        return {ratio.batch: ratio.wall.median for ratio in self.bench.ratios}
 
 
 def prove_engines(

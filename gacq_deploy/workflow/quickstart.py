@@ -66,17 +66,19 @@ class ChainResult:
         file, _, engine = candidate.partition("@")
         name, share = f"{engine}/{file}", self.parity.step_policy.float_share
         speeds = {b: self.bench.speed(name, b, share) for b in self.bench.batches}
+        measured = {batch: speed for batch, speed in speeds.items() if speed is not None}
         judged = [e for e in self.parity.comparisons if e.subject in (file, f"{file}@{engine}")]
+        passed = bool(judged) and all(comparison.passed for comparison in judged)
         return Row(
             engine=engine,
             file=file,
             float_bytes=_bytes(self.export, FLOAT),
             int8_bytes=_bytes(self.export, file),
-            speedup={batch: speed for batch, speed in speeds.items() if speed is not None},
+            speedup=measured,
             eps_sqnr_db=metrics.get("eps_sqnr_db"),
             image_psnr_db=metrics.get("image_psnr_db"),
             image_ssim=metrics.get("image_ssim"),
-            passed=bool(judged) and all(e.passed for e in judged),
+            passed=passed,
         )
 
 
@@ -149,7 +151,8 @@ def _current_parity(
     if found is None or found.why_stale(directory) is not None:
         return None
     wanted, _ = judged_here(directory, candidates_of(export.graphs, engines))
-    return found if found.candidates == {c.name for c in wanted} else None
+    names = {candidate.name for candidate in wanted}
+    return found if found.candidates == names else None
 
 
 def _current_bench(
@@ -160,7 +163,8 @@ def _current_bench(
     if found is None or found.why_stale(directory) is not None:
         return None
     graphs, _, _ = plan_graphs(directory.onnx, engines, export.graphs, ())
-    if {c.name for c in found.candidates} != {graph.name for graph in graphs}:
+    measured = {candidate.name for candidate in found.candidates}
+    if measured != {graph.name for graph in graphs}:
         return None
     same = (found.batches, found.threads) == (settings.batches, settings.threads)
     return found if same and found.repeats >= settings.repeats else None
