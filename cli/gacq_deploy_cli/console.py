@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _SECONDS_BETWEEN_LINES = 10.0
+"""So that progress does not fill a log."""
 _PIPE_WIDTH = 240
+"""A pipe has no width of its own, and no line of a table should be folded in it."""
 
 
 class Output:

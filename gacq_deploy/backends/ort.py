@@ -40,7 +40,9 @@ _FAILURES: tuple[type[Exception], ...] = (
 )
 """The native errors have no base class of their own."""
 _CORRUPT = (_native.InvalidProtobuf, _native.NoSuchFile)
+"""What is the file's fault and not the engine's."""
 _DTYPES = {"float": "float32", "double": "float64"}
+"""ONNX's names of types, where they are not numpy's."""
 _SOURCE_PATH = re.compile(r"/\S*onnxruntime\S*\.(?:cc|h):\d+\s*")
 """Where on the machine that built the wheel an error was raised: of no use to whoever reads the message."""
 _EXACT_SUFFIX = "_s8_2_u8"  # what ONNX Runtime appends to weights that it shifts to uint8

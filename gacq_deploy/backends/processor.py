@@ -12,6 +12,7 @@ from pathlib import Path
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Flags of x86 instructions that add four products of 8-bit numbers straight into 32 bits."""
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
+"""What systems call it, in lower case: Linux and macOS ``x86_64``, Windows ``AMD64``."""
 _CPUINFO = Path("/proc/cpuinfo")
 _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """oneDNN, inside OpenVINO, reads the first of them that is set; the second is its old name."""

@@ -130,7 +130,7 @@ class WorkerProcess:
             line = stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line:  # the process ended, before or after it read the command
             raise self._death()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

@@ -47,7 +47,11 @@ class Worker:
     def warm(self, batch: int, feeds: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         """Make seeded feeds, run until warm, and tell how many calls fill ``seconds``."""
         rng = np.random.default_rng(batch)
-        self._feeds[batch] = {f.pop("name"): _draw(rng, batch, **f) for f in feeds}
+        drawn: dict[str, Array] = {}
+        for feed in feeds:
+            name = feed.pop("name")
+            drawn[name] = _draw(rng, batch, **feed)
+        self._feeds[batch] = drawn
         engine = self._opened()
         engine.run(self._feeds[batch])  # the first run of a shape allocates; it tells nothing of the next
         started = time.perf_counter()
@@ -87,6 +91,7 @@ def peak_memory() -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        # not Linux; macOS counts bytes, other systems kilobytes
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -39,6 +39,7 @@ _TAIL = 3
 _LOADING_S = 120.0
 """Loading a library takes seconds; one that takes longer hangs."""
 _NO_MEMORY = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate memory")
+"""What CUDA, C++ and the system call it, in lower case."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -272,7 +273,7 @@ def _listen(child: _Child, said: queue.Queue[str]) -> None:
                 _LOGGER.debug("builder said: %s", line.strip())  # some library writes to stdout itself
             line = said.get_nowait()
     except queue.Empty:
-        return
+        return  # nothing more was said so far; the child is looked at again
 
 
 def _resident_mb(pid: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 LayerType = Literal["int8", "float"]
 _START = "Layers:"
 _END = "Bindings:"
+"""What stands before and behind the layers in the builder's log."""
 _MATMULS = ("correlation", "gemm", "deconv")
 """Layer types of convolutions, matrix products and transposed convolutions."""
 _CASK = {

@@ -28,6 +28,7 @@ CheckVerdict = Literal["blocked", "unverified", "likely", "verified"]
 _UNMEASURED = ("Einsum", "LSTM", "GRU", "RNN", "Attention")
 """Operators that compute on quantized operands in ways nobody measured."""
 _STANDARD = ("", "ai.onnx")
+"""Two spellings of ONNX's own domain."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gacq_deploy.spec import Array
 
 _NOT_FROM_ENGINE = "The engine runs what was exported: leave it out, or use the float model for this."
 _RETURN_DICT = "return_dict"
+"""Decides the form of the output, and is none of the engine's inputs."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from gacq_deploy.backends.processor import VNNI, this_processor
 from gacq_deploy.doctor.findings import Check
 
 _DOT_PRODUCTS = VNNI | {"asimddp", "i8mm"}
+"""Of x86, and Arm's two flags for the same."""
 _LOW_DISK = 2_000_000_000
 _LOW_MEMORY = 2_000_000_000
 
@@ -75,4 +76,4 @@ def _available_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
-        return None
+        return None  # only Linux has the file

@@ -41,6 +41,7 @@ from gacq_deploy.storage.sealed import require_current
 
 _FLOAT_TOLERANCE = 1e-4
 _CHECKED_ROWS = 16
+"""A first look; parity runs every row of the probe."""
 
 
 def export_onnx(

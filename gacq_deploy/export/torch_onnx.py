@@ -40,6 +40,7 @@ OUTPUT_NAME = "output"
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _ROOT = "denoiser"
+"""The attribute of the module that is exported under which the network itself stands."""
 _EXAMPLE_BATCH = 2
 """More than 1, which torch would take for a constant of the graph."""
 # diffusers' upsampling asks whether the batch is >= 64; the graph itself works at any batch

@@ -17,6 +17,7 @@ from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.spec import Float32
 
 _PIPELINE = "gacq_deploy.generate.pipeline"
+"""Imported by name and when needed: it takes PyTorch, without which all other models are sampled."""
 _STEERS = ("prompts", "negative_prompt", "guidance_scale", "width", "height", "device")
 """What only the pipeline of a text-to-image model takes."""
 

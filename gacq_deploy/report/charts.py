@@ -20,6 +20,7 @@ from gacq_deploy.spec import Floats
 WIDTH, HEIGHT = 360, 250
 _LEFT, _TOP, _BOTTOM = 46, 14, 42
 _RIGHT_BARE, _RIGHT_LABELS = 14, 104
+"""Room right of the data: without labels at the ends of the lines, and with them."""
 _LABEL_GAP = 13
 _STRIP, _STRIP_GAP, _STRIP_LEFT = 74, 22, 56
 _NUMBERED_CELLS = 10

@@ -116,13 +116,15 @@ def run_chain(
     if bench is None:
         bench = run_bench(directory, settings=settings, report=report)
     ensure_comparison(directory, export, report)
+    # a stage that had nothing to do leaves its record as it was, byte for byte
+    done = tuple(name for name, path in records.items() if before[name] and before[name] == _content(path))
     return ChainResult(
         artifact_sha256=artifact.manifest_digest,
         export=export,
         parity=parity,
         bench=bench,
         comparison=directory.comparison_png,
-        already_done=tuple(n for n, path in records.items() if before[n] and before[n] == _content(path)),
+        already_done=done,
     )
 
 

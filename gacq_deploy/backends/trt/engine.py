@@ -195,6 +195,7 @@ class TrtEngine(HostEngine):
             try:
                 bucket.graph = self._stream.capture(bucket.enqueue)
             except (EngineError, ResourceError) as error:
+                # not worth failing for: the same layers are queued one by one
                 self._graphs = False
                 logger.warning("%s: running without CUDA graphs: %s", self._label, error.message)
         if bucket.graph is not None:

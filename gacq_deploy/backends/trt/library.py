@@ -116,7 +116,7 @@ def current_device() -> Device | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None
+        return None  # the library comes with the driver
     handle, version = ctypes.c_int(0), ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(handle), 0) != 0:
         return None

@@ -20,6 +20,7 @@ Float32Reason = Literal["timestep", "angle", "constant", "range", "operator"]
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 _ANGULAR = ("Sin", "Cos")
 _SHAPES = ("Shape", "Size")
+"""They read no values, so nothing that must be exact passes through them."""
 _TIMESTEP = "timestep"
 _CARRYING = frozenset({
     "Add", "Sub", "Mul", "Neg", "Where", "Concat", "Expand", "Gather", "Identity", "Pad", "Reshape", "Slice",

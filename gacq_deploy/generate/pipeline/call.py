@@ -20,6 +20,7 @@ from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import Recipe
 
 _FAILURES = (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError)
+"""A pipeline is somebody else's code: what does not suit it may raise any of these."""
 
 
 def open_around(source: Source, denoiser: EngineDenoiser, scheduler: str | None, device: str) -> OpenPipeline:

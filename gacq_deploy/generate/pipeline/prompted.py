@@ -31,6 +31,7 @@ from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 _SHORT = {"ddim": "DDIMScheduler", "flow": "FlowMatchEulerDiscreteScheduler"}
 """Samplers of `run` in numpy, and the scheduler that a pipeline takes for them."""
 _DECODERS = ("vae", "vqvae", "movq", "vqgan")
+"""What the pipelines of diffusers call theirs."""
 
 
 def make_prompted_images(
