@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from gacq_deploy.workflow.prove import Proof
 
 
-@click.command("build-trt", short_help="Compile TensorRT engine plans, and prove what is INT8 in them.")
+@click.command("build-trt", short_help="Compile TensorRT engines, and prove what is INT8 in them.")
 @run_directory_argument
 @click.option("--backend", type=click.Choice(("auto", *COMPILED)), help="Which library compiles.")
 @click.option(
@@ -163,7 +164,7 @@ def _fixed(options: Mapping[str, str | None]) -> dict[str, dict[str, Shape]]:
     }
     everywhere = parsed.pop("", {})
     fixed = {which: {**everywhere, **parsed.get(which, {})} for which in ("min", "opt", "max")}
-    for name in {name for shapes in fixed.values() for name in shapes}:
+    for name in dict.fromkeys(chain.from_iterable(fixed.values())):
         missing = [which for which, shapes in fixed.items() if name not in shapes]
         if missing:
             raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -72,16 +71,12 @@ def _table(title: str, findings: Sequence[Finding]) -> Table | str:
     """One row a rule and text, with the number of nodes it applies to and the first of them."""
     if not findings:
         return f"{title}: nothing found"
-    counts = Counter((f.severity, f.rule, f.effect, f.remedy) for f in findings)
-    first = {(f.rule, f.severity): f for f in reversed(findings)}
-    rows = [
-        (
-            severity,
-            rule,
-            count,
-            f"{first[rule, severity].node}: {first[rule, severity].detail}",
-            f"{effect} {remedy}",
-        )
-        for (severity, rule, effect, remedy), count in counts.items()
-    ]
+    alike: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        kind = (finding.severity, finding.rule, finding.effect, finding.remedy)
+        alike.setdefault(kind, []).append(finding)
+    rows = []
+    for (severity, rule, effect, remedy), found in alike.items():
+        first = f"{found[0].node}: {found[0].detail}"
+        rows.append((severity, rule, len(found), first, f"{effect} {remedy}"))
     return Table(title, ["severity", "rule", "nodes", "first", "effect and remedy"], rows)

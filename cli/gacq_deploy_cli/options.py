@@ -92,7 +92,7 @@ def choose_preset(default: str | None = None) -> Callable[[Command], Command]:
 host_code_option = click.option(
     "--allow-host-code",
     is_flag=True,
-    help="Run the code that a version-compatible TensorRT plan carries; only for plans of your own.",
+    help="Run the code that a version-compatible TensorRT engine carries; only for engines of your own.",
 )
 failed_option = click.option(
     "--allow-failed", is_flag=True, help="Take an engine that failed parity on this machine, too."

@@ -12,7 +12,7 @@ from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.backends.processor import this_processor
 from gacq_deploy.backends.trt.library import require_device
 from gacq_deploy.bench.measure import BenchGraph, BenchSettings, Feed, measure_graphs
-from gacq_deploy.bench.report import BenchReport, Host, IntegerShare
+from gacq_deploy.bench.report import BASELINE, BenchReport, Host, IntegerShare
 from gacq_deploy.build_trt.open import LocatedEngine, is_compiled, locate_baseline, locate_engine
 from gacq_deploy.engines.catalogue import (
     CANONICAL,
@@ -28,8 +28,6 @@ from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.storage.lock import lock_directory
-
-_BASELINE = f"{REFERENCE}/{FLOAT}"
 
 
 def run_bench(
@@ -131,7 +129,7 @@ def plan_graphs(
         available: file names that were exported.
         planned: names of the modules that are quantized.
     """
-    graphs = {_BASELINE: BenchGraph(REFERENCE, folder / FLOAT)} if engines else {}
+    graphs = {BASELINE: BenchGraph(REFERENCE, folder / FLOAT)} if engines else {}
     pairs: list[tuple[str, str]] = []
     absent: dict[str, str] = {}
     for engine in engines:
@@ -147,7 +145,7 @@ def plan_graphs(
             absent[int8.name] = unfit[0]
             continue
         graphs |= {baseline.name: baseline, int8.name: int8}
-        pairs += [(int8.name, base) for base in dict.fromkeys((_BASELINE, baseline.name))]
+        pairs += [(int8.name, base) for base in dict.fromkeys((BASELINE, baseline.name))]
     return tuple(graphs.values()), tuple(pairs), absent
 
 

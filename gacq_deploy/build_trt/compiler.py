@@ -25,7 +25,7 @@ from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.parser_errors import explain_refusal
 from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError
-from gacq_deploy.processes.spawn import child_environment, module_command
+from gacq_deploy.processes.spawn import child_environment, module_command, signal_name
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.storage.files import write_json
 
@@ -334,7 +334,7 @@ def _crash(child: _Child) -> GacqError:
             f"(phase '{child.phase}'). Its log ends: {last}",
             "Free memory, or lower the profiles' largest shapes and build.opt_level.",
         )
-    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+    how = f"crashed ({signal_name(-code)})" if code < 0 else f"ended with code {code}"
     return EngineError(
         f"The builder {how} in phase '{child.phase}' after {child.seconds:.0f} s. Its log ends: {last}"
         + (f" Its errors end: {errors}" if errors else ""),

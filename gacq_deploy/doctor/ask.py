@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
-from gacq_deploy.processes.spawn import module_command
+from gacq_deploy.processes.spawn import module_command, signal_name
 
 _PROBE = module_command("gacq_deploy.doctor.probe")
 _TIMEOUT_S = 120
@@ -47,13 +46,6 @@ def read_reply(status: int, stdout: str, stderr: str) -> Reply:
     if isinstance(answer, dict):
         return Reply(answer, str(answer.get("problem", "")), stderr)
     if status < 0:
-        return Reply(problem=f"it crashed: {_signal(-status)}", said=stderr)
+        return Reply(problem=f"it crashed: {signal_name(-status)}", said=stderr)
     lines = stderr.strip().splitlines()
     return Reply(problem=lines[-1] if lines else f"exit status {status}", said=stderr)
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

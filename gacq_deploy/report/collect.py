@@ -47,7 +47,7 @@ class Collected:
     inspection: Inspection | Missing
     diagnostics: Diagnostics | Missing
     export: ExportRecord | Missing
-    plans: tuple[EngineManifest, ...] | Missing
+    compiled: tuple[EngineManifest, ...] | Missing
     parity: ParityReport | Missing
     bench: BenchReport | Missing
     sensitivity: SensitivityReport | Missing
@@ -79,7 +79,7 @@ def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT
         export=_read_file(
             run.onnx_manifest, f"gacq-deploy export --onnx {run.root}", lambda: read_record(run)
         ),
-        plans=_read_file(run.engines, f"gacq-deploy build-trt {run.root}", lambda: _plans(run)),
+        compiled=_read_file(run.engines, f"gacq-deploy build-trt {run.root}", lambda: _engines(run)),
         parity=_read_file(
             run.parity_json, f"gacq-deploy parity {run.root}", lambda: load_report(run.parity_json)
         ),
@@ -109,7 +109,7 @@ def digest_records(run: RunDirectory, chain: VerifyReport, *, images: bool) -> s
         "images": images,
         "chain": chain.document(),
         "records": digests,
-        "plans": engines,
+        "compiled": engines,
     }
     return digest_json(document)
 
@@ -139,7 +139,7 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
     return diagnostics
 
 
-def _plans(run: RunDirectory) -> tuple[EngineManifest, ...]:
+def _engines(run: RunDirectory) -> tuple[EngineManifest, ...]:
     return tuple(record for _, record in engines_of(run))
 
 

@@ -76,7 +76,7 @@ def write_report(
     else:
         write_bytes(target, page)
     parts = (
-        "recipe", "inspection", "diagnostics", "export", "plans", "parity", "bench", "sensitivity",
+        "recipe", "inspection", "diagnostics", "export", "compiled", "parity", "bench", "sensitivity",
         "pictures",
     )  # fmt: skip
     values = {part: getattr(found, part) for part in parts}
@@ -171,7 +171,7 @@ def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
         "parameters": _shown(found.inspection, tables.parameter_table),
         "notes": _notes(found, diagnostics),
         "files": _shown(found.export, tables.file_table),
-        "plans": _shown(found.plans, tables.plan_table),
+        "compiled": _shown(found.compiled, tables.compiled_table),
         "settings": _settings(found.recipe),
         "chain": tables.chain_table(found),
         "facts": tables.facts(found),

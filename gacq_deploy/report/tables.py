@@ -303,7 +303,7 @@ def file_table(export: ExportRecord) -> ReportTable:
     return ReportTable.of("Exported files", ("file", "#size", "sha256"), rows)
 
 
-def plan_table(plans: Sequence[EngineManifest]) -> ReportTable:
+def compiled_table(engines: Sequence[EngineManifest]) -> ReportTable:
     """The compiled engines, and how much of each is INT8."""
     headings = (
         "engine",
@@ -316,10 +316,10 @@ def plan_table(plans: Sequence[EngineManifest]) -> ReportTable:
         "#in INT8",
         "not INT8",
     )
-    return ReportTable.of("TensorRT engines", headings, (_plan(record) for record in plans))
+    return ReportTable.of("TensorRT engines", headings, (_compiled(record) for record in engines))
 
 
-def _plan(record: EngineManifest) -> tuple[Cell, ...]:
+def _compiled(record: EngineManifest) -> tuple[Cell, ...]:
     inputs, said = record.inputs, record.coverage or {"planned": None, "int8": None, "lost": []}
     device = inputs.device.name if inputs.device else "any GPU of the library"
     weights: dict[str, Any] = said.get("weight_only", {})

@@ -206,7 +206,7 @@ def test_a_bare_run_says_what_makes_the_rest(tmp_path: Path) -> None:
     for command in ("calibrate", "export --onnx", "build-trt", "parity", "bench", "sensitivity"):
         assert f"gacq-deploy {command}" in page
     assert set(written.missing) == {
-        "inspection", "diagnostics", "export", "plans", "parity", "bench", "sensitivity", "pictures",
+        "inspection", "diagnostics", "export", "compiled", "parity", "bench", "sensitivity", "pictures",
     }  # fmt: skip
     assert not list(tmp_path.glob(".gacq-tmp-*"))
 

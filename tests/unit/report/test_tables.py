@@ -9,7 +9,7 @@ from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
-from gacq_deploy.report.tables import ReportTable, gate_table, name, number, plan_table, size_cell, text
+from gacq_deploy.report.tables import ReportTable, compiled_table, gate_table, name, number, size_cell, text
 from gacq_deploy.report.verdict import gate_rows
 
 
@@ -75,7 +75,7 @@ def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
         inputs=inputs.model_copy(update={"graph": "float.onnx", "options": CompileOptions(backend="tensorrt-rtx")}),
         files=files, coverage=None, seconds=1, peak_mb=1,
     )  # fmt: skip
-    table = plan_table([quantized, baseline])
+    table = compiled_table([quantized, baseline])
     shown = [[cell.text for cell in row] for row in table.rows]
     assert shown[0][1:] == [
         "int8.onnx", "tensorrt-rtx-1.7", "8.6", "float16", "2 MB", "48", "47", "mid.conv: weight-axis",
@@ -93,5 +93,5 @@ def test_engine_plans_count_int4_weights_apart() -> None:
         inputs=inputs, files={"engine.plan": ExportedFile(sha256="0", bytes=1)}, seconds=1, peak_mb=1,
         coverage={"planned": 0, "int8": 0, "lost": [], "weight_only": weights},
     )  # fmt: skip
-    (row,) = plan_table([record]).rows
+    (row,) = compiled_table([record]).rows
     assert row[-1].text == "6 of 7 layers with INT4 weights alone; ff.net.2: weight not INT4"
