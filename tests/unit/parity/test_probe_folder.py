@@ -127,7 +127,7 @@ def test_what_lies_in_the_folder(folder: Path, run: RunDirectory) -> None:
 def test_a_folder_of_its_own_is_replaced_whole(folder: Path, run: RunDirectory, tmp_path: Path) -> None:
     old = Path(shutil.copytree(folder, tmp_path / "old"))
     (old / "outputs/float.onnx@ort-cpu.json").write_text("{}")
-    (old / "__pycache__").mkdir()
+    (old / "__pycache__").mkdir(exist_ok=True)
     (old / "__pycache__/load_data.cpython-311.pyc").touch()
     check_parity(run, engines=["ort-cpu"], threads=1, save_polygraphy=str(old))
     kept = {p.relative_to(folder) for p in folder.rglob("*") if "__pycache__" not in p.parts}
