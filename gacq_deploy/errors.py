@@ -15,6 +15,9 @@ GacqError                  message (what, with the values; where) and hint (what
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class GacqError(Exception):
     """Something a user can mend. ``str()`` is the message and, on a new line, the hint."""
@@ -66,3 +69,9 @@ class BackendUnavailable(GacqError):
 
 class ResourceError(GacqError):
     """Disk, memory or time ran out, or another process holds the directory."""
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """Return the start of a hint, ``Did you mean 'x'? ``, where one of the known names is close to what was given."""
+    close = get_close_matches(str(given), known, n=1)
+    return f"Did you mean '{close[0]}'? " if close else ""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @with_output
 def calibrate(
     output: Output,
-    recipe: str,
+    recipe: str | None,
     model: str | None,
     loras: tuple[str, ...],
     output_dir: Path,
@@ -68,6 +68,8 @@ def calibrate(
 
     directory = RunDirectory(output_dir)
     options = recipe_sections(model=model, seed=seed, prompts=prompts, loras=loras)
+    if recipe is None:
+        recipe = _suiting(output, options.get("model", {}))
     resolved = load_recipe(recipe, overrides, preset=preset, **options)
     if dry_run:
         _show_plan(output, resolved, directory, fresh=fresh)
@@ -82,6 +84,26 @@ def calibrate(
         artifact = run_calibration(resolved, directory, fresh=fresh, report=report, group=group)
     document = _document(output_dir, resolved, artifact)
     output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
+
+
+def _suiting(output: Output, model: Mapping[str, Any]) -> str:
+    """Return the built-in recipe that suits the model, and say which and why."""
+    from gacq_deploy.errors import UsageError
+    from gacq_deploy.recipe.load import builtin_recipes
+    from gacq_deploy.recipe.sections import ModelSection
+
+    if "source" not in model:
+        raise UsageError(
+            "Neither a model nor a recipe is named.",
+            "Pass --model FOLDER, and the recipe that suits it is taken; or -r NAME, one of: "
+            f"{', '.join(builtin_recipes())}.",
+        )
+    with needs_extra("calibrate", "calibrate"):
+        from gacq_deploy.models.recipe_choice import choose_recipe
+        from gacq_deploy.models.source import find_source
+    choice = choose_recipe(find_source(ModelSection(**model), weights=False))
+    output.note(f"recipe: {choice.recipe}, for {choice.why} (-r NAME takes another)")
+    return choice.recipe
 
 
 def _document(directory: Path, recipe: Recipe, artifact: CalibrationArtifact) -> dict[str, Any]:

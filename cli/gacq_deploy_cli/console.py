@@ -65,6 +65,11 @@ class Output:
             yield reporter
             reporter.finish()
 
+    def note(self, text: str) -> None:
+        """Say something on the way, on stderr; nothing with ``-q``."""
+        if self.verbosity >= 0:
+            click.echo(text, err=True)
+
     def emit(self, document: Any, *tables: Table | str) -> None:
         """Print the result: ``document`` with ``--json``, else the tables and lines."""
         if self._mute:

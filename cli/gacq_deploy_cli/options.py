@@ -99,7 +99,9 @@ failed_option = click.option(
 )
 preset_option = choose_preset()
 run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-recipe_option = click.option("-r", "--recipe", required=True, help="Built-in recipe name or YAML file.")
+recipe_option = click.option(
+    "-r", "--recipe", help="Built-in recipe name or YAML file; default: the one that suits --model."
+)
 set_option = click.option(
     "--set",
     "overrides",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gacq_deploy.engines.attributes import import_attribute
-from gacq_deploy.errors import BackendUnavailable, UsageError
+from gacq_deploy.errors import BackendUnavailable, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from gacq_deploy.backends.base import Engine
@@ -225,7 +225,8 @@ def engine_named(name: str) -> EngineRecord:
         if record.name == name:
             return record
     if name not in known_engines():
-        raise UsageError(f"Engine '{name}' is not known.", f"Choose one of: {', '.join(known_engines())}.")
+        hint = f"{did_you_mean(name, known_engines())}Choose one of: {', '.join(known_engines())}."
+        raise UsageError(f"Engine '{name}' is not known.", hint)
     return known_engines()[name]
 
 

@@ -286,7 +286,7 @@ def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str
         if section.classes > table:
             raise RecipeError(
                 f"model.classes is {section.classes}, but the model's class table has {table} entries.",
-                "Lower model.classes or leave it out.",
+                f"Lower it, or leave it out: --set model.classes={table or 'null'}.",
             )
         conditioning["class_labels"]["num_classes"] = section.classes
     return conditioning

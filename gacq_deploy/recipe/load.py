@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from gacq_deploy.errors import RecipeError
+from gacq_deploy.errors import RecipeError, did_you_mean
 from gacq_deploy.recipe.quantization import RANGE_METHODS
 from gacq_deploy.recipe.sections import Recipe
 
@@ -78,14 +78,17 @@ def load_recipe(
         RecipeError: not found, not YAML, unknown key or preset, value out of range; with file and line.
     """
     if preset is not None and preset not in PRESETS:
-        raise RecipeError(f"There is no preset '{preset}'.", f"Choose one of: {', '.join(PRESETS)}.")
+        meant = did_you_mean(preset, PRESETS)
+        raise RecipeError(f"There is no preset '{preset}'.", f"{meant}Choose one of: {', '.join(PRESETS)}.")
     path = builtin_recipes().get(str(name_or_path), Path(name_or_path))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        known = ", ".join(builtin_recipes()) or "none"
+        known = builtin_recipes()
+        meant = did_you_mean(name_or_path, known)
         raise RecipeError(
-            f"Recipe '{name_or_path}' is neither a built-in recipe nor a file.", f"Built-in recipes: {known}."
+            f"Recipe '{name_or_path}' is neither a built-in recipe nor a file.",
+            f"{meant}Built-in recipes: {', '.join(known) or 'none'}.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"Recipe {path} cannot be read: {error}.", "Pass a UTF-8 YAML file.") from error
@@ -195,8 +198,22 @@ def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overri
         from_override = next((o for o in overrides if _concerns(o.partition("=")[0], key)), None)
         place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"
         given = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
-        lines.append(f"{place}: {key or 'recipe'}: {item['msg']}{given}")
+        near = f". {_near_key(loc)}".rstrip() if item["type"] == "extra_forbidden" else ""
+        lines.append(f"{place}: {key or 'recipe'}: {item['msg']}{given}{near}")
     return "\n".join(lines)
+
+
+def _near_key(loc: Sequence[int | str]) -> str:
+    """Return the key that an unknown one may stand for, in words; nothing where none is close."""
+    section: type[BaseModel] = Recipe
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part))
+        inside = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        sections = [kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not sections:
+            return ""
+        section = sections[0]
+    return did_you_mean(loc[-1], section.model_fields)
 
 
 def _concerns(override: str, key: str) -> bool:

@@ -302,6 +302,11 @@ RECIPE_CASES = (
     Case("yaml-object", CALIBRATE, 2, ("not valid YAML",),
          write("tiny.yaml", "name: !!python/object/apply:os.system ['touch canary']\n")),
     Case("recipe-missing", "calibrate -r {tmp}/none.yaml -o {tmp}/new", 2, ("neither a built-in", "fashion-w8a8")),
+    Case("recipe-misspelt", "calibrate -r fashon-w8a8 -o {tmp}/new", 2, ("Did you mean 'fashion-w8a8'?",)),
+    Case("unknown-section", "calibrate -r fashion-w8a8 --set sample.steps=3 -o {tmp}/new", 2,
+         ("Did you mean 'samples'?",)),
+    Case("misspelt-key", "calibrate -r fashion-w8a8 --set calibration.polish.stepps=3 -o {tmp}/new", 2,
+         ("Did you mean 'steps'?",)),
     Case("newer-recipe", CALIBRATE, 2, ("gacq-deploy/recipe/1",), recipe_edit("recipe/1", "recipe/2")),
     Case("rule-says-nothing", CALIBRATE, 2, ("a rule needs 'bits' or 'ignore: true'",),
          recipe_edit("ignore: true}\n    - {match: \"conv_out\"", "optional: true}\n    - {match: \"conv_out\"")),
@@ -316,8 +321,9 @@ RECIPE_CASES = (
     Case("set-out-of-range", CALIBRATE + " --set samples.steps=0", 2, ("--set samples.steps=0", "samples.steps")),
     Case("validate-bad", "recipes validate {recipe}", 2, ("buckets",), recipe_edit("buckets: 2", "buckets: -1")),
     Case("show-unknown", "recipes show nonsense", 2, ("neither a built-in",)),
-    Case("option-missing", "calibrate -o {tmp}/new", 2, ("--recipe", "--help")),
+    Case("option-missing", "calibrate -r fashion-w8a8", 2, ("--output-dir", "--help")),
     Case("unknown-command", "calibrat", 2, ("No such command", "--help")),
+    Case("neither-model-nor-recipe", "calibrate -o {tmp}/new", 2, ("--model FOLDER", "unet-w8a8")),
 )  # fmt: skip
 
 MODEL_CASES = (
