@@ -85,7 +85,7 @@ def ensure_blocks(
         for index, block in enumerate(blocks):
             data = replay.prepare(index) if index <= last else None
             if mine := _planned(block, layers):
-                work = _Work(index, block, mine, _new_quantizers(mine, learned))
+                work = _Work(index, block, mine, new_quantizers(mine, learned))
                 step = _ensure(session, checkpoint, work, data, logits)
                 logits = step["logits"]
                 history.append(_unpack(block, mine, step))
@@ -192,7 +192,7 @@ def _planned(block: Block, layers: dict[str, QuantizedLayer]) -> dict[str, Quant
     return {name: layer for name, layer in layers.items() if name in names}
 
 
-def _new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tuple[ActivationQuantizer, ...]:
+def new_quantizers(layers: dict[str, QuantizedLayer], learned: set[int]) -> tuple[ActivationQuantizer, ...]:
     """Return the input quantizers first met in this block: a tie across blocks is learned in its first one."""
     fresh = {id(quantizer): quantizer for quantizer in input_quantizers(layers).values()}
     chosen = tuple(q for key, q in fresh.items() if key not in learned)

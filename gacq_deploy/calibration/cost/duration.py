@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
+from gacq_deploy.calibration.blocks import new_quantizers
 from gacq_deploy.calibration.cost.memory import Counts
 from gacq_deploy.calibration.reconstruction import BlockTask, reconstruct_block, sample_losses
 from gacq_deploy.calibration.replay import Replay
@@ -21,7 +22,7 @@ from gacq_deploy.calibration.smoothing import SEARCHED_STATES
 from gacq_deploy.calibration.weighting.objective import TRAJECTORIES
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import Block
-from gacq_deploy.quant.layers import QuantizedLayer, input_quantizers
+from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import QuantPlan
@@ -116,7 +117,7 @@ def _step_in_passes(counts: Counts, block: Block, layers: dict[str, QuantizedLay
     samples = _noise(counts.denoiser, batch)
     replay = Replay(counts.denoiser, counts.graph, samples, folder, counts.recipe.calibration.memory_mb)
     data = replay.prepare(counts.graph.blocks.index(block))
-    learnable = tuple({id(q): q for q in input_quantizers(layers).values()}.values())
+    learnable = new_quantizers(layers, set())
     settings = section.model_copy(update={"iterations": _TIMED_STEPS, "warmup": 0.0})
 
     def learn(rows: int) -> Callable[[], Any]:
