@@ -76,6 +76,7 @@ SMALL = (
     "{match: '*time_emb*', ignore: true}]",
     "samples.trajectories=6",
     "samples.steps=5",
+    "calibration.threads=1",
     "calibration.reconstruction.iterations=4",
     "calibration.weighting.iterations=1",
     "calibration.weighting.polish_iterations=1",
@@ -93,7 +94,9 @@ SMALL = (
 
 SMALLER = {
     "calibrate": [word for value in SMALL for word in ("--set", value)],
-    "bench": ["--repeats", "1"],
+    "parity": ["--threads", "1"],
+    "run": ["--threads", "1"],
+    "bench": ["--repeats", "1", "--threads", "1"],
     "sensitivity": ["--graph", "int8.onnx", "--states", "4", "--threads", "1"],
 }
 """Command -> options that make it quick, and change nothing else."""
@@ -113,7 +116,7 @@ def _save_own_model(folder: Path) -> None:
     # no other test here needs PyTorch
     from tests.support.models.tiny import WITHOUT_ATTENTION, save_model, tiny_unet
 
-    save_model(tiny_unet(classes=10, **WITHOUT_ATTENTION), folder / OWN_MODEL)
+    save_model(tiny_unet(classes=None, **WITHOUT_ATTENTION), folder / OWN_MODEL)
 
 
 @pytest.mark.usefixtures("warm_benches")
@@ -165,20 +168,17 @@ def test_the_python_chain_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_the_python_chain_of_the_readme_is_typed(tmp_path: Path) -> None:
     """As a user's type checker sees it: ``reveal_type`` tells that nothing is ``Any``."""
-    chain = tmp_path / "chain.py"
-    chain.write_text(_python_chain() + "reveal_type((verdict, made, run))\n")
+    chain, code = tmp_path / "chain.py", _python_chain()
+    wrong = next(line for line in code.splitlines() if "count=4" in line).replace("count=4", 'count="4"')
+    chain.write_text(f"{code}reveal_type((verdict, made, run))\n{wrong}\n")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", str(chain)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout
-    assert "ParityReport" in done.stdout
-    assert "GeneratedImages" in done.stdout
-    assert "RunDirectory" in done.stdout
-    chain.write_text(_python_chain().replace("count=4", 'count="4"'))
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", str(chain)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert 'Argument "count" to "ImageRequest" has incompatible type "str"' in done.stdout
+    (error,) = (line for line in done.stdout.splitlines() if ": error: " in line)
+    assert f"chain.py:{len(chain.read_text().splitlines())}: " in error
+    assert 'Argument "count" to "ImageRequest" has incompatible type "str"' in error
+    for name in ("ParityReport", "GeneratedImages", "RunDirectory"):
+        assert name in done.stdout
 
 
 def test_the_readme_shows_results() -> None:

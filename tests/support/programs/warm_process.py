@@ -41,6 +41,11 @@ import gacq_deploy.bench.worker
 import gacq_deploy.backends.ort
 """
 """OpenVINO starts a thread where it is imported."""
+_POLYGRAPHY = """
+import onnx, onnxruntime, torch
+import polygraphy.backend.onnx, polygraphy.backend.onnxrt, polygraphy.comparator, polygraphy.tools
+"""
+"""PyTorch is imported where inputs are read, if it is installed."""
 _BUILD = """
 import os, sys
 from pathlib import Path
@@ -90,6 +95,13 @@ def bench_workers(folder: Path) -> Iterator[tuple[str, ...]]:
     """Serve inside the block; yield the command to put in place of the one that measures an engine."""
     with serving(folder, _BENCH) as address:
         yield warm_command(address, "from gacq_deploy.bench.worker import main; main()")
+
+
+@contextmanager
+def polygraphy_tool(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Serve inside the block; yield the command to put in place of ``polygraphy``."""
+    with serving(folder, _POLYGRAPHY) as address:
+        yield warm_command(address, "import sys; from polygraphy.tools import main; sys.exit(main())")
 
 
 class WarmProcess:

@@ -99,11 +99,11 @@ def test_a_pipeline_is_calibrated_and_its_run_goes_on_without_it(
     tmp_path: Path, run: gd.RunDirectory
 ) -> None:
     recipe = gd.load_recipe("fashion-w8a8", model={"source": "unused", "classes": None}, **SMALL)
-    artifact = gd.calibrate(recipe, run, model=pipeline(seed=3))
+    artifact = gd.calibrate(recipe, run, model=pipeline())
     assert gd.export_onnx(run).graphs == ("float.onnx", "int8.onnx", "int8.cpu.onnx")
     again = gd.calibrate(run.load_recipe(), run)
     assert again.manifest_digest == artifact.manifest_digest
-    assert gd.calibrate(recipe, run, model=pipeline(seed=3)).manifest_digest == artifact.manifest_digest
+    assert gd.calibrate(recipe, run, model=pipeline()).manifest_digest == artifact.manifest_digest
     with pytest.raises(gd.GacqError, match="other weights than the pipeline's"):
         gd.calibrate(recipe, run, model=pipeline(seed=4))
 

@@ -6,7 +6,7 @@ import errno
 import shlex
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from gacq_deploy.errors import ArtifactError, BackendUnavailable, ResourceError,
 from gacq_deploy.parity import check_parity, probe_folder, saved_commands, stage
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.artifacts.judged_run import make_run
+from tests.support.programs.warm_process import polygraphy_tool
 
-POLYGRAPHY = (sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())")
+Tool = Callable[[str, Path], "subprocess.CompletedProcess[str]"]
 GRAPHS = ("float.onnx", "int8.onnx", "int8.cpu.onnx")
 
 
@@ -39,13 +40,19 @@ def folder(run: RunDirectory) -> Path:
     return saved
 
 
-def _type(line: str, where: Path) -> subprocess.CompletedProcess[str]:
-    """Type a command of Polygraphy's."""
-    program, *arguments = shlex.split(line)
-    assert program == "polygraphy"
-    return subprocess.run(
-        [*POLYGRAPHY, *arguments], cwd=where, capture_output=True, text=True, timeout=120, check=False
-    )
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """Types a command of Polygraphy's in a folder."""
+    with polygraphy_tool(tmp_path_factory.mktemp("tool")) as command:
+
+        def type_(line: str, where: Path) -> subprocess.CompletedProcess[str]:
+            program, *arguments = shlex.split(line)
+            assert program == "polygraphy"
+            return subprocess.run(
+                [*command, *arguments], cwd=where, capture_output=True, text=True, timeout=120, check=False
+            )
+
+        yield type_
 
 
 def _lines(folder: Path, *starts: str) -> list[str]:
@@ -54,22 +61,24 @@ def _lines(folder: Path, *starts: str) -> list[str]:
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_polygraphy_finds_the_saved_outputs_in_onnx_runtime(graph: str, folder: Path, tmp_path: Path) -> None:
+def test_polygraphy_finds_the_saved_outputs_in_onnx_runtime(
+    graph: str, folder: Path, tool: Tool, tmp_path: Path
+) -> None:
     (line,) = (line for line in _lines(folder, "run") if f"{graph}@ort-cpu" in line)
-    done = _type(line, tmp_path)
+    done = tool(line, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Pass Rate: 100.00%" in done.stdout
 
 
-def test_outputs_of_another_graph_are_not_taken_for_them(folder: Path, tmp_path: Path) -> None:
+def test_outputs_of_another_graph_are_not_taken_for_them(folder: Path, tool: Tool, tmp_path: Path) -> None:
     (line,) = (line for line in _lines(folder, "run") if "float.onnx@ort-cpu" in line)
-    done = _type(line.replace("float.onnx@ort-cpu", "int8.onnx@ort-cpu"), tmp_path)
+    done = tool(line.replace("float.onnx@ort-cpu", "int8.onnx@ort-cpu"), tmp_path)
     assert done.returncode != 0
     assert "Pass Rate: 0.00%" in done.stdout
 
 
 def test_a_layer_with_a_wrong_scale_is_not_taken_for_int8(
-    folder: Path, run: RunDirectory, tmp_path: Path
+    folder: Path, run: RunDirectory, tool: Tool, tmp_path: Path
 ) -> None:
     (line,) = (line for line in _lines(folder, "run") if "int8.onnx@ort-cpu" in line)
     model = onnx.load(str(run.int8_onnx))
@@ -77,29 +86,29 @@ def test_a_layer_with_a_wrong_scale_is_not_taken_for_int8(
     scale = next(tensor for tensor in model.graph.initializer if tensor.name == quantizer.input[1])
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / 4, scale.name))
     onnx.save_model(model, str(tmp_path / "wrong.onnx"))
-    done = _type(line.replace(str(run.int8_onnx), str(tmp_path / "wrong.onnx")), tmp_path)
+    done = tool(line.replace(str(run.int8_onnx), str(tmp_path / "wrong.onnx")), tmp_path)
     assert done.returncode != 0
     assert "Mismatched outputs" in done.stdout
 
 
-def test_the_loader_script_gives_the_same_inputs(folder: Path, tmp_path: Path) -> None:
+def test_the_loader_script_gives_the_same_inputs(folder: Path, tool: Tool, tmp_path: Path) -> None:
     (line,) = (line for line in _lines(folder, "run") if "float.onnx@ort-cpu" in line)
     inputs, loader = (shlex.quote(str(folder / name)) for name in ("inputs.json", "load_data.py"))
     assert inputs in line
-    done = _type(line.replace(f"--load-inputs {inputs}", f"--data-loader-script {loader}"), tmp_path)
+    done = tool(line.replace(f"--load-inputs {inputs}", f"--data-loader-script {loader}"), tmp_path)
     assert "Pass Rate: 100.00%" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_graph_is_taken_apart_on_every_tensor_of_it(
-    folder: Path, run: RunDirectory, tmp_path: Path
+    folder: Path, run: RunDirectory, tool: Tool, tmp_path: Path
 ) -> None:
     """As `debug reduce` goes on, which needs a package more: the first part that it tries is the whole."""
     (marked,) = (line for line in _lines(folder, "run") if "mark all" in line)
     (merged,), (reduce,) = _lines(folder, "data merge"), _lines(folder, "debug reduce")
     for line in (marked, merged):
-        assert _type(line, tmp_path).returncode == 0
+        assert tool(line, tmp_path).returncode == 0
     shutil.copy(run.int8_onnx, tmp_path / "polygraphy_debug.onnx")
-    done = _type(reduce.partition(" --check ")[2], tmp_path)
+    done = tool(reduce.partition(" --check ")[2], tmp_path)
     assert "Pass Rate: 100.00%" in done.stdout, done.stdout + done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {
         "layerwise.json", "layerwise-inputs.json", "polygraphy_debug.onnx",
