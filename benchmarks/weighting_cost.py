@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 
 from benchmarks.store import RESULTS, Rows, write_rows
+from gacq_deploy.progress import SilentReporter
 
 OUT = RESULTS / "weighting_cost.jsonl"
 
 
-class Stopwatch:
+class Stopwatch(SilentReporter):
     """Adds up CPU seconds by the stages that a calibration announces."""
 
     def __init__(self) -> None:
@@ -30,12 +31,6 @@ class Stopwatch:
         """End the running stage."""
         self.close()
         self._name = name
-
-    def advance(self, n: int = 1, **values: float) -> None:
-        """Ignore."""
-
-    def note(self, text: str) -> None:
-        """Ignore."""
 
     def close(self) -> None:
         """Book the running stage."""

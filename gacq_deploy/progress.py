@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class PlannedStage(NamedTuple):
+    """A stage that is to come; ``seconds``: how long it will take about on this machine, if that is known."""
+
+    name: str
+    seconds: float | None = None
 
 
 class Reporter(Protocol):
     """Receives what a long stage has to say."""
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Say which stages come next, before those that were planned already."""
 
     def stage(self, name: str, total: int) -> None:
         """Start a stage of ``total`` units; it ends when the next one starts or the command ends."""
@@ -21,6 +32,9 @@ class Reporter(Protocol):
 
 class SilentReporter:
     """Says nothing."""
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Ignore."""
 
     def stage(self, name: str, total: int) -> None:
         """Ignore."""
@@ -37,6 +51,9 @@ class LoggingReporter:
 
     def __init__(self, level: int = logging.INFO) -> None:
         self._logger, self._level = logging.getLogger("gacq_deploy"), level
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Log nothing: every stage is logged when it begins."""
 
     def stage(self, name: str, total: int) -> None:
         """Log the stage."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import (
     common,
     failed_option,
@@ -16,6 +16,8 @@ from gacq_deploy_cli.options import (
     run_directory_argument,
     with_output,
 )
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import size
 
 if TYPE_CHECKING:
     from gacq_deploy.bench import BenchReport

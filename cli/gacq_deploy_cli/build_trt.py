@@ -11,8 +11,10 @@ import click
 
 from gacq_deploy.engines.catalogue import COMPILED
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output, Table, duration, size
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import duration, size
 
 if TYPE_CHECKING:
     from gacq_deploy.backends.trt.profiles import Shape

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gacq_deploy_cli.console import Output, Table, duration, size
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_option, set_option, with_output
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import duration, size
 
 if TYPE_CHECKING:
     from gacq_deploy.artifact.artifact import CalibrationArtifact

@@ -13,8 +13,9 @@ import click
 from gacq_deploy.check.targets import BY_NAME
 from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from gacq_deploy.check.check import Preflight, Reason

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.table import Table
 
 
 @click.command(short_help="Check this machine.")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy.engines.catalogue import TARGETS
-from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, needs_extra, run_directory_argument, with_output
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import size
 
 if TYPE_CHECKING:
     from gacq_deploy.export.record import ExportRecord

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from gacq_deploy.progress import Reporter
+from gacq_deploy.progress import PlannedStage, Reporter
 
 
 class Attentive:
@@ -23,6 +23,10 @@ class Attentive:
         del number, frame
         self._interrupted = True
         raise KeyboardInterrupt
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Say what will come."""
+        self._reporter.plan(stages)
 
     def stage(self, name: str, total: int) -> None:
         """Start a stage."""

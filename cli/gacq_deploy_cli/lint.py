@@ -11,8 +11,9 @@ import click
 
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, RULED, rules_for
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from gacq_deploy.lint.lint import Finding

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, host_code_option, run_directory_argument, with_output
+from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from gacq_deploy.parity import ParityReport

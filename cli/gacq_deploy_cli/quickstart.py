@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import choose_preset, common, needs_extra, set_option, with_output
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import size
 
 if TYPE_CHECKING:
     from gacq_deploy.parity.report import JudgedPolicy

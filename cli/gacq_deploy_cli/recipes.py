@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, set_option, with_output
+from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from gacq_deploy_cli.console import Output, Table, size
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import size
 
 
 @click.command(short_help="One HTML page about a run.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy.engines.catalogue import REFERENCE
-from gacq_deploy_cli.console import Output, Table, duration
+from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import (
     ENGINES,
     common,
@@ -17,6 +17,8 @@ from gacq_deploy_cli.options import (
     run_directory_argument,
     with_output,
 )
+from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import duration
 
 if TYPE_CHECKING:
     from gacq_deploy.recipe.sections import Where

@@ -11,6 +11,7 @@ from gacq_deploy.calibration.cost.estimate import estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.graph.index import module_of
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
@@ -31,15 +32,11 @@ SETTINGS = (
 UNUSED = "mixers.1.words"
 
 
-class Recording:
+class Recording(SilentReporter):
     """Remembers what a stage said."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-
-    def stage(self, name: str, total: int) -> None: ...
-
-    def advance(self, n: int = 1, **values: float) -> None: ...
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -170,7 +170,8 @@ from pathlib import Path
 
 import click
 
-from gacq_deploy_cli.console import Output, Table
+from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.options import common, with_output
 
 

@@ -20,6 +20,7 @@ from gacq_deploy.build_trt.layers import int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.errors import BackendUnavailable, EngineError, ResourceError
 from gacq_deploy.processes.spawn import child_environment
+from gacq_deploy.progress import SilentReporter
 from tests.support.graphs import qdq_graphs as patterns
 from tests.support.graphs.graph_sketch import Sketch
 
@@ -305,7 +306,7 @@ def test_a_builder_that_ends_badly(
 
 
 def test_an_interrupt_ends_the_child(graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupting:
+    class Interrupting(SilentReporter):
         def stage(self, name: str, total: int) -> None:
             raise KeyboardInterrupt
 

@@ -17,7 +17,7 @@ from gacq_deploy.calibration.output_error import output_losses
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError
-from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.progress import SILENT, Reporter, SilentReporter
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.storage.files import read_json, write_json
 from tests.support.artifacts.quantized import Bench, answer, tiny_bench, tiny_samples
@@ -42,7 +42,7 @@ class Checkpointed(Session):
 
 
 @dataclass
-class Recording:
+class Recording(SilentReporter):
     """Remembers notes and how many steps were taken; interrupts the polish after so many if asked to."""
 
     stop_at: int | None = None

@@ -15,6 +15,7 @@ from gacq_deploy.calibration.cost.estimate import estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.sample_weights import FixedWeights
 from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError, ResourceError, UsageError
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -61,7 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Ca
     return directory, calibrate(recipe(), directory)
 
 
-class Recording:
+class Recording(SilentReporter):
     """Remembers what a stage said."""
 
     def __init__(self) -> None:
@@ -193,10 +194,11 @@ from pathlib import Path
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.progress import SilentReporter
 
 root, place, steps, delay, *settings = sys.argv[1:]
 
-class Alarm:
+class Alarm(SilentReporter):
     def stage(self, name, total):
         self.name, self.done = name, 0
 
@@ -205,7 +207,6 @@ class Alarm:
         if (self.name, self.done) == (place, int(steps)):
             threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
-    def note(self, text): ...
 
 calibrate(load_recipe('fashion-w4a8', settings), RunDirectory(Path(root)), report=Alarm())
 """

@@ -11,6 +11,7 @@ from gacq_deploy.backends.base import Engine, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, ModelError, UsageError
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.ddim import DdimSampler, initial_noise
 from gacq_deploy.sampling.flow import FlowSampler
@@ -31,7 +32,7 @@ def _record(**conditioning: dict[str, Any]) -> ModelRecord:
 LABELLED = _record(class_labels={"dtype": "int64", "shape": [], "num_classes": CLASSES})
 
 
-class Recorder:
+class Recorder(SilentReporter):
     """A reporter that remembers."""
 
     def __init__(self) -> None:
@@ -43,8 +44,6 @@ class Recorder:
 
     def advance(self, n: int = 1, **values: float) -> None:
         self.done += n
-
-    def note(self, text: str) -> None: ...
 
 
 def _engine(

@@ -16,7 +16,7 @@ from gacq_deploy.export.record import read_record
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.lint.lint import errors_in, lint_file
-from gacq_deploy.progress import SILENT
+from gacq_deploy.progress import SILENT, SilentReporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import (
     Request,
@@ -36,7 +36,7 @@ QUICK = SensitivitySettings(graph="int8.onnx", threads=1, states=10)
 NO_SEARCH = Request(min_sqnr=-100)
 
 
-class _Recorder:
+class _Recorder(SilentReporter):
     """Remembers how much was announced and done."""
 
     def __init__(self) -> None:

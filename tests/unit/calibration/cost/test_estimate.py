@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 
@@ -28,11 +29,7 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
     estimate = estimate_calibration(recipe)
     started, largest = time.perf_counter(), 0
 
-    class Watch:
-        def stage(self, name: str, total: int) -> None: ...
-
-        def note(self, text: str) -> None: ...
-
+    class Watch(SilentReporter):
         def advance(self, n: int = 1, **values: float) -> None:
             nonlocal largest
             largest = max(largest, sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()))

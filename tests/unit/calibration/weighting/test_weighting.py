@@ -18,6 +18,7 @@ from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.sample_weights import UniformWeights
 from gacq_deploy.calibration.weighting.weighting import Split, StageLoss, Weighting, group_cosines
 from gacq_deploy.models.source import load_float_denoiser
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import CalibrationSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -145,11 +146,7 @@ def test_without_validation_rows_the_fallback_is_told(
 ) -> None:
     notes: list[str] = []
 
-    class Notes:
-        def stage(self, name: str, total: int) -> None: ...
-
-        def advance(self, n: int = 1, **values: float) -> None: ...
-
+    class Notes(SilentReporter):
         def note(self, text: str) -> None:
             notes.append(text)
 

@@ -17,6 +17,7 @@ from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.structure.unused import find_unused
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from tests.support.models.joint_transformers import wrapped
@@ -180,11 +181,7 @@ def test_unused_layers_stay_float_and_the_note_names_them() -> None:
     graph = trace_model(denoiser(Net(lambda net, x: (net[0](x), net[1](net[2](x)))[1])))
     notes: list[str] = []
 
-    class Noting:
-        def stage(self, name: str, total: int) -> None: ...
-
-        def advance(self, n: int = 1, **values: float) -> None: ...
-
+    class Noting(SilentReporter):
         def note(self, text: str) -> None:
             notes.append(text)
 

@@ -1,0 +1,310 @@
+"""How far is a command? A bar on a terminal of any width, lines in a log; both say it at least every few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from gacq_deploy.progress import PlannedStage, Reporter
+from gacq_deploy_cli.units import about, clock, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+Clock = Callable[[], float]
+_SECONDS_BETWEEN_LINES, _SILENT_SECONDS = 10.0, 60.0
+"""A log gets no more lines than the first, and no fewer than the second."""
+_FRAMES_PER_SECOND = 4
+_BAR, _LONGEST_BAR = 8, 40
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+@dataclass
+class RunningStage:
+    """A stage that has begun: its name, units in all and done, seconds at its begin, newest values."""
+
+    name: str
+    total: int
+    began: float
+    done: int = 0
+    values: str = ""
+
+    def left(self, now: float) -> float | None:
+        """Return the seconds that are left at the pace so far; None before the first unit is done."""
+        if not self.done:
+            return None
+        return (now - self.began) / self.done * max(0, self.total - self.done)
+
+
+class Course:
+    """Which stage runs, how far it is, and what is still to come."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self.stage: RunningStage | None = None
+        self._ahead: list[PlannedStage] = []
+        self._finished = 0
+        self._planned_s = self._took_s = 0.0
+        """What the finished stages were to take, and took: the rest is as much slower."""
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Put stages before those that are ahead already."""
+        self._ahead = [*stages, *self._ahead]
+
+    def begin(self, name: str, total: int) -> str | None:
+        """Begin a stage; return what is to be said of the one that ends."""
+        said = self.end()
+        self.stage = RunningStage(name, total, self.clock())
+        return said
+
+    def advance(self, n: int, values: dict[str, float]) -> None:
+        """Count units of the stage that runs."""
+        if self.stage is None:
+            return
+        self.stage.done += n
+        if values:
+            self.stage.values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+    def end(self) -> str | None:
+        """End the stage that runs; return it as one plain line."""
+        stage, self.stage = self.stage, None
+        if stage is None:
+            return None
+        took = self.clock() - stage.began
+        self._finished += 1
+        names = [planned.name for planned in self._ahead]
+        if stage.name in names:
+            # what was planned before it does not come any more: it was done, or not needed
+            place = names.index(stage.name)
+            if (seconds := self._ahead[place].seconds) is not None:
+                self._planned_s, self._took_s = self._planned_s + seconds, self._took_s + took
+            del self._ahead[: place + 1]
+        return f"{stage.name}: {stage.done}/{stage.total} in {duration(took)}"
+
+    def overall(self) -> str:
+        """Return ``stage 4 of 8, about 6 min left``; less where less is known, "" where nothing was planned."""
+        place = self._place()
+        if place is None:
+            return ""
+        number = self._finished + 1
+        said = f"stage {number} of {number + len(self._ahead) - place - 1}"
+        left = self.seconds_left()
+        return said if left is None else f"{said}, {about(left)} left"
+
+    def seconds_left(self) -> float | None:
+        """Return how long the running stage and those ahead will take; None where that is not known of all."""
+        place, stage = self._place(), self.stage
+        if place is None or stage is None:
+            return None
+        known = [planned.seconds for planned in self._ahead[place:] if planned.seconds is not None]
+        if len(known) < len(self._ahead) - place:
+            return None
+        planned, *later = known
+        now = self.clock()
+        own = stage.left(now)
+        slower = self._slower(stage, planned, now)
+        if own is None:
+            own = max(0.0, planned * slower - (now - stage.began))
+        return own + slower * sum(later)
+
+    def _place(self) -> int | None:
+        """Return where the running stage stands among those ahead."""
+        names = [planned.name for planned in self._ahead]
+        return names.index(self.stage.name) if self.stage and self.stage.name in names else None
+
+    def _slower(self, stage: RunningStage, planned: float, now: float) -> float:
+        """Return how many times as long as planned everything takes, as far as can be seen."""
+        share = stage.done / stage.total if stage.total else 0.0
+        expected = self._planned_s + share * planned
+        took = self._took_s + (now - stage.began if share else 0.0)
+        return took / expected if expected > 1 else 1.0
+
+
+class LineReporter:
+    """Prints a line when a stage begins and ends, and now and then between: for logs and pipes."""
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._stream = stream
+        self._course = Course(clock)
+        self._spoke = clock()
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Know what will come."""
+        self._course.plan(stages)
+
+    def stage(self, name: str, total: int) -> None:
+        """End the running stage and announce the next."""
+        said = self._course.begin(name, total)
+        if said:
+            self._say(said)
+        overall = self._course.overall()
+        self._say(f"{name} ..." + (f" ({overall})" if overall else ""))
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        """Print progress and ETA when it is time again."""
+        self._course.advance(n, values)
+        stage = self._course.stage
+        if (
+            stage
+            and self._course.clock() - self._spoke >= _SECONDS_BETWEEN_LINES
+            and stage.done < stage.total
+        ):
+            self._say_how_far(stage)
+
+    def note(self, text: str) -> None:
+        """Print the line."""
+        self._say(text)
+
+    def tick(self) -> None:
+        """Say that a stage still runs if nothing was said for a minute."""
+        if self._course.stage and self._course.clock() - self._spoke >= _SILENT_SECONDS:
+            self._say_how_far(self._course.stage)
+
+    def finish(self) -> None:
+        """Say how long the running stage took."""
+        said = self._course.end()
+        if said:
+            self._say(said)
+
+    def _say_how_far(self, stage: RunningStage) -> None:
+        now = self._course.clock()
+        left = stage.left(now)
+        said = f"ETA {duration(left)}" if left is not None else f"{duration(now - stage.began)} so far"
+        self._say(f"{stage.name}: {stage.done}/{stage.total}, {said}  {stage.values}".rstrip())
+
+    def _say(self, text: str) -> None:
+        self._spoke = self._course.clock()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+class BarReporter:
+    """Draws the running stage below one plain line for each finished one."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._course = Course(clock)
+        self._live: Live | None = None
+
+    def __enter__(self) -> BarReporter:
+        from rich.live import Live
+
+        self._live = Live(
+            console=self._console,
+            get_renderable=self.render,
+            refresh_per_second=_FRAMES_PER_SECOND,
+            transient=True,
+        )
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._print(self._course.end())
+        if self._live is not None:
+            self._live.stop()
+
+    def plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Know what will come."""
+        self._course.plan(stages)
+
+    def stage(self, name: str, total: int) -> None:
+        """End the running stage with a line, and draw the next."""
+        self._print(self._course.begin(name, total))
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        """Move the bar and show the newest values."""
+        self._course.advance(n, values)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._print(text)
+
+    def seconds_left(self) -> float | None:
+        """Return how long the command will take yet, if that is known."""
+        return self._course.seconds_left()
+
+    def _print(self, text: str | None) -> None:
+        if text:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def render(self) -> RenderableType:
+        """Return what stands below the finished stages now."""
+        from rich.text import Text
+
+        stage = self._course.stage
+        if stage is None:
+            return Text("")
+        lines = stage_lines(stage, self._course.overall(), self._course.clock(), self._console.width)
+        return Text("\n").join(Text.assemble(*line) for line in lines)
+
+
+Part = tuple[str, str]
+"""Text and its style."""
+
+
+def stage_lines(stage: RunningStage, overall: str, now: float, width: int) -> list[list[Part]]:
+    """Return the lines of a running stage that fit ``width``; no number, unit or word is broken.
+
+    What goes first where there is little room: the values, then the bar. Count, time and ETA stay, one below the
+    other if need be.
+    """
+    left = stage.left(now)
+    elapsed = now - stage.began
+    sign = _SPINNER[int(elapsed * _FRAMES_PER_SECOND) % len(_SPINNER)]
+    facts = [f"{stage.done}/{stage.total}", clock(elapsed), f"ETA {'-:--' if left is None else clock(left)}"]
+    name = stage.name
+    room = width - len(sign) - 1 - len(name) - 1 - len(" ".join(facts))
+    lines: list[list[Part]] = [[(line, "dim")] for line in _wrapped(overall.split(), width)]
+    if room < 0:
+        return [*lines, *([(line, "")] for line in _wrapped([sign, *name.split(), *facts], width))]
+    current: list[Part] = [(f"{sign} ", "cyan"), (f"{name} ", "")]
+    if room > _BAR:
+        current += [*_bar(stage, min(room - 1, _LONGEST_BAR)), (" ", "")]
+        room -= min(room - 1, _LONGEST_BAR) + 1
+    current.append((" ".join(facts), ""))
+    if stage.values and len(stage.values) + 2 <= room:
+        current.append((f"  {stage.values}", "dim"))
+    return [*lines, current]
+
+
+def _bar(stage: RunningStage, length: int) -> list[Part]:
+    share = min(1.0, stage.done / stage.total) if stage.total else 0.0
+    full = round(share * length)
+    return [("━" * full, "green"), ("━" * (length - full), "bright_black")]
+
+
+def _wrapped(words: Sequence[str], width: int) -> Iterator[str]:
+    """Yield lines of whole words."""
+    line = ""
+    for word in words:
+        if line and len(line) + 1 + len(word) > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    if line:
+        yield line
+
+
+@contextmanager
+def lines_on(stream: TextIO) -> Iterator[Reporter]:
+    """Yield a reporter for a log, which is heard of at least once a minute."""
+    reporter, over = LineReporter(stream), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            reporter.tick()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield reporter
+    finally:
+        over.set()
+        watcher.join()
+    reporter.finish()

@@ -1,0 +1,149 @@
+"""How are rows shown in the width there is? As a table if all words fit whole, else one value below the other."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+_GAP = 3
+"""Blanks between two columns, the style's own."""
+_NARROWEST_PROSE = 24
+"""A column of prose is not folded below this."""
+
+
+def output_width() -> int | None:
+    """Return the columns of stdout: COLUMNS, else the terminal's; None for a pipe, where no line is folded."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def folded(text: str, width: int | None) -> str:
+    """Return prose in lines of at most ``width``; words, paths and numbers stay whole, whatever their length."""
+    return text if width is None else _folded(text, width)
+
+
+def _folded(text: str, width: int, indent: str = "") -> str:
+    how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    how |= {"initial_indent": indent, "subsequent_indent": indent}
+    return "\n".join(textwrap.fill(line, width, **how) for line in text.splitlines())
+
+
+class Table:
+    """Rows of text under a header; cells are shown as they are, never parsed as markup."""
+
+    def __init__(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        self._title = title
+        self._columns = columns
+        self._rows = [list(map(str, row)) for row in rows]
+
+    def show(self) -> None:
+        """Print to stdout without the columns that are empty."""
+        click.echo(self.text(output_width(), color=_is_colored()), color=True)
+
+    def text(self, width: int | None, *, color: bool = False) -> str:
+        """Return the table in ``width`` columns, None for as many as it needs.
+
+        A row becomes lines of label and value where the columns do not fit, and where it is the only one.
+        """
+        kept = [i for i in range(len(self._columns)) if any(row[i] for row in self._rows)]
+        columns = [self._columns[i] for i in kept]
+        rows = [[row[i] for i in kept] for row in self._rows]
+        widths = _column_widths(columns, rows, width)
+        if widths is None or (len(rows) == 1 and len(columns) > 2):
+            return _stacked(self._title, columns, rows, width)
+        return _drawn(self._title, columns, rows, widths, color=color)
+
+
+def _column_widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None
+) -> list[int] | None:
+    """Return the width of each column so that all fit; None if they cannot without breaking a word.
+
+    Columns of prose are folded between words, the widest first; the others stay on one line.
+    """
+    cells = [[column, *(row[i] for row in rows)] for i, column in enumerate(columns)]
+    natural = [max(map(len, column)) for column in cells]
+    if width is None:
+        return natural
+    least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
+    least = [max(least[i], min(natural[i], _NARROWEST_PROSE)) for i in range(len(columns))]
+    # the first column names the row
+    least[:1] = natural[:1]
+    room = width - _GAP * len(columns)
+    if sum(least) > room:
+        return None
+    widths = list(natural)
+    while sum(widths) > room:
+        # the one that can give most gives
+        i = max(range(len(widths)), key=lambda n: widths[n] - least[n])
+        widths[i] -= 1
+    return widths
+
+
+def _drawn(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], *, color: bool
+) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(Text(column), width=width)
+    for row in rows:
+        table.add_row(*map(_styled, row))
+    text = io.StringIO()
+    full = sum(widths) + _GAP * len(widths) + 2
+    Console(
+        file=text, width=max(full, len(title)), force_terminal=color, no_color=not color, legacy_windows=False
+    ).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _stacked(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    label = max(map(len, columns), default=0)
+    blocks = []
+    for row in rows:
+        pairs = [(column, cell) for column, cell in zip(columns, row, strict=True) if cell]
+        blocks.append("\n".join(_pair(column, cell, label, width) for column, cell in pairs))
+    # rows of one line need no gap between them
+    gap = "\n\n" if any("\n" in block for block in blocks) else "\n"
+    return f"\n{title}\n{gap.join(blocks)}" if blocks else f"\n{title}"
+
+
+def _pair(column: str, cell: str, label: int, width: int | None) -> str:
+    """Return ``label  value``, or the value below its label where both do not fit."""
+    head = f"  {column:<{label}}  "
+    if width is None:
+        return f"{head}{cell}"
+    longest = max((len(word) for word in cell.split()), default=0)
+    if len(head) + longest <= width:
+        indent = " " * len(head)
+        return head + _folded(cell, width, indent).lstrip()
+    return f"{_folded(column, width, '  ')}\n{_folded(cell, width, '    ')}"
+
+
+def _is_colored() -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
+
+
+_STYLES = {"ok": "green", "warning": "yellow", "warn": "yellow", "absent": "dim"}
+_STYLES |= dict.fromkeys(("fail", "error"), "red")
+
+
+def _styled(cell: str) -> Any:
+    from rich.text import Text
+
+    return Text(cell, style=_STYLES.get(cell.lower(), ""))
