@@ -190,13 +190,15 @@ def load_diagnostics(path: Path) -> Diagnostics:
                 f"Diagnostics {path} have schema {record['schema']!r}, not {_SCHEMA!r}.", _HINT
             )
         stages = [_StageRecord.model_validate(entry) for entry in record["stages"]]
+        errors = _below(arrays, "error_sqnr_db/")
         return Diagnostics(
             timesteps=arrays["timesteps"],
             trajectory=arrays["trajectory"],
             groups=arrays["groups"],
             stages=tuple(_stage(entry, _below(arrays, f"stages/{i}/")) for i, entry in enumerate(stages)),
             error_timesteps=arrays["error_timesteps"],
-            error_sqnr_db=_below(arrays, "error_sqnr_db/"),
+            # a file has no order of its own
+            error_sqnr_db={name: errors.pop(name) for name in ERROR_STAGES if name in errors} | errors,
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ArtifactError(f"Diagnostics {path} are inconsistent: {error!r}.", _HINT) from error

@@ -49,6 +49,28 @@ class BlocksOutcome:
     history: tuple[BlockRecord, ...]
     stages: tuple[StageWeights, ...]
 
+    def undone(self) -> BlocksOutcome:
+        """Return what is to be recorded where the layers were given back their nearest rounding."""
+        history = (
+            block.model_copy(update={"loss_end": block.loss_start, "kept": False}) for block in self.history
+        )
+        return BlocksOutcome(tuple(history), self.stages)
+
+
+class Rounding:
+    """The codes and input scales of layers as they stand, to be given back."""
+
+    def __init__(self, layers: Mapping[str, QuantizedLayer]) -> None:
+        self._codes = [(layer, layer.codes) for layer in layers.values()]
+        self._scales = [(q, float(q.scale.detach())) for q in input_quantizers(layers).values()]
+
+    def restore(self) -> None:
+        """Give them back."""
+        for layer, codes in self._codes:
+            layer.codes = codes
+        for quantizer, scale in self._scales:
+            quantizer.set_scale(scale)
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -65,9 +87,13 @@ def ensure_blocks(
 ) -> BlocksOutcome:
     """Load finished blocks, learn the others in execution order; the layers take the learned values.
 
+    Without iterations there is nothing to learn, and no block is passed.
+
     Raises:
         CalibrationError: a loss is not finite; finished blocks are kept.
     """
+    if session.recipe.calibration.reconstruction.iterations == 0:
+        return BlocksOutcome((), ())
     blocks = session.graph.blocks
     finished = set(checkpoint.steps)
     remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]

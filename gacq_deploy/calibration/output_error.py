@@ -68,18 +68,20 @@ def output_losses(
     return ((outputs - chosen.targets) ** 2).reshape(len(rows), -1).mean(1)  # type: ignore[no-any-return]
 
 
-def sqnr_by_step(
-    denoiser: Denoiser, samples: CalibrationSet, rows: NDArray[np.int64], chunk: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the distinct timesteps of the rows, noisiest first [S] int64, and the output's SQNR in dB there [S]."""
-    noise = output_losses(denoiser, samples, rows, chunk)
-    signal = (samples.targets[rows].astype(np.float64) ** 2).reshape(len(rows), -1).mean(1)
-    timesteps = samples.timesteps[rows]
-    steps = np.unique(timesteps)[::-1].copy()
+def sqnr_by_group(
+    signal: NDArray[np.float64], noise: NDArray[np.float64], groups: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the SQNR in dB of each group 0, 1, ... [G], all rows of a group pooled.
+
+    Args:
+        signal: mean square of each row's target [N].
+        noise: mean square of each row's error [N].
+        groups: of each row [N].
+    """
     ratios = []
-    for t in steps:
-        here = timesteps == t
+    for group in range(int(groups.max()) + 1):
+        here = groups == group
         ratios.append(signal[here].sum() / max(float(noise[here].sum()), 1e-300))
     # an output of zeros has no signal: the ceiling's counterpart stands for its minus infinity
     decibels = 10 * np.log10(np.maximum(ratios, 1e-20))
-    return steps, np.minimum(decibels, _CEILING_DB).astype(np.float32)
+    return np.asarray(np.minimum(decibels, _CEILING_DB), np.float32)

@@ -55,9 +55,14 @@ class PolishOutcome:
 
 
 def ensure_polish(
-    session: Session, checkpoint: Checkpoint, layers: Mapping[str, QuantizedLayer]
+    session: Session,
+    checkpoint: Checkpoint,
+    layers: Mapping[str, QuantizedLayer],
+    is_good: Callable[[], bool],
 ) -> PolishOutcome | None:
-    """Load the finished polish, go on with a begun one, or do it; the model takes the learned values.
+    """Load the finished polish, go on with a begun one, or do it; the model takes the learned values if it is good.
+
+    ``is_good`` judges the model as it then stands; what it refuses is undone.
 
     Raises:
         CalibrationError: the loss is not finite; the blocks and the last saved state are kept.
@@ -72,11 +77,15 @@ def ensure_polish(
             "Name other calibration.polish.parameters, or set calibration.polish.steps to 0.",
         )
     loss = StageLoss(POLISH, trainables.parameters, _output_loss(session), None)
+    first = trainables.values()
     step = checkpoint.get(_FINAL)
     if step is None:
         step = _polish(session, checkpoint, trainables, loss)
         checkpoint.put(_FINAL, step)
     trainables.load({name: torch.from_numpy(step[f"value:{name}"]) for name in trainables.parameters})
+    if not is_good():
+        trainables.load(first)
+        step = {**step, "loss_end": step["loss_start"], "kept": scalar(0.0)}
     retrained = {name: value.clone() for name, value in trainables.retrained().items()}
     trainables.freeze()
     return _outcome(session, step, retrained)

@@ -6,21 +6,20 @@ import platform
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from gacq_deploy import __version__
 from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.smoothing import InputSmoothing
-from gacq_deploy.calibration.blocks import BlocksOutcome, ensure_blocks
+from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_blocks
 from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.limits import too_large_to_learn
-from gacq_deploy.calibration.output_error import sqnr_by_step
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.replay import full_pass
@@ -33,6 +32,7 @@ from gacq_deploy.calibration.resume import (
 )
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing, smoothing_groups
+from gacq_deploy.calibration.stage_gains import StageGains
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.errors import CalibrationError, RecipeError
@@ -238,13 +238,14 @@ def _learn(
     smoothing = ensure_smoothing(session, blocks)
     scales = _ensure_ranges(session, blocks, smoothing)
     layers = insert_quantizers(module, session.plan, scales, smoothing)
-    errors = _Errors(session)
+    errors = StageGains(session)
     errors.measure("nearest")
+    nearest = Rounding(layers)
     learned = ensure_blocks(session, blocks, layers, blocks.folder)
-    errors.measure("reconstruction")
-    polished = ensure_polish(session, polish, layers)
-    if polished is not None:
-        errors.measure("polish")
+    if learned.history and not errors.measure("reconstruction"):
+        nearest.restore()
+        learned = learned.undone()
+    polished = ensure_polish(session, polish, layers, partial(errors.measure, "polish"))
     probe = record_probe(
         session.trajectories,
         session.graph,
@@ -265,7 +266,7 @@ def _learn(
         samples_sha256=samples_sha256,
         history=learned.history,
         probe=probe,
-        build={"work_key": polish.key, **_build_facts(started, cpu)},
+        build={"work_key": polish.key, **_build_facts(started, cpu), "stages": errors.documents()},
         parameters=_retrained(module, polished, sources),
         smoothing=smoothed,
         polish=None if polished is None else polished.record,
@@ -283,22 +284,6 @@ def _build_facts(started: float, cpu: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-class _Errors:
-    """The output error of the model as it stands, measured after each stage on the same rows."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.timesteps = np.zeros(0, np.int64)
-        self.sqnr_db: dict[str, NDArray[np.float32]] = {}
-
-    def measure(self, stage: str) -> None:
-        """Measure under the name of what was done last."""
-        session = self._session
-        self.timesteps, self.sqnr_db[stage] = sqnr_by_step(
-            session.denoiser, session.split.samples, session.split.measured, session.chunk
-        )
 
 
 def _recorded(smoothing: Smoothing) -> InputSmoothing:
@@ -321,7 +306,7 @@ def _retrained(
 
 
 def _diagnostics(
-    session: Session, blocks: BlocksOutcome, polished: PolishOutcome | None, errors: _Errors
+    session: Session, blocks: BlocksOutcome, polished: PolishOutcome | None, errors: StageGains
 ) -> Diagnostics:
     split = session.split
     return Diagnostics(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from gacq_deploy.calibration.output_error import output_loss, output_losses, sqnr_by_step
+from gacq_deploy.calibration.output_error import output_loss, output_losses, sqnr_by_group
 from gacq_deploy.calibration.replay import Replay
 from gacq_deploy.calibration.weighting.weighting import Split
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import QuantizedLayer
-from gacq_deploy.samples.calibration_set import CalibrationSet
+from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
 from tests.support.artifacts.quantized import quantized_tiny, tiny_samples
 from tests.support.models.tiny import tiny_denoiser
 
@@ -46,25 +46,31 @@ def outputs(denoiser: Denoiser, samples: CalibrationSet) -> np.ndarray:
         return denoiser(latents, timesteps, conditioning).double().numpy()
 
 
-def test_sqnr_by_step_is_what_numpy_has(
+def squares(denoiser: Denoiser, samples: CalibrationSet, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return every row's mean square of target and of error."""
+    signal = (samples.targets.astype(np.float64) ** 2).reshape(len(samples), -1).mean(1)
+    return signal, output_losses(denoiser, samples, np.arange(len(samples)), chunk)
+
+
+def test_sqnr_by_group_is_what_numpy_has(
     samples: CalibrationSet, quantized: tuple[Denoiser, dict[str, QuantizedLayer]]
 ) -> None:
     denoiser, _ = quantized
-    rows = Split(samples, groups=1).measured
-    steps, decibels = sqnr_by_step(denoiser, samples, rows, chunk=3)
-    chosen = samples.rows(rows)
+    chosen = samples.rows(Split(samples, groups=1).measured)
+    groups = timestep_buckets(chosen.timesteps, 2)
+    decibels = sqnr_by_group(*squares(denoiser, chosen, 3), groups)
     error = outputs(denoiser, chosen) - chosen.targets
     expected = [
         10 * np.log10((chosen.targets[here].astype(np.float64) ** 2).sum() / (error[here] ** 2).sum())
-        for here in (chosen.timesteps == t for t in steps)
+        for here in (groups == g for g in range(2))
     ]
-    assert steps.tolist() == sorted(set(chosen.timesteps.tolist()), reverse=True)
     assert decibels.dtype == np.float32
     np.testing.assert_allclose(decibels, expected, atol=0.05)
 
 
 def test_a_model_without_error_is_at_the_ceiling(samples: CalibrationSet) -> None:
-    _, decibels = sqnr_by_step(tiny_denoiser(), samples, np.arange(6), chunk=2)
+    rows = samples.rows(np.arange(6))
+    decibels = sqnr_by_group(*squares(tiny_denoiser(), rows, 2), timestep_buckets(rows.timesteps, 3))
     assert float(decibels.min()) > 100
     assert float(decibels.max()) <= 200
 

@@ -76,7 +76,7 @@ def small_bench(samples: CalibrationSet, *more: str, report: Reporter = SILENT) 
 
 def polish(bench: Bench, folder: Path) -> PolishOutcome:
     folder.mkdir(exist_ok=True)
-    outcome = ensure_polish(bench.session, Checkpoint(folder, KEY), bench.layers)
+    outcome = ensure_polish(bench.session, Checkpoint(folder, KEY), bench.layers, lambda: True)
     assert outcome is not None
     return outcome
 
@@ -153,9 +153,27 @@ def test_it_lowers_the_output_error_and_records_what_it_did(samples: Calibration
 def test_no_steps_are_no_polish(samples: CalibrationSet, tmp_path: Path) -> None:
     bench = small_bench(samples, "calibration.polish.steps=0")
     before = answer(bench.session.denoiser)
-    assert ensure_polish(bench.session, Checkpoint(tmp_path, KEY), bench.layers) is None
+    assert ensure_polish(bench.session, Checkpoint(tmp_path, KEY), bench.layers, lambda: True) is None
     assert torch.equal(answer(bench.session.denoiser), before)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_judged_worse_is_undone_and_said_in_the_record(
+    samples: CalibrationSet, tmp_path: Path
+) -> None:
+    untouched, bench = small_bench(samples), small_bench(samples)
+    seen: list[bool] = []
+
+    def is_good() -> bool:
+        seen.append(torch.equal(answer(bench.session.denoiser), answer(untouched.session.denoiser)))
+        return False
+
+    outcome = ensure_polish(bench.session, Checkpoint(tmp_path, KEY), bench.layers, is_good)
+    assert seen == [False], "the polished model is judged"
+    assert outcome is not None
+    assert not outcome.record.kept
+    assert outcome.record.loss_end == outcome.record.loss_start
+    assert torch.equal(answer(bench.session.denoiser), answer(untouched.session.denoiser))
 
 
 def test_nothing_to_train_is_refused(samples: CalibrationSet, tmp_path: Path) -> None:
