@@ -33,7 +33,8 @@ from gacq_deploy.build_trt.coverage import measure_coverage
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
-from gacq_deploy.calibration.stage import calibrate, make_plan
+from gacq_deploy.calibration.planning import make_plan
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.export.qdq import BLOCK_OPSET, insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import write_graph

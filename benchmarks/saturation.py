@@ -26,7 +26,7 @@ from benchmarks.cpu_speed import ATTENTION, CIFAR, FLOAT_LAYERS
 from benchmarks.nearest import nearest_artifact
 from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.backends.saturation import overflowing_layers
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.torch_onnx import float_graph

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.store import RESULTS, write_rows
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.replay import full_pass
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model

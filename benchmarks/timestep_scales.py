@@ -41,8 +41,9 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.function import FunctionEngine
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.resume import ALGORITHM
-from gacq_deploy.calibration.stage import calibrate, make_plan
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.metrics.arrays import by_bucket, sqnr_db
 from gacq_deploy.metrics.images import psnr
 from gacq_deploy.models.base import Denoiser

@@ -13,8 +13,8 @@ from benchmarks.quality.candidates import CANONICAL, CPU, Candidate, Workshop, c
 from benchmarks.quality.exam import Exam, Measure, cached_float_graph, prepare
 from benchmarks.quality.judge import judge, judge_floor
 from benchmarks.quality.rows import FOREIGN, Row
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.resume import ALGORITHM
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.folders import builtin_directory
 from gacq_deploy.models.source import load_float_denoiser

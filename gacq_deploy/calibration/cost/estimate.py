@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gacq_deploy.calibration.cost.duration import estimate_seconds
 from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, memory_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
-from gacq_deploy.calibration.stage import check_blocks, check_steps, make_plan
+from gacq_deploy.calibration.planning import check_blocks, check_steps, make_plan
 from gacq_deploy.models.structure.graph import Block, trace_model
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories

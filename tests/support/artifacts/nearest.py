@@ -10,7 +10,7 @@ import onnx
 
 from benchmarks.nearest import nearest_artifact
 from gacq_deploy.artifact.artifact import CalibrationArtifact
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.session import Session
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from benchmarks.nearest import nearest_artifact
 from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter
 from gacq_deploy.artifact.smoothing import InputSmoothing
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.smoothing import smoothing_groups
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model

@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks.quality import classes
 from benchmarks.quality.rows import PARTS, Row, planned
 from benchmarks.quality.weights import SkewedWeights, TiltedWeights
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.models.structure.graph import trace_model

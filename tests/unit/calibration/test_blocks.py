@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gacq_deploy.calibration.stage import check_blocks, make_plan
+from gacq_deploy.calibration.planning import check_blocks, make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import parse_recipe

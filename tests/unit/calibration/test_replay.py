@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.replay import Replay, cache_bytes, chunk_size, full_pass
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.reconstruction import (
     BlockTask,
     block_loss,
@@ -20,7 +21,6 @@ from gacq_deploy.calibration.reconstruction import (
     sample_losses,
 )
 from gacq_deploy.calibration.replay import Replay, cache_bytes, full_pass
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.pytree import leaves

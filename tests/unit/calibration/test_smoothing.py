@@ -14,9 +14,10 @@ import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.calibration.checkpoint import Checkpoint
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing
-from gacq_deploy.calibration.stage import calibrate, make_plan
+from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.inspection.artifact import inspect_artifact

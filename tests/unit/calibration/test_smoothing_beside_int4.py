@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.smoothing import smoothing_groups
-from gacq_deploy.calibration.stage import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import parse_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour

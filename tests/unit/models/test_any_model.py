@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.errors import ModelError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.blocks import cut_blocks

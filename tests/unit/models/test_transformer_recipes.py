@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from tests.support.models.joint_transformers import JOINT

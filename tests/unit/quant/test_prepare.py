@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model

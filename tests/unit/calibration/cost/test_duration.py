@@ -12,7 +12,7 @@ import torch
 from gacq_deploy.calibration.cost import duration
 from gacq_deploy.calibration.cost.duration import TimeOfRows, forward_time, time_block
 from gacq_deploy.calibration.cost.memory import Counts
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import quantized_layers
 from tests.support.artifacts.quantized import tiny_settings

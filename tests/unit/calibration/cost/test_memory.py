@@ -10,7 +10,7 @@ import pytest
 from gacq_deploy.calibration.cost.estimate import estimate_calibration
 from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, memory_bytes
 from gacq_deploy.calibration.limits import needs_checkpoints, quantized_weights, too_large_to_learn
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.recipe.load import load_recipe

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.structure.blocks import cut_blocks
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gacq_deploy.calibration.stage import make_plan
+from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model

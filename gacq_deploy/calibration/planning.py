@@ -1,0 +1,108 @@
+"""Does the recipe fit the model? Its rules resolved against the layers, refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from gacq_deploy.calibration.smoothing import smoothing_groups
+from gacq_deploy.errors import RecipeError
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.recipe.plan import resolve_plan
+from gacq_deploy.recipe.quantization import BLOCKS
+from gacq_deploy.recipe.sections import Recipe
+from gacq_deploy.sampling.loop import model_sampler
+from gacq_deploy.spec import QuantPlan, Site
+
+
+def make_plan(recipe: Recipe, graph: ModelGraph, report: Reporter = SILENT) -> QuantPlan:
+    """Resolve the recipe's rules against the model; sites that read one tensor always share a scale.
+
+    Layers whose result nothing uses stay float, with a note: exported graphs do not hold them.
+
+    Raises:
+        RecipeError: see :func:`~gacq_deploy.recipe.plan.resolve_plan`; every layer is left float, or one that runs
+            twice in a step or lies in no block is not; smoothing chooses no layers, or not all that share a quantizer.
+    """
+    plan = resolve_plan(recipe, graph.sites, _ties(recipe, graph))
+    if unused := [name for name in plan.modules if name in graph.unused]:
+        plan = QuantPlan(tuple(e for e in plan if e.site.module not in graph.unused))
+        said = (
+            "1 layer runs, but nothing uses its"
+            if len(unused) == 1
+            else f"{len(unused)} layers run, but nothing uses their"
+        )
+        report.note(f"{said} result: left float: {_some(unused)}")
+    if not plan.modules:
+        if unused:
+            raise RecipeError(
+                f"The rules quantize only layers whose result nothing uses: {_some(unused)}.",
+                "Give at least one other rule `bits`.",
+            )
+        raise RecipeError("The rules leave every layer float.", "Give at least one rule `bits`.")
+    if twice := sorted(graph.repeated.intersection(plan.modules)):
+        raise RecipeError(
+            f"Layer '{twice[0]}' is called twice in one step, on different tensors: one scale cannot suit both.",
+            f"Leave it float: add {{match: '{twice[0]}', ignore: true}} to quantization.rules.",
+        )
+    if loose := [name for name in graph.uncut if name in plan.modules]:
+        raise RecipeError(
+            f"Layer '{loose[0]}' cannot be quantized: it lies in no block, for {graph.uncut[loose[0]]}.",
+            f"Leave it float: add {{match: '{loose[0]}', ignore: true}} to quantization.rules.",
+        )
+    if recipe.quantization.smoothing is not None:
+        smoothing_groups(recipe.quantization.smoothing, plan, graph)
+    return plan
+
+
+def _ties(recipe: Recipe, graph: ModelGraph) -> dict[Site, str]:
+    if recipe.quantization.tie_concat:
+        return dict(graph.ties)
+    return {site: str(first) for site, first in graph.shared_tensor.items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def check_blocks(plan: QuantPlan, module: nn.Module) -> None:
+    """Refuse weights that cannot be stored in the blocks planned, before anything runs.
+
+    Raises:
+        RecipeError: naming the layers whose input features are no multiple of the block, or are one block.
+    """
+    blocks = {e.site.module: e.spec.block for e in plan.of_role("weight") if e.spec.block is not None}
+    widths = {name: module.get_submodule(name).get_parameter("weight").shape[1] for name in blocks}
+    wrong = [name for name, block in blocks.items() if not _fits(block, [widths[name]])]
+    if not wrong:
+        return
+    name = wrong[0]
+    wrong_widths = [widths[n] for n in wrong]
+    fitting = [b for b in BLOCKS if _fits(b, wrong_widths)]
+    raise RecipeError(
+        f"{len(wrong)} of {len(blocks)} layers with INT4 weights do not fit their block: layer '{name}' has "
+        f"{widths[name]} input features, and {blocks[name]} must divide that in two or more. The layers: "
+        f"{_some(wrong)}.",
+        f"Give them block: {fitting[-1]} in a later rule, or leave them float (ignore: true)."
+        if fitting
+        else "Leave them float (ignore: true), or give those that it divides a smaller block, in a later rule.",
+    )
+
+
+def _fits(block: int, widths: Iterable[int]) -> bool:
+    """Tell whether the block divides every width in two or more."""
+    return all(width % block == 0 and width >= 2 * block for width in widths)
+
+
+def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
+    """Refuse sampler steps that the model's schedule does not have, before anything runs.
+
+    Raises:
+        UsageError: more steps than the model was trained with.
+        ModelError: no sampler can follow the model's schedule.
+    """
+    for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
+        model_sampler(denoiser.record, steps)
