@@ -16,6 +16,7 @@ RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 def pytest_collection_finish() -> None:
     """Let no garbage collection look at what was imported: a tenth of what torch's exporter takes."""
     gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -37,6 +37,8 @@ from gacq_deploy.recipe.calibration import PolishSection
 from gacq_deploy.spec import Array
 
 _FINAL = "polished"
+WEIGH, POLISH_STAGE = "weigh samples for the polish", "polish"
+"""The stages, as they are announced."""
 _START = "polish-start"
 _WEIGHTS = "polish-weights"
 _LAST_RATE = 0.05
@@ -138,12 +140,12 @@ def _polish(
     loop.train(warm, weighting.start(POLISH, start, gains), "polish before weighting")
     weighed = checkpoint.get(_WEIGHTS)
     if weighed is None:
-        session.report.stage("weigh samples for the polish", 1)
+        session.report.stage(WEIGH, 1)
         weighed = _weigh(session, loss, start, gains)
         checkpoint.put(_WEIGHTS, weighed)
         session.report.advance(1, **_shown({**begun, **weighed}))
     weights = unpack_weights(weighed).weights
-    loop.train(section.steps, weights, "polish")
+    loop.train(section.steps, weights, POLISH_STAGE)
     ends = output_losses(session.denoiser, session.split.samples, session.split.training, session.chunk)
     loss_start, loss_end = float((weights * start).mean()), float((weights * ends).mean())
     kept = loss_end <= loss_start

@@ -25,6 +25,9 @@ from gacq_deploy.recipe.sections import ProbeSection
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import Array, Site
 
+PROBE = "record the probe"
+"""The stage, as it is announced."""
+
 
 def record_probe(
     trajectories: Trajectories, graph: ModelGraph, section: ProbeSection, chunk: int, report: Reporter
@@ -42,9 +45,14 @@ def record_probe(
         np.linspace(0, len(states) - 1, min(section.local_samples, len(states))).round().astype(int)
     )
     module = denoiser.module
+    report.stage(PROBE, 3 * -(-len(states) // chunk) + 2 * -(-len(local) // chunk))
 
     def outputs(samples: CalibrationSet) -> Array:
-        return np.concatenate(list(full_pass(denoiser, samples, chunk)))
+        parts = []
+        for part in full_pass(denoiser, samples, chunk):
+            parts.append(part)
+            report.advance()
+        return np.concatenate(parts)
 
     with float_mode(module):
         by_mode = {"float": outputs(states)}

@@ -30,6 +30,8 @@ from gacq_deploy.quant.smoothing import (
 from gacq_deploy.recipe.quantization import SmoothingSection
 from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Role, Site
 
+SMOOTH, SEARCH = "smooth", "search smoothing"
+"""The stages, as they are announced."""
 SEARCHED_STATES = 128
 """Calibration states that the search looks at, at most."""
 _SEARCHED_ROWS = 1024
@@ -175,7 +177,7 @@ class _Measurement:
                 mine = seen[folds[states] == half]
                 so_far[half] = torch.cat([so_far[half : half + 1], mine]).amax(0)
 
-        self.session.report.stage("smooth", -(-len(rows) // self.session.chunk))
+        self.session.report.stage(SMOOTH, -(-len(rows) // self.session.chunk))
         self._pass(rows, [names[0] for names in self.groups], observe)
         return ranges
 
@@ -188,7 +190,7 @@ class _Measurement:
         states = np.sort(generator.choice(len(training), count, replace=False))
         alphas: dict[str, float | None] = {}
         for groups in self._portions(ranges):
-            self.session.report.stage("search smoothing", -(-count // self.session.chunk) + len(groups))
+            self.session.report.stage(SEARCH, -(-count // self.session.chunk) + len(groups))
             rows = self._rows(states, groups)
             for names in groups:
                 alphas[names[0]] = self._prepared(names, rows[names[0]], ranges[names[0]]).best()

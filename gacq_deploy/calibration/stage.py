@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,12 +18,14 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParamete
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_blocks
-from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
+from gacq_deploy.calibration.checkpoint import Checkpoint
+from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_planned
+from gacq_deploy.calibration.cost.room import check_disk
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import check_blocks, check_steps, make_plan
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
-from gacq_deploy.calibration.replay import full_pass
+from gacq_deploy.calibration.ranges import ensure_ranges
 from gacq_deploy.calibration.resume import (
     blocks_key,
     check_same_recipe,
@@ -45,7 +47,7 @@ from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
-from gacq_deploy.quant.prepare import estimate_activation_scales, insert_quantizers
+from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.quant.trainable import retrained_norms
 from gacq_deploy.recipe.sections import Recipe
@@ -55,6 +57,9 @@ from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage.digests import digest_array
 from gacq_deploy.storage.lock import lock_directory
 
+_FORESEE_S = 0.03
+"""Seconds for which a kind of call is timed where work follows at once; `--dry-run` takes longer."""
+
 
 def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice of its caller)
     recipe: Recipe,
@@ -63,6 +68,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
     model: Any = None,
     fresh: bool = False,
     weights: SampleWeights | None = None,
+    foresee: Callable[[CalibrationEstimate], None] | None = None,
     report: Reporter = SILENT,
     group: Group = ALONE,
 ) -> CalibrationArtifact:
@@ -76,6 +82,8 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
             resuming and exporting work in another process. ``report`` says which.
         fresh: forget finished steps and the samples first.
         weights: one weight per training sample and stage, instead of those the recipe's mode learns.
+        foresee: is told before the first sample what all will cost, unless the run is finished already; the report then
+            knows the stages, and a disk that is too small is refused.
         report: progress.
         group: processes that collect samples together; this is the first of them, and the others are to call
             :func:`gacq_deploy.models.trajectories.worker.help_calibrate`.
@@ -108,6 +116,13 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         check_steps(recipe, denoiser)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
         recipe.save(directory.recipe_path)
+        if foresee is not None and not (directory.artifact / "manifest.json").is_file():
+            estimate = estimate_planned(
+                recipe, denoiser, graph, plan, branches=trajectories.branches, enough_s=_FORESEE_S
+            )
+            check_disk(estimate.disk_mb, directory.root)
+            report.plan(estimate.stages)
+            foresee(estimate)
         samples_sha256 = trajectories.ensure_samples(report)
         # the others have no more to do: this process goes on alone
         group.broadcast(None)
@@ -143,7 +158,7 @@ def _learn(
     # first: wrapped layers and norms have other names, and the polish changes values
     sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
     smoothing = ensure_smoothing(session, blocks)
-    scales = _ensure_ranges(session, blocks, smoothing)
+    scales = ensure_ranges(session, blocks, smoothing)
     layers = insert_quantizers(module, session.plan, scales, smoothing)
     errors = StageGains(session)
     errors.measure("nearest")
@@ -224,29 +239,6 @@ def _diagnostics(
         error_timesteps=errors.timesteps,
         error_sqnr_db=errors.sqnr_db,
     )
-
-
-def _ensure_ranges(
-    session: Session, checkpoint: Checkpoint, smoothing: Mapping[str, Smoothing]
-) -> dict[str, float]:
-    done = checkpoint.get("ranges")
-    if done is None:
-        samples = session.split.samples.rows(session.split.training)
-        if any(e.site.role != "weight" for e in session.plan):
-            # twice over the samples: the largest values, then histograms up to them
-            session.report.stage("estimate ranges", 2 * -(-len(samples) // session.chunk))
-
-        def run() -> Iterator[None]:
-            for _ in full_pass(session.denoiser, samples, session.chunk):
-                session.report.advance()
-                yield
-
-        module, plan = session.denoiser.module, session.plan
-        scales = estimate_activation_scales(module, plan, run, smoothing)
-        checkpoint.put("ranges", {tie: scalar(value) for tie, value in scales.items()})
-        done = checkpoint.get("ranges")
-        assert done is not None
-    return {tie: float(value) for tie, value in done.items()}
 
 
 def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[Site, TensorParams]:

@@ -14,14 +14,19 @@ import numpy as np
 import torch
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
-from gacq_deploy.calibration.blocks import new_quantizers
+from gacq_deploy.calibration.blocks import BLOCKS, new_quantizers
 from gacq_deploy.calibration.cost.memory import Counts
+from gacq_deploy.calibration.polish import POLISH_STAGE, WEIGH
+from gacq_deploy.calibration.probe import PROBE
+from gacq_deploy.calibration.ranges import RANGES
 from gacq_deploy.calibration.reconstruction import BlockTask, reconstruct_block, sample_losses
 from gacq_deploy.calibration.replay import Replay
-from gacq_deploy.calibration.smoothing import SEARCHED_STATES
+from gacq_deploy.calibration.smoothing import SEARCH, SEARCHED_STATES, SMOOTH
 from gacq_deploy.calibration.weighting.objective import TRAJECTORIES
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import Block
+from gacq_deploy.models.trajectories.drawn import COLLECT, PROBE_STATES
+from gacq_deploy.progress import PlannedStage
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.samples.calibration_set import CalibrationSet
@@ -29,7 +34,7 @@ from gacq_deploy.spec import QuantPlan
 
 _SLOW_S = 0.5
 """A call this long is not repeated, and not made on a larger batch: rows cost the same."""
-_ENOUGH_S, _MOST_CALLS = 0.2, 20
+ENOUGH_S, _MOST_CALLS = 0.2, 20
 """A call is repeated so long, or so often: a tenth of a second is free of other work on a busy machine, too."""
 _TIMED_STEPS = 4
 """Enough that what comes before the first step and after the last does not count."""
@@ -45,28 +50,50 @@ class BlockTime:
     preparing: float
 
 
-def estimate_seconds(counts: Counts) -> float:
-    """Return the time of all passes over the samples, of all steps on mini-batches, and of finding the scales."""
-    samples = counts.recipe.samples
-    forward, block = forward_time(counts.denoiser), time_block(counts)
+def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[PlannedStage, ...]:
+    """Return the stages that calibration will announce, in order, with their seconds on this machine.
+
+    Every kind of call is repeated for ``enough_s`` seconds, or once if it takes longer.
+    """
+    settings, samples = counts.recipe.calibration, counts.recipe.samples
+    smoothing = counts.recipe.quantization.smoothing
+    forward, block = forward_time(counts.denoiser, enough_s), time_block(counts, enough_s)
+    row = forward(counts.chunk) / counts.chunk
+    meta = _META_STEPS * block.step * forward(min(settings.weighting.batch, counts.training))
+    cosines = 2 * block.step * counts.held * row
+    error = (counts.held or counts.training) * row
     # a trajectory's steps run in turn: a last, smaller batch costs a pass as well
-    collected = samples.steps * -(-samples.trajectories // samples.batch)
-    # the probe's states are walked once, and then predicted by the float model and in both placements
-    passed = (_rows_passed(counts, block.step) + 4 * counts.probe_rows) / counts.chunk
-    return (
-        collected * forward(samples.batch * counts.branches)
-        + passed * forward(counts.chunk)
-        + sum(steps * block.step * forward(batch) for steps, batch in _steps(counts) if steps > 0)
-        + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches)
-        + block.preparing * counts.quantized
-    )
+    walked = forward(samples.batch * counts.branches) * samples.steps
+    stages = {
+        COLLECT: walked * -(-samples.trajectories // samples.batch),
+        SMOOTH: counts.training * row,
+        SEARCH: min(counts.training, SEARCHED_STATES) * row,
+        # the largest values, then histograms; then the layers' weights, and the error as it stands
+        RANGES: 2 * counts.training * row + block.preparing * counts.quantized + error,
+        BLOCKS: _in_blocks(counts, block, forward, meta) + cosines + error,
+        WEIGH: _weighing(counts, block, row, meta)
+        + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches),
+        POLISH_STAGE: _polishing(counts, block, forward) + 2 * counts.training * row + cosines + error,
+        PROBE_STATES: counts.probe_rows * row,
+        # by the float model and in both placements
+        PROBE: 3 * counts.probe_rows * row,
+    }
+    runs = {
+        SMOOTH: smoothing is not None,
+        SEARCH: smoothing is not None and smoothing.alpha == "search",
+        BLOCKS: settings.reconstruction.iterations > 0,
+        WEIGH: counts.is_polished,
+        POLISH_STAGE: counts.is_polished,
+    }
+    return tuple(PlannedStage(name, seconds) for name, seconds in stages.items() if runs.get(name, True))
 
 
 class TimeOfRows:
     """Seconds of a call by its number of rows, measured; where many are slow, from those of one and two rows."""
 
-    def __init__(self, run: Callable[[int], Callable[[], Any]]) -> None:
+    def __init__(self, run: Callable[[int], Callable[[], Any]], enough_s: float) -> None:
         self._run = run
+        self._enough_s = enough_s
         self._known: dict[int, float] = {}
 
     def __call__(self, rows: int) -> float:
@@ -78,11 +105,11 @@ class TimeOfRows:
 
     def _timed(self, rows: int) -> float:
         if rows not in self._known:
-            self._known[rows] = _fastest(self._run(rows))
+            self._known[rows] = _fastest(self._run(rows), self._enough_s)
         return self._known[rows]
 
 
-def forward_time(denoiser: Denoiser) -> TimeOfRows:
+def forward_time(denoiser: Denoiser, enough_s: float = ENOUGH_S) -> TimeOfRows:
     """Return the time of the model's forward pass."""
 
     def run(rows: int) -> Callable[[], Any]:
@@ -90,10 +117,10 @@ def forward_time(denoiser: Denoiser) -> TimeOfRows:
         sample, timestep = inputs.pop(SAMPLE), inputs.pop(TIMESTEP)
         return torch.no_grad()(lambda: denoiser(sample, timestep, inputs))
 
-    return TimeOfRows(run)
+    return TimeOfRows(run, enough_s)
 
 
-def time_block(counts: Counts) -> BlockTime:
+def time_block(counts: Counts, enough_s: float = ENOUGH_S) -> BlockTime:
     """Learn the block of median size for a few steps, on noise, in a folder that is removed; the model stays float."""
     planned = [(b, counts.layers_of(b)) for b in counts.graph.blocks]
     # the name stands before the block: blocks of one size cannot be compared
@@ -108,10 +135,12 @@ def time_block(counts: Counts) -> BlockTime:
         layers = insert_quantizers(module, mine, {e.tie: 1.0 for e in mine})
         preparing = (time.perf_counter() - started) / weights
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        return BlockTime(_step_in_passes(counts, block, layers, folder), preparing)
+        return BlockTime(_step_in_passes(counts, block, layers, folder, enough_s), preparing)
 
 
-def _step_in_passes(counts: Counts, block: Block, layers: dict[str, QuantizedLayer], folder: Path) -> float:
+def _step_in_passes(
+    counts: Counts, block: Block, layers: dict[str, QuantizedLayer], folder: Path, enough_s: float
+) -> float:
     section = counts.recipe.calibration.reconstruction
     batch = min(section.batch, counts.training)
     samples = _noise(counts.denoiser, batch)
@@ -128,7 +157,7 @@ def _step_in_passes(counts: Counts, block: Block, layers: dict[str, QuantizedLay
     def forward(rows: int) -> Callable[[], Any]:
         return lambda: sample_losses(data, np.arange(rows), rows)
 
-    return TimeOfRows(learn)(batch) / _TIMED_STEPS / TimeOfRows(forward)(batch)
+    return TimeOfRows(learn, enough_s)(batch) / _TIMED_STEPS / TimeOfRows(forward, enough_s)(batch)
 
 
 def _noise(denoiser: Denoiser, rows: int) -> CalibrationSet:
@@ -147,13 +176,13 @@ def _noise(denoiser: Denoiser, rows: int) -> CalibrationSet:
     )
 
 
-def _fastest(call: Callable[[], Any]) -> float:
+def _fastest(call: Callable[[], Any], enough_s: float) -> float:
     """Return the fastest of several runs after a warm-up, or the first if it is slow.
 
     What else the machine does makes a short call many times as slow: the fastest is the call's own time.
     """
     times: list[float] = []
-    while len(times) < 2 or (len(times) < _MOST_CALLS and sum(times) < _ENOUGH_S):
+    while len(times) < 2 or (len(times) < _MOST_CALLS and sum(times) < enough_s):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
@@ -162,36 +191,31 @@ def _fastest(call: Callable[[], Any]) -> float:
     return min(times[1:])
 
 
-def _rows_passed(counts: Counts, step: float) -> float:
-    """Return how many rows the whole model sees beside the steps, in forward passes of a row."""
-    training, held = counts.training, counts.held
-    polished = counts.is_polished
-    # ranges read the set twice, replay carries two streams, each block's loss is taken before and after learning
-    blocks = 2 * training + 2 * (training + held) + 2 * training
-    smoothing = counts.recipe.quantization.smoothing
-    if smoothing is not None:  # it reads the set once, the search some of it again
-        blocks += training + (min(training, SEARCHED_STATES) if smoothing.alpha == "search" else 0)
-    error = (2 + polished) * (held or training)
-    # gradients of the groups before and after every block and the polish
-    cosines = 2 * (1 + polished) * step * held
-    # the losses before and after; where weights are learned, how every sample's gradient lies
-    learned = polished and counts.learns("polish")
-    return blocks + error + cosines + polished * 2 * training + learned * step * training
-
-
-def _steps(counts: Counts) -> tuple[tuple[float, int], ...]:
-    """Return (training steps of the whole model, their batch) of every kind; meta iterations too."""
-    settings, most = counts.recipe.calibration, counts.training
-    weighting, reconstruction, polish = settings.weighting, settings.reconstruction, settings.polish
+def _in_blocks(counts: Counts, block: BlockTime, forward: TimeOfRows, meta: float) -> float:
+    settings = counts.recipe.calibration
+    section = settings.reconstruction
+    learned = section.iterations * block.step * forward(min(section.batch, counts.training))
+    # replay carries two streams of all rows, each block's loss is taken before and after learning
+    passed = (2 * counts.rows + 2 * counts.training) * forward(counts.chunk) / counts.chunk
     # what a stage tries out before its first meta iteration costs about one
-    in_blocks = (1 + weighting.iterations) * counts.learns("reconstruction")
-    in_polish = (1 + weighting.polish_iterations) * (counts.is_polished and counts.learns("polish"))
+    return learned + passed + meta * (1 + settings.weighting.iterations) * counts.learns("reconstruction")
+
+
+def _weighing(counts: Counts, block: BlockTime, row: float, meta: float) -> float:
+    """Return the time of the polish's weights; where they are learned, how every sample's gradient lies, too."""
+    if not counts.learns("polish"):
+        return 0.0
     return (
-        (reconstruction.iterations, min(reconstruction.batch, most)),
-        # block by block, every forward pass is run twice
-        (polish.steps * (4 / 3 if counts.is_checkpointed else 1), min(polish.batch, most)),
-        (_META_STEPS * (in_blocks + in_polish), min(weighting.batch, most)),
+        meta * (1 + counts.recipe.calibration.weighting.polish_iterations)
+        + block.step * counts.training * row
     )
+
+
+def _polishing(counts: Counts, block: BlockTime, forward: TimeOfRows) -> float:
+    section = counts.recipe.calibration.polish
+    # block by block, every forward pass is run twice
+    steps = section.steps * (4 / 3 if counts.is_checkpointed else 1)
+    return steps * block.step * forward(min(section.batch, counts.training))
 
 
 def _gain_passes(counts: Counts) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gacq_deploy.calibration.cost.duration import estimate_seconds
+from gacq_deploy.calibration.cost.duration import ENOUGH_S, estimate_stages
 from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, memory_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import check_blocks, check_steps, make_plan
-from gacq_deploy.models.structure.graph import Block, trace_model
+from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.processes.threads import limited_threads
+from gacq_deploy.progress import PlannedStage
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import PlannedSite, QuantPlan
 
@@ -34,7 +36,8 @@ class CalibrationEstimate:
     """Mode of the sample weights, and the stages that learn or take them."""
     polish: str
     """Steps of the polish, and what it trains."""
-    seconds: float
+    stages: tuple[PlannedStage, ...]
+    """What calibration will announce, with the seconds of each on this machine."""
     memory_mb: float
     """Largest resident memory."""
     mapped_mb: float
@@ -43,23 +46,48 @@ class CalibrationEstimate:
     export_mb: float
     """Largest resident memory of the export that follows."""
 
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds or 0.0 for stage in self.stages)
 
-def estimate_calibration(recipe: Recipe) -> CalibrationEstimate:
+
+def estimate_calibration(recipe: Recipe, *, enough_s: float = ENOUGH_S) -> CalibrationEstimate:
     """Load and trace the model, resolve the rules, time one forward pass; write nothing.
+
+    ``enough_s``: seconds for which every kind of call is repeated.
 
     Raises:
         GacqError: whatever :func:`gacq_deploy.calibration.stage.calibrate` would raise before its first sample.
     """
     with limited_threads(recipe.calibration.threads):
-        return _estimate(recipe)
+        denoiser, branches = record_denoiser(find_model(recipe), recipe)
+        graph = trace_model(denoiser)
+        plan = make_plan(recipe, graph)
+        check_blocks(plan, denoiser.module)
+        check_steps(recipe, denoiser)
+        return estimate_planned(recipe, denoiser, graph, plan, branches=branches, enough_s=enough_s)
 
 
-def _estimate(recipe: Recipe) -> CalibrationEstimate:
-    denoiser, branches = record_denoiser(find_model(recipe), recipe)
-    graph = trace_model(denoiser)
-    plan = make_plan(recipe, graph)
-    check_blocks(plan, denoiser.module)
-    check_steps(recipe, denoiser)
+def estimate_planned(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    graph: ModelGraph,
+    plan: QuantPlan,
+    *,
+    branches: int,
+    enough_s: float = ENOUGH_S,
+) -> CalibrationEstimate:
+    """Return the estimate for a model that is loaded.
+
+    Args:
+        recipe: what is asked.
+        denoiser: the float model.
+        graph: its trace.
+        plan: its planned sites.
+        branches: its rows an image, 2 with guidance.
+        enough_s: seconds for which every kind of call is repeated.
+    """
     kept = len(range(0, recipe.samples.steps, recipe.samples.keep_every))
     held = int(validation_trajectories(recipe.samples).sum()) * kept * branches
     total = recipe.samples.trajectories * kept * branches
@@ -80,7 +108,7 @@ def _estimate(recipe: Recipe) -> CalibrationEstimate:
         validation_samples=held,
         weights=_weights(counts),
         polish=_polish(recipe),
-        seconds=estimate_seconds(counts),
+        stages=estimate_stages(counts, enough_s),
         memory_mb=memory_bytes(counts) / 2**20,
         mapped_mb=counts.stored_bytes / 2**20,
         disk_mb=disk_bytes(counts) / 2**20,

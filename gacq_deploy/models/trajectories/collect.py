@@ -16,7 +16,7 @@ from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
 from gacq_deploy.models.pipelines import OpenPipeline, check_conditioning, open_pipeline
 from gacq_deploy.models.source import Recording, Source, find_source, load_module, make_denoiser
-from gacq_deploy.models.trajectories.drawn import collect_samples
+from gacq_deploy.models.trajectories.drawn import COLLECT, PROBE_STATES, collect_samples
 from gacq_deploy.models.trajectories.prompted import Wanted, wanted_probe, wanted_samples
 from gacq_deploy.models.trajectories.shards import collect_file
 from gacq_deploy.processes.group import ALONE, Group
@@ -70,6 +70,10 @@ class Trajectories(Protocol):
 
     def conditions(self) -> Conditions | None:
         """Return the conditioning of the probe's trajectories, where it cannot be drawn."""
+
+    @property
+    def branches(self) -> int:
+        """Rows of the model an image: 2 with guidance."""
 
 
 def open_trajectories(
@@ -141,12 +145,17 @@ class DrawnTrajectories:
         )
         with TemporaryDirectory() as folder:
             path = Path(folder) / "probe.safetensors"
-            collect_samples(self.denoiser, wanted, path, report)
+            collect_samples(self.denoiser, wanted, path, report, stage=PROBE_STATES)
             return load_samples(path)
 
     def conditions(self) -> Conditions | None:
         """See :class:`Trajectories`."""
         return None
+
+    @property
+    def branches(self) -> int:
+        """See :class:`Trajectories`."""
+        return 1
 
 
 @dataclass
@@ -181,7 +190,7 @@ class PromptedTrajectories:
         return sha256
 
     def _collect(self, opened: OpenPipeline, wanted: Wanted, path: Path, report: Reporter) -> None:
-        report.stage("collect samples", -(-wanted.count * wanted.steps // self.group.size))
+        report.stage(COLLECT, -(-wanted.count * wanted.steps // self.group.size))
         collect_file(opened, self.recorded, wanted, path, report, self.group)
         load_samples(path)
 
@@ -203,6 +212,11 @@ class PromptedTrajectories:
         if self.recorded.layout.negative is None:
             return Conditions(side(0))
         return Conditions(side(branches - 1), side(0), self.guidance_scale)
+
+    @property
+    def branches(self) -> int:
+        """See :class:`Trajectories`."""
+        return self.recorded.layout.branches
 
     @property
     def _probe_path(self) -> Path:

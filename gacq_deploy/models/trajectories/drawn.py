@@ -24,6 +24,8 @@ from gacq_deploy.spec import Array
 
 _LABELS, _SPLIT = 1 << 40, 1 << 41
 """Second Philox keys of class labels and of the validation split, beyond those of noise: numbers of trajectories."""
+COLLECT, PROBE_STATES = "collect samples", "collect states of the probe"
+"""The stages, as they are announced."""
 
 
 def trajectory_noise(seed: int, trajectory: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -61,6 +63,7 @@ def collect_samples(
     path: Path,
     report: Reporter = SILENT,
     group: Group = ALONE,
+    stage: str = COLLECT,
 ) -> None:
     """Run float DDIM trajectories and stream their states to ``path``.
 
@@ -73,7 +76,7 @@ def collect_samples(
         ResourceError: the disk is full, or another process of the group ended.
     """
     walk = _Walk(denoiser, section)
-    report.stage("collect samples", walk.work(group))
+    report.stage(stage, walk.work(group))
     with SampleWriter(path, walk.layout()) as writer:
         group.broadcast(DrawnShare(section, writer.rows.path))
         walk.run(writer.rows, group, report)

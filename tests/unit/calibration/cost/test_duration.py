@@ -25,11 +25,11 @@ def test_a_slow_call_is_not_made_on_many_rows(monkeypatch: pytest.MonkeyPatch) -
     def run(rows: int) -> Callable[[], None]:
         return lambda: made.append(rows)
 
-    assert TimeOfRows(run)(8) > 0
+    assert TimeOfRows(run, 0.02)(8) > 0
     assert 8 in made
     made.clear()
     monkeypatch.setattr(duration, "_SLOW_S", 0.0)
-    slow = TimeOfRows(run)
+    slow = TimeOfRows(run, 0.02)
     assert slow(100) == pytest.approx(slow(1) + 99 * max(0.0, slow(2) - slow(1)))
     assert made == [1, 2], "nor twice"
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
-
-from gacq_deploy.calibration.cost import duration as cost_duration
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.progress import SilentReporter
@@ -50,12 +47,11 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
 
 
 def estimated(*more: str) -> CalibrationEstimate:
-    return estimate_calibration(load_recipe("fashion-w4a8", [*SETTINGS, *more]))
+    return estimate_calibration(load_recipe("fashion-w4a8", [*SETTINGS, *more]), enough_s=0.01)
 
 
-def test_what_costs_time_and_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_costs_time_and_memory_is_counted() -> None:
     # costs differ a hundredfold: the machine's load does not decide, and no call needs to be timed often
-    monkeypatch.setattr(cost_duration, "_ENOUGH_S", 0.01)
     bare = estimated("calibration.weighting.mode=uniform", "calibration.polish.steps=0")
     assert (bare.weights, bare.polish) == ("uniform", "none")
     polished = estimated("calibration.weighting.mode=uniform", "calibration.polish.steps=100000")
