@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -96,6 +97,11 @@ class PlannedSite:
     range_method: str = "mse"
 
 
+def _most(counts: Counter[int]) -> int:
+    """Return what occurs most often."""
+    return counts.most_common(1)[0][0]
+
+
 @dataclass(frozen=True)
 class QuantPlan:
     """The sites that will be quantized, in execution order. At most one entry a site."""
@@ -122,6 +128,14 @@ class QuantPlan:
     def of_role(self, role: Role) -> tuple[PlannedSite, ...]:
         """Return the entries of one role, in execution order."""
         return tuple(e for e in self.entries if e.site.role == role)
+
+    @property
+    def kind(self) -> str:
+        """Bits of most weights and inputs, as the field writes them: ``W8A8``, ``W4A8``, ``W4A16``."""
+        weights = Counter(e.spec.bits for e in self.of_role("weight"))
+        inputs = Counter(e.spec.bits for e in self.of_role("input"))
+        # a layer whose input stays float computes in 16 bits where it is deployed
+        return f"W{_most(weights)}A{_most(inputs) if inputs.total() >= len(self.weight_only) else 16}"
 
     @property
     def modules(self) -> tuple[str, ...]:

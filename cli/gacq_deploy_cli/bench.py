@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import (
     common,
     failed_option,
@@ -61,7 +62,13 @@ def bench(
     with output.progress() as report:
         result = run_bench(run, engines=engines or None, settings=settings, report=report)
     mixed = _mixed(result, run.load_recipe().runtime)
-    output.emit(result.model_dump(mode="json", by_alias=True), *_tables(result, run.bench_json), *mixed)
+    output.emit(
+        result.model_dump(mode="json", by_alias=True),
+        *_tables(result, run.bench_json),
+        *mixed,
+        *_verdict(result),
+        NextStep(("report", directory)),
+    )
 
 
 def _tables(result: BenchReport, path: Path) -> tuple[Table | str, ...]:
@@ -75,8 +82,35 @@ def _tables(result: BenchReport, path: Path) -> tuple[Table | str, ...]:
         ["INT8", "float", "batch", "CPU time", "wall time"],
         ((r.candidate, r.baseline, r.batch, _spread(r.cpu), _spread(r.wall)) for r in result.ratios),
     )
-    skipped = [f"not measured: {name}: {why}" for name, why in result.skipped.items()]
+    skipped = [
+        f"not measured: {why if why.startswith(name) else f'{name}: {why}'}"
+        for name, why in result.skipped.items()
+    ]
     return (measured, compared, *skipped, f"written: {path}")
+
+
+_LITTLE = 1.2
+"""Times faster, below which the reason is said."""
+_BUSY = 0.75
+"""Load a CPU beside which figures are not to be trusted."""
+
+
+def _verdict(result: BenchReport) -> Iterator[str]:
+    """Yield how much faster INT8 is at the smallest batch, and why where it is not."""
+    from gacq_deploy.doctor.machine import cpu
+
+    first = min(result.batches)
+    for ratio in result.ratios:
+        if ratio.batch == first:
+            speed = ratio.cpu.median
+            word = "faster" if speed > 1 else "SLOWER"
+            yield f"{ratio.candidate} is {speed:.2f}x float's speed at batch {first} ({word}; CPU time)."
+    processor = cpu()
+    if processor.status != "ok" and any(ratio.cpu.median < _LITTLE for ratio in result.ratios):
+        yield f"{processor.value}. {processor.hint}"
+    busy = result.host.load_average
+    if busy > _BUSY * (os.cpu_count() or 1):
+        yield f"warning: the load was {busy:.1f} on {os.cpu_count()} CPUs: other work blurs these figures"
 
 
 def _measured(result: BenchReport) -> Iterator[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ import click
 
 from gacq_deploy.engines.catalogue import COMPILED
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import duration, size
@@ -109,8 +109,23 @@ def build_trt(
         built = build_engines(run, request, report)
         proof = prove_engines(run, built, report)
     document: dict[str, Any] = {"engines": _documents(built), "proof": _proof_document(proof)}
-    output.emit(document, *_tables(built), *_proof_lines(proof), f"Next: gacq-deploy parity {directory}")
+    output.emit(document, *_tables(built), *_proof_lines(proof), _summary(built), _next(directory, proof))
     return exit_codes.DONE if proof is None or proof.parity else exit_codes.GATE
+
+
+def _summary(built: Sequence[BuiltEngine]) -> str:
+    record = built[0].record
+    plan = record.files["engine.plan"].bytes
+    options = record.inputs.options
+    gpus = ", ".join(options.compute_capabilities) or _target_text(built[0])
+    return f"plan for {gpus}: {size(plan)}, {coverage_text(record.coverage)}."
+
+
+def _next(directory: Path, proof: Proof | None) -> NextStep:
+    if proof is None:
+        # the plan is judged where it runs
+        return NextStep(("parity", directory), "on a machine with such a GPU, with a copy of this folder")
+    return NextStep(("bench", directory))
 
 
 def _documents(built: Sequence[BuiltEngine]) -> list[dict[str, Any]]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_option, set_option, with_output
 from gacq_deploy_cli.table import Table
-from gacq_deploy_cli.units import duration, size
+from gacq_deploy_cli.units import about, duration, size
 
 if TYPE_CHECKING:
     from gacq_deploy.artifact.artifact import CalibrationArtifact
     from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
-    from gacq_deploy.recipe.sections import Recipe
-    from gacq_deploy.run_directory import RunDirectory
+    from gacq_deploy.models.source import Source
+    from gacq_deploy.progress import Reporter
+    from gacq_deploy.recipe.sections import ModelSection, Recipe
 
 
 @click.command(short_help="Learn sample weights, rounding and scales under a recipe.")
@@ -64,33 +67,52 @@ def calibrate(
     Writes recipe.yaml, samples.safetensors, work/ and artifact/ into the run directory. Interrupted or
     killed, the same command resumes; finished, it does nothing.
     """
+    from gacq_deploy.calibration.same_recipe import check_same_recipe
     from gacq_deploy.processes.group import joined_group
     from gacq_deploy.recipe.load import load_recipe
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(output_dir)
     options = recipe_sections(model=model, seed=seed, prompts=prompts, loras=loras)
+    found = None
     if recipe is None:
-        recipe = _suiting(output, options.get("model", {}))
+        recipe, found = _suiting(output, options.get("model", {}))
     resolved = load_recipe(recipe, overrides, preset=preset, **options)
+    # what needs no PyTorch is refused before it is imported
+    _check_folder(resolved.model)
+    if not fresh:
+        check_same_recipe(resolved, directory)
     if dry_run:
-        _show_plan(output, resolved, directory, fresh=fresh)
+        _show_plan(output, resolved, found)
         return
     with needs_extra("calibrate", "calibrate"):
         from gacq_deploy.calibration.stage import calibrate as run_calibration
         from gacq_deploy.models.trajectories.worker import help_calibrate
+    began = time.monotonic()
     with joined_group() as group, output.progress() as report:
         if not group.is_main:
             help_calibrate(resolved, group)
             return
-        artifact = run_calibration(resolved, directory, fresh=fresh, report=report, group=group)
-    document = _document(output_dir, resolved, artifact)
-    output.emit(document, _summary(artifact), *_after(artifact), _next_step(output_dir))
+        foresee = partial(announce, report, preset)
+        artifact = run_calibration(
+            resolved, directory, source=found, fresh=fresh, foresee=foresee, report=report, group=group
+        )
+    details = (_blocks(artifact),) if output.verbosity > 0 else ()
+    output.emit(
+        _document(output_dir, resolved, artifact),
+        *details,
+        *_gains(artifact),
+        *(f"note: {note}" for note in _notes(artifact)),
+        f"{_summary(artifact)} {duration(time.monotonic() - began)}.",
+        NextStep(("export", output_dir)),
+    )
 
 
-def _suiting(output: Output, model: Mapping[str, Any]) -> str:
-    """Return the built-in recipe that suits the model, and say which and why."""
+def _suiting(output: Output, model: Mapping[str, Any]) -> tuple[str, Source | None]:
+    """Return the built-in recipe that suits the model, and the model if it had to be made for that; say why."""
     from gacq_deploy.errors import UsageError
+    from gacq_deploy.models.folders import PYTHON_PREFIX, read_configuration
+    from gacq_deploy.models.recipe_choice import choose_recipe
     from gacq_deploy.recipe.load import builtin_recipes
     from gacq_deploy.recipe.sections import ModelSection
 
@@ -100,12 +122,41 @@ def _suiting(output: Output, model: Mapping[str, Any]) -> str:
             "Pass --model FOLDER, and the recipe that suits it is taken; or -r NAME, one of: "
             f"{', '.join(builtin_recipes())}.",
         )
-    with needs_extra("calibrate", "calibrate"):
-        from gacq_deploy.models.recipe_choice import choose_recipe
-        from gacq_deploy.models.source import find_source
-    choice = choose_recipe(find_source(ModelSection(**model), weights=False))
+    section, found = ModelSection(**model), None
+    if section.source.startswith(PYTHON_PREFIX):
+        with needs_extra("calibrate", "calibrate"):
+            from gacq_deploy.models.source import find_source
+        # the user's function runs once: what it made is calibrated
+        found = find_source(section)
+        kind, config = found.family.name, found.config
+    else:
+        _, _, read = read_configuration(section, weights=False)
+        kind, config = str(read.get("_class_name")), read
+    choice = choose_recipe(kind, config)
     output.note(f"recipe: {choice.recipe}, for {choice.why} (-r NAME takes another)")
-    return choice.recipe
+    return choice.recipe, found
+
+
+def _check_folder(section: ModelSection) -> None:
+    """Refuse a model's folder that is not there, or holds no denoiser; what lies on the hub is found later."""
+    from gacq_deploy.models.folders import PYTHON_PREFIX, is_on_hub, read_configuration
+
+    if not section.source.startswith(PYTHON_PREFIX) and not is_on_hub(section):
+        read_configuration(section, weights=False)
+
+
+def announce(report: Reporter, preset: str | None, estimate: CalibrationEstimate) -> None:
+    """Say what a calibration will cost, and where memory may not suffice."""
+    from gacq_deploy.calibration.cost.room import memory_shortage
+
+    what = f"preset {preset}" if preset else "this calibration"
+    report.note(
+        f"{what}: {about(estimate.seconds)}, {size(estimate.memory_mb * 2**20)} of memory, "
+        f"{size(estimate.disk_mb * 2**20)} of disk; {len(estimate.sites)} tensors to quantize, "
+        f"{estimate.samples} samples"
+    )
+    if shortage := memory_shortage(estimate.memory_mb - estimate.mapped_mb):
+        report.note(f"warning: {shortage}")
 
 
 def _document(directory: Path, recipe: Recipe, artifact: CalibrationArtifact) -> dict[str, Any]:
@@ -164,7 +215,41 @@ def _lora(text: str) -> dict[str, Any]:
         ) from None
 
 
-def _summary(artifact: CalibrationArtifact) -> Table:
+def _gains(artifact: CalibrationArtifact) -> Iterator[str]:
+    """Yield what every stage took and gave, in the order in which they ran."""
+    before = None
+    for name, gain in _stages(artifact):
+        level = f"{gain['sqnr_db']:.1f} dB"
+        text = f"{name}: {level}" if before is None else f"{name}: {before:.1f} to {level}"
+        lost = "" if gain["kept"] else "; it lost, and the state before it was restored"
+        yield f"{text} in {duration(gain['seconds'])}{lost}"
+        before = gain["sqnr_db"] if gain["kept"] else before
+
+
+def _stages(artifact: CalibrationArtifact) -> list[tuple[str, Mapping[str, Any]]]:
+    from gacq_deploy.artifact.diagnostics import ERROR_STAGES
+
+    stages = artifact.build.get("stages", {})
+    return [(name, stages[name]) for name in ERROR_STAGES if name in stages]
+
+
+def _summary(artifact: CalibrationArtifact) -> str:
+    """Return what was made and how far its output is from the float model's, in one sentence."""
+    plan, digest = artifact.plan, artifact.manifest_digest[:12]
+    what = f"{plan.kind}: {len(plan.modules)} layers quantized (artifact {digest})."
+    stages = _stages(artifact)
+    if not stages:
+        return what
+    kept = [gain["sqnr_db"] for _, gain in stages if gain["kept"]]
+    level = f"{kept[0]:.1f} dB with nearest rounding"
+    if len(kept) > 1:
+        level += f", {kept[-1]:.1f} dB learned"
+    elif len(stages) > 1:
+        level += "; learning gained nothing, a higher --preset may"
+    return f"{what} Output SQNR in the worst timestep bucket: {level}."
+
+
+def _blocks(artifact: CalibrationArtifact) -> Table:
     rows = [_stage_row(artifact, b.name, b.sites, b.loss_start, b.loss_end) for b in artifact.history]
     polish = artifact.polish
     if polish is not None:
@@ -204,28 +289,13 @@ def _notes(artifact: CalibrationArtifact) -> list[str]:
     return [f"{stage.stage}: {note}" for stage in stages for note in stage.notes]
 
 
-def _after(artifact: CalibrationArtifact) -> tuple[str, ...]:
-    """Return what the numbers mean in one line, and every warning or fallback."""
-    lines = [
-        f"output SQNR after {stage}: {min(values):.1f} dB at the worst timestep, "
-        f"{sum(values) / len(values):.1f} dB on average"
-        for stage, values in _output_sqnr(artifact).items()
-    ]
-    return (*lines, *(f"note: {note}" for note in _notes(artifact)))
-
-
-def _next_step(directory: Path) -> str:
-    return f"Next: gacq-deploy export --onnx {directory}"
-
-
-def _show_plan(output: Output, recipe: Recipe, directory: RunDirectory, *, fresh: bool) -> None:
+def _show_plan(output: Output, recipe: Recipe, found: Source | None) -> None:
     with needs_extra("calibrate", "calibrate --dry-run"):
         from gacq_deploy.calibration.cost.estimate import estimate_calibration
-        from gacq_deploy.calibration.resume import check_same_recipe
-    if not fresh:
-        check_same_recipe(recipe, directory)
-    estimate = estimate_calibration(recipe)
-    output.emit({"recipe": recipe.document(), "estimate": asdict(estimate)}, *_plan_tables(estimate))
+    estimate = estimate_calibration(recipe, source=found)
+    seconds = {stage.name: stage.seconds for stage in estimate.stages}
+    costs = asdict(estimate) | {"stages": seconds, "seconds": estimate.seconds}
+    output.emit({"recipe": recipe.document(), "estimate": costs}, *_plan_tables(estimate))
 
 
 def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
@@ -238,7 +308,8 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         ("samples", f"{estimate.samples} to learn from, {estimate.validation_samples} held out"),
         ("sample weights", estimate.weights),
         ("polish", estimate.polish),
-        ("time", f"about {duration(estimate.seconds)} on this machine"),
+        ("time", f"{about(estimate.seconds)} on this machine"),
+        *((f"- {stage.name}", about(stage.seconds or 0.0)) for stage in estimate.stages),
         (
             "memory",
             f"about {size(estimate.memory_mb * 2**20)}, of it {size(estimate.mapped_mb * 2**20)} of weights mapped "

@@ -21,14 +21,19 @@ from gacq_deploy_cli.table import Table, folded, output_width
 Word = str | Path
 
 
+class Verbatim(str):
+    """Text that is shown as it is, in any width: to be pasted, or read by a program."""
+
+
 class NextStep(NamedTuple):
     """A command to type next, printed as it can be pasted: on one line, whatever the width, and quoted."""
 
     words: tuple[Word, ...]
     why: str = ""
+    lead: str = "Next: "
 
     def __str__(self) -> str:
-        line = f"Next: {typed(*self.words)}"
+        line = f"{self.lead}{typed(*self.words)}"
         return f"{line}  # {self.why}" if self.why else line
 
 
@@ -85,7 +90,7 @@ class Output:
         if self.verbosity >= 0:
             click.echo(text, err=True)
 
-    def emit(self, document: Any, *tables: Table | NextStep | str) -> None:
+    def emit(self, document: Any, *tables: Table | NextStep | Verbatim | str) -> None:
         """Print the result: ``document`` with ``--json``, else the tables and lines, folded to the width there is."""
         if self._mute:
             return
@@ -96,7 +101,7 @@ class Output:
             match item:
                 case Table():
                     item.show()
-                case NextStep():
+                case NextStep() | Verbatim():
                     click.echo(str(item))
                 case _:
                     click.echo(folded(item, output_width()))

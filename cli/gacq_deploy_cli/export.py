@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy.engines.catalogue import TARGETS
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import common, needs_extra, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import size
 
 if TYPE_CHECKING:
     from gacq_deploy.export.record import ExportRecord
+    from gacq_deploy.run_directory import RunDirectory
 
 
 @click.command(short_help="Write float and INT8 ONNX graphs.")
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 @click.option(
     "--onnx",
     is_flag=True,
-    required=True,
     expose_value=False,
-    help="Write ONNX graphs (the one format so far).",
+    help="Write ONNX graphs: the one format there is, and the default.",
 )
 @click.option(
     "--target",
@@ -47,11 +47,11 @@ def export(output: Output, directory: Path, targets: tuple[str, ...]) -> None:
         from gacq_deploy.export.stage import export_onnx
 
         record = export_onnx(run, targets=targets or None, report=report)
-    output.emit(record.model_dump(mode="json", by_alias=True), *_tables(run.onnx, record))
+    output.emit(record.model_dump(mode="json", by_alias=True), *_tables(run, record))
 
 
-def _tables(folder: Path, record: ExportRecord) -> tuple[Table | str, ...]:
-    files = [_file_row(folder, record, name) for name in record.files]
+def _tables(run: RunDirectory, record: ExportRecord) -> tuple[Table | NextStep | str, ...]:
+    files = [_file_row(run.onnx, record, name) for name in record.files]
     lint = [(c.file, c.target, c.error, c.warn, c.info) for c in record.lint]
     return (
         Table(
@@ -61,8 +61,24 @@ def _tables(folder: Path, record: ExportRecord) -> tuple[Table | str, ...]:
         ),
         "self-check: float.onnx against torch, Q/DQ graphs against float.onnx (relative error on the probe)",
         Table("lint", ["file", "engine", "errors", "warnings", "infos"], lint),
-        f"Next: gacq-deploy parity {folder.parent}",
+        _summary(record),
+        NextStep(("parity", run.root)),
     )
+
+
+def _summary(record: ExportRecord) -> str:
+    """Return sizes and lint in one sentence."""
+    from gacq_deploy.engines.catalogue import FLOAT
+
+    exact = record.bytes_of(FLOAT)
+    sizes = [f"{FLOAT} {size(exact)}"]
+    for name in record.graphs:
+        if name != FLOAT:
+            count = record.bytes_of(name)
+            sizes.append(f"{name} {size(count)} ({exact / count:.1f}x smaller)")
+    errors, warnings = (sum(getattr(check, kind) for check in record.lint) for kind in ("error", "warn"))
+    lint = "lint clean" if not errors + warnings else f"lint: {errors} errors, {warnings} warnings"
+    return f"{', '.join(sizes)}; {lint}."
 
 
 def _file_row(folder: Path, record: ExportRecord, name: str) -> tuple[object, ...]:

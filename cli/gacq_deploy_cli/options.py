@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from gacq_deploy.engines.catalogue import BUILT_IN
 from gacq_deploy.errors import BackendUnavailable
@@ -78,14 +79,39 @@ def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Calla
     return call
 
 
+class _Preset(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """The name of a preset; which ones there are the recipes say."""
+
+    name = "preset"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 (click's signature)
+        """Return the ladder, for the help."""
+        return f"[{'|'.join(_presets())}]"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 (click's signature)
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return the presets that begin so."""
+        return [CompletionItem(name) for name in _presets() if name.startswith(incomplete)]
+
+
+def _presets() -> tuple[str, ...]:
+    from gacq_deploy.recipe.load import shown_presets
+
+    return shown_presets()
+
+
 def choose_preset(default: str | None = None) -> Callable[[Command], Command]:
     """Add ``--preset``; without a default the recipe itself says how much effort."""
     return click.option(
         "--preset",
-        type=click.Choice(["ci", "quick", "standard"]),
+        type=_Preset(),
         default=default,
         show_default=default is not None,
-        help="How much effort: samples, steps and iterations; --set comes after it.",
+        help="How much effort: nearest (ranges only), quick, standard, best; --set comes after it.",
     )
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output, Verbatim
 from gacq_deploy_cli.options import common, host_code_option, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from gacq_deploy.parity import ParityReport
-    from gacq_deploy.parity.report import Comparison
+    from gacq_deploy.run_directory import RunDirectory
 
 
 @click.command(short_help="Prove that the graphs are the calibrated model (exit 3: they are not).")
@@ -87,7 +87,7 @@ def parity(
     if save_polygraphy is not None:
         more, lines = _saved(save_polygraphy)
         document |= more
-    output.emit(document, *parity_tables(result, run.parity_json), *lines)
+    output.emit(document, *parity_tables(result, run), *lines)
     return exit_codes.DONE if result else exit_codes.GATE
 
 
@@ -99,21 +99,46 @@ def _saved(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     commands = saved_commands(folder)
     document = {"folder": str(folder), "commands": [asdict(command) for command in commands]}
-    lines = (f"\n# {command.about}\n{command.line}" for command in commands)
+    lines = (Verbatim(f"\n# {command.about}\n{command.line}") for command in commands)
     return {"polygraphy": document}, (f"saved for Polygraphy: {folder}", *lines)
 
 
-def parity_tables(result: ParityReport, path: Path) -> tuple[Table | str, ...]:
-    """Return one row a gate, what failed and where, and the verdict."""
-    failed = [_failure(comparison) for comparison in result.comparisons if not comparison.passed]
+def parity_tables(result: ParityReport, run: RunDirectory) -> Iterator[Table | NextStep | str]:
+    """Yield one row a gate, what failed and what helps, and the verdict with the next command."""
     columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
-    verdict = f"parity: {'passed' if result else 'FAILED'} ({path})"
-    return (Table("parity", columns, _rows(result)), *result.remarks, *failed, verdict)
+    yield Table("parity", columns, _rows(result))
+    yield from result.remarks
+    yield from verdict_lines(result, run)
 
 
-def _failure(comparison: Comparison) -> str:
-    where = "; ".join(f"{k}: {v}" for k, v in comparison.worst.items() if v is not None)
-    return f"FAILED {comparison.evidence}: {comparison.reference} -> {comparison.candidate}. {where}"
+def verdict_lines(result: ParityReport, run: RunDirectory) -> Iterator[NextStep | str]:
+    """Yield the verdict in one sentence; where gates failed each in words, and what helps, in order."""
+    from gacq_deploy.parity.remedies import advice, remedies, say_gate
+
+    failed, count = result.failed_gates, sum(len(c.thresholds) for c in result.comparisons)
+    if not failed:
+        yield f"SHIP IT: {count} of {count} gates hold{_fidelity(result)}. ({run.parity_json})"
+        yield NextStep(("bench", run.root))
+        return
+    yield f"DO NOT SHIP: {len(failed)} of {count} gates failed. ({run.parity_json})"
+    yield from dict.fromkeys(f"- {say_gate(gate)}" for gate in failed)
+    yield from advice(failed)
+    helps = remedies(result, run)
+    if helps:
+        yield "What helps, in this order:"
+    for remedy in helps:
+        yield NextStep(remedy.command, remedy.why, lead="  ")
+
+
+def _fidelity(result: ParityReport) -> str:
+    """Return the least PSNR of images and SQNR of steps of all candidates, beside what they need."""
+    said = []
+    for metric, name in (("image_psnr_db", "image PSNR"), ("eps_sqnr_db", "worst timestep bucket")):
+        values = [metrics.get(metric) for metrics in result.fidelity.values()]
+        known = [value for value in values if value is not None]
+        if known:
+            said.append(f"{name} {min(known):.1f} dB, needs {getattr(result.protocol.budget, metric):g}")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
@@ -140,7 +165,8 @@ def _read_thresholds(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"Thresholds {path} cannot be read: {str(error).splitlines()[0]}.", hint) from error
     if isinstance(document, dict):
-        document = document.get("parity", document)
+        is_recipe = str(document.get("schema", "")).startswith("gacq-deploy/recipe/")
+        document = document.get("parity", {} if is_recipe else document)
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: thresholds are a mapping, got {type(document).__name__}.", hint)
     return document

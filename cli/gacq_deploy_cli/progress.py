@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from gacq_deploy.progress import PlannedStage, Reporter
+from gacq_deploy_cli.table import folded
 from gacq_deploy_cli.units import about, clock, duration
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ class BarReporter:
 
     def _print(self, text: str | None) -> None:
         if text:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            # never cropped, and folded between words only
+            self._console.out(folded(text, self._console.width), highlight=False)
 
     def render(self) -> RenderableType:
         """Return what stands below the finished stages now."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import Output, Verbatim
 from gacq_deploy_cli.options import common, set_option, with_output
 from gacq_deploy_cli.table import Table
 
@@ -51,7 +51,7 @@ def show_recipe(output: Output, recipe: str, overrides: tuple[str, ...]) -> None
     from gacq_deploy.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    output.emit(loaded.document(), "\n".join(_explained(loaded, "")))
+    output.emit(loaded.document(), Verbatim("\n".join(_explained(loaded, ""))))
 
 
 @recipes.command("validate")
@@ -78,7 +78,7 @@ def print_schema(output: Output) -> None:
     from gacq_deploy.recipe.sections import Recipe
 
     schema = Recipe.model_json_schema(by_alias=True)
-    output.emit(schema, json.dumps(schema, indent=2))
+    output.emit(schema, Verbatim(json.dumps(schema, indent=2)))
 
 
 def _explained(section: BaseModel, indent: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ import click
 
 from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
-from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import size
 
 
@@ -41,8 +40,9 @@ def report(output: Output, directory: Path, file: Path | None, images: bool) -> 
 
     with output.progress() as progress:
         page = write_report(RunDirectory(directory), file, images=images, report=progress)
-    rows: list[tuple[str, str]] = [("verdict", page.verdict)]
-    rows += [("", sentence) for sentence in page.sentences]
-    rows += [(f"without {part}", why) for part, why in page.missing.items()]
-    rows.append(("written", f"{page.path} ({size(page.bytes)})"))
-    output.emit(asdict(page), Table("report", ["what", ""], rows))
+    output.emit(
+        asdict(page),
+        *(f"without {part}: {why}" for part, why in page.missing.items()),
+        *page.sentences,
+        f"report: {page.path} ({size(page.bytes)}), verdict: {page.verdict}. Open it in a browser.",
+    )

@@ -199,10 +199,11 @@ def run(
         ("engine", f"{made.engine}, {made.graph}"),
         ("sampler", f"{made.sampler}, {len(made.timesteps)} steps"),
         *([("steps", made.policy.describe())] if made.policy else []),
-        ("time", duration(made.seconds)),
-        ("written", file),
     ]
-    output.emit(document, Table("run", ["what", ""], rows))
+    count = len(made.seeds)
+    images = "1 image" if count == 1 else f"{count} images"
+    summary = f"{images} in {duration(made.seconds)} ({made.seconds / count:.2f} s each): {file}"
+    output.emit(document, Table("run", ["what", ""], rows), summary)
 
 
 def _whose_prompts(run: RunDirectory) -> str:

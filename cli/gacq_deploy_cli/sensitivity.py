@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output, Verbatim
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
+    from gacq_deploy.run_directory import RunDirectory
     from gacq_deploy.sensitivity import SensitivityReport
     from gacq_deploy.sensitivity.report import Proposal
 
@@ -79,12 +81,44 @@ def sensitivity(
     from gacq_deploy.sensitivity import Request, SensitivitySettings, measure_sensitivity
 
     run = RunDirectory(directory)
+    if min_sqnr is None and max_drop is None:
+        min_sqnr = _needed(output, run)
     request = Request(min_sqnr=min_sqnr, max_drop=max_drop, max_float=max_float)
     settings = SensitivitySettings(graph=graph, buckets=bucket_count, states=states, threads=threads)
     with output.progress() as report:
         result = measure_sensitivity(run, request=request, settings=settings, report=report)
-    output.emit(result.document(), *_tables(result, run.sensitivity_json, top))
+    output.emit(result.document(), *_tables(result, run.sensitivity_json, top), *_next(run, result))
     return exit_codes.DONE if result else exit_codes.GATE
+
+
+def _needed(output: Output, run: RunDirectory) -> float | None:
+    """Return the target that the gates ask for which parity failed; None: the recipe's own is as strict."""
+    from gacq_deploy.parity.remedies import failed_report, needed_sqnr_db
+
+    failed = failed_report(run)
+    needed = None if failed is None else needed_sqnr_db(failed)
+    if failed is None or needed is None or needed <= failed.protocol.budget.eps_sqnr_db + 1:
+        return None
+    names = ", ".join(dict.fromkeys(gate.metric for gate in failed.failed_gates))
+    output.note(
+        f"parity failed {names}: the target is {needed:g} dB, from how much they lack (--min-sqnr sets it)"
+    )
+    return needed
+
+
+def _next(run: RunDirectory, result: SensitivityReport) -> Iterator[NextStep]:
+    if not result.proposal.rules:
+        if result:
+            yield NextStep(("parity", run.root))
+        return
+    import yaml
+
+    rules = run.load_recipe().document()["quantization"]["rules"]
+    rules += yaml.safe_load("\n".join(result.proposal.rules))
+    where = run.root.with_name(f"{run.root.name}-mixed")
+    yield NextStep(
+        ("calibrate", "-r", run.recipe_path, "--set", f"quantization.rules={json.dumps(rules)}", "-o", where)
+    )
 
 
 def _tables(result: SensitivityReport, path: Path, top: int) -> Iterator[Table | str]:
@@ -166,7 +200,7 @@ def _verdict(proposal: Proposal) -> Iterator[str]:
         yield f"{target}: reached, {found} (before: {_worst(proposal.before_db):.2f})"
     if proposal.rules:
         yield "Add to the end of quantization.rules, then calibrate again (learned scales will differ a little):"
-        yield "\n".join(f"    {rule}" for rule in proposal.rules)
+        yield Verbatim("\n".join(f"    {rule}" for rule in proposal.rules))
 
 
 def _worst(levels: dict[str, tuple[float, ...]]) -> float:

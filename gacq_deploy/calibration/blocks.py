@@ -38,7 +38,7 @@ from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, input_
 from gacq_deploy.quant.trainable import free_weights
 from gacq_deploy.spec import Array
 
-BLOCKS = "reconstruct blocks"
+RECONSTRUCT = "reconstruct blocks"
 """The stage, as it is announced."""
 _SCALE_METRIC = 0.1
 """How far a log scale may move beside a rounding logit, in a look-ahead step."""
@@ -103,7 +103,7 @@ def ensure_blocks(
     replay = Replay(
         session.denoiser, session.graph, session.split.samples, folder, session.recipe.calibration.memory_mb
     )
-    session.report.stage(BLOCKS, len(blocks))
+    session.report.stage(RECONSTRUCT, len(blocks))
     learned: set[int] = set()
     history: list[BlockRecord] = []
     stages: list[StageWeights] = []

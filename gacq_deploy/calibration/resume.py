@@ -9,7 +9,7 @@ import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
-from gacq_deploy.errors import ArtifactError, RecipeError
+from gacq_deploy.errors import ArtifactError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.progress import Reporter
 from gacq_deploy.recipe.sections import Recipe
@@ -18,8 +18,6 @@ from gacq_deploy.storage.digests import digest_json
 
 ALGORITHM = 2
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
-_RELEARNED = ("calibration.weighting", "calibration.polish", "calibration.objective")
-"""Parts of the recipe that finished work takes note of by itself, step by step."""
 
 
 def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:
@@ -89,35 +87,3 @@ def forget_run(directory: RunDirectory) -> None:
     shutil.rmtree(directory.work, ignore_errors=True)
     directory.samples_record_path.unlink(missing_ok=True)
     directory.recipe_path.unlink(missing_ok=True)
-
-
-def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
-    """Refuse a directory that holds a run of another recipe.
-
-    Weighting, polish and objective may change: what does not depend on them is kept, the rest is learned again.
-
-    Raises:
-        RecipeError: naming the keys of the calibration sections that differ.
-    """
-    if not directory.recipe_path.is_file():
-        return
-    old = directory.load_recipe()
-    if old.calibration_digest != recipe.calibration_digest:
-        changed = _differences(old.document(), recipe.document())
-        relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
-        if all(c.startswith(_RELEARNED) for c in relevant):
-            return
-        raise RecipeError(
-            f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
-            "Choose another directory with -o, or start over with --fresh.",
-        )
-
-
-def _differences(old: object, new: object, prefix: str = "") -> list[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [prefix]
-    found: list[str] = []
-    for key in sorted({*old, *new}):
-        name = f"{prefix}.{key}" if prefix else str(key)
-        found += _differences(old.get(key), new.get(key), name)
-    return found

@@ -28,11 +28,11 @@ from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.ranges import ensure_ranges
 from gacq_deploy.calibration.resume import (
     blocks_key,
-    check_same_recipe,
     finished_artifact,
     forget_run,
     work_key,
 )
+from gacq_deploy.calibration.same_recipe import check_same_recipe
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing
 from gacq_deploy.calibration.stage_gains import StageGains
@@ -41,6 +41,7 @@ from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.errors import CalibrationError, RecipeError
 from gacq_deploy.models.given import with_pipeline
 from gacq_deploy.models.lora import text_parts
+from gacq_deploy.models.source import Source
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.trajectories.collect import find_model, open_trajectories
 from gacq_deploy.processes.group import ALONE, Group
@@ -66,6 +67,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
     directory: AnyRun,
     *,
     model: Any = None,
+    source: Source | None = None,
     fresh: bool = False,
     weights: SampleWeights | None = None,
     foresee: Callable[[CalibrationEstimate], None] | None = None,
@@ -80,6 +82,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         model: a loaded pipeline of diffusers, instead of what the recipe names. If its denoiser's weights are those of
             the folder or revision it came from, that is recorded; else its components are saved into the run, so that
             resuming and exporting work in another process. ``report`` says which.
+        source: the recipe's model, where the caller has found it already.
         fresh: forget finished steps and the samples first.
         weights: one weight per training sample and stage, instead of those the recipe's mode learns.
         foresee: is told before the first sample what all will cost, unless the run is finished already; the report then
@@ -99,7 +102,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
     directory = as_run(directory)
     if model is not None:
         recipe = with_pipeline(recipe, model, directory, report)
-    source = find_model(recipe)
+    source = find_model(recipe, source)
     for name in text_parts(recipe.model.loras, source.pipeline_class):
         report.note(
             f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
@@ -157,10 +160,10 @@ def _learn(
     module = session.denoiser.module
     # first: wrapped layers and norms have other names, and the polish changes values
     sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
+    errors = StageGains(session)
     smoothing = ensure_smoothing(session, blocks)
     scales = ensure_ranges(session, blocks, smoothing)
     layers = insert_quantizers(module, session.plan, scales, smoothing)
-    errors = StageGains(session)
     errors.measure("nearest")
     nearest = Rounding(layers)
     learned = ensure_blocks(session, blocks, layers, blocks.folder)
@@ -168,6 +171,8 @@ def _learn(
         nearest.restore()
         learned = learned.undone()
     polished = ensure_polish(session, polish, layers, partial(errors.measure, "polish"))
+    if polished is not None and not polished.record.kept:
+        errors.undo("polish")
     probe = record_probe(
         session.trajectories,
         session.graph,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class StageGains:
                 "(SQNR in the worst timestep bucket)"
             )
         return kept
+
+    def undo(self, stage: str) -> None:
+        """Record that a stage was undone by itself: its own loss rose."""
+        self.gains[stage] = replace(self.gains[stage], kept=False)
 
     def documents(self) -> dict[str, dict[str, Any]]:
         """Return what is recorded of every stage, in the order of calibration."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 from pathlib import Path
 
 from gacq_deploy.backends.processor import VNNI, this_processor
 from gacq_deploy.doctor.findings import Check
+from gacq_deploy.storage.room import available_memory, free_disk
 
 _DOT_PRODUCTS = VNNI | {"asimddp", "i8mm"}
 """Of x86, and Arm's two flags for the same."""
@@ -50,8 +50,7 @@ def cpu() -> Check:
 
 def disk(directory: Path) -> Check:
     """Tell how much can be written to ``directory``, which need not exist yet."""
-    place = next(p for p in (directory.resolve(), *directory.resolve().parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    place, free = free_disk(directory)
     value = f"{free / 1e9:.1f} GB free at {place}"
     if free < _LOW_DISK:
         return Check(
@@ -62,18 +61,10 @@ def disk(directory: Path) -> Check:
 
 def memory() -> Check:
     """Tell how much memory a command may use."""
-    available = _available_memory()
+    available = available_memory()
     if available is None:
         return Check("memory", "warning", "unknown: /proc/meminfo cannot be read")
     value = f"{available / 1e9:.1f} GB available"
     if available < _LOW_MEMORY:
         return Check("memory", "warning", value, "Lower calibration.memory_mb with --set.")
     return Check("memory", "ok", value)
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None  # only Linux has the file

@@ -65,6 +65,11 @@ class ExportRecord(_Record):
         """File names of the graphs, float first."""
         return tuple(name for name in (FLOAT, CANONICAL, CPU) if name in self.files)
 
+    def bytes_of(self, name: str) -> int:
+        """Return the size of a graph, with the weights beside it."""
+        weights = self.files.get(f"{name}.data")
+        return self.files[name].bytes + (weights.bytes if weights else 0)
+
     def why_stale(self, directory: RunDirectory) -> str | None:
         """Return why the graphs are not those of the run's artifact; None: they are."""
         return why_changed(directory, {"artifact_sha256": self.artifact_sha256})

@@ -15,7 +15,7 @@ from gacq_deploy.storage.files import read_json
 
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""
-BUILTIN_PREFIX = "builtin:"
+BUILTIN_PREFIX, PYTHON_PREFIX = "builtin:", "python:"
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 """Components, by the beginning of their names, that hold no weights."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -55,12 +55,32 @@ def locate_root(section: ModelSection, parts: Sequence[str], *, weights: bool) -
         raise UsageError(
             f"Model source {source} is a file, not a folder.", "Pass the folder that holds config.json."
         )
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_on_hub(section):
         raise UsageError(
             f"Model source '{source}' is neither a folder nor a hub id.",
             "Pass a diffusers folder, or OWNER/NAME.",
         )
     return _download(source, section.revision, parts, weights=weights)
+
+
+def is_on_hub(section: ModelSection) -> bool:
+    """Tell whether the source is an id of the hub, which only the hub can judge."""
+    source = section.source
+    is_id = source.count("/") == 1 and not source.startswith((".", "/", "~", BUILTIN_PREFIX, PYTHON_PREFIX))
+    return is_id and not Path(source).expanduser().exists()
+
+
+def read_configuration(section: ModelSection, *, weights: bool) -> tuple[Path, Path, dict[str, Any]]:
+    """Return the model's folder, that of its denoiser in it, and the denoiser's configuration.
+
+    Raises:
+        UsageError, ModelError: as :func:`locate_root` and :func:`component_folder`.
+        ArtifactError: the configuration is damaged.
+    """
+    root = locate_root(section, (section.component,) if section.component else COMPONENTS, weights=weights)
+    folder = component_folder(root, section.component)
+    hint = "Pass a diffusers model folder."
+    return root, folder, read_json(folder / "config.json", what="Model configuration", hint=hint)
 
 
 def _download(repo: str, revision: str | None, parts: Sequence[str], *, weights: bool) -> Path:

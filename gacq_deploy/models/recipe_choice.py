@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gacq_deploy.models.source import Source
-
 _TRANSFORMERS = {
     "DiTTransformer2DModel": ("a class-conditional DiT", "dit-w8a8"),
     "SD3Transformer2DModel": ("an MMDiT", "sd3-w8a8"),
@@ -25,10 +23,14 @@ class RecipeChoice:
     why: str
 
 
-def choose_recipe(source: Source) -> RecipeChoice:
-    """Return the recipe of the model's family, or the general one of its structure."""
-    kind = source.family.name
-    what, recipe = _chosen(kind, source.config)
+def choose_recipe(kind: str, config: Mapping[str, Any]) -> RecipeChoice:
+    """Return the recipe of the model's family, or the general one of its structure.
+
+    Args:
+        kind: name of the denoiser's class.
+        config: its configuration.
+    """
+    what, recipe = _chosen(kind, config)
     return RecipeChoice(recipe, f"{kind} is {what}")
 
 
@@ -40,7 +42,12 @@ def _chosen(kind: str, config: Mapping[str, Any]) -> tuple[str, str]:
         is_sdxl = config.get("addition_embed_type") == "text_time"
         return "a latent UNet that reads text", "sdxl-w8a8" if is_sdxl else "sd15-w8a8"
     if kind == "UNet2DModel":
-        return "a UNet without text", "unet-w8a8"
+        return f"a UNet without text, {_space(config)}", "unet-w8a8"
     if kind.startswith("UNet"):
         return "a UNet of a class without a recipe of its own", "unet-w8a8"
     return "of a class without a recipe of its own", "transformer-w8a8"
+
+
+def _space(config: Mapping[str, Any]) -> str:
+    """Return where a UNet draws: grey and RGB are pixels, other numbers of channels a decoder's latents."""
+    return "in pixel space" if config.get("in_channels") in (1, 3) else "in latent space"

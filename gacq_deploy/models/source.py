@@ -19,7 +19,7 @@ from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
-from gacq_deploy.models.folders import COMPONENTS, check_weights, component_folder, locate_root
+from gacq_deploy.models.folders import COMPONENTS, PYTHON_PREFIX, check_weights, read_configuration
 from gacq_deploy.models.half_storage import keep_half, load_half
 from gacq_deploy.models.loading import quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
@@ -32,7 +32,6 @@ from gacq_deploy.storage.files import read_json
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
 """Those of which more is known than the name; any other class of diffusers is recorded from its pipeline."""
-PYTHON_PREFIX = "python:"
 
 
 def family_of(name: str) -> Family:
@@ -129,12 +128,7 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
         config = dict(getattr(module, "config", {}) or {})
         check_loras(section.loras, type(module))
         return Source(section, family_of(type(module).__name__), config, pipeline=pipeline)
-    parts = (section.component,) if section.component else COMPONENTS
-    root = locate_root(section, parts, weights=weights)
-    folder = component_folder(root, section.component)
-    config = read_json(
-        folder / "config.json", what="Model configuration", hint="Pass a diffusers model folder."
-    )
+    root, folder, config = read_configuration(section, weights=weights)
     source = Source(section, _check_class(config, folder), config, root, folder)
     check_loras(section.loras, source.denoiser_class)
     return source

@@ -41,11 +41,37 @@ def _effort(
 
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # ranges alone: every third state shows them, and no sample is weighed
+    "nearest": {
+        "samples": {"trajectories": 24, "keep_every": 3},
+        "calibration": {
+            "reconstruction": {"iterations": 0},
+            "weighting": {"mode": "uniform"},
+            "polish": {"steps": 0},
+        },
+    },
     "ci": _effort(trajectories=8, reconstruction=30, weighting=(1, 2), polish=20),
     "quick": _effort(trajectories=24, reconstruction=250, weighting=(2, 5), polish=100),
     "standard": _effort(trajectories=48, reconstruction=800, weighting=(4, 10), polish=200),
+    "best": _effort(trajectories=96, reconstruction=2000, weighting=(8, 20), polish=500),
 }
-"""How much effort: what ``--preset`` puts into a recipe before ``--set`` and other options change it."""
+"""How much effort, a ladder: what ``--preset`` puts into a recipe before ``--set`` and other options change it."""
+HIDDEN_PRESETS = frozenset({"ci"})
+"""For tests: too little to learn anything by."""
+
+
+def shown_presets() -> tuple[str, ...]:
+    """Return the ladder of presets, the cheapest first."""
+    return tuple(name for name in PRESETS if name not in HIDDEN_PRESETS)
+
+
+def stronger_preset(recipe: Recipe) -> str | None:
+    """Return the cheapest preset that learns longer than the recipe does; None: it learns as long as the best."""
+    iterations = recipe.calibration.reconstruction.iterations
+    for name in shown_presets():
+        if PRESETS[name]["calibration"]["reconstruction"]["iterations"] > iterations:
+            return name
+    return None
 
 
 def recipe_directory() -> Path:
@@ -79,7 +105,9 @@ def load_recipe(
     """
     if preset is not None and preset not in PRESETS:
         meant = did_you_mean(preset, PRESETS)
-        raise RecipeError(f"There is no preset '{preset}'.", f"{meant}Choose one of: {', '.join(PRESETS)}.")
+        raise RecipeError(
+            f"There is no preset '{preset}'.", f"{meant}Choose one of: {', '.join(shown_presets())}."
+        )
     path = builtin_recipes().get(str(name_or_path), Path(name_or_path))
     try:
         text = path.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import TypeVar
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
 from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.bench.stage import plan_graphs
+from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.engines.catalogue import FLOAT, TARGETS
 from gacq_deploy.errors import ArtifactError
@@ -18,13 +19,15 @@ from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.parity import ParityReport, check_parity, load_report
 from gacq_deploy.parity.comparisons import candidates_of
 from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_engines
-from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.progress import SILENT, PlannedStage, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.workflow.picture import ensure_comparison
 
 BENCH = BenchSettings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""
+_LATER = tuple(map(PlannedStage, ("export", "parity", "open engines", "measure", "denoise", "denoise")))
+"""Stages that follow the calibration's own."""
 RecordT = TypeVar("RecordT")
 
 
@@ -72,8 +75,8 @@ class ChainResult:
         return Row(
             engine=engine,
             file=file,
-            float_bytes=_bytes(self.export, FLOAT),
-            int8_bytes=_bytes(self.export, file),
+            float_bytes=self.export.bytes_of(FLOAT),
+            int8_bytes=self.export.bytes_of(file),
             speedup=measured,
             eps_sqnr_db=metrics.get("eps_sqnr_db"),
             image_psnr_db=metrics.get("image_psnr_db"),
@@ -88,9 +91,12 @@ def run_chain(
     *,
     fresh: bool = False,
     settings: BenchSettings | None = None,
+    foresee: Callable[[CalibrationEstimate], None] | None = None,
     report: Reporter = SILENT,
 ) -> ChainResult:
     """Calibrate, export, judge, measure and draw; what is up to date is left alone.
+
+    ``foresee`` is as for :func:`~gacq_deploy.calibration.stage.calibrate`.
 
     A failed parity does not stop it: the pictures and the figures say what the verdict is about.
 
@@ -106,7 +112,8 @@ def run_chain(
         "comparison": directory.comparison_json,
     }
     before = {name: _content(path) for name, path in records.items()}
-    artifact = calibrate(recipe, directory, fresh=fresh, report=report)
+    report.plan(_LATER)
+    artifact = calibrate(recipe, directory, fresh=fresh, foresee=foresee, report=report)
     export = export_onnx(directory, targets=TARGETS, report=report)
     engines = installed_engines()
     parity = _current_parity(directory, export, engines + runnable_engines(directory, export))
@@ -126,11 +133,6 @@ def run_chain(
         comparison=directory.comparison_png,
         already_done=done,
     )
-
-
-def _bytes(export: ExportRecord, name: str) -> int:
-    weights = export.files.get(f"{name}.data")
-    return export.files[name].bytes + (weights.bytes if weights else 0)
 
 
 def _content(path: Path) -> bytes:

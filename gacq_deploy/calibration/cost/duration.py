@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
-from gacq_deploy.calibration.blocks import BLOCKS, new_quantizers
+from gacq_deploy.calibration.blocks import RECONSTRUCT, new_quantizers
 from gacq_deploy.calibration.cost.memory import Counts
 from gacq_deploy.calibration.polish import POLISH_STAGE, WEIGH
 from gacq_deploy.calibration.probe import PROBE
@@ -70,7 +70,7 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
         SEARCH: min(counts.training, SEARCHED_STATES) * row,
         # the largest values, then histograms; then the layers' weights, and the error as it stands
         RANGES: 2 * counts.training * row + block.preparing * counts.quantized + error,
-        BLOCKS: _in_blocks(counts, block, forward, meta) + cosines + error,
+        RECONSTRUCT: _in_blocks(counts, block, forward, meta) + cosines + error,
         WEIGH: _weighing(counts, block, row, meta)
         + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches),
         POLISH_STAGE: _polishing(counts, block, forward) + 2 * counts.training * row + cosines + error,
@@ -81,7 +81,7 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
     runs = {
         SMOOTH: smoothing is not None,
         SEARCH: smoothing is not None and smoothing.alpha == "search",
-        BLOCKS: settings.reconstruction.iterations > 0,
+        RECONSTRUCT: settings.reconstruction.iterations > 0,
         WEIGH: counts.is_polished,
         POLISH_STAGE: counts.is_polished,
     }

@@ -9,6 +9,7 @@ from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import check_blocks, check_steps, make_plan
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.source import Source
 from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
@@ -52,16 +53,21 @@ class CalibrationEstimate:
         return sum(stage.seconds or 0.0 for stage in self.stages)
 
 
-def estimate_calibration(recipe: Recipe, *, enough_s: float = ENOUGH_S) -> CalibrationEstimate:
+def estimate_calibration(
+    recipe: Recipe, *, source: Source | None = None, enough_s: float = ENOUGH_S
+) -> CalibrationEstimate:
     """Load and trace the model, resolve the rules, time one forward pass; write nothing.
 
-    ``enough_s``: seconds for which every kind of call is repeated.
+    Args:
+        recipe: what is asked.
+        source: the recipe's model, where the caller has found it already.
+        enough_s: seconds for which every kind of call is repeated.
 
     Raises:
         GacqError: whatever :func:`gacq_deploy.calibration.stage.calibrate` would raise before its first sample.
     """
     with limited_threads(recipe.calibration.threads):
-        denoiser, branches = record_denoiser(find_model(recipe), recipe)
+        denoiser, branches = record_denoiser(find_model(recipe, source), recipe)
         graph = trace_model(denoiser)
         plan = make_plan(recipe, graph)
         check_blocks(plan, denoiser.module)

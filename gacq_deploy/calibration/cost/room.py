@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from gacq_deploy.errors import ResourceError
+from gacq_deploy.storage.room import available_memory, free_disk
 
 _OFF_BY = 3
 """Disk is estimated within this factor."""
@@ -21,31 +21,21 @@ def check_disk(needed_mb: float, folder: Path) -> None:
     Raises:
         ResourceError: less than a third of it is free.
     """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free_mb = shutil.disk_usage(there).free / 2**20
+    there, free = free_disk(folder)
+    free_mb = free / 2**20
     if free_mb < needed_mb / _OFF_BY:
         raise ResourceError(
-            f"{there} has {free_mb:.0f} MB of free disk; this calibration needs about {needed_mb:.0f} MB.",
+            f"{there} has {free_mb:.1f} MB of free disk; this calibration needs about {needed_mb:.1f} MB.",
             "Free disk space, choose another directory with -o, or take fewer samples (samples.trajectories).",
         )
 
 
 def memory_shortage(needed_mb: float) -> str | None:
     """Return what is to be said if the estimated memory (MiB) is more than what is available now; None: it fits."""
-    available = _available_mb()
-    if available is None or needed_mb <= available:
+    available = available_memory()
+    if available is None or needed_mb * 2**20 <= available:
         return None
     return (
-        f"about {needed_mb:.0f} MB of memory are needed, and {available:.0f} MB are available: lower "
+        f"about {needed_mb:.0f} MB of memory are needed, and {available / 2**20:.0f} MB are available: lower "
         "calibration.memory_mb or the batch of calibration.polish, or end other programs"
     )
-
-
-def _available_mb() -> float | None:
-    """Return what Linux says is available without swapping, in MiB; None on another system."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found) / 1024

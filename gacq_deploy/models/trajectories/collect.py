@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -31,14 +31,14 @@ from gacq_deploy.storage.files import read_json, write_json
 _HINT = "Run `gacq-deploy calibrate --fresh` to collect them again."
 
 
-def find_model(recipe: Recipe) -> Source:
-    """Find the recipe's model and refuse what would fail later, before anything is loaded.
+def find_model(recipe: Recipe, found: Source | None = None) -> Source:
+    """Find the recipe's model, unless it is ``found``, and refuse what would fail later, before anything is loaded.
 
     Raises:
         UsageError, ModelError, ArtifactError: the model is not there, not whole, or of a kind that is not supported.
         RecipeError: prompts for a model that takes none.
     """
-    source = find_source(recipe.model)
+    source = find_source(recipe.model) if found is None else replace(found, section=recipe.model)
     if source.is_prompted:
         check_conditioning(source, recipe.samples)
     elif recipe.samples.prompts or recipe.samples.guidance_scale is not None:

@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy.models.base import Family
 from gacq_deploy.models.recipe_choice import choose_recipe
-from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.load import builtin_recipes, load_recipe
 from gacq_deploy.recipe.plan import resolve_plan
-from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.spec import Site
 
 
@@ -31,7 +28,7 @@ from gacq_deploy.spec import Site
     ],
 )
 def test_the_class_chooses(kind: str, config: dict[str, Any], recipe: str) -> None:
-    found = choose_recipe(Source(ModelSection(source="x"), Family(kind), config))
+    found = choose_recipe(kind, config)
     assert found.recipe == recipe
     assert found.recipe in builtin_recipes()
     assert found.why.startswith(f"{kind} is ")
