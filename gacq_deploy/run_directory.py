@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, did_you_mean
 from gacq_deploy.recipe.load import parse_recipe
 from gacq_deploy.recipe.sections import Recipe
+from gacq_deploy.storage.search import SEARCH_DEPTH, find_holders
+
+_RECIPE = "recipe.yaml"
+"""By it a folder is known as a run directory: calibration writes it first."""
+_SHOWN = 5
+"""Runs that a message names."""
 
 
 @dataclass(frozen=True, init=False)
@@ -23,7 +30,7 @@ class RunDirectory:
     @property
     def recipe_path(self) -> Path:
         """Resolved recipe."""
-        return self.root / "recipe.yaml"
+        return self.root / _RECIPE
 
     @property
     def samples_path(self) -> Path:
@@ -110,6 +117,16 @@ class RunDirectory:
         """Everything above on one page."""
         return self.root / "report.html"
 
+    def require(self) -> None:
+        """Refuse a path that is no run directory before anything is locked or written there.
+
+        Raises:
+            ArtifactError: it is none; the message says what it is, and names the runs that it holds.
+        """
+        if not self.recipe_path.is_file():
+            what, hint = describe_other(self.root)
+            raise ArtifactError(f"{self.root} is not a run directory: {what}.", hint)
+
     def load_recipe(self) -> Recipe:
         """Read the resolved recipe.
 
@@ -117,11 +134,7 @@ class RunDirectory:
             ArtifactError: this is not a run directory.
             RecipeError: the saved recipe was edited into something invalid.
         """
-        if not self.recipe_path.is_file():
-            raise ArtifactError(
-                f"{self.root} is not a run directory: it has no recipe.yaml.",
-                f"Run `gacq-deploy calibrate -r RECIPE -o {self.root}` first.",
-            )
+        self.require()
         return parse_recipe(self.recipe_path.read_text(encoding="utf-8"), origin=str(self.recipe_path))
 
 
@@ -132,3 +145,33 @@ AnyRun = RunDirectory | str | PathLike[str]
 def as_run(directory: AnyRun) -> RunDirectory:
     """Return the run that lies at a path."""
     return directory if isinstance(directory, RunDirectory) else RunDirectory(directory)
+
+
+def find_runs(folder: Path, depth: int = SEARCH_DEPTH) -> tuple[RunDirectory, ...]:
+    """Return the runs in a folder and down to ``depth`` folders below it, by path; itself where it is one."""
+    return tuple(map(RunDirectory, find_holders(folder, _RECIPE, depth)))
+
+
+def describe_other(path: Path) -> tuple[str, str]:
+    """Return what a path is that is no run directory, and what to do about it."""
+    calibrate = f"Run `gacq-deploy calibrate -r RECIPE -o {shlex.quote(str(path))}` first."
+    if not path.is_dir():
+        what = "it is a file" if path.is_file() else "there is no such folder"
+        near = [str(run.root) for run in find_runs(path.parent, depth=1)]
+        return what, f"{did_you_mean(path, near)}{calibrate}"
+    if runs := find_runs(path):
+        return _counted(len(runs)), f"Name one of them: {_shown(runs)}."
+    around = [folder for folder in path.resolve().parents if RunDirectory(folder).recipe_path.is_file()]
+    if around:
+        return f"it lies in the run {around[0]}", f"Name the run: {shlex.quote(str(around[0]))}."
+    return f"it has no {_RECIPE}", calibrate
+
+
+def _counted(count: int) -> str:
+    return "it holds a run" if count == 1 else f"it holds {count} runs"
+
+
+def _shown(runs: tuple[RunDirectory, ...]) -> str:
+    names = [shlex.quote(str(run.root)) for run in runs[:_SHOWN]]
+    more = len(runs) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

@@ -77,13 +77,15 @@ def _graph(path: Path, target: str) -> Path:
     if not path.is_dir():
         return path
     from gacq_deploy.errors import ArtifactError
+    from gacq_deploy.inspection.commands import command_for
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(path)
     graph = directory.cpu_onnx if target == REFERENCE else directory.int8_onnx
     if not graph.is_file():
+        directory.require()
         raise ArtifactError(
-            f"{path} holds no {graph.name}.", f"Run `gacq-deploy export --onnx {path}` first."
+            f"{path} holds no {graph.name}.", f"Run `{command_for('graphs', directory)}` first."
         )
     return graph
 

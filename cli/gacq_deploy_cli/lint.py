@@ -55,15 +55,17 @@ def _subjects(path: Path, target: str | None) -> Sequence[tuple[Path, str]]:
     if not path.is_dir():
         return [(path, rules or RULED["tensorrt"])]
     from gacq_deploy.errors import ArtifactError
+    from gacq_deploy.inspection.commands import command_for
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(path)
     pairs = [(directory.onnx / graph, of) for graph in (CANONICAL, CPU) for of in rules_for(graph)]
     present = [(file, of) for file, of in pairs if file.is_file() and rules in (None, of)]
     if not present:
+        directory.require()
         raise ArtifactError(
             f"{path} holds no INT8 graph for {target or 'any engine'}.",
-            f"Run `gacq-deploy export --onnx {path}` first.",
+            f"Run `{command_for('graphs', directory)}` first.",
         )
     return present
 

@@ -60,6 +60,22 @@ def common(command: Command) -> Command:
     return command
 
 
+class OutputPath(click.Path):
+    """A file or folder to write; :func:`with_output` refuses one whose own folder is not there before the work."""
+
+    def __init__(self, *, dir_okay: bool = False) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+
+def _require_folders(context: click.Context) -> None:
+    for parameter in context.command.params:
+        path = context.params.get(parameter.name or "")
+        if isinstance(parameter.type, OutputPath) and path is not None:
+            from gacq_deploy.storage.files import require_folder_for
+
+            require_folder_for(path)
+
+
 SHARED = ("calibrate", "run")
 """Commands that the processes of `torchrun` do together."""
 
@@ -71,7 +87,9 @@ def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Calla
     def call(*args: P.args, **kwargs: P.kwargs) -> int | None:
         if own_rank() > 0 and function.__name__ not in SHARED:
             return None  # what is not shared, the first process does alone
-        settings = click.get_current_context().ensure_object(Settings)
+        context = click.get_current_context()
+        settings = context.ensure_object(Settings)
+        _require_folders(context)
         output = Output(as_json=settings.json, verbosity=settings.verbosity, mute=own_rank() > 0)
         output.start_logging()
         return function(output, *args, **kwargs)

@@ -10,7 +10,7 @@ import click
 
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output, Verbatim
-from gacq_deploy_cli.options import common, host_code_option, run_directory_argument, with_output
+from gacq_deploy_cli.options import OutputPath, common, host_code_option, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save-polygraphy",
     "save_polygraphy",
-    type=click.Path(path_type=Path),
+    type=OutputPath(dir_okay=True),
     metavar="FOLDER",
     help="Save the probe's inputs and each engine's outputs for Polygraphy and trtexec, and print their commands.",
 )

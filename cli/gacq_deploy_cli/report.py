@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gacq_deploy_cli.console import Output
-from gacq_deploy_cli.options import common, run_directory_argument, with_output
+from gacq_deploy_cli.options import OutputPath, common, run_directory_argument, with_output
 from gacq_deploy_cli.units import size
 
 
@@ -18,7 +18,7 @@ from gacq_deploy_cli.units import size
     "-o",
     "--output",
     "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputPath(),
     help="The page; default: report.html in the run directory.",
 )
 @click.option(

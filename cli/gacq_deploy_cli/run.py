@@ -11,6 +11,7 @@ from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy_cli.console import Output
 from gacq_deploy_cli.options import (
     ENGINES,
+    OutputPath,
     common,
     failed_option,
     host_code_option,
@@ -41,7 +42,7 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     "-o",
     "--output",
     "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputPath(),
     required=True,
     help="PNG of the image grid.",
     callback=_require_png,

@@ -62,6 +62,7 @@ def run_bench(
     settings = settings or BenchSettings()
     chosen = tuple(dict.fromkeys(engines or default_engines()))
     _require_quantized(chosen)
+    directory.require()
     with lock_directory(directory.root):
         record = load_export(directory)
         artifact = load_artifact(directory.artifact)

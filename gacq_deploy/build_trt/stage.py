@@ -115,6 +115,7 @@ def build_engines(
         ResourceError: out of time, memory or disk, or another process holds the directory.
     """
     directory = as_run(directory)
+    directory.require()
     with lock_directory(directory.root):
         stage = _Stage(directory, request, report)
         built = tuple(stage.build(planned) for planned in stage.plan())

@@ -107,7 +107,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         report.note(
             f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
         )
-    with lock_directory(directory.root), limited_threads(recipe.calibration.threads):
+    with lock_directory(directory.root, make=True), limited_threads(recipe.calibration.threads):
         if fresh:
             forget_run(directory)
         check_same_recipe(recipe, directory)

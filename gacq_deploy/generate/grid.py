@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gacq_deploy.errors import UsageError
 from gacq_deploy.metrics.images import RANGE, paired
 from gacq_deploy.spec import Floats
-from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.files import require_folder_for, write_bytes
 
 _GAP, _LABEL = 2, 16
 """Pixels between images, and of the line that a heading stands on."""
@@ -47,7 +47,7 @@ def write_grid(
         zoom: whole-number enlargement; None brings small images to at least 64 pixels.
 
     Raises:
-        UsageError: no images, not images, or the path is not a ``.png``.
+        UsageError: no images, not images, or the path is not a ``.png`` in a folder that is there.
         ResourceError: the disk is full.
     """
     _write_png(path, _grid(to_uint8(images), columns, _zoom(images, zoom)))
@@ -139,6 +139,7 @@ def _save(file: str | PathLike[str], picture: Image.Image) -> None:
         raise UsageError(
             f"{path} does not end in .png.", "Images are written as PNG: they must not change again."
         )
+    require_folder_for(path)
     data = io.BytesIO()
     picture.save(data, format="PNG")
     write_bytes(path, data.getvalue())

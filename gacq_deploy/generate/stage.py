@@ -42,6 +42,7 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
         ResourceError: out of memory.
     """
     run = as_run(directory)
+    run.require()
     record = load_model_record(run.artifact)
     if record.call is not None:
         make: Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages] = import_attribute(

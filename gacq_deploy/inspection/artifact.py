@@ -14,9 +14,10 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.diagnostics import Diagnostics, StageWeights
 from gacq_deploy.artifact.records import BlockRecord, PolishRecord
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.inspection.commands import command_for
 from gacq_deploy.recipe.plan import matching_rules
 from gacq_deploy.recipe.quantization import QuantizationSection, Rule
-from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.run_directory import RunDirectory, describe_other
 from gacq_deploy.spec import LayerKind, PlannedSite, Site, TensorSpec
 
 
@@ -135,13 +136,16 @@ def _diagnosed(diagnostics: Diagnostics | None) -> _Diagnosed:
 
 
 def _artifact_folder(directory: Path) -> Path:
-    inner = RunDirectory(directory).artifact
+    run = RunDirectory(directory)
+    inner = run.artifact
     for candidate in (inner, directory):
         if (candidate / "manifest.json").is_file():
             return candidate
+    what, hint = "it has no artifact yet", f"Run `{command_for('artifact', run)}` first."
+    if not run.recipe_path.is_file():
+        what, hint = describe_other(directory)
     raise ArtifactError(
-        f"{directory} is neither a run directory with an artifact nor an artifact folder.",
-        f"Run `gacq-deploy calibrate -r RECIPE -o {directory}` first.",
+        f"{directory} is neither a run directory with an artifact nor an artifact folder: {what}.", hint
     )
 
 

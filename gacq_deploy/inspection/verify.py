@@ -61,8 +61,9 @@ def verify_run(directory: RunDirectory) -> VerifyReport:
     Raises:
         ArtifactError: ``directory`` is no run directory at all.
     """
-    if not directory.recipe_path.is_file() and not directory.artifact.is_dir():
-        directory.load_recipe()
+    # an artifact without the recipe beside it is a run that lost something, which the first link says
+    if not directory.artifact.is_dir():
+        directory.require()
     return VerifyReport(str(directory.root), tuple(_links(directory)))
 
 

@@ -28,7 +28,13 @@ from gacq_deploy.parity.tool_commands import (
 )
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.files import atomic_directory, read_json, write_bytes, write_json
+from gacq_deploy.storage.files import (
+    atomic_directory,
+    read_json,
+    require_folder_for,
+    write_bytes,
+    write_json,
+)
 
 _SCHEMA = "gacq-deploy/polygraphy/1"
 MANIFEST, INPUTS, FEW, LOADER, COMMANDS = (
@@ -195,6 +201,7 @@ def _require_ours(folder: Path) -> None:
             raise UsageError(
                 f"--save-polygraphy {folder}: {place} is not a folder that can be written.", hint
             )
+        require_folder_for(folder)
         return
     found = {
         str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() and p.parent.name != _BYTECODE

@@ -125,6 +125,7 @@ def rejudge(directory: RunDirectory, thresholds: ParitySection | Mapping[str, An
         RecipeError: an unknown key or a value out of range.
         UsageError: a key that decides what is measured differs: that needs a new run.
     """
+    directory.require()
     old = load_report(directory.parity_json)
     hint = f"Run `gacq-deploy parity {directory.root}` again."
     require_current(directory.parity_json, old.why_stale(directory, thresholds=False), hint)

@@ -28,7 +28,7 @@ from gacq_deploy.report.collect import Collected, Missing, collect, digest_recor
 from gacq_deploy.report.sensitivity import sensitivity_part
 from gacq_deploy.report.verdict import State, Verdict, judge_run
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.files import require_folder_for, write_bytes
 from gacq_deploy.storage.lock import lock_directory
 
 PartT = TypeVar("PartT")
@@ -64,8 +64,10 @@ def write_report(
     Raises:
         ArtifactError: ``run`` is no run directory.
         ResourceError: the disk is full, or another process works in the directory.
-        UsageError: the page cannot be written there.
+        UsageError: the page cannot be written there, or its folder is not there.
     """
+    if path is not None:
+        require_folder_for(path)
     found = collect(run, images=images, report=report)
     verdict = judge_run(found)
     page = render(found, verdict).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,25 @@ OLD_PREFIX = f"{TEMP_PREFIX}old-"
 """Of a folder that is about to be replaced."""
 # a quota and a limit on the size of files are a full disk to the user
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def require_folder_for(path: Path) -> None:
+    """Refuse a path that was asked for where its folder is not there: a mistyped one is not made in silence.
+
+    Raises:
+        UsageError: there is no such folder; the message names the first one that is missing.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        missing = next(f for f in reversed((folder, *folder.parents)) if not f.is_dir())
+        if missing.exists():
+            raise UsageError(
+                f"Cannot write {path}: {missing} is a file, not a folder.", "Choose another place."
+            )
+        raise UsageError(
+            f"Cannot write {path}: there is no folder {missing}.",
+            f"Choose another place, or make it: mkdir -p {shlex.quote(str(folder))}",
+        )
 
 
 @contextmanager

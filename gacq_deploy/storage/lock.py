@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,27 +16,34 @@ from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, settl
 LOCK_NAME = ".gacq-lock"
 
 
+_PATIENCE_S = (0.02, 0.1)
+"""Pauses before a directory counts as held: who only asks for its holder keeps the lock for an instant."""
+
+
 @contextmanager
-def lock_directory(path: Path) -> Iterator[None]:
+def lock_directory(path: Path, *, make: bool = False) -> Iterator[None]:
     """Hold ``path`` for this process; stale temporary files of dead processes are removed.
+
+    Args:
+        path: the folder.
+        make: make it where it is not there, with the folders above it: for who was asked to write a new one.
 
     Raises:
         ResourceError: another live process holds it.
-        UsageError: it cannot be created or written.
+        UsageError: it is not there, or cannot be created or written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise disk_error(error, path) from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        if not _try_lock(handle):
             raise ResourceError(
-                f"{path} is in use by process {holder}.", "Wait for it to end, or choose another directory."
-            ) from None
+                f"{path} is in use by process {_named_in(handle)}.",
+                "Wait for it to end, or choose another directory.",
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         _clean_up(path)
@@ -43,6 +51,40 @@ def lock_directory(path: Path) -> Iterator[None]:
     finally:
         # ends the lock; the file stays, for whoever waits on it would else hold one that nobody finds any more
         os.close(handle)
+
+
+def lock_holder(path: Path) -> str | None:
+    """Return the id of the process that holds ``path``, as it wrote it down; None where none does.
+
+    Nothing is written. A directory whose lock may not be read counts as free.
+    """
+    try:
+        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _named_in(handle)
+    else:
+        return None
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    for pause in (*_PATIENCE_S, 0):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(pause)
+        else:
+            return True
+    return False
+
+
+def _named_in(handle: int) -> str:
+    return os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
 
 
 def _clean_up(root: Path) -> None:

@@ -251,6 +251,10 @@ def symlink(scene: Scene) -> None:
     (scene.run / CPU).symlink_to(scene.tmp / "moved.onnx")
 
 
+def empty(scene: Scene) -> None:
+    (scene.tmp / "empty").mkdir()
+
+
 def file_for_directory(scene: Scene) -> None:
     (scene.tmp / "new").write_text("a file, not a folder")
 
@@ -331,7 +335,7 @@ MODEL_CASES = (
     Case("hub-offline", CALIBRATE + " --model nobody/nothing", 2, ("cannot be fetched", "network"), hub_offline),
     Case("model-is-a-file", CALIBRATE + " --model {recipe}", 2, ("is a file, not a folder",)),
     Case("model-empty", CALIBRATE + " --model {tmp}/empty", 2, ("holds no denoiser", "pipeline or model folder"),
-         lambda scene: (scene.tmp / "empty").mkdir()),
+         empty),
     Case("builtin-unknown", CALIBRATE + " --model builtin:nope", 2, ("no built-in model 'nope'",)),
     Case("class-unknown", CALIBRATE, 2, ("'FooModel' is no model class",), model_config(_class_name="FooModel")),
     Case("remote-code", CALIBRATE, 2, ("remote code", "never run"), model_config(auto_map={"AutoModel": "evil.Model"})),
@@ -356,7 +360,8 @@ MODEL_CASES = (
 CHAIN_CASES = (
     Case("other-recipe", AGAIN + " --set samples.steps=2", 2, ("samples.steps", "--fresh")),
     Case("other-recipe-planned", AGAIN + " --dry-run --set samples.steps=2", 2, ("samples.steps", "--fresh")),
-    Case("not-a-run", "parity {tmp}", 5, ("not a run directory", "gacq-deploy calibrate")),
+    Case("not-a-run", "parity {tmp}/empty", 5, ("not a run directory", "no recipe.yaml", "gacq-deploy calibrate"),
+         empty),
     Case("samples-altered", AGAIN, 5, ("samples.safetensors", "altered", "--fresh"), flip("samples.safetensors")),
     Case("samples-truncated", AGAIN, 5, ("samples.safetensors", "--fresh"), cut("samples.safetensors")),
     Case("samples-nan", AGAIN, 2, ("'latents' holds NaN or Inf", "row 5", "--fresh"), spoil_samples(with_nan)),
@@ -381,7 +386,7 @@ CHAIN_CASES = (
     Case("tensors-missing", "inspect {run}", 5, ("tensors.safetensors", "missing"), remove(TENSORS)),
     Case("probe-altered", PARITY, 5, ("probe.safetensors", "altered"), flip(PROBE)),
     Case("probe-truncated", PARITY, 5, ("probe.safetensors", "truncated"), cut(PROBE)),
-    Case("no-artifact", "inspect {tmp}", 5, ("neither a run directory", "calibrate")),
+    Case("no-artifact", "inspect {tmp}/empty", 5, ("neither a run directory", "calibrate"), empty),
     Case("recipe-edited", EXPORT, 5, ("stale", "samples", "--fresh"),
          both(remove("onnx/manifest.json"),
               lambda s: _replace(s.run / "recipe.yaml", "trajectories: 4", "trajectories: 5"))),
@@ -477,7 +482,7 @@ REQUEST_CASES = (
     Case("lint-nan-scale", "lint {tmp}/bad.onnx --target ort-cpu", 3, ("scale-not-finite",), spoil_scale(float("nan")),
          is_report=True),
     Case("lint-target-unknown", "lint {tmp}/bad.onnx --target warp", 2, ("--target", "tensorrt")),
-    Case("lint-not-exported", "lint {tmp}", 5, ("holds no INT8 graph", "export --onnx")),
+    Case("lint-not-exported", "lint {run}", 5, ("holds no INT8 graph", "export --onnx"), remove(INT8, CPU)),
 )  # fmt: skip
 
 ENVIRONMENT_CASES = (

@@ -155,7 +155,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("what", ["other", "added", "file", "link", "no-folder"])
+@pytest.mark.parametrize("what", ["other", "added", "file", "link", "no-folder", "missing"])
 def test_what_is_not_its_own_is_refused_before_anything_is_measured(
     what: str, folder: Path, run: RunDirectory, tmp_path: Path
 ) -> None:
@@ -168,11 +168,11 @@ def test_what_is_not_its_own_is_refused_before_anything_is_measured(
         (target / "outputs" / "mine.json").touch()
     elif what == "link":
         target.symlink_to(folder)
-    else:
+    elif what != "missing":
         target.touch()
-    place = target / "inside" if what == "no-folder" else target
+    place = target / "inside" if what in {"no-folder", "missing"} else target
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match="--save-polygraphy"):
+    with pytest.raises(UsageError, match="there is no folder" if what == "missing" else "--save-polygraphy"):
         check_parity(run, engines=["ort-cpu"], save_polygraphy=place)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -221,6 +221,7 @@ def test_the_page_goes_where_it_is_asked(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     write_recipe(run)
+    (tmp_path / "out").mkdir()
     done = invoke(["report", str(run), "-o", str(tmp_path / "out" / "a.html"), "--no-images", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["path"] == str(tmp_path / "out" / "a.html")

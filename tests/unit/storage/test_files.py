@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from gacq_deploy.storage.files import (
     write_bytes,
     write_json,
 )
-from gacq_deploy.storage.lock import LOCK_NAME, lock_directory
+from gacq_deploy.storage.lock import LOCK_NAME, lock_directory, lock_holder
 
 arrays = hnp.arrays(
     dtype=st.sampled_from([np.float32, np.int8, np.int64]),
@@ -186,7 +187,9 @@ def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: P
         assert other.stdout.readline().strip() == "held"
         with pytest.raises(ResourceError, match=f"in use by process {other.pid}"), lock_directory(tmp_path):
             pass
+        assert lock_holder(tmp_path) == str(other.pid)
         other.kill()
+    assert lock_holder(tmp_path) is None
     left = f"{TEMP_PREFIX}{other.pid}"  # a number of our choice may be somebody's
     (tmp_path / "work" / "polish").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "work" / "polish"):
@@ -198,10 +201,43 @@ def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: P
         assert found == [LOCK_NAME, "elsewhere", "work", "work/polish"]
 
 
+def test_a_folder_is_made_for_the_lock_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    assert lock_holder(folder) is None
+    with pytest.raises(UsageError, match="Cannot write"), lock_directory(folder):
+        pass
+    assert not list(tmp_path.iterdir())
+    with lock_directory(folder, make=True):
+        assert lock_holder(folder) == str(os.getpid())
+    assert lock_holder(folder) is None
+
+
+def test_who_asks_for_the_holder_keeps_nobody_out(tmp_path: Path) -> None:
+    """The question takes the lock for an instant; whoever comes in that instant tries again."""
+    with lock_directory(tmp_path):
+        pass
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            lock_holder(tmp_path)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        for _ in range(200):
+            with lock_directory(tmp_path):
+                pass
+    finally:
+        stop.set()
+        asker.join()
+
+
 def test_other_runs_below_and_living_processes_keep_their_temporary_files(tmp_path: Path) -> None:
     child = tmp_path / "child"
     mine = tmp_path / "work" / f"{TEMP_PREFIX}cache.bin"
     living = tmp_path / f"{TEMP_PREFIX}{os.getppid()}-images.png"
+    child.mkdir()
     with lock_directory(child):
         theirs = child / f"{TEMP_PREFIX}cache.bin"
         for path in (mine, living, theirs):
