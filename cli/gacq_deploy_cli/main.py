@@ -28,6 +28,7 @@ COMMANDS = (
     "run",
     "bench",
     "report",
+    "list_",
     "inspect",
     "sensitivity",
     "lint",
@@ -36,7 +37,8 @@ COMMANDS = (
     "doctor",
     "recipes",
 )
-"""In the order in which one needs them; each is the function of that name in the module of that name."""
+"""In the order in which one needs them; each is the function of that name in the module of that name, which goes
+without the ``_`` behind a builtin's name."""
 
 
 class BoundaryGroup(click.Group):
@@ -114,7 +116,7 @@ def cli() -> None:
 
 
 for _name in COMMANDS:
-    cli.add_command(getattr(import_module(f"gacq_deploy_cli.{_name}"), _name))
+    cli.add_command(getattr(import_module(f"gacq_deploy_cli.{_name.rstrip('_')}"), _name))
 
 
 def main() -> NoReturn:

@@ -89,12 +89,7 @@ class CalibrationArtifact:
             recipe: the run's recipe as a document.
             samples_sha256: digest of the samples that lie beside it; None where none do.
         """
-        changed = [key for key, value in self.recipe.items() if recipe.get(key) != value]
-        if changed:
-            return f"recipe.yaml differs in {', '.join(changed)}"
-        if samples_sha256 not in (None, self.samples_sha256):
-            return f"it was made from other samples ({self.samples_sha256[:12]}) than lie beside it"
-        return None
+        return _why_made_otherwise(self.recipe, recipe, self.samples_sha256, samples_sha256)
 
     def multiplier(self, site: Site) -> NDArray[np.float32] | None:
         """Return what multiplies the input ``site`` [in] before its quantizer, if anything does."""
@@ -194,17 +189,59 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
         raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
 
 
+@dataclass(frozen=True)
+class ArtifactHead:
+    """What an artifact's manifest says, verified: its model but for the noise schedule, its sites without a scale."""
+
+    model: ModelRecord
+    sites: tuple[SiteRecord, ...]
+    recipe: Mapping[str, Any]
+    samples_sha256: str
+    manifest_digest: str
+
+    def why_stale(self, recipe: Mapping[str, Any], samples_sha256: str | None = None) -> str | None:
+        """Return what :meth:`CalibrationArtifact.why_stale` does."""
+        return _why_made_otherwise(self.recipe, recipe, self.samples_sha256, samples_sha256)
+
+
+def load_head(directory: Path) -> ArtifactHead:
+    """Read an artifact's manifest alone; no tensor is read, and none verified.
+
+    Raises:
+        ArtifactError: as :func:`load_artifact`, but for the files that the manifest vouches for.
+    """
+    manifest = _load_manifest(directory)
+    try:
+        return ArtifactHead(
+            model=ModelRecord.model_validate(manifest["model"]),
+            sites=tuple(SiteRecord.model_validate(site) for site in manifest["plan"]),
+            recipe=manifest["recipe"],
+            samples_sha256=manifest["samples_sha256"],
+            manifest_digest=manifest["digest"],
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+
+
 def load_model_record(directory: Path) -> ModelRecord:
     """Return what an artifact's manifest, verified, says of its model; tensors are not read, nor the noise schedule.
 
     Raises:
-        ArtifactError: as :func:`load_artifact`, but for those files.
+        ArtifactError: as :func:`load_head`.
     """
-    manifest = _load_manifest(directory)
-    try:
-        return ModelRecord.model_validate(manifest["model"])
-    except (KeyError, ValidationError) as error:
-        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+    return load_head(directory).model
+
+
+def _why_made_otherwise(
+    made_by: Mapping[str, Any], recipe: Mapping[str, Any], made_from: str, samples_sha256: str | None
+) -> str | None:
+    """Return what of a run's recipe and samples is not what an artifact was calibrated by and from; None: all is."""
+    changed = [key for key, value in made_by.items() if recipe.get(key) != value]
+    if changed:
+        return f"recipe.yaml differs in {', '.join(changed)}"
+    if samples_sha256 not in (None, made_from):
+        return f"it was made from other samples ({made_from[:12]}) than lie beside it"
+    return None
 
 
 def _load_manifest(directory: Path) -> dict[str, Any]:

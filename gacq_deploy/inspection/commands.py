@@ -1,4 +1,4 @@
-"""Which command makes this part of a run? Lines that a shell takes as they are."""
+"""Which command makes, or checks, this part of a run? Lines that a shell takes as they are."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from typing import Literal
 
 from gacq_deploy.run_directory import RunDirectory
 
-Part = Literal["artifact", "graphs", "engines", "parity", "bench", "sensitivity", "report", "images"]
+RunPart = Literal[
+    "recipe", "artifact", "graphs", "engines", "parity", "bench", "sensitivity", "report", "images"
+]
 
 
-def command_for(part: Part, run: RunDirectory) -> str:
-    """Return the command line that makes one part of ``run``, its paths quoted."""
-    root = shlex.quote(str(run.root))
-    if part == "artifact":
-        recipe = shlex.quote(str(run.recipe_path)) if run.recipe_path.is_file() else "RECIPE"
-        return f"gacq-deploy calibrate -r {recipe} -o {root}"
-    if part == "images":
-        return f"gacq-deploy run {root} -o images.png"
-    verbs = {"graphs": "export --onnx", "engines": "build-trt"}
-    return f"gacq-deploy {verbs.get(part, part)} {root}"
+def words_for(part: RunPart, run: RunDirectory) -> tuple[str, ...]:
+    """Return the words of the command that makes one part of ``run``, or finds fault with its recipe."""
+    root, recipe = str(run.root), str(run.recipe_path)
+    others: dict[RunPart, tuple[str, ...]] = {
+        "recipe": ("recipes", "validate", recipe),
+        "artifact": ("calibrate", "-r", recipe, "-o", root),
+        "graphs": ("export", "--onnx", root),
+        "engines": ("build-trt", root),
+        "images": ("run", root, "-o", "images.png"),
+    }
+    return others.get(part, (part, root))
+
+
+def command_for(part: RunPart, run: RunDirectory) -> str:
+    """Return that command as a shell takes it."""
+    return shlex.join(("gacq-deploy", *words_for(part, run)))
