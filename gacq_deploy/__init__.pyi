@@ -14,6 +14,7 @@ from .generate.stage import make_images as make_images
 from .diffusers.load import load_denoiser as load_denoiser
 from .generate.grid import write_comparison as write_comparison
 from .generate.grid import write_grid as write_grid
+from .compare.stage import compare_runs as compare_runs
 
 # what they take and return
 from .recipe.sections import Recipe as Recipe
@@ -27,6 +28,7 @@ from .bench.measure import BenchSettings as BenchSettings
 from .bench.report import BenchReport as BenchReport
 from .generate.request import GeneratedImages as GeneratedImages
 from .generate.request import ImageRequest as ImageRequest
+from .compare.stage import RunComparison as RunComparison
 from .diffusers.denoiser import EngineDenoiser as EngineDenoiser
 from .engines.catalogue import EngineRecord as EngineRecord
 from .engines.catalogue import engine_named as engine_named

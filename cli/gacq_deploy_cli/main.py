@@ -28,6 +28,7 @@ COMMANDS = (
     "run",
     "bench",
     "report",
+    "compare",
     "list_",
     "inspect",
     "sensitivity",

@@ -32,7 +32,8 @@ from gacq_deploy.storage.files import require_folder_for, write_bytes
 from gacq_deploy.storage.lock import lock_directory
 
 PartT = TypeVar("PartT")
-_TEMPLATES = Path(__file__).parent / "template"
+TEMPLATES = Path(__file__).parent / "template"
+"""Where the page's template, style and script lie."""
 _SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
 _HEAD = 4096
 """Characters in which a page states what it shows."""
@@ -112,16 +113,16 @@ def _shown_by(path: Path) -> str:
 def render(found: Collected, verdict: Verdict) -> str:
     """Return the page. Whatever comes from the run is escaped; the page's own policy forbids every request."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["commands"] = mark_commands
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return environment.get_template("page.html.j2").render(
-        policy=_policy(style, script),
+        policy=content_policy(style, script),
         style=Markup(style),
         script=Markup(script),
         version=__version__,
@@ -144,7 +145,7 @@ def mark_commands(words: str) -> Markup:
     return marked
 
 
-def _policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Return a content security policy under which only our own script and style run, and nothing is fetched."""
     hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (script, style)]
     return (

@@ -26,6 +26,7 @@ READS = {
     "run": "run {place} -o {tmp}/images.png",
     "bench": "bench {place}",
     "report": "report {place}",
+    "compare": "compare {place} {place}",
     "inspect": "inspect {place}",
     "sensitivity": "sensitivity {place}",
     "lint": "lint {place}",
@@ -37,6 +38,7 @@ WRITES = {
     "run": "run {run} -n 1 -o {place}.png",
     "report": "report {run} -o {place}.html",
     "parity": "parity {run} --save-polygraphy {place}",
+    "compare": "compare {run} {run} -o {place}.html",
 }
 """Command with an output of its own -> how it is called."""
 
