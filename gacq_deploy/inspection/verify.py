@@ -12,6 +12,7 @@ from gacq_deploy.bench import load_bench
 from gacq_deploy.build_trt.manifest import engines_of
 from gacq_deploy.errors import ArtifactError, GacqError
 from gacq_deploy.export.record import load_export
+from gacq_deploy.inspection.commands import command_for
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
@@ -133,7 +134,7 @@ def _checkpoint(run: RunDirectory) -> str:
 def _artifact(run: RunDirectory) -> str:
     artifact = load_artifact(run.artifact)
     samples = digest_file(run.samples_path) if run.samples_path.is_file() else None
-    hint = "Run `gacq-deploy calibrate` again: it goes on where the run stands."
+    hint = f"Run `{command_for('artifact', run)}` again: it goes on where the run stands."
     require_current(run.artifact, artifact.why_stale(run.load_recipe().document(), samples), hint)
     retrained = f", {len(artifact.parameters)} retrained parameters" if artifact.parameters else ""
     return f"digest {artifact.manifest_digest[:12]}, {len(artifact.plan)} tensors{retrained}"
@@ -148,26 +149,26 @@ def _engines(run: RunDirectory) -> str:
     export = load_export(run)
     found = list(engines_of(run))
     for folder, record in found:
-        hint = f"Delete it; `gacq-deploy build-trt {run.root}` makes a new one."
+        hint = f"Delete it; `{command_for('engines', run)}` makes a new one."
         require_current(folder, record.why_stale(export), hint)
     return ", ".join(f"{folder.name} ({r.label}, {r.inputs.graph})" for folder, r in found) or "none"
 
 
 def _parity(run: RunDirectory) -> str:
     report = load_report(run.parity_json)
-    hint = f"Run `gacq-deploy parity {run.root}` again."
+    hint = f"Run `{command_for('parity', run)}` again."
     require_current(run.parity_json, report.why_stale(run), hint)
     return "passed" if report else "did not pass"
 
 
 def _bench(run: RunDirectory) -> str:
-    hint = f"Run `gacq-deploy bench {run.root}` again."
+    hint = f"Run `{command_for('bench', run)}` again."
     require_current(run.bench_json, load_bench(run.bench_json).why_stale(run), hint)
     return "measured on these graphs"
 
 
 def _sensitivity(run: RunDirectory) -> str:
-    hint = f"Run `gacq-deploy sensitivity {run.root}` again."
+    hint = f"Run `{command_for('sensitivity', run)}` again."
     require_current(run.sensitivity_json, load_sensitivity(run).why_stale(run), hint)
     return "measured on this artifact"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +36,17 @@ def test_calibrate_again_does_nothing(run_copy: Path, recipe_file: Path) -> None
     assert "calibration is already done" in done.stderr
     assert digest[:12] in done.stdout
     assert {p: p.stat().st_mtime_ns for p in (run_copy / "artifact").iterdir()} == before
+
+
+def test_the_next_command_can_be_pasted(finished_run: Path, recipe_file: Path, tmp_path: Path) -> None:
+    run = str(shutil.copytree(finished_run, tmp_path / "my runs" / "it's"))
+    first = ["calibrate", "-r", str(recipe_file), "-o", run]
+    for given, following in (
+        (first, ["export", "--onnx", run]),
+        (["export", "--onnx", run], ["parity", run]),
+    ):
+        (line,) = (line for line in invoke(given).stdout.splitlines() if line.startswith("Next: "))
+        assert shlex.split(line) == ["Next:", "gacq-deploy", *following]
 
 
 def test_fresh_calibrates_another_recipe(run_copy: Path, recipe_file: Path) -> None:
