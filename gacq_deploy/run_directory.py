@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from gacq_deploy.errors import ArtifactError, did_you_mean
-from gacq_deploy.recipe.load import parse_recipe
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.storage.search import SEARCH_DEPTH, find_holders
 
@@ -132,10 +132,10 @@ class RunDirectory:
 
         Raises:
             ArtifactError: this is not a run directory.
-            RecipeError: the saved recipe was edited into something invalid.
+            RecipeError: the saved recipe cannot be read, or was edited into something invalid.
         """
         self.require()
-        return parse_recipe(self.recipe_path.read_text(encoding="utf-8"), origin=str(self.recipe_path))
+        return load_recipe(self.recipe_path)
 
 
 AnyRun = RunDirectory | str | PathLike[str]

@@ -82,8 +82,9 @@ def test_what_is_stale_or_damaged_is_said_with_the_reason(run_copy: Path) -> Non
     assert state_of(RunDirectory(run_copy)).following == "artifact"
 
 
-def test_a_recipe_that_was_spoiled_is_to_be_mended_first(run_copy: Path) -> None:
-    (run_copy / "recipe.yaml").write_text("name: [")
+@pytest.mark.parametrize("content", [b"name: [", b"\xff\xfe\x00", b""], ids=repr)
+def test_a_recipe_that_was_spoiled_is_to_be_mended_first(run_copy: Path, content: bytes) -> None:
+    (run_copy / "recipe.yaml").write_bytes(content)
     state = state_of(RunDirectory(run_copy))
     assert [(stage.name, stage.status) for stage in state.stages] == [("recipe", "damaged")]
     assert state.next_words == ("recipes", "validate", f"{run_copy}/recipe.yaml")
