@@ -15,6 +15,7 @@ from .diffusers.load import load_denoiser as load_denoiser
 from .generate.grid import write_comparison as write_comparison
 from .generate.grid import write_grid as write_grid
 from .compare.stage import compare_runs as compare_runs
+from .compare.page import write_compare_page as write_compare_page
 
 # what they take and return
 from .recipe.sections import Recipe as Recipe

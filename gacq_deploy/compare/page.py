@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -27,13 +28,14 @@ class _Picture:
     caption: str
 
 
-def write_compare_page(compared: RunComparison, path: Path) -> int:
+def write_compare_page(compared: RunComparison, file: str | PathLike[str]) -> int:
     """Write a comparison as one HTML page, whole or not at all; return its bytes.
 
     Raises:
         ResourceError: the disk is full.
         UsageError: the page cannot be written there, or its folder is not there.
     """
+    path = Path(file)
     require_folder_for(path)
     page = render_comparison(compared).encode()
     write_bytes(path, page)

@@ -302,3 +302,5 @@ def test_python_compares_too(pair: tuple[Path, Path]) -> None:
     assert compared.names == ("first run", "second")
     assert [gate.metric for _, gate in compared.failed_gates]
     assert json.loads(json.dumps(compared.document()))["runs"][0]["lacks"] == []
+    with pytest.raises(gd.GacqError, match="there is no folder"):
+        gd.write_compare_page(compared, str(pair[0].parent / "none" / "a.html"))
