@@ -12,10 +12,10 @@ from .parity.stage import check_parity as check_parity
 from .bench.stage import run_bench as run_bench
 from .generate.stage import make_images as make_images
 from .diffusers.load import load_denoiser as load_denoiser
-from .generate.grid import write_comparison as write_comparison
 from .generate.grid import write_grid as write_grid
 from .compare.stage import compare_runs as compare_runs
 from .compare.page import write_compare_page as write_compare_page
+from .generate.sheet import write_comparison as write_comparison
 
 # what they take and return
 from .recipe.sections import Recipe as Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +45,13 @@ class ModelRecord(_Record):
     """How the denoiser is called, as recorded; None where its family's configuration says it."""
     loras: tuple[LoraRecord, ...] = ()
     """Low-rank adapters that were fused into the weights before calibration."""
+
+    @property
+    def name(self) -> str:
+        """What people call the model: the folder of its pipeline, the hub's name, or that of a built-in one."""
+        place = Path(self.source.rpartition(":")[2])
+        inside = place.name in ("unet", "transformer", "model")
+        return (place.parent.name if inside else place.name) or place.name or self.source
 
 
 class SiteRecord(_Record):

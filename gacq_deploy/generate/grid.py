@@ -1,4 +1,4 @@
-"""How does a person see images, and how two sets of them differ?"""
+"""How does a person see a set of images? In one PNG, row by row."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.metrics.images import RANGE, paired
 from gacq_deploy.spec import Floats
 from gacq_deploy.storage.files import require_folder_for, write_bytes
 
-_GAP, _LABEL = 2, 16
-"""Pixels between images, and of the line that a heading stands on."""
+_GAP = 2
+"""Pixels between images."""
 _BACKGROUND = 255
 
 
@@ -50,53 +49,7 @@ def write_grid(
         UsageError: no images, not images, or the path is not a ``.png`` in a folder that is there.
         ResourceError: the disk is full.
     """
-    _write_png(path, _grid(to_uint8(images), columns, _zoom(images, zoom)))
-
-
-def write_comparison(
-    path: str | PathLike[str],
-    reference: Floats,
-    candidate: Floats,
-    *,
-    labels: tuple[str, str] = ("FP", "INT8"),
-    gain: float = 8.0,
-    columns: int | None = None,
-) -> None:
-    """Write three labelled grids side by side: reference, candidate, absolute difference times ``gain``.
-
-    Args:
-        path: ends in ``.png``.
-        reference: images ``[N, C, H, W]`` in [-1, 1].
-        candidate: the same images from the other engine.
-        labels: headings of the first two grids.
-        gain: a difference of 1/gain of the range shows white.
-        columns: images in a row of each grid.
-
-    Raises:
-        UsageError: as for :func:`write_grid`, or the sets have different shapes.
-        ResourceError: the disk is full.
-    """
-    a, b = paired(reference, candidate)
-    difference = np.clip(np.abs(a - b) * gain, 0, RANGE) - 1
-    headings = (*labels, f"difference x{gain:g}")
-    zoom = _zoom(reference, None)
-    panels = [_grid(to_uint8(images), columns, zoom) for images in (a, b, difference)]
-    font = ImageFont.load_default()
-    widths = [
-        max(p.shape[1], round(font.getlength(h)) + 2 * _GAP) for p, h in zip(panels, headings, strict=True)
-    ]
-    height, channels = panels[0].shape[0] + _LABEL, panels[0].shape[2]
-    sheet = np.full((height, sum(widths) + 4 * _GAP * 2, channels), _BACKGROUND, np.uint8)
-    lefts, left = [], 0
-    for panel, width in zip(panels, widths, strict=True):
-        sheet[_LABEL:, left : left + panel.shape[1]] = panel
-        lefts.append(left)
-        left += width + 4 * _GAP
-    picture = _picture(sheet)
-    draw = ImageDraw.Draw(picture)
-    for left, heading in zip(lefts, headings, strict=True):
-        draw.text((left + _GAP, 2), heading, font=font, fill=0 if channels == 1 else (0, 0, 0))
-    _save(path, picture)
+    save_png(path, _picture(_grid(to_uint8(images), columns, _zoom(images, zoom))))
 
 
 def _zoom(images: Floats, zoom: int | None) -> int:
@@ -129,11 +82,13 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _write_png(path: str | PathLike[str], pixels: NDArray[np.uint8]) -> None:
-    _save(path, _picture(pixels))
+def save_png(file: str | PathLike[str], picture: Image.Image) -> None:
+    """Write one picture, whole or not at all.
 
-
-def _save(file: str | PathLike[str], picture: Image.Image) -> None:
+    Raises:
+        UsageError: the path is not a ``.png``.
+        ResourceError: the disk is full.
+    """
     path = Path(file)
     if path.suffix.lower() != ".png":
         raise UsageError(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gacq_deploy.engines.catalogue import CPU, FLOAT, FLOAT_ENGINE, REFERENCE
+from gacq_deploy.artifact.artifact import load_model_record
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import ExportRecord, why_changed
-from gacq_deploy.generate.grid import write_comparison
-from gacq_deploy.generate.request import ImageRequest
-from gacq_deploy.generate.sampled import make_sampled_images
-from gacq_deploy.metrics.images import psnr
+from gacq_deploy.generate.pairs import ImagePairs, make_pairs
+from gacq_deploy.generate.sheet import write_comparison
 from gacq_deploy.progress import Reporter
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
@@ -21,21 +18,23 @@ from gacq_deploy.storage.digests import describe_file, verify_file
 from gacq_deploy.storage.files import read_json, write_json
 from gacq_deploy.storage.lock import lock_directory
 
-IMAGES, COLUMNS = 20, 5
-
 
 class PictureRecord(BaseModel):
     """What ``comparison.json`` says of ``comparison.png``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["gacq-deploy/comparison/1"] = Field(default="gacq-deploy/comparison/1", alias="schema")
+    schema_: Literal["gacq-deploy/comparison/2"] = Field(default="gacq-deploy/comparison/2", alias="schema")
     graphs: dict[str, str]
     """Exported file -> sha256."""
     step_policy: dict[str, Any] | None
     seeds: tuple[int, ...]
+    """In the order in which they are drawn, the worst first."""
+    conditions: tuple[str, ...]
+    """What each shows: its prompt, its class, or nothing."""
     engine: str
-    mean_psnr_db: float
+    psnr_db: tuple[float, ...]
+    """Of each image, in the same order."""
     picture: dict[str, Any]
 
     def why_stale(self, directory: RunDirectory) -> str | None:
@@ -66,28 +65,46 @@ def ensure_comparison(directory: RunDirectory, export: ExportRecord, report: Rep
     """Draw the same images from the float and the INT8 graph, and their difference, unless they lie there.
 
     Raises:
-        GacqError: as for :func:`~gacq_deploy.generate.sampled.make_sampled_images`.
+        GacqError: as for :func:`~gacq_deploy.generate.pairs.make_pairs`.
     """
     try:
         if load_comparison(directory).why_stale(directory) is None:
             return
     except ArtifactError:
         pass  # absent or damaged: drawn again
-    exact, quantized = (
-        make_sampled_images(directory, ImageRequest(count=IMAGES, engine=engine, allow_failed=True), report)
-        for engine in (FLOAT_ENGINE, REFERENCE)
-    )
+    pairs = make_pairs(directory, report=report)
+    order = list(pairs.worst_first)
     with lock_directory(directory.root):
-        write_comparison(directory.comparison_png, exact.images, quantized.images, columns=COLUMNS)
+        write_comparison(
+            directory.comparison_png,
+            pairs.exact[order],
+            pairs.quantized[order],
+            title=f"{load_model_record(directory.artifact).name}: float and INT8",
+            note=f"{pairs.summary}; {_smaller(export, pairs)}",
+            captions=[_caption(pairs, i) for i in order],
+        )
         record = PictureRecord(
-            graphs={name: export.files[name].sha256 for name in (FLOAT, CPU)},
+            graphs={name: export.files[name].sha256 for name in pairs.graphs},
             step_policy=_asked(directory.load_recipe().runtime.step_policy),
-            seeds=quantized.seeds,
-            engine=quantized.engine,
-            mean_psnr_db=float(np.mean(psnr(exact.images, quantized.images))),
+            seeds=tuple(pairs.seeds[i] for i in order),
+            conditions=tuple(pairs.conditions[i] for i in order),
+            engine=pairs.engine,
+            psnr_db=tuple(pairs.psnr_db[i] for i in order),
             picture=describe_file(directory.comparison_png),
         )
         write_json(directory.comparison_json, record.model_dump(mode="json", by_alias=True))
+
+
+def _caption(pairs: ImagePairs, position: int) -> str:
+    said = (pairs.conditions[position], f"seed {pairs.seeds[position]}")
+    return ", ".join(filter(None, said))
+
+
+def _smaller(export: ExportRecord, pairs: ImagePairs) -> str:
+    exact, quantized = (export.graph_bytes(name) for name in pairs.graphs)
+    return (
+        f"{exact / 1e6:.3g} MB in float, {quantized / 1e6:.3g} MB in INT8 ({exact / quantized:.1f}x smaller)"
+    )
 
 
 def _asked(section: StepPolicySection) -> dict[str, Any] | None:

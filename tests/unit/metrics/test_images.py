@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gacq_deploy.errors import UsageError
-from gacq_deploy.generate.grid import to_uint8, write_comparison, write_grid
+from gacq_deploy.generate.grid import to_uint8, write_grid
 from gacq_deploy.metrics.images import PSNR_CAP, is_image, psnr, ssim, value_range
 
 
@@ -109,24 +109,6 @@ def test_small_images_are_enlarged(tmp_path: Path) -> None:
         assert picture.size == (68, 68)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_comparison_shows_both_and_the_amplified_difference(tmp_path: Path, channels: int) -> None:
-    a = np.zeros((4, channels, 64, 64), np.float32)
-    b = a.copy()
-    b[2, :, 10, 20] = 0.1
-    write_comparison(tmp_path / "sheet.png", a, b, gain=10)
-    with Image.open(tmp_path / "sheet.png") as picture:
-        pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
-    panel = 2 * 64 + 3 * 2
-    right = pixels[16:, 2 * (panel + 8) : 2 * (panel + 8) + panel]
-    image = right[2 + 66 : 2 + 66 + 64, 2:66]
-    assert int(image[10, 20, 0]) == 128  # 0.1 x 10 = half of the range
-    image = image.copy()
-    image[10, 20] = 0
-    assert not image.any()
-    assert int((pixels[:16] < 128).sum()) > 50  # the headings
-
-
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -147,7 +129,6 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         lambda: write_grid(tmp_path / "grid.jpg", a),
         lambda: write_grid(tmp_path / "grid.png", a, columns=-1),
         lambda: write_grid(tmp_path / "grid.png", a, zoom=0),
-        lambda: write_comparison(tmp_path / "s.png", a, a[:1]),
         lambda: psnr(a, a[:1]),
         lambda: ssim(a[0], a[0]),
     ):
