@@ -27,19 +27,25 @@ from gacq_deploy_cli.units import size
     show_default=True,
     help="Make the same images with the float and the INT8 graph.",
 )
+@click.option(
+    "--pipeline",
+    metavar="FOLDER",
+    help="Of a model of latents: the pipeline that decodes them, where it is no longer where the recipe found it.",
+)
 @common
 @with_output
-def report(output: Output, directory: Path, file: Path | None, images: bool) -> None:
-    """Write one self-contained HTML page: verdict, images, errors, weights, layers, speed, settings.
+def report(output: Output, directory: Path, file: Path | None, images: bool, pipeline: str | None) -> None:
+    """Write one self-contained HTML page: verdict, images, errors, gates, speed, weights, layers, settings.
 
-    It needs neither network nor PyTorch, and says which command makes what is not there yet. Exit code 0 says that the
-    page was written; the verdict stands in it.
+    It needs neither network nor PyTorch, but for the images of a model of latents, which its own pipeline decodes; and
+    it says which command makes what is not there yet. Exit code 0 says that the page was written; the verdict stands
+    in it.
     """
     from gacq_deploy.report import write_report
     from gacq_deploy.run_directory import RunDirectory
 
     with output.progress() as progress:
-        page = write_report(RunDirectory(directory), file, images=images, report=progress)
+        page = write_report(RunDirectory(directory), file, images=images, pipeline=pipeline, report=progress)
     output.emit(
         asdict(page),
         *(f"without {part}: {why}" for part, why in page.missing.items()),

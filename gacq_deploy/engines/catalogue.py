@@ -33,6 +33,8 @@ class EngineRecord:
     """The class that runs a graph: ``(model, *, threads, optimize)`` gives an ``Engine``."""
     install: str
     """Shell command that installs its library."""
+    title: str = ""
+    """What people call its library; empty: as it is named."""
     graphs: tuple[str, ...]
     """Exported graphs it takes, the best one first."""
     rules: LintRules | None = None
@@ -127,6 +129,7 @@ _OPENVINO = "gacq_deploy.backends.openvino"
 BUILT_IN = (
     EngineRecord(
         name="ort-cpu",
+        title="ONNX Runtime",
         backend=f"{_ORT}:OrtCpuEngine",
         install=_pip("cpu"),
         graphs=(CPU, CANONICAL),
@@ -136,6 +139,7 @@ BUILT_IN = (
     ),
     EngineRecord(
         name="openvino",
+        title="OpenVINO",
         backend=f"{_OPENVINO}:OpenVinoEngine",
         install=_pip("openvino"),
         graphs=(CANONICAL,),
@@ -146,6 +150,7 @@ BUILT_IN = (
     ),
     EngineRecord(
         name="ort-cuda",
+        title="ONNX Runtime on CUDA",
         backend=f"{_ORT}:OrtCudaEngine",
         install=_pip("gpu"),
         graphs=(CANONICAL,),
@@ -153,6 +158,7 @@ BUILT_IN = (
     ),
     EngineRecord(
         name="tensorrt",
+        title="TensorRT",
         backend="gacq_deploy.backends.trt.engine:TrtEngine",
         install=_pip("trt"),
         graphs=(CANONICAL,),
@@ -162,6 +168,7 @@ BUILT_IN = (
     ),
     EngineRecord(
         name="tensorrt-rtx",
+        title="TensorRT for RTX",
         backend="gacq_deploy.backends.trt.engine:TrtEngine",
         install=_pip("rtx"),
         graphs=(CANONICAL,),
@@ -171,6 +178,7 @@ BUILT_IN = (
     ),
     EngineRecord(
         name="float",
+        title="ONNX Runtime",
         backend=f"{_ORT}:OrtCpuEngine",
         install=_pip("cpu"),
         graphs=(FLOAT,),

@@ -88,6 +88,20 @@ def _holds(document: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     )
 
 
+def preset_of(recipe: Recipe) -> str | None:
+    """Return the preset whose effort a recipe asks for, whoever wrote it there; None: that of no preset."""
+    document = recipe.model_dump(mode="json")
+    return next((name for name, sections in PRESETS.items() if _holds(document, sections)), None)
+
+
+def _holds(document: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a document has every value of ``wanted`` at its place."""
+    return all(
+        _holds(document[key], value) if isinstance(value, Mapping) else document[key] == value
+        for key, value in wanted.items()
+    )
+
+
 def recipe_directory() -> Path:
     """Return the folder of the built-in recipes: inside the wheel, or at the root of a checkout."""
     packaged = Path(str(resources.files("gacq_deploy"))) / "recipes"

@@ -17,11 +17,15 @@ from markupsafe import Markup
 
 from gacq_deploy.spec import Floats
 
-WIDTH, HEIGHT = 360, 250
-_LEFT, _TOP, _BOTTOM = 46, 14, 42
-_RIGHT_BARE, _RIGHT_LABELS = 14, 104
-"""Room right of the data: without labels at the ends of the lines, and with them."""
-_LABEL_GAP = 13
+WIDTH = 360
+_LEFT, _RIGHT, _BOTTOM = 46, 14, 42
+_TITLE, _PLOT = 24, 194
+"""Heights: of the line above the data on which the y axis says what it is, and of the data."""
+_KEY_ROW, _KEY_MARK, _KEY_GAP = 17, 22, 14
+"""Of the key above a chart: height of a row, width of the sample of a line, room behind a label."""
+_LETTER = 6.4
+"""Width of a letter of a label, at most, on average."""
+_MOST_LOG_TICKS = 9
 _STRIP, _STRIP_GAP, _STRIP_LEFT = 74, 22, 56
 _NUMBERED_CELLS = 10
 """More cells in a row are too narrow for a number each."""
@@ -30,11 +34,20 @@ _BLUE, _WHITE, _ORANGE = (33, 102, 172), (247, 247, 247), (179, 88, 6)
 
 @dataclass(frozen=True)
 class Series:
-    """One line: ``x`` and ``y`` [K]; the label stands at its end. Values that are not finite leave a gap."""
+    """One line: ``x`` and ``y`` [K]; the key above says its label. Values that are not finite leave a gap."""
 
     label: str
     x: Floats
     y: Floats
+    colour: int = 0
+    """Class ``s<colour>`` of the style sheet."""
+    mixed: bool = False
+    """Drawn finer: a variant of the line of the same colour."""
+
+    @property
+    def style(self) -> str:
+        """Classes of the line in the style sheet."""
+        return f"s{self.colour} mixed" if self.mixed else f"s{self.colour}"
 
 
 @dataclass(frozen=True)
@@ -60,48 +73,39 @@ class Axes:
 
 
 def line_chart(series: Sequence[Series], axes: Axes, summary: str) -> Markup:
-    """Draw lines with markers and direct labels; ``summary`` is what a screen reader says."""
+    """Draw lines with markers under a key; ``summary`` is what a screen reader says."""
     x = np.concatenate([one.x for one in series])
     y = np.concatenate([one.y for one in series])
-    frame = _Frame(x, y, axes, right=_RIGHT_LABELS)
-    root = _canvas(summary)
+    key = _placed_key([(one.label, f"line {one.style}") for one in series])
+    frame = _Frame(x, y, axes, top=_key_height(key))
+    root = _canvas(summary, height=frame.height)
+    _draw_key(root, key)
     frame.draw(root)
-    ends: list[tuple[float, str, int]] = []
-    for number, one in enumerate(series):
-        points = _points(frame, one.x, one.y)
-        _trace(root, points, number % 6)
-        last = [p for p in points if p is not None]
-        if last:
-            ends.append((max(last)[1], one.label, number % 6))
-    _label_ends(root, ends)
+    for one in series:
+        _trace(root, _points(frame, one.x, one.y), one.style)
     return _markup(root)
 
 
 def spread_chart(spread: SpreadBar, axes: Axes, summary: str) -> Markup:
     """Draw the median as a line, the quartiles and the extremes as bands around it."""
     low, first, median, third, high = spread.quantiles
-    frame = _Frame(spread.x, spread.quantiles.ravel(), axes, right=_RIGHT_LABELS)
-    root = _canvas(summary)
+    key = _placed_key([("median", "line s0"), ("quartiles", "band"), ("minimum to maximum", "band wide")])
+    frame = _Frame(spread.x, spread.quantiles.ravel(), axes, top=_key_height(key))
+    root = _canvas(summary, height=frame.height)
+    _draw_key(root, key)
     frame.draw(root)
     for style, lower, upper in (("band wide", low, high), ("band", first, third)):
         there = [p for p in _points(frame, spread.x, lower) if p is not None]
         back = [p for p in _points(frame, spread.x, upper) if p is not None]
         _add(root, "polygon", points=_path([*there, *reversed(back)]), **{"class": style})
-    points = [p for p in _points(frame, spread.x, median) if p is not None]
-    _add(root, "polyline", points=_path(points), **{"class": "line s0"})
-    for x, y in points:
-        _add(root, "circle", cx=_n(x), cy=_n(y), r="2.4", **{"class": "dot s0"})
-    end = int(np.argmin(spread.x) if axes.falling else np.argmax(spread.x))
-    names = ("minimum", "quartile", "median", "quartile", "maximum")
-    marks = [(frame.at_y(float(v)), n, 0) for n, v in zip(names, spread.quantiles[:, end], strict=True)]
-    _label_ends(root, marks)
+    _trace(root, _points(frame, spread.x, median), "s0")
     return _markup(root)
 
 
 def dot_chart(x: Floats, y: Floats, axes: Axes, summary: str) -> Markup:
     """Draw one dot for each pair ``x``, ``y`` [K]."""
-    frame = _Frame(x, y, axes, right=_RIGHT_BARE)
-    root = _canvas(summary)
+    frame = _Frame(x, y, axes, top=0)
+    root = _canvas(summary, height=frame.height)
     frame.draw(root)
     for point in _points(frame, x, y):
         if point is not None:
@@ -116,18 +120,18 @@ def strip_chart(series: Sequence[Series], axis: str, summary: str) -> Markup:
     x_span = _span(np.concatenate([s.x for s in series]).tolist(), share=0.02)
     for number, one in enumerate(series):
         top = number * (_STRIP + _STRIP_GAP) + _STRIP_GAP
-        _strip(root, one, number % 6, top, x_span)
+        _strip(root, one, top, x_span)
     bottom = height - 40
     for value in (v for v in ticks(*x_span) if v == int(v)):
         _text(
             root,
-            _along(value, x_span, _STRIP_LEFT, WIDTH - _RIGHT_BARE),
+            _along(value, x_span, _STRIP_LEFT, WIDTH - _RIGHT),
             bottom + 17,
             f"{value:g}",
             "tick",
             "middle",
         )
-    _text(root, (_STRIP_LEFT + WIDTH - _RIGHT_BARE) / 2, height - 6, axis, "axis", "middle")
+    _text(root, (_STRIP_LEFT + WIDTH - _RIGHT) / 2, height - 6, axis, "axis", "middle")
     return _markup(root)
 
 
@@ -161,19 +165,26 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten inside ``[low, high]``."""
+    """Return 1, 2 and 5 times powers of ten inside ``[low, high]``, the powers alone where there are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [round(d * 10.0**p, 12) for p in powers for d in (1, 2, 5)]
-    return [v for v in found if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+    inside = [v for v in found if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+    if len(inside) <= _MOST_LOG_TICKS:
+        return inside
+    return [v for v in inside if math.isclose(math.log10(v), round(math.log10(v)), abs_tol=1e-9)]
 
 
 class _Frame:
     """Where the data lie on the canvas, and the axes around them."""
 
-    def __init__(self, x: Floats, y: Floats, axes: Axes, *, right: int) -> None:
+    def __init__(self, x: Floats, y: Floats, axes: Axes, *, top: float) -> None:
         shown = [*y.ravel().tolist(), *([] if axes.level is None else [axes.level])]
         self._axes = axes
-        self._right = WIDTH - right
+        self._right = WIDTH - _RIGHT
+        self._title = top + 12
+        self._top = top + _TITLE
+        self._bottom = self._top + _PLOT
+        self.height = self._bottom + _BOTTOM
         self._x = _span(x.ravel().tolist(), share=0.02)
         self._y = _log_span(shown) if axes.log else _span(shown, share=0.08)
 
@@ -188,28 +199,27 @@ class _Frame:
         scale: Callable[[float], float] = math.log10 if self._axes.log else float
         low, high = scale(self._y[0]), scale(self._y[1])
         share = (scale(value) - low) / (high - low)
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _BOTTOM - _TOP)
+        return self._bottom - share * _PLOT
 
     def draw(self, root: ET.Element) -> None:
         """Draw grid, ticks, axis titles and the level to compare with."""
-        bottom = HEIGHT - _BOTTOM
         for value in log_ticks(*self._y) if self._axes.log else ticks(*self._y):
-            y = self.at_y(value)
-            _add(root, "line", x1=_n(_LEFT), x2=_n(self._right), y1=_n(y), y2=_n(y), **{"class": "grid"})
-            _text(root, _LEFT - 6, y + 4, f"{value:g}", "tick", "end")
+            self._across(root, self.at_y(value), "grid")
+            _text(root, _LEFT - 6, self.at_y(value) + 4, f"{value:g}", "tick", "end")
         for value in ticks(*self._x):
             x = self.at_x(value)
-            _add(root, "line", x1=_n(x), x2=_n(x), y1=_n(bottom), y2=_n(bottom + 4), **{"class": "rule"})
-            _text(root, x, bottom + 17, f"{value:g}", "tick", "middle")
-        _add(
-            root, "line", x1=_n(_LEFT), x2=_n(self._right), y1=_n(bottom), y2=_n(bottom), **{"class": "rule"}
-        )
+            ends = {"x1": _n(x), "x2": _n(x), "y1": _n(self._bottom), "y2": _n(self._bottom + 4)}
+            _add(root, "line", **ends, **{"class": "rule"})
+            _text(root, x, self._bottom + 17, f"{value:g}", "tick", "middle")
+        self._across(root, self._bottom, "rule")
         if self._axes.level is not None:
-            y = self.at_y(self._axes.level)
-            _add(root, "line", x1=_n(_LEFT), x2=_n(self._right), y1=_n(y), y2=_n(y), **{"class": "level"})
-        _text(root, (_LEFT + self._right) / 2, HEIGHT - 6, self._axes.x, "axis", "middle")
-        title = _text(root, 0, 0, self._axes.y, "axis", "middle")
-        title.set("transform", f"translate(11 {_n((bottom + _TOP) / 2)}) rotate(-90)")
+            self._across(root, self.at_y(self._axes.level), "level")
+        _text(root, (_LEFT + self._right) / 2, self.height - 6, self._axes.x, "axis", "middle")
+        # above the data, where it meets no number of the axis
+        _text(root, 2, self._title, self._axes.y, "axis", "start")
+
+    def _across(self, root: ET.Element, y: float, style: str) -> None:
+        _add(root, "line", x1=_n(_LEFT), x2=_n(self._right), y1=_n(y), y2=_n(y), **{"class": style})
 
 
 def _span(values: Sequence[float], share: float) -> tuple[float, float]:
@@ -246,25 +256,48 @@ def _runs(points: Sequence[tuple[float, float] | None]) -> list[list[tuple[float
     return [run for run in runs if run]
 
 
-def _label_ends(root: ET.Element, ends: Sequence[tuple[float, str, int]]) -> None:
-    """Write the labels right of the lines, pushed apart where they would overlap."""
-    floor = HEIGHT - _BOTTOM
-    placed: list[float] = []
-    ordered = sorted(ends)
-    for y, _, _ in ordered:
-        placed.append(max(y, placed[-1] + _LABEL_GAP) if placed else max(y, _TOP))
-    for i in reversed(range(len(placed))):
-        ceiling = floor if i == len(placed) - 1 else placed[i + 1] - _LABEL_GAP
-        placed[i] = min(placed[i], ceiling)
-    for (_, label, number), y in zip(ordered, placed, strict=True):
-        _text(root, WIDTH - _RIGHT_LABELS + 8, y + 4, label, f"name s{number}", "start")
+@dataclass(frozen=True)
+class _KeyEntry:
+    label: str
+    style: str
+    x: float
+    row: int
 
 
-def _strip(root: ET.Element, one: Series, number: int, top: float, x_span: tuple[float, float]) -> None:
+def _placed_key(entries: Sequence[tuple[str, str]]) -> list[_KeyEntry]:
+    """Place (label, style) side by side, in as many rows as they need."""
+    placed: list[_KeyEntry] = []
+    x, row = 2.0, 0
+    for label, style in entries:
+        width = _KEY_MARK + len(label) * _LETTER
+        if x > 2 and x + width > WIDTH:
+            x, row = 2.0, row + 1
+        placed.append(_KeyEntry(label, style, x, row))
+        x += width + _KEY_GAP
+    return placed
+
+
+def _key_height(key: Sequence[_KeyEntry]) -> float:
+    return (key[-1].row + 1) * _KEY_ROW + 4 if key else 0
+
+
+def _draw_key(root: ET.Element, key: Sequence[_KeyEntry]) -> None:
+    for entry in key:
+        middle = entry.row * _KEY_ROW + 9.0
+        if entry.style.startswith("band"):
+            box = {"x": _n(entry.x), "y": _n(middle - 5), "width": "16", "height": "10"}
+            _add(root, "rect", **box, **{"class": entry.style})
+        else:
+            ends = _path([(entry.x, middle), (entry.x + 16, middle)])
+            _add(root, "polyline", points=ends, **{"class": entry.style})
+        _text(root, entry.x + _KEY_MARK, middle + 4, entry.label, "name", "start")
+
+
+def _strip(root: ET.Element, one: Series, top: float, x_span: tuple[float, float]) -> None:
     """Draw one strip: its label above, its extremes as ticks, its line."""
-    right, bottom = WIDTH - _RIGHT_BARE, top + _STRIP
+    right, bottom = WIDTH - _RIGHT, top + _STRIP
     y_span = _span(one.y.tolist(), share=0.12)
-    _text(root, _STRIP_LEFT, top - 6, one.label, f"name s{number}", "start")
+    _text(root, _STRIP_LEFT, top - 6, one.label, f"name s{one.colour}", "start")
     finite = [v for v in one.y.tolist() if math.isfinite(v)]
     for value in sorted({min(finite), max(finite)}) if finite else ():
         y = _along(value, y_span, bottom, top)
@@ -276,7 +309,7 @@ def _strip(root: ET.Element, one: Series, number: int, top: float, x_span: tuple
         drawable = math.isfinite(x) and math.isfinite(y)
         pixel = (_along(x, x_span, _STRIP_LEFT, right), _along(y, y_span, bottom, top))
         points.append(pixel if drawable else None)
-    _trace(root, points, number)
+    _trace(root, points, one.style)
 
 
 def _along(value: float, span: tuple[float, float], first: float, last: float) -> float:
@@ -284,12 +317,12 @@ def _along(value: float, span: tuple[float, float], first: float, last: float) -
     return first + (value - span[0]) / (span[1] - span[0]) * (last - first)
 
 
-def _trace(root: ET.Element, points: Sequence[tuple[float, float] | None], number: int) -> None:
+def _trace(root: ET.Element, points: Sequence[tuple[float, float] | None], style: str) -> None:
     """Draw a line with markers, broken where a value cannot be drawn."""
     for run in _runs(points):
-        _add(root, "polyline", points=_path(run), **{"class": f"line s{number}"})
+        _add(root, "polyline", points=_path(run), **{"class": f"line {style}"})
     for x, y in (p for p in points if p is not None):
-        _add(root, "circle", cx=_n(x), cy=_n(y), r="2.4", **{"class": f"dot s{number}"})
+        _add(root, "circle", cx=_n(x), cy=_n(y), r="2.4", **{"class": f"dot {style}"})
 
 
 def _cell(root: ET.Element, place: tuple[float, float, float], value: float, *, numbered: bool) -> None:
@@ -314,7 +347,7 @@ def _shade(value: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _canvas(summary: str, height: float = HEIGHT) -> ET.Element:
+def _canvas(summary: str, *, height: float) -> ET.Element:
     return ET.Element(
         "svg",
         {"viewBox": f"0 0 {WIDTH} {_n(height)}", "role": "img", "aria-label": summary, "class": "chart"},

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from gacq_deploy import __version__
-from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.artifact.artifact import load_artifact, load_model_record
 from gacq_deploy.artifact.diagnostics import Diagnostics
+from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.bench import BenchReport, load_bench
 from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.errors import ArtifactError, GacqError
@@ -44,6 +45,7 @@ class Collected:
     run: RunDirectory
     chain: VerifyReport
     recipe: Recipe | Missing
+    model: ModelRecord | Missing
     inspection: Inspection | Missing
     diagnostics: Diagnostics | Missing
     export: ExportRecord | Missing
@@ -56,12 +58,16 @@ class Collected:
     """Digest of what the page is made from: see :func:`digest_records`."""
 
 
-def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT) -> Collected:
+def collect(
+    run: RunDirectory, *, images: bool = True, pipeline: str | None = None, report: Reporter = SILENT
+) -> Collected:
     """Read every record of ``run``; one that is absent or damaged becomes :class:`Missing`.
 
     Args:
         run: the directory.
         images: make the same images with the float and the INT8 graph; else a picture that lies there is shown.
+        pipeline: folder or hub id of the pipeline that decodes latents, where it is no longer where the recipe
+            found it.
         report: hears of progress.
 
     Raises:
@@ -74,6 +80,7 @@ def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT
         run=run,
         chain=chain,
         recipe=_read(run.load_recipe),
+        model=_read_file(manifest, calibrate, lambda: load_model_record(run.artifact)),
         inspection=_read_file(manifest, calibrate, lambda: inspect_artifact(run.artifact)),
         diagnostics=_read_file(manifest, calibrate, lambda: _diagnostics(run)),
         export=_read_file(
@@ -87,7 +94,7 @@ def collect(run: RunDirectory, *, images: bool = True, report: Reporter = SILENT
         sensitivity=_read_file(
             run.sensitivity_json, f"gacq-deploy sensitivity {run.root}", lambda: load_sensitivity(run)
         ),
-        pictures=_pictures(run, chain, images=images, report=report),
+        pictures=_pictures(run, chain, images=images, pipeline=pipeline, report=report),
         shows=digest_records(run, chain, images=images),
     )
 
@@ -144,7 +151,7 @@ def _engines(run: RunDirectory) -> tuple[EngineManifest, ...]:
 
 
 def _pictures(
-    run: RunDirectory, chain: VerifyReport, *, images: bool, report: Reporter
+    run: RunDirectory, chain: VerifyReport, *, images: bool, pipeline: str | None, report: Reporter
 ) -> Pictures | Missing:
     missing = Missing("Images were left out.", f"Run `gacq-deploy report {run.root}` without --no-images.")
     if images and not run.onnx_manifest.exists():
@@ -152,7 +159,7 @@ def _pictures(
         missing = Missing("There is no exported graph to make images with yet.", f"Run `{export}`.")
     elif images:
         try:
-            return make_pictures(run, report)
+            return make_pictures(run, pipeline=pipeline, report=report)
         except GacqError as error:
             report.note(f"no images: {error.message}")
             missing = Missing(error.message, error.hint)

@@ -22,6 +22,7 @@ from gacq_deploy.report.charts import (
     spread_chart,
     strip_chart,
 )
+from gacq_deploy.report.colours import graph_colour, stage_colour
 from gacq_deploy.report.tables import Cell, ReportTable, name, number, text
 from gacq_deploy.spec import Floats
 
@@ -66,21 +67,30 @@ class Panel:
 
 
 def stage_error_figure(diagnostics: Diagnostics) -> Figure | None:
-    """Output error per timestep after each stage of calibration."""
+    """Output error per timestep after each stage of calibration: what each gained over nearest rounding."""
     errors = {s: diagnostics.error_sqnr_db[s] for s in ERROR_STAGES if s in diagnostics.error_sqnr_db}
     steps = diagnostics.error_timesteps
     if not errors or not steps.size:
         return None
-    lines = [Series(stage, steps.astype(float), values) for stage, values in errors.items()]
     least = {stage: float(values.min()) for stage, values in errors.items()}
     worst = ", ".join(f"{stage} {value:.1f} dB" for stage, value in least.items())
+    first = next(iter(errors))
+    # the levels of the stages nearly coincide, so their gains are drawn where there are any
+    drawn = {s: values - errors[first] for s, values in errors.items() if s != first} or errors
+    gains = drawn is not errors
+    lines = [
+        Series(stage, steps.astype(float), values, stage_colour(stage)) for stage, values in drawn.items()
+    ]
+    what = f"output SQNR gained after {first} (dB)" if gains else "output SQNR (dB)"
     rows = []
     for i, timestep in enumerate(steps):
         levels = [values[i] for values in errors.values()]
         rows.append((number(int(timestep)), *_numbers(levels)))
     return Figure(
         "After each stage of calibration",
-        line_chart(lines, Axes(NOISY, "output SQNR (dB)", falling=True), f"Worst timestep: {worst}."),
+        line_chart(
+            lines, Axes(NOISY, what, falling=True, level=0.0 if gains else None), f"Worst timestep: {worst}."
+        ),
         f"Error of single steps of the fake-quantized model on held-out states; higher is better. Worst: {worst}.",
         ReportTable.of("Output SQNR after each stage", ("#timestep", *(f"#{s} dB" for s in errors)), rows),
     )
@@ -96,7 +106,7 @@ def bucket_error_figure(parity: ParityReport) -> Figure | None:
             continue
         middle = [((r["timestep_max"] or 0) + (r["timestep_min"] or 0)) / 2 for r in found]
         values = [_number(r.get("sqnr_db")) for r in found]
-        lines.append(Series(_short(comparison.candidate), np.array(middle, float), np.array(values, float)))
+        lines.append(_line(comparison.candidate, middle, values))
         rows += [
             (name(comparison.candidate), text(_range_of(r)), number(v), number(r.get("cosine"), 6))
             for r, v in zip(found, values, strict=True)
@@ -107,7 +117,7 @@ def bucket_error_figure(parity: ParityReport) -> Figure | None:
     return Figure(
         "In each engine",
         line_chart(
-            lines,
+            sorted(lines, key=lambda line: line.colour),
             Axes(NOISY, "output SQNR (dB)", falling=True, level=bound),
             "Output SQNR per timestep bucket.",
         ),
@@ -126,9 +136,8 @@ def trajectory_figure(parity: ParityReport) -> Figure | None:
         shown = [s for s in steps if s.get("timestep") is not None]
         if not shown:
             continue
-        drift = np.array([1000 * (1 - _number(s.get("mean"))) for s in shown])
-        times = np.array([s["timestep"] for s in shown], float)
-        lines.append(Series(_short(candidate), times, drift))
+        drift = [1000 * (1 - _number(s.get("mean"))) for s in shown]
+        lines.append(_line(candidate, [s["timestep"] for s in shown], drift))
         rows += [
             (name(candidate), number(s["timestep"]), number(s.get("mean"), 6), number(s.get("min"), 6))
             for s in shown
@@ -138,8 +147,8 @@ def trajectory_figure(parity: ParityReport) -> Figure | None:
     return Figure(
         "Left to run on its own",
         line_chart(
-            lines,
-            Axes(NOISY, "1 - cosine (in thousandths)", falling=True),
+            sorted(lines, key=lambda line: line.colour),
+            Axes(NOISY, "1 - cosine, in thousandths", falling=True),
             "Drift of free-running trajectories.",
         ),
         "The INT8 model walks from noise to image by itself; 1 - cosine to the float model's state, mean over images.",
@@ -149,16 +158,38 @@ def trajectory_figure(parity: ParityReport) -> Figure | None:
     )
 
 
+def learning_sentence(diagnostics: Diagnostics) -> tuple[str, bool] | None:
+    """Return what learning did to the worst timestep, and whether that was good; None where nothing says it."""
+    errors = [diagnostics.error_sqnr_db[s] for s in ERROR_STAGES if s in diagnostics.error_sqnr_db]
+    if len(errors) < 2 or not diagnostics.error_timesteps.size:
+        return None
+    before, after = float(errors[0].min()), float(errors[-1].min())
+    gain = after - before
+    verb = "gained" if gain >= 0 else "lost"
+    return (
+        f"Learning {verb} {abs(gain):.1f} dB at the worst timestep ({before:.1f} to {after:.1f} dB).",
+        gain >= 0,
+    )
+
+
 def stage_panels(diagnostics: Diagnostics) -> tuple[Panel, ...]:
-    """Return the figures of every stage, of the most uneven ones if there are very many."""
-    chosen = default_stage(diagnostics.stages)
-    ranked = sorted(diagnostics.stages, key=lambda s: (s.stage != chosen, s.effective_samples))
+    """Return the figures of every stage that has any, of the most uneven ones if there are very many."""
+    drawable = [stage for stage in diagnostics.stages if _has_figures(stage)]
+    chosen = default_stage(drawable)
+    ranked = sorted(drawable, key=lambda s: (s.stage != chosen, s.effective_samples))
     kept = {s.stage for s in ranked[:MOST_PANELS]}
     return tuple(
         Panel(s.stage, s.mode, _stage_figures(diagnostics, s), s.notes, s.stage == chosen, is_uniform(s))
-        for s in diagnostics.stages
+        for s in drawable
         if s.stage in kept
     )
+
+
+def _has_figures(stage: StageWeights) -> bool:
+    """Tell whether a stage is more than "every sample counts the same"."""
+    seen = (stage.cosine_before, stage.cosine_after)
+    traced = any(key in stage.trace and stage.trace[key].size for key in TRACES)
+    return not is_uniform(stage) or traced or any(matrix is not None for matrix in seen)
 
 
 def default_stage(stages: Sequence[StageWeights]) -> str:
@@ -174,10 +205,23 @@ def is_uniform(stage: StageWeights) -> bool:
     return float(np.ptp(stage.weights)) < 1e-6
 
 
-def stage_table(diagnostics: Diagnostics) -> ReportTable:
-    """One row for each stage: how many samples count, how the gradients agree, what was said."""
+def even_sentence(diagnostics: Diagnostics) -> str:
+    """Return which stages have nothing to show, as every sample counts the same in them; "" for none."""
+    even = sum(not _has_figures(stage) for stage in diagnostics.stages)
+    if not even:
+        return ""
+    which = (
+        f"all {even} stages"
+        if even == len(diagnostics.stages)
+        else f"{even} of {len(diagnostics.stages)} stages"
+    )
+    return f"In {which} every sample counts the same: they learned no weights."
+
+
+def stage_table(diagnostics: Diagnostics) -> ReportTable | None:
+    """One row for each stage that weighs samples: how many of them count, how the gradients agree."""
     rows = []
-    for stage in diagnostics.stages:
+    for stage in filter(_has_figures, diagnostics.stages):
         share = stage.effective_samples / stage.weights.size
         rho = None if stage.alignment is None else spearman(stage.weights, stage.alignment)
         rows.append(
@@ -197,6 +241,8 @@ def stage_table(diagnostics: Diagnostics) -> ReportTable:
         "stage", "mode", "#effective samples", "#of all", "#least weight", "#largest weight", "#cosine before",
         "#cosine after", "#Spearman rho",
     )  # fmt: skip
+    if not rows:
+        return None
     return ReportTable.of(f"{len(rows)} stages, {diagnostics.timesteps.size} samples", headings, rows)
 
 
@@ -243,7 +289,7 @@ def _trace_figure(stage: StageWeights, keys: Sequence[str]) -> Figure:
     for i in range(count):
         measured = [stage.trace[key][i] for key in keys]
         rows.append((number(i + 1), *_numbers(measured, 3)))
-    lines = [Series(TRACES[key], iterations, stage.trace[key]) for key in keys]
+    lines = [Series(TRACES[key], iterations, stage.trace[key], colour) for colour, key in enumerate(keys)]
     headings = ("#iteration", *(f"#{key}" for key in keys))
     return Figure(
         "Learning the weights",
@@ -335,6 +381,12 @@ def _numbers(values: Iterable[float], digits: int = 4) -> tuple[Cell, ...]:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
+
+
+def _line(candidate: str, timesteps: Sequence[float | None], values: Sequence[float]) -> Series:
+    """Return the line of a graph in an engine, in its own colour."""
+    x, y = np.array(timesteps, float), np.array(values, float)
+    return Series(_short(candidate), x, y, graph_colour(candidate), mixed=candidate.endswith(" mixed"))
 
 
 def _by_step(parity: ParityReport) -> dict[str, list[dict[str, float | None]]]:

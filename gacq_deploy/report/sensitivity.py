@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gacq_deploy.metrics.arrays import CEILING_DB
@@ -18,8 +19,12 @@ MOST_DETAILED = 100
 class SensitivityPart:
     """What the page shows of a study; ``rules`` are lines for a recipe, ``lint_errors`` what is wrong with them."""
 
+    glance: str
+    """What one learns in a line."""
     lead: str
-    reached: bool
+    outcome: str
+    tone: str
+    """"ok", "bad", or "" where the verdict on the run says something else."""
     sentence: str
     ranking: ReportTable
     detail: tuple[ReportTable, ...]
@@ -29,17 +34,25 @@ class SensitivityPart:
     lint_errors: tuple[str, ...]
 
 
-def sensitivity_part(report: SensitivityReport) -> SensitivityPart:
-    """Return tables, and the verdict of the search in a sentence."""
+def sensitivity_part(report: SensitivityReport, failed: Sequence[str] = ()) -> SensitivityPart:
+    """Return tables, and the verdict of the search in a sentence.
+
+    Args:
+        report: the study.
+        failed: the gates of parity that do not hold, in words. A study looks at the SQNR of single steps alone, so
+            its own success is none of the run's then.
+    """
     worst = report.buckets[report.worst_bucket]
     return SensitivityPart(
+        glance=_glance(report),
         lead=(
             f"{report.graph} in {report.engine}; {report.ranked_states} of {report.probe_states} states of float "
             f"trajectories. It is worst at timesteps {_timesteps(worst)}: "
             f"{report.quantized_db[report.worst_bucket]:.1f} dB. The ranking is of these timesteps."
         ),
-        reached=bool(report),
-        sentence=_sentence(report.proposal),
+        outcome="SQNR target reached." if report else "SQNR target not reached.",
+        tone="bad" if not report else "" if failed else "ok",
+        sentence=_sentence(report.proposal) + _reservation(failed),
         ranking=_ranking(report),
         detail=_detail(report),
         graphs=_graphs(report),
@@ -47,6 +60,13 @@ def sensitivity_part(report: SensitivityReport) -> SensitivityPart:
         search=_search(report.proposal),
         lint_errors=report.proposal.lint_errors,
     )
+
+
+def _glance(report: SensitivityReport) -> str:
+    if not report.modules:
+        return "no quantized modules"
+    most = report.modules[0]
+    return f"{len(report.modules)} modules, {most.module} costs most ({most.share[report.worst_bucket]:.0%})"
 
 
 def _sentence(proposal: Proposal) -> str:
@@ -64,6 +84,14 @@ def _sentence(proposal: Proposal) -> str:
         return f"{target} is reached: {gain}, built and measured."
     return (
         f"{target} is not reached with at most {_layers(proposal.max_float)} float. The best found: {gain}."
+    )
+
+
+def _reservation(failed: Sequence[str]) -> str:
+    if not failed:
+        return ""
+    return (
+        f" This is about the SQNR of single steps alone. Parity failed: {'; '.join(dict.fromkeys(failed))}."
     )
 
 

@@ -17,7 +17,6 @@ from markupsafe import Markup, escape
 from gacq_deploy import __version__
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import PolishRecord
-from gacq_deploy.bench import BenchReport
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.inspection.verify import verify_run
 from gacq_deploy.parity.report import ParityReport
@@ -25,13 +24,16 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
 from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
-from gacq_deploy.report.sensitivity import sensitivity_part
+from gacq_deploy.report.figures import learning_sentence
+from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
+from gacq_deploy.report.summary import big_numbers, heading
 from gacq_deploy.report.verdict import State, Verdict, judge_run
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import require_folder_for, write_bytes
 from gacq_deploy.storage.lock import lock_directory
 
 PartT = TypeVar("PartT")
+ShownT = TypeVar("ShownT")
 TEMPLATES = Path(__file__).parent / "template"
 """Where the page's template, style and script lie."""
 _SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
@@ -52,7 +54,12 @@ class ReportPage:
 
 
 def write_report(
-    run: RunDirectory, path: Path | None = None, *, images: bool = True, report: Reporter = SILENT
+    run: RunDirectory,
+    path: Path | None = None,
+    *,
+    images: bool = True,
+    pipeline: str | None = None,
+    report: Reporter = SILENT,
 ) -> ReportPage:
     """Write everything that stands in ``run`` as one HTML page, whole or not at all.
 
@@ -60,6 +67,8 @@ def write_report(
         run: the directory; only ``report.html`` in it is written.
         path: another place for the page.
         images: generate the same images with both graphs.
+        pipeline: folder or hub id of the pipeline that decodes latents, where it is no longer where the recipe
+            found it.
         report: hears of progress.
 
     Raises:
@@ -69,7 +78,7 @@ def write_report(
     """
     if path is not None:
         require_folder_for(path)
-    found = collect(run, images=images, report=report)
+    found = collect(run, images=images, pipeline=pipeline, report=report)
     verdict = judge_run(found)
     page = render(found, verdict).encode()
     target = path or run.report_html
@@ -120,6 +129,7 @@ def render(found: Collected, verdict: Verdict) -> str:
         lstrip_blocks=True,
     )
     environment.filters["commands"] = mark_commands
+    environment.filters["dots"] = break_at_dots
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return environment.get_template("page.html.j2").render(
         policy=content_policy(style, script),
@@ -145,6 +155,12 @@ def mark_commands(words: str) -> Markup:
     return marked
 
 
+def break_at_dots(name: str) -> Markup:
+    """Return an escaped name that may go to the next line behind a dot or a slash, and nowhere else."""
+    pieces = re.findall(r"[^./]*[./]|[^./]+", name)
+    return Markup("<wbr>").join(pieces)
+
+
 def content_policy(style: str, script: str) -> str:
     """Return a content security policy under which only our own script and style run, and nothing is fetched."""
     hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (script, style)]
@@ -157,53 +173,69 @@ def content_policy(style: str, script: str) -> str:
 def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
     """Return the tables and figures of every section; None, empty or :class:`Missing` where there is no data."""
     diagnostics = found.diagnostics if isinstance(found.diagnostics, Diagnostics) else None
-    pictures = None if isinstance(found.pictures, Missing) else found.pictures
-    return {
-        **_heading(found),
-        **_weighting(diagnostics),
-        **_speeds(found.bench),
-        "engines": tables.engine_table(found),
-        "gates": tables.gate_table(verdict.gates) if verdict.gates else None,
-        "pictures": pictures,
+    failed = [gate.metric for gate in verdict.gates if not gate.holds]
+    parts = {
+        "heading": heading(found),
+        "numbers": big_numbers(found),
+        "pictures": None if isinstance(found.pictures, Missing) else found.pictures,
         "errors": _error_figures(found, diagnostics),
-        "layers": _shown(found.inspection, tables.layer_table),
-        "sensitivity": _shown(found.sensitivity, sensitivity_part),
-        "steps": _steps_sentence(found.parity),
-        "polish": _polish_sentence(found.inspection),
-        "blocks": _shown(found.inspection, tables.block_table),
-        "parameters": _shown(found.inspection, tables.parameter_table),
-        "notes": _notes(found, diagnostics),
+        "learned": learning_sentence(diagnostics) if diagnostics else None,
+        "gates": tables.gate_table(verdict.gates) if verdict.gates else None,
+        "engines": tables.engine_table(found),
         "files": _shown(found.export, tables.file_table),
         "compiled": _shown(found.compiled, tables.compiled_table),
+        "speeds": _shown(found.bench, lambda bench: (tables.ratio_table(bench), tables.speed_table(bench))),
+        "skipped": _shown(found.bench, tables.skipped_engines) or (),
+        **_weighting(diagnostics),
+        "notes": _notes(found, diagnostics),
+        "steps": _steps_sentence(found.parity),
+        "polish": _polish_sentence(found.inspection),
+        "sensitivity": _shown(found.sensitivity, lambda study: sensitivity_part(study, failed)),
+        "layers": _shown(found.inspection, tables.layer_table),
+        "blocks": _shown(found.inspection, tables.block_table),
+        "parameters": _shown(found.inspection, tables.parameter_table),
         "settings": _settings(found.recipe),
         "chain": tables.chain_table(found),
         "facts": tables.facts(found),
     }
+    return {**parts, "glance": _glances(found, parts)}
 
 
-def _shown(record: PartT | Missing, show: Callable[[PartT], object]) -> object | None:
+def _shown(record: PartT | Missing, show: Callable[[PartT], ShownT]) -> ShownT | None:
     """Return what ``show`` makes of a record, which may be false (a failed one) and still be there."""
     return None if isinstance(record, Missing) else show(record)
 
 
-def _heading(found: Collected) -> dict[str, Any]:
-    if isinstance(found.recipe, Missing):
-        return {"title": found.run.root.name, "description": ""}
-    return {"title": found.recipe.name, "description": found.recipe.description}
-
-
 def _weighting(diagnostics: Diagnostics | None) -> dict[str, Any]:
     if diagnostics is None:
-        return {"stages": None, "weightless": False, "panels": ()}
-    table = figures.stage_table(diagnostics) if diagnostics.stages else None
-    return {"stages": table, "weightless": True, "panels": figures.stage_panels(diagnostics)}
+        return {"stages": None, "even": "", "weightless": False, "panels": ()}
+    return {
+        "stages": figures.stage_table(diagnostics),
+        "even": figures.even_sentence(diagnostics),
+        "weightless": not diagnostics.stages,
+        "panels": figures.stage_panels(diagnostics),
+    }
 
 
-def _speeds(bench: BenchReport | Missing) -> dict[str, Any]:
-    if isinstance(bench, Missing):
-        return {"speeds": (), "skipped": {}}
-    speeds = (tables.ratio_table(bench), tables.speed_table(bench))
-    return {"speeds": speeds, "skipped": dict(bench.skipped)}
+def _glances(found: Collected, parts: dict[str, Any]) -> dict[str, str]:
+    """Return what the line of a folded section says of its inside."""
+    stages: tables.ReportTable | None = parts["stages"]
+    study: SensitivityPart | None = parts["sensitivity"]
+    links = [link for link in found.chain.links if link.status != "absent"]
+    held = sum(link.status == "ok" for link in links)
+    layers: tables.ReportTable | None = parts["layers"]
+    return {
+        "weights": _weights_glance(stages, parts["even"], len(parts["notes"])),
+        "sensitivity": "" if study is None else study.glance,
+        "layers": "" if layers is None else layers.caption,
+        "settings": f"{held} of {len(links)} digests hold",
+    }
+
+
+def _weights_glance(stages: tables.ReportTable | None, even: str, notes: int) -> str:
+    said = [stages.caption if stages is not None else even.partition(":")[0]]
+    said += [f"{notes} note{'s' if notes > 1 else ''}"] if notes else []
+    return ", ".join(filter(None, said))
 
 
 def _error_figures(found: Collected, diagnostics: Diagnostics | None) -> tuple[figures.Figure, ...]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from gacq_deploy.artifact.records import BlockRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import BenchCandidate, Spread, Timing
 from gacq_deploy.build_trt.manifest import EngineManifest
-from gacq_deploy.engines.catalogue import FLOAT
+from gacq_deploy.engines.catalogue import FLOAT, known_engines
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection, SiteView
 from gacq_deploy.parity.report import ParityReport
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report.collect import Collected
 from gacq_deploy.report.verdict import GateRow
 
@@ -25,7 +27,8 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 class Cell:
     """Text, the number it sorts by (None: by its text), and how it looks.
 
-    ``tone`` is "", "ok", "bad", "name" (as it stands on disk), "words" (may wrap) or "share" (0 to 1, drawn).
+    ``tone`` is "", "ok", "bad", "name" (as it stands on disk, breaks at dots only), "digest" (breaks anywhere),
+    "words" (may wrap) or "share" (0 to 1, drawn).
     """
 
     text: str
@@ -94,6 +97,11 @@ def words(value: object) -> Cell:
     return Cell(str(value), tone="words")
 
 
+def digest(value: object) -> Cell:
+    """Return a long number in letters, which nobody reads."""
+    return Cell(str(value), tone="digest")
+
+
 def name(value: object) -> Cell:
     """Return a name from the model or the disk."""
     return Cell(str(value), tone="name")
@@ -148,14 +156,18 @@ def engine_table(found: Collected) -> ReportTable | None:
 def _bytes(found: Collected, file: str) -> int | None:
     if not isinstance(found.export, ExportRecord) or file not in found.export.files:
         return None
-    weights = found.export.files.get(f"{file}.data")
-    return found.export.files[file].bytes + (weights.bytes if weights else 0)
+    return found.export.graph_bytes(file)
 
 
 def _speed(found: Collected, candidate: str, batch: int) -> Cell:
     share = found.parity.step_policy.float_share if isinstance(found.parity, ParityReport) else 0.0
     speed = found.bench.speed(candidate, batch, share) if isinstance(found.bench, BenchReport) else None
-    return Cell("-") if speed is None else number(speed, 3)
+    return Cell("-") if speed is None else _times(speed, f"{speed:.2f}x")
+
+
+def _times(speed: float, shown: str) -> Cell:
+    """Return how many times faster something is; a number below 1 says in words what it means."""
+    return Cell(f"{shown} (slower)", speed, "bad") if round(speed, 2) < 1 else Cell(shown, speed)
 
 
 def layer_table(inspection: Inspection) -> ReportTable:
@@ -217,7 +229,7 @@ def parameter_table(inspection: Inspection) -> ReportTable | None:
             text(" x ".join(map(str, p.shape)) or "scalar"),
             number(p.value_min),
             number(p.value_max),
-            name(p.source_sha256[:12]),
+            digest(p.source_sha256[:12]),
         )
         for p in inspection.parameters
     ]
@@ -229,6 +241,20 @@ def _rounding(block: BlockRecord) -> str:
     if not block.kept:
         return "nearest, restored"
     return "nearest" if block.loss_end == block.loss_start else "learned"
+
+
+def skipped_engines(bench: BenchReport) -> tuple[str, ...]:
+    """Return what was not measured and why, once for each engine and reason."""
+    said: dict[str, None] = {}
+    for name_, why in bench.skipped.items():
+        engine = name_.partition("/")[0]
+        record = known_engines().get(engine)
+        title = engine if record is None else record.title or engine
+        reason = why.removeprefix(f"{name_}: ")
+        if "No module named" in reason:
+            reason = "not installed" if record is None else f"not installed (`{record.install}`)"
+        said[f"{title}: {reason.rstrip('.')}."] = None
+    return tuple(said)
 
 
 def speed_table(bench: BenchReport) -> ReportTable:
@@ -273,11 +299,11 @@ def ratio_table(bench: BenchReport) -> ReportTable:
         for ratio in bench.ratios
     )
     headings = ("INT8", "float", "#batch", "#CPU time", "#wall time")
-    return ReportTable.of("Times faster than float: median (quartiles)", headings, rows)
+    return ReportTable.of("Times faster than float: median, quartiles", headings, rows)
 
 
 def _spread(spread: Spread) -> Cell:
-    return Cell(f"{spread.median:.2f} ({spread.q1:.2f} to {spread.q3:.2f})", spread.median)
+    return _times(spread.median, f"{spread.median:.2f}x, {spread.q1:.2f} to {spread.q3:.2f}")
 
 
 def chain_table(found: Collected) -> ReportTable:
@@ -298,7 +324,7 @@ def chain_table(found: Collected) -> ReportTable:
 def file_table(export: ExportRecord) -> ReportTable:
     """The exported files."""
     rows = tuple(
-        (name(file), size_cell(entry.bytes), name(entry.sha256)) for file, entry in export.files.items()
+        (name(file), size_cell(entry.bytes), digest(entry.sha256)) for file, entry in export.files.items()
     )
     return ReportTable.of("Exported files", ("file", "#size", "sha256"), rows)
 
@@ -346,18 +372,34 @@ def facts(found: Collected) -> ReportTable:
 
 
 def _facts(found: Collected) -> Iterator[tuple[Cell, ...]]:
+    if isinstance(found.recipe, Recipe) and found.recipe.description:
+        yield text("recipe"), words(found.recipe.description)
     if isinstance(found.inspection, Inspection):
-        yield text("artifact digest"), name(found.inspection.digest)
-        yield text("samples sha256"), name(found.inspection.samples_sha256)
-        for key in ("source", "revision", "family", "weights_sha256", "prediction_type"):
-            value = found.inspection.model.get(key)
-            if value is not None:
-                yield text(f"model {key.replace('_', ' ')}"), name(value)
-        yield from _flat("calibrated with", found.inspection.versions)
+        yield from _calibrated(found.inspection)
     if isinstance(found.parity, ParityReport):
         yield from _flat("judged with", found.parity.subject.get("versions", {}))
     if isinstance(found.bench, BenchReport):
         yield from _flat("timed on", found.bench.host.model_dump())
+
+
+def _calibrated(inspection: Inspection) -> Iterator[tuple[Cell, ...]]:
+    yield text("artifact digest"), digest(inspection.digest)
+    yield text("samples sha256"), digest(inspection.samples_sha256)
+    for key in ("source", "revision", "family", "weights_sha256", "prediction_type"):
+        value = inspection.model.get(key)
+        if value is not None:
+            yield text(f"model {key.replace('_', ' ')}"), (digest if key.endswith("sha256") else name)(value)
+    build = dict(inspection.versions)
+    began, wall, busy, memory = (
+        build.pop(key, None) for key in ("started_unix", "wall_s", "cpu_s", "peak_memory_mb")
+    )
+    build.pop("work_key", None)  # tells a resumed calibration apart, and nobody else anything
+    if isinstance(began, int | float):
+        yield text("calibration began"), text(f"{datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC")
+    for label, value, unit in (("took", wall, "s"), ("CPU time", busy, "s"), ("most memory", memory, "MB")):
+        if value is not None:
+            yield text(f"calibration {label}"), text(f"{value} {unit}")
+    yield from _flat("calibrated with", build)
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[Cell, ...]]:

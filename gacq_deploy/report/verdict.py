@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gacq_deploy.inspection.verify import Link
-from gacq_deploy.parity.report import GATES, Comparison, ParityReport
+from gacq_deploy.parity.report import ADVICE, GATES, Comparison, ParityReport
 from gacq_deploy.report.collect import Collected
 
 State = Literal["passed", "failed", "void", "unjudged"]
@@ -45,6 +45,21 @@ class GateRow:
     holds: bool
     where: str
     """Where it is worst, for a gate that does not hold."""
+    advice: str
+    """What to do about it, for a gate that does not hold."""
+
+
+@dataclass(frozen=True)
+class FailingComparison:
+    """The gates of one comparison that do not hold, and what to do."""
+
+    candidate: str
+    reference: str
+    meaning: str
+    gates: tuple[str, ...]
+    """In words: metric, value, bound."""
+    where: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,25 @@ class Verdict:
     broken: tuple[Link, ...]
     """Stale, altered or damaged files."""
     gates: tuple[GateRow, ...]
+
+    @property
+    def failures(self) -> tuple[FailingComparison, ...]:
+        """What does not hold, comparison by comparison."""
+        by_comparison: dict[tuple[str, str, str], list[GateRow]] = {}
+        for row in self.gates:
+            if not row.holds:
+                by_comparison.setdefault((row.evidence, row.reference, row.candidate), []).append(row)
+        return tuple(
+            FailingComparison(
+                rows[0].candidate,
+                rows[0].reference,
+                rows[0].meaning,
+                tuple(map(_in_words, rows)),
+                rows[0].where,
+                rows[0].advice,
+            )
+            for rows in by_comparison.values()
+        )
 
 
 def judge_run(found: Collected) -> Verdict:
@@ -95,9 +129,16 @@ def gate_rows(comparison: Comparison) -> tuple[GateRow, ...]:
             sign=sign,
             holds=holds,
             where="" if holds else where,
+            advice="" if holds else ADVICE[comparison.evidence],
         )
         rows.append(row)
     return tuple(rows)
+
+
+def _in_words(row: GateRow) -> str:
+    value = "not evaluated" if row.value is None else f"{row.value:.4g}"
+    need = f"{'at least' if row.sign == '≥' else 'at most'} {row.bound:g}"
+    return f"{row.metric}: {value}, needs {need}"
 
 
 def _where(comparison: Comparison) -> str:

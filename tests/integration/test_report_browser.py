@@ -7,6 +7,7 @@ untried there. Elsewhere it is a skip that says what to install.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,10 @@ from tests.support.programs.commands import invoke
 
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 900), "tablet": (768, 1024), "phone": (390, 844)}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+MOST_PRINTED = 12
+"""Pages of A4."""
 LIMIT = 2_000_000
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
 """Root has no sandbox, and containers have little shared memory."""
@@ -67,11 +71,16 @@ def browser(chromium: str) -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(size, scheme) for size in SIZES for scheme in SCHEMES],
+    ids=lambda pair: f"{pair[0]}-{pair[1]}",
+)
 def page(request: pytest.FixtureRequest, browser: Browser, report_page: Path) -> Iterator[Page]:
-    """The page, open at one size for all tests; anything that it logs or asks for is a failure."""
-    width, height = SIZES[request.param]
-    context = browser.new_context(viewport={"width": width, "height": height})
+    """The page, open at one size and in one scheme for all tests; anything that it logs or asks for is a failure."""
+    size, scheme = request.param
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     opened = context.new_page()
     said: list[str] = []
     asked: list[str] = []
@@ -90,40 +99,149 @@ def test_the_page_is_small(report_page: Path) -> None:
 
 
 def test_nothing_reaches_out_of_the_window(page: Page) -> None:
-    assert page.locator("section").count() == 8
+    assert page.locator("section").count() == 9
+    widths = "[document.documentElement.scrollWidth, window.innerWidth]"
+    folded = page.evaluate(widths)
+    _unfold(page)
+    unfolded = page.evaluate(widths)
+    assert folded[0] <= folded[1]
+    assert unfolded[0] <= unfolded[1]
+
+
+def _unfold(page: Page) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert wide[0] <= wide[1]
+
+
+def test_the_verdict_is_seen_first_and_the_pictures_next(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = false; })")
+    tops = [
+        page.locator(f"#{part}").bounding_box() for part in ("verdict", "images", "error", "gates", "weights")
+    ]
+    places = [box["y"] for box in tops if box is not None]
+    assert len(places) == 5
+    assert places == sorted(places)
+    big = page.locator(".numbers .big")
+    assert big.count() == 4
+    assert all(text.strip() for text in big.all_inner_texts())
+
+
+def test_both_images_of_a_seed_stand_beside_each_other(page: Page) -> None:
+    tiles = page.locator(".tile")
+    assert tiles.count() > 1
+    boxes = [tiles.first.locator(f"{part} img").bounding_box() for part in (".over", ".under", ".gap")]
+    exact, quantized, difference = (box for box in boxes if box is not None)
+    assert exact["y"] == quantized["y"] == difference["y"]
+    assert exact["x"] < quantized["x"] < difference["x"]
+    assert exact["width"] == pytest.approx(quantized["width"], abs=1)
+    captions = page.locator(".tile figcaption").all_inner_texts()
+    assert all("seed" in caption and "dB" in caption for caption in captions)
+    assert [("worst" in caption) for caption in captions] == [True] + [False] * (len(captions) - 1)
 
 
 def test_the_slider_wipes_between_the_images(page: Page) -> None:
     slider = page.locator("#wipe")
-    boxes = [page.locator(f"{part} img").bounding_box() for part in (".over", ".under")]
+    assert not slider.is_visible()
+    page.get_by_label("Wipe").check()
+    boxes = [page.locator(f".tile >> nth=0 >> {part} img").bounding_box() for part in (".over", ".under")]
     assert boxes[0] == boxes[1]
     slider.fill("20")
-    assert page.locator(".wipe").evaluate("e => e.style.getPropertyValue('--cut')") == "20%"
-    before = page.locator(".over").evaluate("e => getComputedStyle(e).clipPath")
+    assert page.locator(".tiles").evaluate("e => e.style.getPropertyValue('--cut')") == "20%"
+    before = page.locator(".over").first.evaluate("e => getComputedStyle(e).clipPath")
     slider.focus()
     page.keyboard.press("End")
     assert slider.input_value() == "100"
     assert slider.get_attribute("aria-valuetext") == "100 % float"
-    assert page.locator(".over").evaluate("e => getComputedStyle(e).clipPath") != before
+    assert page.locator(".over").first.evaluate("e => getComputedStyle(e).clipPath") != before
     page.keyboard.press("ArrowLeft")
     assert slider.input_value() == "99"
+    page.get_by_label("Side by side").check()
 
 
 def test_the_picture_itself_can_be_dragged(page: Page) -> None:
-    box = page.locator(".wipe .pair").bounding_box()
+    page.get_by_label("Wipe").check()
+    trio = page.locator(".tile .trio").nth(1)
+    box = trio.bounding_box()
     assert box is not None
-    page.locator(".wipe .pair").click(position={"x": box["width"] * 0.25, "y": box["height"] / 2})
+    trio.click(position={"x": box["width"] * 0.25, "y": box["height"] / 2})
     assert abs(int(page.locator("#wipe").input_value()) - 25) <= 1
+    page.get_by_label("Side by side").check()
+    trio.click(position={"x": 5, "y": 5})
+    assert abs(int(page.locator("#wipe").input_value()) - 25) <= 1
+
+
+def test_a_folded_section_opens_by_keyboard_and_by_a_link_to_it(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = false; })")
+    layers = page.locator("#layers > details")
+    page.locator("#layers > details > summary").focus()
+    page.keyboard.press("Enter")
+    assert layers.evaluate("e => e.open")
+    page.keyboard.press("Enter")
+    assert not layers.evaluate("e => e.open")
+    page.locator("nav a[href='#layers']").press("Enter")
+    page.wait_for_function("document.querySelector('#layers > details').open")
+    page.evaluate("history.replaceState(null, '', location.pathname)")
+
+
+def test_labels_of_the_figures_do_not_collide(page: Page) -> None:
+    _unfold(page)
+    overlaps = page.evaluate("""() => {
+      const found = [];
+      for (const chart of document.querySelectorAll("svg.chart")) {
+        const texts = [...chart.querySelectorAll("text")].filter(t => t.getClientRects().length);
+        const boxes = texts.map(t => t.getBoundingClientRect());
+        const frame = chart.getBoundingClientRect();
+        boxes.forEach((a, i) => {
+          if (a.left < frame.left - 1 || a.right > frame.right + 1) found.push(["outside", texts[i].textContent]);
+          for (let k = 0; k < i; k++) {
+            const b = boxes[k];
+            const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+            const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+            // line boxes are taller than letters: what touches by less than a third of one is apart to the eye
+            const touches = wide > 1 && high > Math.min(a.height, b.height) / 3;
+            if (touches) found.push([texts[k].textContent, texts[i].textContent]);
+          }
+        });
+      }
+      return found;
+    }""")
+    assert page.locator("svg.chart").count() > 5
+    assert overlaps == []
+
+
+def test_bars_of_a_table_start_at_one_line(page: Page) -> None:
+    _unfold(page)
+    bars = page.locator("#sensitivity table >> nth=0 >> meter")
+    boxes = [box for bar in bars.all() if (box := bar.bounding_box()) is not None]
+    assert len(boxes) > 1
+    assert len({round(box["x"]) for box in boxes}) == 1
+    assert {round(box["width"]) for box in boxes} == {120 if page.viewport_size["width"] > 720 else 72}
+
+
+def test_on_a_phone_the_numbers_of_a_table_are_in_sight(page: Page) -> None:
+    _unfold(page)
+    cells = page.locator("#speed table >> nth=0 >> tbody td:visible")
+    room = page.evaluate("window.innerWidth")
+    boxes = [box for cell in cells.all() if (box := cell.bounding_box()) is not None]
+    assert len(boxes) > 6
+    if room < 720:
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= room for box in boxes)
+
+
+def test_it_prints_on_few_pages(browser: Browser, report_page: Path) -> None:
+    for scheme in SCHEMES:
+        context = browser.new_context(color_scheme=scheme)
+        opened = context.new_page()
+        opened.goto(report_page.as_uri())
+        printed = opened.pdf(format="A4")
+        context.close()
+        assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= MOST_PRINTED
 
 
 @pytest.mark.parametrize(
     ("table", "heading"),
     [
         # 1e-07, 0.9 and 40: by their text they would stand in another order
-        ("#verdict table.sortable", "value"),
+        ("#gates table", "value"),
         ("#layers table >> nth=0", "least scale"),
         ("#layers table >> nth=0", "codes at the ends"),
         ("#sensitivity table >> nth=0", "share of the error"),
@@ -132,6 +250,7 @@ def test_the_picture_itself_can_be_dragged(page: Page) -> None:
     ids=["value", "scale", "ends", "share", "gain"],
 )
 def test_columns_sort_by_number_and_back(page: Page, table: str, heading: str) -> None:
+    _unfold(page)
     heads = page.locator(f"{table} >> th")
     number = [h.split("\N{NO-BREAK SPACE}")[0].strip() for h in heads.all_inner_texts()].index(heading)
     head, cells = heads.nth(number), page.locator(f"{table} >> tbody tr td:nth-child({number + 1})")
@@ -151,6 +270,7 @@ def test_columns_sort_by_number_and_back(page: Page, table: str, heading: str) -
 
 
 def test_a_stage_is_chosen_from_the_list(page: Page) -> None:
+    _unfold(page)
     assert page.locator(".panel:visible h3.stage").inner_text().startswith("polish")
     first = page.locator("#stage option").first
     page.locator("#stage").select_option(index=0)
@@ -163,16 +283,17 @@ def test_everything_can_be_read_without_script(browser: Browser, report_page: Pa
     context = browser.new_context(java_script_enabled=False, viewport={"width": 390, "height": 844})
     opened = context.new_page()
     opened.goto(report_page.as_uri())
+    _unfold(opened)
     assert opened.locator(".panel:visible").count() == opened.locator(".panel").count() > 1
-    over, under = (opened.locator(f"{part} img").bounding_box() for part in (".over", ".under"))
+    over, under = (opened.locator(f"{part} img").first.bounding_box() for part in (".over", ".under"))
     assert over != under
+    assert not opened.locator("#wipe").is_visible()
     context.close()
 
 
 def test_light_and_dark_are_both_drawn(browser: Browser, report_page: Path) -> None:
     papers = []
-    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    for scheme in schemes:
+    for scheme in SCHEMES:
         context = browser.new_context(color_scheme=scheme)
         opened = context.new_page()
         opened.goto(report_page.as_uri())

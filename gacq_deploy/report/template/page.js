@@ -5,24 +5,37 @@
 
   const wipe = document.getElementById("wipe");
   if (wipe) {
-    const figure = wipe.closest(".wipe");
-    const pair = figure.querySelector(".pair");
+    const tiles = document.querySelector(".tiles");
+    const images = document.getElementById("images");
     const show = () => {
-      figure.style.setProperty("--cut", wipe.value + "%");
+      tiles.style.setProperty("--cut", wipe.value + "%");
       wipe.setAttribute("aria-valuetext", wipe.value + " % float");
     };
     const follow = (event) => {
+      const trio = event.target.closest(".trio");
+      if (!trio || !images.classList.contains("wiping")) return;
       if (event.type === "pointermove" && !event.buttons) return;
-      const box = pair.getBoundingClientRect();
+      const box = trio.getBoundingClientRect();
       wipe.value = String(Math.round((100 * (event.clientX - box.left)) / box.width));
       show();
     };
+    for (const view of document.querySelectorAll("input[name=view]")) {
+      view.addEventListener("change", () => images.classList.toggle("wiping", view.value === "wipe" && view.checked));
+    }
     wipe.addEventListener("input", show);
-    pair.addEventListener("pointerdown", follow);
-    pair.addEventListener("pointermove", follow);
-    pair.addEventListener("dragstart", (event) => event.preventDefault());
+    tiles.addEventListener("pointerdown", follow);
+    tiles.addEventListener("pointermove", follow);
+    tiles.addEventListener("dragstart", (event) => event.preventDefault());
     show();
   }
+
+  const unfold = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    const folded = target && target.querySelector(":scope > details.fold");
+    if (folded) folded.open = true;
+  };
+  window.addEventListener("hashchange", unfold);
+  unfold();
 
   const stage = document.getElementById("stage");
   if (stage) {

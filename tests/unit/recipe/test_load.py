@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.recipe.load import builtin_recipes, load_recipe, parse_recipe
+from gacq_deploy.recipe.load import PRESETS, builtin_recipes, load_recipe, parse_recipe, preset_of
 
 HEAD = "schema: gacq-deploy/recipe/1\nname: x\nquantization:\n  rules:\n"
 BASE = HEAD + "    - {match: '*', bits: 8}\n"
@@ -157,3 +157,9 @@ def test_a_section_that_is_wrong_is_named() -> None:
         load_recipe("fashion-w8a8", nothing={"steps": 1})
     with pytest.raises(RecipeError, match="'fast'"):
         load_recipe("fashion-w8a8", preset="fast")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_tells_its_preset(preset: str) -> None:
+    assert preset_of(load_recipe("fashion-w8a8", preset=preset)) == preset
+    assert preset_of(load_recipe("fashion-w8a8", ["samples.trajectories=7"], preset=preset)) is None

@@ -47,6 +47,7 @@ def test_ticks_are_round_and_lie_inside(low: float, length: float) -> None:
 
 def test_log_ticks_are_one_two_five() -> None:
     assert log_ticks(0.1, 10) == [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    assert log_ticks(1e-3, 1e3) == [10.0**n for n in range(-3, 4)]  # more would run into each other
 
 
 def test_noisy_stands_left_and_more_stands_higher() -> None:
@@ -65,7 +66,7 @@ def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
     x = np.arange(5.0)
     svg = line_chart([Series("a", x, np.array([1, 2, np.nan, 4, np.inf]))], Axes("x", "y"), "gap")
     assert len(_dots(svg)) == 3
-    assert len(list(ET.fromstring(svg).iter("polyline"))) == 2
+    assert len(list(ET.fromstring(svg).iter("polyline"))) == 1 + 2  # the key, and both parts
 
 
 @pytest.mark.parametrize("values", [[math.nan] * 3, [5.0] * 3, [0.0] * 3], ids=["nothing", "equal", "zero"])
@@ -73,13 +74,27 @@ def test_flat_and_empty_data_draw(values: list[float]) -> None:
     assert ET.fromstring(line_chart([Series("a", X, np.array(values))], AXES, "flat")).tag == "svg"
 
 
-@given(st.lists(st.floats(0, 50), min_size=1, max_size=12))
-def test_labels_at_the_ends_of_lines_do_not_overlap(ends: list[float]) -> None:
-    lines = [Series(f"line{i}", X, np.array([10.0, 20.0, end])) for i, end in enumerate(ends)]
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_labels_meet_neither_each_other_nor_an_edge(lengths: list[int]) -> None:
+    lines = [Series("w" * length, X, X, colour) for colour, length in enumerate(lengths)]
     root = ET.fromstring(line_chart(lines, AXES, "many"))
-    rows = sorted(float(t.attrib["y"]) for t in root.iter("text") if (t.text or "").startswith("line"))
-    assert len(rows) == len(ends)
-    assert all(np.diff(rows) >= 12.8)
+    width, height = (float(n) for n in root.attrib["viewBox"].split()[2:])
+    boxes = []
+    for text in root.iter("text"):
+        place, wide = (float(text.attrib["x"]), float(text.attrib["y"])), 6.4 * len(text.text or "")
+        left = place[0] - {"start": 0.0, "middle": 0.5, "end": 1.0}[text.attrib["text-anchor"]] * wide
+        boxes.append((left, left + wide, place[1] - 10, place[1]))
+    assert all(low >= 0 and bottom <= height for _, _, low, bottom in boxes)
+    assert all(right <= width + 1 for _, right, _, _ in boxes)
+    for i, (left, right, top, bottom) in enumerate(boxes):
+        for other in boxes[:i]:
+            assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+
+
+def test_a_line_has_the_colour_that_it_is_given() -> None:
+    svg = line_chart([Series("b", X, X, 4), Series("a", X, X + 1, 1, mixed=True)], AXES, "colours")
+    lines = [e.attrib["class"] for e in ET.fromstring(svg).iter("polyline")]
+    assert lines == ["line s4", "line s1 mixed"] * 2  # in the key, then in the chart
 
 
 def test_text_is_escaped() -> None:
@@ -94,7 +109,7 @@ def test_a_spread_shows_bands_around_the_median() -> None:
     svg = spread_chart(SpreadBar(X, quantiles), Axes("t", "weight", log=True, level=1.0), "weights")
     root = ET.fromstring(svg)
     assert [e.attrib["class"] for e in root.iter("polygon")] == ["band wide", "band"]
-    assert {"minimum", "median", "maximum"} <= set(_texts(svg))
+    assert {"median", "quartiles", "minimum to maximum"} <= set(_texts(svg))
 
 
 def test_strips_have_scales_of_their_own_and_share_an_axis() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from scipy.stats import spearmanr
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.parity.report import ParityReport, assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
+from gacq_deploy.report.colours import graph_colour
 from gacq_deploy.report.figures import (
     BINS,
     MOST_PANELS,
     alignment_bins,
     bucket_error_figure,
     default_stage,
+    even_sentence,
     is_uniform,
+    learning_sentence,
     spearman,
     stage_error_figure,
     stage_panels,
@@ -83,7 +87,10 @@ def test_without_a_polish_the_last_stage_that_learned_is_shown_first() -> None:
 def test_uniform_stages_have_no_weights_to_draw() -> None:
     uniform = example_diagnostics(mode="uniform")
     assert all(is_uniform(stage) for stage in uniform.stages)
-    assert all(panel.uniform and not panel.figures for panel in stage_panels(uniform))
+    assert stage_panels(uniform) == ()
+    assert stage_table(uniform) is None
+    assert even_sentence(uniform) == "In all 4 stages every sample counts the same: they learned no weights."
+    assert even_sentence(example_diagnostics()) == ""
     cosines = example_diagnostics().stages[0].cosine_before
     seen = replace(uniform, stages=tuple(replace(s, cosine_before=cosines) for s in uniform.stages))
     assert all(
@@ -107,16 +114,43 @@ def test_meta_iterations_are_drawn_where_something_was_learned() -> None:
     assert "Learning the weights" not in {figure.title for figure in panel.figures}
 
 
+def test_stages_that_learned_no_weights_take_no_rows() -> None:
+    learned, even = example_diagnostics(), example_diagnostics(mode="uniform", blocks=("late",), polish=False)
+    both = replace(learned, stages=(*even.stages, *learned.stages))
+    table = stage_table(both)
+    assert table is not None
+    assert len(table.rows) == len(learned.stages) == len(stage_panels(both))
+    assert even_sentence(both).startswith("In 1 of 5 stages every sample counts the same")
+
+
+@pytest.mark.parametrize(("gain", "said"), [(3.2, "gained 3.2 dB"), (-0.7, "lost 0.7 dB")])
+def test_what_learning_did_is_said_in_words(gain: float, said: str) -> None:
+    nearest = np.array([30.0, 18.8], np.float32)
+    found = replace(
+        example_diagnostics(),
+        error_timesteps=np.array([900, 10], np.int64),
+        error_sqnr_db={"nearest": nearest, "polish": nearest + np.float32(gain)},
+    )
+    sentence = learning_sentence(found)
+    assert sentence is not None
+    assert sentence[0] == f"Learning {said} at the worst timestep (18.8 to {18.8 + gain:.1f} dB)."
+    assert sentence[1] == (gain > 0)
+    assert learning_sentence(replace(found, error_sqnr_db={"nearest": nearest})) is None
+
+
 def test_very_many_stages_stand_in_the_table_alone() -> None:
     many = example_diagnostics(blocks=[f"block.{i}" for i in range(40)], trajectories=2)
     panels = stage_panels(many)
     assert len(panels) == MOST_PANELS
     assert "polish" in {panel.stage for panel in panels}
-    assert len(stage_table(many).rows) == 41
+    table = stage_table(many)
+    assert table is not None
+    assert len(table.rows) == 41
 
 
 def test_the_stage_table_says_how_gradients_agree() -> None:
     table = stage_table(example_diagnostics())
+    assert table is not None
     row = dict(zip([c.name for c in table.columns], table.rows[-1], strict=True))
     before, after = row["cosine before"].number, row["cosine after"].number
     assert before is not None
@@ -136,9 +170,14 @@ def test_errors_of_the_stages_that_ran_are_drawn() -> None:
         "polish dB",
     ]
     assert "polish" in both.svg
+    assert "output SQNR gained after nearest (dB)" in both.svg
     without = stage_error_figure(example_diagnostics(polish=False))
     assert without is not None
     assert "polish" not in without.svg
+    nearest = {"nearest": example_diagnostics().error_sqnr_db["nearest"]}
+    alone = stage_error_figure(replace(example_diagnostics(), error_sqnr_db=nearest))
+    assert alone is not None
+    assert "output SQNR (dB)" in alone.svg  # nothing to gain on
 
 
 def test_no_measured_errors_give_no_figure() -> None:
@@ -170,3 +209,18 @@ def test_trajectories_are_drawn_step_by_step() -> None:
 @pytest.mark.parametrize("found", [{}, [], {"a": 3}, {"a": [{"timestep": "soon"}]}], ids=str)
 def test_a_report_without_trajectories_gives_no_figure(found: object) -> None:
     assert trajectory_figure(_parity(found)) is None
+
+
+def test_a_graph_has_one_colour_whatever_stands_beside_it() -> None:
+    first, second = "int8.cpu.onnx@ort-cpu", "int8.onnx@openvino"
+    steps = [{"timestep": 900, "mean": 1.0, "min": 1.0}, {"timestep": 5, "mean": 0.999, "min": 0.9}]
+    colours = []
+    for order in ((first, second), (second, first)):
+        drawn = trajectory_figure(_parity(dict.fromkeys(order, steps)))
+        buckets = bucket_error_figure(_parity({}))
+        assert drawn is not None
+        assert buckets is not None
+        lines = [e.attrib["class"] for e in ET.fromstring(drawn.svg).iter("polyline")]
+        colours.append(lines[:2])
+        assert f'"line s{graph_colour(second)}"' in buckets.svg
+    assert colours[0] == colours[1] == [f"line s{graph_colour(name)}" for name in (first, second)]

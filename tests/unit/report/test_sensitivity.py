@@ -79,7 +79,9 @@ def test_the_verdict_of_the_search_is_a_sentence(
     changes: dict[str, object], reached: bool, says: str
 ) -> None:
     part = sensitivity_part(example_study("", **changes))
-    assert part.reached is reached
+    assert (part.outcome, part.tone) == (
+        ("SQNR target reached.", "ok") if reached else ("SQNR target not reached.", "bad")
+    )
     assert says in part.sentence
 
 
@@ -107,3 +109,18 @@ def test_an_altered_study_is_not_shown(tmp_path: Path) -> None:
     section = page.partition('<section id="sensitivity">')[2].partition("</section>")[0]
     assert "was altered" in section
     assert "<table" not in section
+
+
+def test_a_target_that_is_reached_does_not_contradict_a_failed_parity() -> None:
+    study = example_study("down.0")
+    reached = study.model_copy(update={"proposal": study.proposal.model_copy(update={"reached": True})})
+    part = sensitivity_part(reached, ["PSNR of same-seed images, mean (dB)"] * 2)
+    assert (part.outcome, part.tone) == ("SQNR target reached.", "")
+    assert part.sentence.endswith(
+        "This is about the SQNR of single steps alone. Parity failed: PSNR of same-seed images, mean (dB)."
+    )
+
+
+def test_the_line_of_the_folded_section_names_the_costliest_layer() -> None:
+    study = example_study("down.0")
+    assert study.modules[0].module in sensitivity_part(study).glance

@@ -4,12 +4,24 @@ import math
 
 import pytest
 
+from gacq_deploy.bench import BenchReport
+from gacq_deploy.bench.report import Host, Ratio, Spread
 from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
-from gacq_deploy.report.tables import ReportTable, compiled_table, gate_table, name, number, size_cell, text
+from gacq_deploy.report.tables import (
+    ReportTable,
+    compiled_table,
+    gate_table,
+    name,
+    number,
+    ratio_table,
+    size_cell,
+    skipped_engines,
+    text,
+)
 from gacq_deploy.report.verdict import gate_rows
 
 
@@ -95,3 +107,37 @@ def test_engine_plans_count_int4_weights_apart() -> None:
     )  # fmt: skip
     (row,) = compiled_table([record]).rows
     assert row[-1].text == "6 of 7 layers with INT4 weights alone; ff.net.2: weight not INT4"
+
+
+def _bench(ratio: float, skipped: dict[str, str]) -> BenchReport:
+    spread = Spread(median=ratio, q1=ratio - 0.01, q3=ratio + 0.01, low=ratio, high=ratio)
+    return BenchReport(
+        subject={},
+        host=Host(cpu="cpu", cores=1, platform="", python="", load_average=0),
+        threads=1,
+        repeats=1,
+        batches=(1,),
+        candidates=(),
+        ratios=(Ratio(candidate="a/int8.onnx", baseline="a/float.onnx", batch=1, cpu=spread, wall=spread),),
+        skipped=skipped,
+    )
+
+
+def test_what_is_not_installed_is_said_once() -> None:
+    missing = "Engine 'openvino' is not available: No module named 'openvino'."
+    names = ("openvino/float.onnx", "openvino/int8.onnx")
+    assert skipped_engines(_bench(1, {name: f"{name}: {missing}" for name in names})) == (
+        "OpenVINO: not installed (`pip install 'gacq-deploy[openvino]'`).",
+    )
+    assert skipped_engines(_bench(1, {"openvino/int8.onnx": "It would be wrong here."})) == (
+        "OpenVINO: It would be wrong here.",
+    )
+    assert skipped_engines(_bench(1, {"mine/int8.onnx": "No module named 'mine'"})) == (
+        "mine: not installed.",
+    )
+
+
+def test_less_than_once_as_fast_is_slower_in_words() -> None:
+    (slow,), (fast,) = (ratio_table(_bench(ratio, {})).rows for ratio in (0.976, 1.05))
+    assert (slow[3].text, slow[3].tone, slow[3].number) == ("0.98x, 0.97 to 0.99 (slower)", "bad", 0.976)
+    assert (fast[3].text, fast[3].tone) == ("1.05x, 1.04 to 1.06", "")

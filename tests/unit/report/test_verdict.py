@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gacq_deploy.inspection.verify import Link, LinkStatus
-from gacq_deploy.parity.report import GATES, ParityReport, assemble, measured
+from gacq_deploy.parity.report import ADVICE, GATES, ParityReport, assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.collect import Collected, Missing, collect
 from gacq_deploy.report.verdict import EVIDENCE, judge_run
@@ -36,6 +36,7 @@ def test_a_passed_report_of_these_files_passes(tmp_path: Path) -> None:
     assert (verdict.state, verdict.headline) == ("passed", "Parity passed")
     assert "1 gates" in verdict.sentences[0]
     assert not verdict.broken
+    assert not verdict.failures
 
 
 def test_a_failed_report_says_how_many_gates_do_not_hold(tmp_path: Path) -> None:
@@ -43,6 +44,14 @@ def test_a_failed_report_says_how_many_gates_do_not_hold(tmp_path: Path) -> None
     assert verdict.state == "failed"
     assert "1 of 1 gates do not hold" in verdict.sentences[0]
     assert [(gate.holds, gate.where) for gate in verdict.gates] == [(False, "bucket: 1")]
+    [failure] = verdict.failures
+    assert failure.gates == ("gap between the two errors, worst bucket (dB): 0.9, needs at most 0.5",)
+    assert (failure.candidate, failure.reference, failure.where) == (
+        "int8.onnx@ort-cpu",
+        "torch",
+        "bucket: 1",
+    )
+    assert failure.advice == ADVICE["error"]
 
 
 @pytest.mark.parametrize("gap", [0.1, 0.9], ids=["passed", "failed"])
