@@ -42,8 +42,6 @@ class ImagePairs:
     engine: str
     """What ran the INT8 graph, with version."""
     steps: int
-    decoded: bool
-    """Whether the model makes latents, which its pipeline decoded."""
 
     @property
     def worst_first(self) -> tuple[int, ...]:
@@ -113,7 +111,6 @@ def make_pairs(
         graphs=(exact.graph, quantized.graph),
         engine=quantized.engine,
         steps=len(quantized.timesteps),
-        decoded=exact.images.shape[1:] != model.sample_shape,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,11 @@ class Collected:
     """Digest of what the page is made from: see :func:`digest_records`."""
 
 
+def typed(*words: object) -> str:
+    """Return a command of this program as a shell takes it."""
+    return shlex.join(["gacq-deploy", *map(str, words)])
+
+
 def collect(
     run: RunDirectory, *, images: bool = True, pipeline: str | None = None, report: Reporter = SILENT
 ) -> Collected:
@@ -75,7 +81,7 @@ def collect(
     """
     chain = verify_run(run)
     manifest = run.artifact / "manifest.json"
-    calibrate = f"gacq-deploy calibrate -r {run.recipe_path} -o {run.root}"
+    calibrate = typed("calibrate", "-r", run.recipe_path, "-o", run.root)
     return Collected(
         run=run,
         chain=chain,
@@ -83,16 +89,12 @@ def collect(
         model=_read_file(manifest, calibrate, lambda: load_model_record(run.artifact)),
         inspection=_read_file(manifest, calibrate, lambda: inspect_artifact(run.artifact)),
         diagnostics=_read_file(manifest, calibrate, lambda: _diagnostics(run)),
-        export=_read_file(
-            run.onnx_manifest, f"gacq-deploy export --onnx {run.root}", lambda: read_record(run)
-        ),
-        compiled=_read_file(run.engines, f"gacq-deploy build-trt {run.root}", lambda: _engines(run)),
-        parity=_read_file(
-            run.parity_json, f"gacq-deploy parity {run.root}", lambda: load_report(run.parity_json)
-        ),
-        bench=_read_file(run.bench_json, f"gacq-deploy bench {run.root}", lambda: load_bench(run.bench_json)),
+        export=_read_file(run.onnx_manifest, typed("export", "--onnx", run.root), lambda: read_record(run)),
+        compiled=_read_file(run.engines, typed("build-trt", run.root), lambda: _engines(run)),
+        parity=_read_file(run.parity_json, typed("parity", run.root), lambda: load_report(run.parity_json)),
+        bench=_read_file(run.bench_json, typed("bench", run.root), lambda: load_bench(run.bench_json)),
         sensitivity=_read_file(
-            run.sensitivity_json, f"gacq-deploy sensitivity {run.root}", lambda: load_sensitivity(run)
+            run.sensitivity_json, typed("sensitivity", run.root), lambda: load_sensitivity(run)
         ),
         pictures=_pictures(run, chain, images=images, pipeline=pipeline, report=report),
         shows=digest_records(run, chain, images=images),
@@ -141,7 +143,7 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
     if diagnostics is None:
         raise ArtifactError(
             "The artifact holds no diagnostics: nothing says what calibration did with each sample.",
-            f"Run `gacq-deploy calibrate -r {run.recipe_path} -o {run.root} --fresh`.",
+            f"Run `{typed('calibrate', '-r', run.recipe_path, '-o', run.root, '--fresh')}`.",
         )
     return diagnostics
 
@@ -153,9 +155,9 @@ def _engines(run: RunDirectory) -> tuple[EngineManifest, ...]:
 def _pictures(
     run: RunDirectory, chain: VerifyReport, *, images: bool, pipeline: str | None, report: Reporter
 ) -> Pictures | Missing:
-    missing = Missing("Images were left out.", f"Run `gacq-deploy report {run.root}` without --no-images.")
+    missing = Missing("Images were left out.", f"Run `{typed('report', run.root)}` without --no-images.")
     if images and not run.onnx_manifest.exists():
-        export = f"gacq-deploy export --onnx {run.root}"
+        export = typed("export", "--onnx", run.root)
         missing = Missing("There is no exported graph to make images with yet.", f"Run `{export}`.")
     elif images:
         try:

@@ -164,8 +164,10 @@ def learning_sentence(diagnostics: Diagnostics) -> tuple[str, bool] | None:
     if len(errors) < 2 or not diagnostics.error_timesteps.size:
         return None
     before, after = float(errors[0].min()), float(errors[-1].min())
-    gain = after - before
-    verb = "gained" if gain >= 0 else "lost"
+    gain = round(after - before, 1)
+    if gain == 0:
+        return f"Learning changed nothing at the worst timestep ({before:.1f} to {after:.1f} dB).", True
+    verb = "gained" if gain > 0 else "lost"
     return (
         f"Learning {verb} {abs(gain):.1f} dB at the worst timestep ({before:.1f} to {after:.1f} dB).",
         gain >= 0,

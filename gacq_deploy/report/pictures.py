@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.generate.difference import PALETTE, difference_maps
 from gacq_deploy.generate.grid import to_uint8
 from gacq_deploy.generate.pairs import PIXELS, SIDE, ImagePairs, make_pairs
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
+
+DRAWN = f"{engine_named(REFERENCE).best_graph}@{REFERENCE}"
+"""The INT8 graph of the tiles and its engine, as parity names them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,6 @@ class Pictures:
     caption: str = ""
     mean_db: float | None = None
     """Mean PSNR of the tiles."""
-    decoded: bool = False
-    """Whether the model makes latents, which its pipeline decoded."""
 
 
 def read_sheet(path: Path) -> Pictures:
@@ -100,7 +102,7 @@ def draw_tiles(pairs: ImagePairs) -> Pictures:
         f"{pairs.summary}; {graphs}. Difference: from black (none) to light ({largest:.1%} of the range, the largest "
         "of all these images)."
     )
-    return Pictures(tiles, "", (width, height), caption, pairs.mean_db, pairs.decoded)
+    return Pictures(tiles, "", (width, height), caption, pairs.mean_db)
 
 
 def reduced(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
-from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
+from gacq_deploy.report.collect import Collected, Missing, collect, digest_records, typed
 from gacq_deploy.report.figures import learning_sentence
 from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
 from gacq_deploy.report.summary import big_numbers, heading
@@ -139,6 +139,7 @@ def render(found: Collected, verdict: Verdict) -> str:
         found=found,
         verdict=verdict,
         stale={link.name: link for link in verdict.broken},
+        recalibrate=typed("calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"),
         **_parts(found, verdict),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,8 +17,8 @@ from gacq_deploy.metrics.images import is_image
 from gacq_deploy.parity.report import Comparison, ParityReport
 from gacq_deploy.recipe.load import preset_of
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.report.collect import Collected
-from gacq_deploy.report.pictures import Pictures
+from gacq_deploy.report.collect import Collected, typed
+from gacq_deploy.report.pictures import DRAWN, Pictures
 from gacq_deploy.report.tables import size_cell
 
 
@@ -95,7 +96,7 @@ def _machine(found: Collected) -> str:
 
 
 def _shown_candidate(found: Collected, parity: ParityReport) -> tuple[str, float | None]:
-    """Return the judged graph and engine that is fastest at the smallest batch, and how much; else the first."""
+    """Return the judged graph and engine that is fastest at the smallest batch, and how much; else the one drawn."""
     measured: list[tuple[float, str]] = []
     if isinstance(found.bench, BenchReport):
         share = parity.step_policy.float_share
@@ -104,7 +105,7 @@ def _shown_candidate(found: Collected, parity: ParityReport) -> tuple[str, float
             speed = found.bench.speed(f"{engine}/{file}", min(found.bench.batches), share)
             measured += [] if speed is None else [(speed, candidate)]
     if not measured:
-        return next(iter(parity.fidelity)), None
+        return next((c for c in parity.fidelity if c == DRAWN), next(iter(parity.fidelity))), None
     speed, candidate = max(measured)
     return candidate, speed
 
@@ -120,7 +121,7 @@ def _size(found: Collected, candidate: str) -> BigNumber:
 
 def _speed(found: Collected, candidate: str, speed: float | None) -> BigNumber:
     if not isinstance(found.bench, BenchReport) or speed is None:
-        return BigNumber("?", "", "faster", f"Not measured: `gacq-deploy bench {found.run.root}`.", "none")
+        return BigNumber("?", "", "faster", f"Not measured: `{typed('bench', found.run.root)}`.", "none")
     engine = candidate.partition("@")[2]
     batch = min(found.bench.batches)
     note = f"{engine}, batch {batch}, {_threads(found.bench.threads)}, against float in ONNX Runtime"
@@ -144,19 +145,21 @@ def _why_slow(engine: str, measured_on: str) -> str:
 
 
 def _images(found: Collected, parity: ParityReport, candidate: str) -> BigNumber:
-    judged = parity.fidelity[candidate].get("image_psnr_db")
     count = parity.trajectory.get("images", parity.protocol.images)
+    drawn = found.pictures if isinstance(found.pictures, Pictures) else Pictures()
     # parity compares final states, and those of a model of latents are no images yet
     of_latents = bool(parity.trajectory.get("compared"))
-    gate = f"mean of {count} same-seed {'latents' if of_latents else 'images'}, the gate's number"
-    drawn = found.pictures if isinstance(found.pictures, Pictures) else Pictures()
     if of_latents and drawn.mean_db is not None:
-        latents = "" if judged is None else f"; {judged:.1f} dB for latents, {gate}"
-        return BigNumber(
-            f"{drawn.mean_db:.1f}", "dB", "PSNR of images", f"mean of the {len(drawn.tiles)} below{latents}"
-        )
-    label = "PSNR of latents" if of_latents else "PSNR of images"
-    return _decibels(judged, label, gate, failed=_fails(parity, candidate, "image_psnr_db"))
+        judged = parity.fidelity.get(DRAWN, {}).get("image_psnr_db")
+        gate = "" if judged is None else f"; the gate's number, of {count} latents: {judged:.1f} dB"
+        note = f"mean of the {len(drawn.tiles)} below, decoded{gate}"
+        return _decibels(drawn.mean_db, "PSNR of images", note, failed=False)
+    return _decibels(
+        parity.fidelity[candidate].get("image_psnr_db"),
+        "PSNR of latents" if of_latents else "PSNR of images",
+        f"mean of {count} same-seed {'latents' if of_latents else 'images'}, the gate's number",
+        failed=_fails(parity, candidate, "image_psnr_db"),
+    )
 
 
 def _worst_timestep(parity: ParityReport, candidate: str) -> BigNumber:
@@ -164,13 +167,19 @@ def _worst_timestep(parity: ParityReport, candidate: str) -> BigNumber:
     rows = next((c.by_timestep for c in _judgements(parity, candidate) if c.by_timestep), ())
     known = [row for row in rows if row.get("sqnr_db") is not None and "timestep_max" in row]
     worst = min(known, key=lambda row: row["sqnr_db"] or 0.0, default=None)
-    where = "" if worst is None else f"at timesteps {worst['timestep_max']} to {worst['timestep_min']}; "
     return _decibels(
         value,
         "SQNR of the worst timesteps",
-        f"{where}single steps against float",
+        f"{_place(worst)}single steps against float",
         failed=_fails(parity, candidate, "eps_sqnr_db"),
     )
+
+
+def _place(bucket: Mapping[str, int | float | None] | None) -> str:
+    if bucket is None:
+        return ""
+    high, low = bucket["timestep_max"], bucket["timestep_min"]
+    return f"at timestep {high}; " if high == low else f"at timesteps {high} to {low}; "
 
 
 def _decibels(value: float | None, label: str, note: str, *, failed: bool) -> BigNumber:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gacq_deploy.inspection.verify import Link
 from gacq_deploy.parity.report import ADVICE, GATES, Comparison, ParityReport
-from gacq_deploy.report.collect import Collected
+from gacq_deploy.report.collect import Collected, typed
 
 State = Literal["passed", "failed", "void", "unjudged"]
 HEADLINES: dict[State, str] = {
@@ -51,14 +52,22 @@ class GateRow:
 
 @dataclass(frozen=True)
 class FailingComparison:
-    """The gates of one comparison that do not hold, and what to do."""
+    """The gates of one comparison that do not hold."""
 
     candidate: str
     reference: str
-    meaning: str
     gates: tuple[str, ...]
     """In words: metric, value, bound."""
     where: str
+
+
+@dataclass(frozen=True)
+class FailingEvidence:
+    """What of one kind of evidence does not hold, and what helps."""
+
+    evidence: str
+    meaning: str
+    comparisons: tuple[FailingComparison, ...]
     advice: str
 
 
@@ -74,23 +83,11 @@ class Verdict:
     gates: tuple[GateRow, ...]
 
     @property
-    def failures(self) -> tuple[FailingComparison, ...]:
-        """What does not hold, comparison by comparison."""
-        by_comparison: dict[tuple[str, str, str], list[GateRow]] = {}
-        for row in self.gates:
-            if not row.holds:
-                by_comparison.setdefault((row.evidence, row.reference, row.candidate), []).append(row)
-        return tuple(
-            FailingComparison(
-                rows[0].candidate,
-                rows[0].reference,
-                rows[0].meaning,
-                tuple(map(_in_words, rows)),
-                rows[0].where,
-                rows[0].advice,
-            )
-            for rows in by_comparison.values()
-        )
+    def failures(self) -> tuple[FailingEvidence, ...]:
+        """What does not hold, and what helps once for all that it helps."""
+        failing = [row for row in self.gates if not row.holds]
+        kinds = dict.fromkeys(row.evidence for row in failing)
+        return tuple(_failing(kind, [row for row in failing if row.evidence == kind]) for kind in kinds)
 
 
 def judge_run(found: Collected) -> Verdict:
@@ -135,6 +132,18 @@ def gate_rows(comparison: Comparison) -> tuple[GateRow, ...]:
     return tuple(rows)
 
 
+def _failing(kind: str, rows: Sequence[GateRow]) -> FailingEvidence:
+    pairs = dict.fromkeys((row.candidate, row.reference) for row in rows)
+    return FailingEvidence(
+        kind, rows[0].meaning, tuple(_failing_pair(pair, rows) for pair in pairs), rows[0].advice
+    )
+
+
+def _failing_pair(pair: tuple[str, str], rows: Sequence[GateRow]) -> FailingComparison:
+    own = [row for row in rows if (row.candidate, row.reference) == pair]
+    return FailingComparison(*pair, tuple(map(_in_words, own)), own[0].where)
+
+
 def _in_words(row: GateRow) -> str:
     value = "not evaluated" if row.value is None else f"{row.value:.4g}"
     need = f"{'at least' if row.sign == '≥' else 'at most'} {row.bound:g}"
@@ -150,7 +159,6 @@ def _where(comparison: Comparison) -> str:
 def _sentences(
     state: State, found: Collected, report: ParityReport | None, gates: tuple[GateRow, ...]
 ) -> tuple[str, ...]:
-    root = found.run.root
     failing = sum(not gate.holds for gate in gates)
     not_judged = () if report is None else tuple(report.not_judged.items())
     left_out = (f"{name} was not judged. {why}" for name, why in not_judged)
@@ -169,14 +177,14 @@ def _sentences(
     return (
         "Files in this run directory are stale or were altered, so no verdict holds for them.",
         *old,
-        f"`gacq-deploy verify {root}` checks again.",
+        f"`{typed('verify', found.run.root)}` checks again.",
     )
 
 
 def _next_command(found: Collected) -> str:
     root, absent = found.run.root, {link.name for link in found.chain.links if link.status == "absent"}
     if "artifact" in absent:
-        return f"Run `gacq-deploy calibrate -r {found.run.recipe_path} -o {root}` first."
+        return f"Run `{typed('calibrate', '-r', found.run.recipe_path, '-o', root)}` first."
     if "graphs" in absent:
-        return f"Run `gacq-deploy export --onnx {root}`, then `gacq-deploy parity {root}`."
-    return f"Run `gacq-deploy parity {root}`."
+        return f"Run `{typed('export', '--onnx', root)}`, then `{typed('parity', root)}`."
+    return f"Run `{typed('parity', root)}`."

@@ -136,6 +136,10 @@ def test_what_learning_did_is_said_in_words(gain: float, said: str) -> None:
     assert sentence[0] == f"Learning {said} at the worst timestep (18.8 to {18.8 + gain:.1f} dB)."
     assert sentence[1] == (gain > 0)
     assert learning_sentence(replace(found, error_sqnr_db={"nearest": nearest})) is None
+    same = learning_sentence(
+        replace(found, error_sqnr_db={"nearest": nearest, "polish": nearest - np.float32(0.01)})
+    )
+    assert same == ("Learning changed nothing at the worst timestep (18.8 to 18.8 dB).", True)
 
 
 def test_very_many_stages_stand_in_the_table_alone() -> None:

@@ -29,7 +29,6 @@ def _pairs(count: int, shape: tuple[int, int, int], conditions: tuple[str, ...] 
         graphs=("float.onnx", "int8.cpu.onnx"),
         engine="an engine",
         steps=20,
-        decoded=False,
     )
 
 

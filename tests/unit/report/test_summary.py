@@ -135,7 +135,7 @@ def test_of_latents_the_images_are_those_below(tmp_path: Path) -> None:
     shown = _by_label(_found(tmp_path, parity=_parity(latents=True), pictures=drawn))
     assert shown["PSNR of images"].value == "37.2"
     assert shown["PSNR of images"].note == (
-        "mean of the 4 below; 46.1 dB for latents, mean of 64 same-seed latents, the gate's number"
+        "mean of the 4 below, decoded; the gate's number, of 64 latents: 46.1 dB"
     )
     bare = _by_label(_found(tmp_path, parity=_parity(latents=True)))
     assert bare["PSNR of latents"].value == "46.1"

@@ -45,12 +45,9 @@ def test_a_failed_report_says_how_many_gates_do_not_hold(tmp_path: Path) -> None
     assert "1 of 1 gates do not hold" in verdict.sentences[0]
     assert [(gate.holds, gate.where) for gate in verdict.gates] == [(False, "bucket: 1")]
     [failure] = verdict.failures
-    assert failure.gates == ("gap between the two errors, worst bucket (dB): 0.9, needs at most 0.5",)
-    assert (failure.candidate, failure.reference, failure.where) == (
-        "int8.onnx@ort-cpu",
-        "torch",
-        "bucket: 1",
-    )
+    [pair] = failure.comparisons
+    assert pair.gates == ("gap between the two errors, worst bucket (dB): 0.9, needs at most 0.5",)
+    assert (pair.candidate, pair.reference, pair.where) == ("int8.onnx@ort-cpu", "torch", "bucket: 1")
     assert failure.advice == ADVICE["error"]
 
 
@@ -104,3 +101,20 @@ def test_a_damaged_report_is_no_verdict(tmp_path: Path) -> None:
     found = collect(RunDirectory(tmp_path))
     assert isinstance(found.parity, Missing)
     assert judge_run(found).state == "void"
+
+
+def test_a_remedy_stands_once_for_all_that_it_helps(tmp_path: Path) -> None:
+    lost = [measured("exporter", "torch", f"{name}.onnx", {}) for name in ("a", "b")]
+    far = measured("error", "torch", "int8.onnx@ort-cpu", {"difference_db": 9})
+    report = assemble((lost[0], far, lost[1]), ParitySection(), trajectory={}, noise_floor={}, subject={})
+    exporter, error = judge_run(_found(tmp_path, report)).failures
+    assert [pair.candidate for pair in exporter.comparisons] == ["a.onnx", "b.onnx"]
+    assert exporter.comparisons[0].gates[0].startswith("relative error: not evaluated, needs at most ")
+    assert (exporter.advice, error.advice) == (ADVICE["exporter"], ADVICE["error"])
+
+
+def test_a_command_can_be_pasted_where_a_path_has_a_space(tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    links: dict[str, Any] = {"parity": "absent"}
+    verdict = judge_run(_found(tmp_path / "my run", Missing("There is no parity.json yet.", ""), **links))
+    assert verdict.sentences[-1] == f"Run `gacq-deploy parity '{tmp_path}/my run'`."
