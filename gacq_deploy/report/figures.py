@@ -208,8 +208,8 @@ def is_uniform(stage: StageWeights) -> bool:
 
 
 def even_sentence(diagnostics: Diagnostics) -> str:
-    """Return which stages have nothing to show, as every sample counts the same in them; "" for none."""
-    even = sum(not _has_figures(stage) for stage in diagnostics.stages)
+    """Return in how many stages every sample counts the same; "" for none."""
+    even = sum(map(is_uniform, diagnostics.stages))
     if not even:
         return ""
     which = (
@@ -223,7 +223,7 @@ def even_sentence(diagnostics: Diagnostics) -> str:
 def stage_table(diagnostics: Diagnostics) -> ReportTable | None:
     """One row for each stage that weighs samples: how many of them count, how the gradients agree."""
     rows = []
-    for stage in filter(_has_figures, diagnostics.stages):
+    for stage in (s for s in diagnostics.stages if not is_uniform(s)):
         share = stage.effective_samples / stage.weights.size
         rho = None if stage.alignment is None else spearman(stage.weights, stage.alignment)
         rows.append(
@@ -245,7 +245,20 @@ def stage_table(diagnostics: Diagnostics) -> ReportTable | None:
     )  # fmt: skip
     if not rows:
         return None
-    return ReportTable.of(f"{len(rows)} stages, {diagnostics.timesteps.size} samples", headings, rows)
+    stages = "1 stage weighs" if len(rows) == 1 else f"{len(rows)} stages weigh"
+    return ReportTable.of(f"{stages} {diagnostics.timesteps.size} samples", headings, rows)
+
+
+def even_table(diagnostics: Diagnostics) -> ReportTable | None:
+    """One row for each stage that weighs no samples, but measured how the gradients agree."""
+    rows = [
+        (name(s.stage), number(_between(s.cosine_before), 3), number(_between(s.cosine_after), 3))
+        for s in diagnostics.stages
+        if is_uniform(s) and (s.cosine_before is not None or s.cosine_after is not None)
+    ]
+    headings = ("stage", "#cosine before", "#cosine after")
+    caption = f"How the gradients agree in {len(rows)} stages that weigh no samples"
+    return ReportTable.of(caption, headings, rows) if rows else None
 
 
 def spearman(a: Floats, b: Floats) -> float | None:

@@ -139,6 +139,7 @@ def render(found: Collected, verdict: Verdict) -> str:
         found=found,
         verdict=verdict,
         stale={link.name: link for link in verdict.broken},
+        most_panels=figures.MOST_PANELS,
         recalibrate=typed("calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"),
         **_parts(found, verdict),
     )
@@ -157,8 +158,8 @@ def mark_commands(words: str) -> Markup:
 
 
 def break_at_dots(name: str) -> Markup:
-    """Return an escaped name that may go to the next line behind a dot or a slash, and nowhere else."""
-    pieces = re.findall(r"[^./]*[./]|[^./]+", name)
+    """Return an escaped name that may go to the next line behind a dot, slash or colon, and nowhere else."""
+    pieces = re.findall(r"[^./:]*[./:]|[^./:]+", name)
     return Markup("<wbr>").join(pieces)
 
 
@@ -209,10 +210,11 @@ def _shown(record: PartT | Missing, show: Callable[[PartT], ShownT]) -> ShownT |
 
 def _weighting(diagnostics: Diagnostics | None) -> dict[str, Any]:
     if diagnostics is None:
-        return {"stages": None, "even": "", "weightless": False, "panels": ()}
+        return {"stages": None, "even": "", "evens": None, "weightless": False, "panels": ()}
     return {
         "stages": figures.stage_table(diagnostics),
         "even": figures.even_sentence(diagnostics),
+        "evens": figures.even_table(diagnostics),
         "weightless": not diagnostics.stages,
         "panels": figures.stage_panels(diagnostics),
     }

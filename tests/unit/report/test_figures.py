@@ -20,6 +20,7 @@ from gacq_deploy.report.figures import (
     bucket_error_figure,
     default_stage,
     even_sentence,
+    even_table,
     is_uniform,
     learning_sentence,
     spearman,
@@ -93,6 +94,13 @@ def test_uniform_stages_have_no_weights_to_draw() -> None:
     assert even_sentence(example_diagnostics()) == ""
     cosines = example_diagnostics().stages[0].cosine_before
     seen = replace(uniform, stages=tuple(replace(s, cosine_before=cosines) for s in uniform.stages))
+    assert stage_table(seen) is None
+    table = even_table(seen)
+    assert table is not None
+    assert (len(table.rows), [column.name for column in table.columns]) == (
+        4,
+        ["stage", "cosine before", "cosine after"],
+    )
     assert all(
         [figure.title for figure in panel.figures] == ["Gradient cosines before the stage"]
         for panel in stage_panels(seen)

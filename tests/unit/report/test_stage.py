@@ -242,9 +242,10 @@ def test_commands_between_backticks_are_marked_and_escaped() -> None:
     assert mark_commands("a ` b <i>") == "a ` b &lt;i&gt;"
 
 
-def test_names_break_behind_dots_and_slashes_only() -> None:
+def test_names_break_behind_dots_slashes_and_colons_only() -> None:
     assert break_at_dots("down_blocks.0.resnets") == "down_blocks.<wbr>0.<wbr>resnets"
     assert break_at_dots("ort-cpu/int8.cpu.onnx") == "ort-cpu/<wbr>int8.<wbr>cpu.<wbr>onnx"
+    assert break_at_dots("mid.conv_shortcut:input") == "mid.<wbr>conv_shortcut:<wbr>input"
     assert break_at_dots("<b>.x") == "&lt;b&gt;.<wbr>x"
     assert break_at_dots("...") == ".<wbr>.<wbr>."
     assert break_at_dots("") == ""
