@@ -19,6 +19,8 @@ from gacq_deploy.spec import Floats
 
 _SMALL, _LARGE = 128, 256
 """Pixels: smaller images are enlarged by a whole number up to the first, larger ones are reduced to the second."""
+_FEW = 4
+"""So many pairs or fewer are drawn large, two in a row."""
 _WIDTH, _MOST_COLUMNS = 1700, 4
 """Pixels that the pairs of a row may take, and how many there are at most."""
 _MARGIN, _SPACE, _GAP, _FRAME = 32, 28, 3, 4
@@ -72,8 +74,9 @@ def write_comparison(  # noqa: PLR0913 (a public function: each argument is one 
         )
     quality = psnr(reference, candidate)
     maps, largest = difference_maps(reference, candidate)
-    exact, quantized = (_pictures(images) for images in (reference, candidate))
-    drawn = [_scaled(Image.fromarray(PALETTE[levels])) for levels in maps]
+    least = _SMALL if len(reference) > _FEW else _LARGE
+    exact, quantized = (_pictures(images, least) for images in (reference, candidate))
+    drawn = [_scaled(Image.fromarray(PALETTE[levels]), least) for levels in maps]
     worst = int(np.argmin(quality))
     cells = [
         _Cell(tiles, said[i], float(quality[i]), i == worst)
@@ -92,7 +95,7 @@ def write_comparison(  # noqa: PLR0913 (a public function: each argument is one 
 def _fitting(cells: Sequence[_Cell]) -> int:
     """Return how many pairs stand in a row: as many as fit, in whole rows if they can."""
     room = _WIDTH // (3 * cells[0].tiles[0].width + _SPACE)
-    most = max(1, min(_MOST_COLUMNS, room))
+    most = max(1, min(_MOST_COLUMNS if len(cells) > _FEW else 2, room))
     return next((n for n in range(most, 1, -1) if len(cells) % n == 0), most)
 
 
@@ -153,14 +156,14 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _pictures(images: Floats) -> list[Image.Image]:
+def _pictures(images: Floats, least: int) -> list[Image.Image]:
     return [
-        _scaled(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+        _scaled(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), least)
         for pixels in to_uint8(images)
     ]
 
 
-def _scaled(picture: Image.Image) -> Image.Image:
+def _scaled(picture: Image.Image, least: int) -> Image.Image:
     """Return a picture that is large enough to be seen and small enough to be sent; single pixels stay squares."""
     small, large = min(picture.size), max(picture.size)
     if large > _LARGE:
@@ -168,5 +171,5 @@ def _scaled(picture: Image.Image) -> Image.Image:
             (max(1, picture.width * _LARGE // large), max(1, picture.height * _LARGE // large)),
             Image.Resampling.BOX,
         )
-    zoom = max(1, min(_SMALL // small, _LARGE // large))
+    zoom = max(1, min(least // small, _LARGE // large))
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -96,7 +96,8 @@ def ensure_comparison(directory: RunDirectory, export: ExportRecord, report: Rep
 
 
 def _caption(pairs: ImagePairs, position: int) -> str:
-    said = (pairs.conditions[position], f"seed {pairs.seeds[position]}")
+    # a prompt may be cut at its end, the seed may not
+    said = (f"seed {pairs.seeds[position]}", pairs.conditions[position])
     return ", ".join(filter(None, said))
 
 

@@ -234,7 +234,9 @@ def test_without_torch_the_rest_works(run_copy: Path, tmp_path: Path) -> None:
         f"verify {run_copy}",
         f"inspect {run_copy}",
         f"lint {run_copy}",
+        f"report {run_copy} -o {tmp_path}/a.html",
     ):
         done = run_child([*command.split(), "--json"], before=before)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)
+        assert '"pictures"' not in done.stdout  # the page lacks none

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +20,14 @@ from PIL import Image
 
 from gacq_deploy.diffusers import load_denoiser
 from gacq_deploy.generate.distributed import share_request
-from gacq_deploy.generate.grid import write_grid
+from gacq_deploy.generate.grid import to_uint8, write_grid
 from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import Group
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
 from gacq_deploy.storage.files import read_json, write_json
 from tests.support.models.family_runs import UNETS
-from tests.support.programs.commands import invoke
+from tests.support.programs.commands import invoke, run_child
 
 pytestmark = [
     pytest.mark.slow,
@@ -141,12 +146,44 @@ def test_the_pipeline_may_have_moved_and_needs_no_float_denoiser(root: Path, tmp
     try:
         lost = command("run", root / "run", *asked("a cat"), "-o", file)
         found = command("run", root / "run", *asked("a cat"), "--pipeline", moved, "-o", file)
+        unseen = command("report", root / "run", "-o", tmp_path / "unseen.html", "--json")
+        seen = result_of("report", root / "run", "-o", tmp_path / "seen.html", "--pipeline", moved)
     finally:
         (root / "away").rename(root / "model")
+    assert "Prompts need the model's pipeline" in json.loads(unseen.stdout)["missing"]["pictures"]
+    assert "pass --pipeline FOLDER" in (tmp_path / "unseen.html").read_text()
+    assert "pictures" not in seen["missing"]
     assert lost.exit_code == 2
     assert "pass --pipeline FOLDER" in lost.stderr
     assert found.exit_code == 0, found.stderr
     assert file.is_file()
+
+
+def test_the_report_shows_what_the_pipeline_makes_of_the_prompts(root: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert "pictures" not in result_of("report", root / "run", "-o", page)["missing"]
+    tiles = re.findall(
+        r'src="data:image/png;base64,([^"]+)" alt="INT8: ([^"]+), seed (\d+)"', page.read_text()
+    )
+    assert len(tiles) == 4
+    recipe = RunDirectory(root / "run").load_recipe()
+    prompts = draw_prompts(recipe.samples.prompts or BUILTIN, recipe.samples.seed, 0, 4)
+    expected = to_uint8(by_hand(root, prompts, range(4)))
+    for png, prompt, seed in tiles:
+        assert html.unescape(prompt) == prompts[int(seed)]
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), np.int64)
+        assert np.abs(shown - expected[int(seed)]).max() <= 1
+
+
+def test_without_torch_the_report_says_what_its_images_need(root: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    before = "import sys\nsys.modules['torch'] = sys.modules['diffusers'] = None"
+    done = run_child(["report", str(root / "run"), "-o", str(page), "--json"], before=before)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "A model with prompts is not available" in json.loads(done.stdout)["missing"]["pictures"]
+    images = page.read_text().partition('<section id="images">')[2].partition("</section>")[0]
+    assert "pip install" in images
+    assert "gacq-deploy[calibrate,text]" in images
 
 
 @pytest.mark.parametrize(

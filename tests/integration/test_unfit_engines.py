@@ -146,6 +146,8 @@ def test_an_engine_that_failed_parity_is_refused_unless_told_otherwise(
     assert picture.exists()
     report = command("bench", failed_copy, "--engine", "ort-cpu", "--allow-failed", *QUICK)
     assert {c["file"] for c in report["candidates"]} == {"float.onnx", "int8.cpu.onnx"}
+    page = command("report", failed_copy)  # its images show what the verdict is about
+    assert "pictures" not in page["missing"]
 
 
 @pytest.mark.usefixtures("warm_benches")

@@ -43,16 +43,16 @@ def test_each_pair_stands_beside_its_difference(tmp_path: Path, channels: int) -
     a, b = _pair(channels, 56)
     write_comparison(tmp_path / "sheet.png", a, b)
     sheet = _pixels(tmp_path / "sheet.png")
-    zoomed = to_uint8(np.stack([a[2], b[2]])).repeat(2, axis=1).repeat(2, axis=2)
+    zoomed = to_uint8(np.stack([a[2], b[2]])).repeat(4, axis=1).repeat(4, axis=2)
     shown = np.broadcast_to(zoomed, (*zoomed.shape[:3], 3))
     exact = _places(sheet, shown[0])
     quantized = _places(sheet, shown[1])
     assert len(exact) == len(quantized) == 1
     assert exact[0][0] == quantized[0][0]
-    assert 112 <= quantized[0][1] - exact[0][1] < 120
+    assert 224 <= quantized[0][1] - exact[0][1] < 232
     row, column = exact[0][0], 2 * quantized[0][1] - exact[0][1]
-    difference = sheet[row : row + 112, column : column + 112]
-    assert difference[6, 10].tolist() == PALETTE[255].tolist()
+    difference = sheet[row : row + 224, column : column + 224]
+    assert difference[12, 20].tolist() == PALETTE[255].tolist()
     assert difference[0, 0].tolist() == PALETTE[0].tolist()
 
 
@@ -62,8 +62,8 @@ def test_the_worst_is_framed_and_no_other(tmp_path: Path) -> None:
     sheet = _pixels(tmp_path / "sheet.png")
     rows, columns = np.nonzero((sheet == WARN).all(-1))
     # the third pair of four in two columns: below, left; its decibels are in the same ink
-    first = np.broadcast_to(to_uint8(a[:1])[0].repeat(2, 0).repeat(2, 1), (112, 112, 3))
-    assert all(int(rows.min()) > top + 112 for top, _ in _places(sheet, first))
+    first = np.broadcast_to(to_uint8(a[:1])[0].repeat(4, 0).repeat(4, 1), (224, 224, 3))
+    assert all(int(rows.min()) > top + 224 for top, _ in _places(sheet, first))
     assert int(columns.max()) < sheet.shape[1] // 2
 
 

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from gacq_deploy.artifact.artifact import load_model_record
 from gacq_deploy.bench import load_bench, run_bench
 from gacq_deploy.bench.measure import BenchSettings
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import load_export
 from gacq_deploy.parity import check_parity, load_report
 from gacq_deploy.parity.stage import installed_engines
+from gacq_deploy.progress import SILENT
+from gacq_deploy.storage.files import write_json
+from gacq_deploy.workflow.picture import ensure_comparison, load_comparison
 from gacq_deploy.workflow.quickstart import run_chain
 from tests.support.artifacts.judged_run import make_run
 from tests.support.programs.engine_records import change_engine
@@ -42,3 +48,15 @@ def test_reports_on_other_engines_are_made_again(tmp_path: Path, monkeypatch: py
     assert {c.engine for c in load_bench(run.bench_json).candidates} == {"ort-cpu", "openvino"}
 
     assert len(run_chain(recipe, run, settings=QUICK).already_done) == 5
+
+    drawn = load_comparison(run)
+    assert len(drawn.seeds) == len(drawn.conditions) == len(drawn.psnr_db) == 12
+    assert list(drawn.psnr_db) == sorted(drawn.psnr_db)
+    classes = load_model_record(run.artifact).conditioning["class_labels"]["num_classes"]
+    assert drawn.conditions == tuple(f"class {seed % classes}" for seed in drawn.seeds)
+    older = {**drawn.model_dump(mode="json", by_alias=True), "schema": "gacq-deploy/comparison/1"}
+    write_json(run.comparison_json, older)
+    with pytest.raises(ArtifactError, match="not a comparison record"):
+        load_comparison(run)
+    ensure_comparison(run, load_export(run), SILENT)
+    assert load_comparison(run) == drawn
