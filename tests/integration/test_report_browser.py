@@ -178,7 +178,7 @@ def test_a_folded_section_opens_by_keyboard_and_by_a_link_to_it(page: Page) -> N
     page.keyboard.press("Enter")
     assert not layers.evaluate("e => e.open")
     page.locator("nav a[href='#layers']").press("Enter")
-    page.wait_for_function("document.querySelector('#layers > details').open")
+    page.locator("#layers > details[open]").wait_for()
     page.evaluate("history.replaceState(null, '', location.pathname)")
 
 
