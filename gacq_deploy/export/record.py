@@ -65,8 +65,8 @@ class ExportRecord(_Record):
         """File names of the graphs, float first."""
         return tuple(name for name in (FLOAT, CANONICAL, CPU) if name in self.files)
 
-    def graph_bytes(self, name: str) -> int:
-        """Return the size of a graph with its weight file, if it has one of its own."""
+    def bytes_of(self, name: str) -> int:
+        """Return the size of a graph, with the weights beside it."""
         weights = self.files.get(f"{name}.data")
         return self.files[name].bytes + (weights.bytes if weights else 0)
 

@@ -69,7 +69,7 @@ def _described(model: ModelRecord, export: object) -> str:
     classes = model.conditioning.get("class_labels", {}).get("num_classes")
     parts = [model.family, makes, f"{classes} classes" if classes else ""]
     if isinstance(export, ExportRecord):
-        parts.append(f"{size_cell(export.graph_bytes(FLOAT)).text} in float")
+        parts.append(f"{size_cell(export.bytes_of(FLOAT)).text} in float")
     return " · ".join(filter(None, parts))
 
 
@@ -114,7 +114,7 @@ def _size(found: Collected, candidate: str) -> BigNumber:
     file = candidate.partition("@")[0]
     if not isinstance(found.export, ExportRecord) or not {FLOAT, file} <= found.export.files.keys():
         return BigNumber("?", "", "smaller", "The exported graphs are not there.", "none")
-    exact, quantized = (found.export.graph_bytes(name) for name in (FLOAT, file))
+    exact, quantized = (found.export.bytes_of(name) for name in (FLOAT, file))
     note = f"{file}: {size_cell(quantized).text}, float {size_cell(exact).text}"
     return BigNumber(f"{exact / quantized:.1f}", "x", "smaller", note)
 

@@ -156,7 +156,7 @@ def engine_table(found: Collected) -> ReportTable | None:
 def _bytes(found: Collected, file: str) -> int | None:
     if not isinstance(found.export, ExportRecord) or file not in found.export.files:
         return None
-    return found.export.graph_bytes(file)
+    return found.export.bytes_of(file)
 
 
 def _speed(found: Collected, candidate: str, batch: int) -> Cell:

@@ -102,7 +102,7 @@ def _caption(pairs: ImagePairs, position: int) -> str:
 
 
 def _smaller(export: ExportRecord, pairs: ImagePairs) -> str:
-    exact, quantized = (export.graph_bytes(name) for name in pairs.graphs)
+    exact, quantized = (export.bytes_of(name) for name in pairs.graphs)
     return (
         f"{exact / 1e6:.3g} MB in float, {quantized / 1e6:.3g} MB in INT8 ({exact / quantized:.1f}x smaller)"
     )

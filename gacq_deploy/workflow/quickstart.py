@@ -75,8 +75,8 @@ class ChainResult:
         return Row(
             engine=engine,
             file=file,
-            float_bytes=self.export.graph_bytes(FLOAT),
-            int8_bytes=self.export.graph_bytes(file),
+            float_bytes=self.export.bytes_of(FLOAT),
+            int8_bytes=self.export.bytes_of(file),
             speedup=measured,
             eps_sqnr_db=metrics.get("eps_sqnr_db"),
             image_psnr_db=metrics.get("image_psnr_db"),
