@@ -59,7 +59,7 @@ class Collected:
     """Digest of what the page is made from: see :func:`digest_records`."""
 
 
-def typed(*words: object) -> str:
+def shell_command(*words: object) -> str:
     """Return a command of this program as a shell takes it."""
     return shlex.join(["gacq-deploy", *map(str, words)])
 
@@ -81,7 +81,7 @@ def collect(
     """
     chain = verify_run(run)
     manifest = run.artifact / "manifest.json"
-    calibrate = typed("calibrate", "-r", run.recipe_path, "-o", run.root)
+    calibrate = shell_command("calibrate", "-r", run.recipe_path, "-o", run.root)
     return Collected(
         run=run,
         chain=chain,
@@ -89,12 +89,18 @@ def collect(
         model=_read_file(manifest, calibrate, lambda: load_model_record(run.artifact)),
         inspection=_read_file(manifest, calibrate, lambda: inspect_artifact(run.artifact)),
         diagnostics=_read_file(manifest, calibrate, lambda: _diagnostics(run)),
-        export=_read_file(run.onnx_manifest, typed("export", "--onnx", run.root), lambda: read_record(run)),
-        compiled=_read_file(run.engines, typed("build-trt", run.root), lambda: _engines(run)),
-        parity=_read_file(run.parity_json, typed("parity", run.root), lambda: load_report(run.parity_json)),
-        bench=_read_file(run.bench_json, typed("bench", run.root), lambda: load_bench(run.bench_json)),
+        export=_read_file(
+            run.onnx_manifest, shell_command("export", "--onnx", run.root), lambda: read_record(run)
+        ),
+        compiled=_read_file(run.engines, shell_command("build-trt", run.root), lambda: _engines(run)),
+        parity=_read_file(
+            run.parity_json, shell_command("parity", run.root), lambda: load_report(run.parity_json)
+        ),
+        bench=_read_file(
+            run.bench_json, shell_command("bench", run.root), lambda: load_bench(run.bench_json)
+        ),
         sensitivity=_read_file(
-            run.sensitivity_json, typed("sensitivity", run.root), lambda: load_sensitivity(run)
+            run.sensitivity_json, shell_command("sensitivity", run.root), lambda: load_sensitivity(run)
         ),
         pictures=_pictures(run, chain, images=images, pipeline=pipeline, report=report),
         shows=digest_records(run, chain, images=images),
@@ -143,7 +149,7 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
     if diagnostics is None:
         raise ArtifactError(
             "The artifact holds no diagnostics: nothing says what calibration did with each sample.",
-            f"Run `{typed('calibrate', '-r', run.recipe_path, '-o', run.root, '--fresh')}`.",
+            f"Run `{shell_command('calibrate', '-r', run.recipe_path, '-o', run.root, '--fresh')}`.",
         )
     return diagnostics
 
@@ -155,9 +161,11 @@ def _engines(run: RunDirectory) -> tuple[EngineManifest, ...]:
 def _pictures(
     run: RunDirectory, chain: VerifyReport, *, images: bool, pipeline: str | None, report: Reporter
 ) -> Pictures | Missing:
-    missing = Missing("Images were left out.", f"Run `{typed('report', run.root)}` without --no-images.")
+    missing = Missing(
+        "Images were left out.", f"Run `{shell_command('report', run.root)}` without --no-images."
+    )
     if images and not run.onnx_manifest.exists():
-        export = typed("export", "--onnx", run.root)
+        export = shell_command("export", "--onnx", run.root)
         missing = Missing("There is no exported graph to make images with yet.", f"Run `{export}`.")
     elif images:
         try:

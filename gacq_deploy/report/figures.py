@@ -158,22 +158,6 @@ def trajectory_figure(parity: ParityReport) -> Figure | None:
     )
 
 
-def learning_sentence(diagnostics: Diagnostics) -> tuple[str, bool] | None:
-    """Return what learning did to the worst timestep, and whether that was good; None where nothing says it."""
-    errors = [diagnostics.error_sqnr_db[s] for s in ERROR_STAGES if s in diagnostics.error_sqnr_db]
-    if len(errors) < 2 or not diagnostics.error_timesteps.size:
-        return None
-    before, after = float(errors[0].min()), float(errors[-1].min())
-    gain = round(after - before, 1)
-    if gain == 0:
-        return f"Learning changed nothing at the worst timestep ({before:.1f} to {after:.1f} dB).", True
-    verb = "gained" if gain > 0 else "lost"
-    return (
-        f"Learning {verb} {abs(gain):.1f} dB at the worst timestep ({before:.1f} to {after:.1f} dB).",
-        gain >= 0,
-    )
-
-
 def stage_panels(diagnostics: Diagnostics) -> tuple[Panel, ...]:
     """Return the figures of every stage that has any, of the most uneven ones if there are very many."""
     drawable = [stage for stage in diagnostics.stages if _has_figures(stage)]

@@ -23,10 +23,9 @@ from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
-from gacq_deploy.report.collect import Collected, Missing, collect, digest_records, typed
-from gacq_deploy.report.figures import learning_sentence
+from gacq_deploy.report.collect import Collected, Missing, collect, digest_records, shell_command
 from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
-from gacq_deploy.report.summary import big_numbers, heading
+from gacq_deploy.report.summary import big_numbers, heading, learning
 from gacq_deploy.report.verdict import State, Verdict, judge_run
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import require_folder_for, write_bytes
@@ -140,7 +139,7 @@ def render(found: Collected, verdict: Verdict) -> str:
         verdict=verdict,
         stale={link.name: link for link in verdict.broken},
         most_panels=figures.MOST_PANELS,
-        recalibrate=typed("calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"),
+        recalibrate=shell_command("calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"),
         **_parts(found, verdict),
     )
 
@@ -181,7 +180,7 @@ def _parts(found: Collected, verdict: Verdict) -> dict[str, Any]:
         "numbers": big_numbers(found),
         "pictures": None if isinstance(found.pictures, Missing) else found.pictures,
         "errors": _error_figures(found, diagnostics),
-        "learned": learning_sentence(diagnostics) if diagnostics else None,
+        "learned": learning(found),
         "gates": tables.gate_table(verdict.gates) if verdict.gates else None,
         "engines": tables.engine_table(found),
         "files": _shown(found.export, tables.file_table),

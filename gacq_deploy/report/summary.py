@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from gacq_deploy.artifact.diagnostics import ERROR_STAGES, Diagnostics
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.doctor.machine import cpu
@@ -17,7 +18,7 @@ from gacq_deploy.metrics.images import is_image
 from gacq_deploy.parity.report import Comparison, ParityReport
 from gacq_deploy.recipe.load import preset_of
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.report.collect import Collected, typed
+from gacq_deploy.report.collect import Collected, shell_command
 from gacq_deploy.report.pictures import DRAWN, Pictures
 from gacq_deploy.report.tables import size_cell
 
@@ -60,6 +61,33 @@ def big_numbers(found: Collected) -> tuple[BigNumber, ...]:
         _images(found, found.parity, candidate),
         _worst_timestep(found.parity, candidate),
     )
+
+
+def learning(found: Collected) -> tuple[str, bool] | None:
+    """Return what learning did to the worst timesteps, and whether that was good; None where nothing says it."""
+    levels, undone = _levels(found)
+    if len(levels) + len(undone) < 2 or not levels:
+        return None
+    before, after = levels[0], levels[-1]
+    gain = round(after - before, 1)
+    verb = f"gained {gain:.1f} dB" if gain > 0 else f"lost {-gain:.1f} dB" if gain < 0 else "changed nothing"
+    said = f"Learning {verb} at the worst timesteps ({before:.1f} to {after:.1f} dB)."
+    return " ".join([said, *(f"The {stage} lost, and was undone." for stage in undone)]), gain >= 0
+
+
+def _levels(found: Collected) -> tuple[list[float], list[str]]:
+    """Return the SQNR in the worst timesteps after every stage that was kept, and the stages that were undone."""
+    recorded: Mapping[str, Mapping[str, Any]] = {}
+    if isinstance(found.inspection, Inspection):
+        recorded = found.inspection.versions.get("stages", {})
+    stages = {name: recorded[name] for name in ERROR_STAGES if name in recorded}
+    if stages:
+        kept = [float(stage["sqnr_db"]) for stage in stages.values() if stage["kept"]]
+        return kept, [name for name, stage in stages.items() if not stage["kept"]]
+    if not isinstance(found.diagnostics, Diagnostics) or not found.diagnostics.error_timesteps.size:
+        return [], []
+    errors = found.diagnostics.error_sqnr_db
+    return [float(errors[name].min()) for name in ERROR_STAGES if name in errors], []
 
 
 def _described(model: ModelRecord, export: object) -> str:
@@ -121,7 +149,9 @@ def _size(found: Collected, candidate: str) -> BigNumber:
 
 def _speed(found: Collected, candidate: str, speed: float | None) -> BigNumber:
     if not isinstance(found.bench, BenchReport) or speed is None:
-        return BigNumber("?", "", "faster", f"Not measured: `{typed('bench', found.run.root)}`.", "none")
+        return BigNumber(
+            "?", "", "faster", f"Not measured: `{shell_command('bench', found.run.root)}`.", "none"
+        )
     engine = candidate.partition("@")[2]
     batch = min(found.bench.batches)
     note = f"{engine}, batch {batch}, {_threads(found.bench.threads)}, against float in ONNX Runtime"

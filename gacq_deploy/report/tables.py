@@ -393,7 +393,9 @@ def _calibrated(inspection: Inspection) -> Iterator[tuple[Cell, ...]]:
     began, wall, busy, memory = (
         build.pop(key, None) for key in ("started_unix", "wall_s", "cpu_s", "peak_memory_mb")
     )
-    build.pop("work_key", None)  # tells a resumed calibration apart, and nobody else anything
+    # what tells a resumed calibration apart says nobody else anything; the stages stand beside their figure
+    build.pop("work_key", None)
+    build.pop("stages", None)
     if isinstance(began, int | float):
         yield text("calibration began"), text(f"{datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC")
     for label, value, unit in (("took", wall, "s"), ("CPU time", busy, "s"), ("most memory", memory, "MB")):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gacq_deploy.inspection.verify import Link
 from gacq_deploy.parity.report import ADVICE, GATES, Comparison, ParityReport
-from gacq_deploy.report.collect import Collected, typed
+from gacq_deploy.report.collect import Collected, shell_command
 
 State = Literal["passed", "failed", "void", "unjudged"]
 HEADLINES: dict[State, str] = {
@@ -177,14 +177,14 @@ def _sentences(
     return (
         "Files in this run directory are stale or were altered, so no verdict holds for them.",
         *old,
-        f"`{typed('verify', found.run.root)}` checks again.",
+        f"`{shell_command('verify', found.run.root)}` checks again.",
     )
 
 
 def _next_command(found: Collected) -> str:
     root, absent = found.run.root, {link.name for link in found.chain.links if link.status == "absent"}
     if "artifact" in absent:
-        return f"Run `{typed('calibrate', '-r', found.run.recipe_path, '-o', root)}` first."
+        return f"Run `{shell_command('calibrate', '-r', found.run.recipe_path, '-o', root)}` first."
     if "graphs" in absent:
-        return f"Run `{typed('export', '--onnx', root)}`, then `{typed('parity', root)}`."
-    return f"Run `{typed('parity', root)}`."
+        return f"Run `{shell_command('export', '--onnx', root)}`, then `{shell_command('parity', root)}`."
+    return f"Run `{shell_command('parity', root)}`."

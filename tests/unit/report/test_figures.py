@@ -22,7 +22,6 @@ from gacq_deploy.report.figures import (
     even_sentence,
     even_table,
     is_uniform,
-    learning_sentence,
     spearman,
     stage_error_figure,
     stage_panels,
@@ -129,25 +128,6 @@ def test_stages_that_learned_no_weights_take_no_rows() -> None:
     assert table is not None
     assert len(table.rows) == len(learned.stages) == len(stage_panels(both))
     assert even_sentence(both).startswith("In 1 of 5 stages every sample counts the same")
-
-
-@pytest.mark.parametrize(("gain", "said"), [(3.2, "gained 3.2 dB"), (-0.7, "lost 0.7 dB")])
-def test_what_learning_did_is_said_in_words(gain: float, said: str) -> None:
-    nearest = np.array([30.0, 18.8], np.float32)
-    found = replace(
-        example_diagnostics(),
-        error_timesteps=np.array([900, 10], np.int64),
-        error_sqnr_db={"nearest": nearest, "polish": nearest + np.float32(gain)},
-    )
-    sentence = learning_sentence(found)
-    assert sentence is not None
-    assert sentence[0] == f"Learning {said} at the worst timestep (18.8 to {18.8 + gain:.1f} dB)."
-    assert sentence[1] == (gain > 0)
-    assert learning_sentence(replace(found, error_sqnr_db={"nearest": nearest})) is None
-    same = learning_sentence(
-        replace(found, error_sqnr_db={"nearest": nearest, "polish": nearest - np.float32(0.01)})
-    )
-    assert same == ("Learning changed nothing at the worst timestep (18.8 to 18.8 dB).", True)
 
 
 def test_very_many_stages_stand_in_the_table_alone() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gacq_deploy.artifact.records import ModelRecord
@@ -18,8 +19,9 @@ from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.collect import Collected, collect
 from gacq_deploy.report.pictures import Pictures, Tile
-from gacq_deploy.report.summary import BigNumber, big_numbers, heading
+from gacq_deploy.report.summary import BigNumber, big_numbers, heading, learning
 from gacq_deploy.run_directory import RunDirectory
+from tests.support.artifacts.diagnostics import example_diagnostics
 from tests.unit.report.conftest import write_recipe
 
 PLAIN = Processor("x86_64", "AMD EPYC", frozenset({"avx2"}))
@@ -161,3 +163,38 @@ def test_before_calibration_the_folder_names_the_page(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     shown = heading(_found(tmp_path / "mine"))
     assert (shown.title, shown.model) == ("mine", "")
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [(3.2, "Learning gained 3.2 dB"), (-0.7, "Learning lost 0.7 dB"), (-0.01, "Learning changed nothing")],
+)
+def test_what_learning_did_is_said_in_words(tmp_path: Path, gain: float, said: str) -> None:
+    nearest = np.array([30.0, 18.8], np.float32)
+    diagnostics = replace(
+        example_diagnostics(),
+        error_timesteps=np.array([900, 10], np.int64),
+        error_sqnr_db={"nearest": nearest, "polish": nearest + np.float32(gain)},
+    )
+    found = _found(tmp_path, diagnostics=diagnostics)
+    assert learning(found) == (
+        f"{said} at the worst timesteps (18.8 to {18.8 + gain:.1f} dB).",
+        gain > -0.05,
+    )
+    assert (
+        learning(replace(found, diagnostics=replace(diagnostics, error_sqnr_db={"nearest": nearest}))) is None
+    )
+
+
+def test_a_stage_that_was_undone_is_said_and_does_not_count(tmp_path: Path) -> None:
+    stages = {
+        "nearest": {"seconds": 1.0, "sqnr_db": 18.8, "kept": True},
+        "reconstruction": {"seconds": 9.0, "sqnr_db": 22.0, "kept": True},
+        "polish": {"seconds": 9.0, "sqnr_db": 21.0, "kept": False},
+    }
+    inspection = Inspection("", "", {}, "", (), (), {"stages": stages}, (), None, (), (), {})
+    said = learning(_found(tmp_path, inspection=inspection))
+    assert said == (
+        "Learning gained 3.2 dB at the worst timesteps (18.8 to 22.0 dB). The polish lost, and was undone.",
+        True,
+    )
