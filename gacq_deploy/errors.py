@@ -15,6 +15,7 @@ GacqError                  message (what, with the values; where) and hint (what
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -75,3 +76,13 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     """Return the start of a hint, ``Did you mean 'x'? ``, where one of the known names is close to what was given."""
     close = get_close_matches(str(given), known, n=1)
     return f"Did you mean '{close[0]}'? " if close else ""
+
+
+def quoted(word: object) -> str:
+    """Return a path or another word as a shell takes it, for hints that are pasted."""
+    return shlex.quote(str(word))
+
+
+def shell_command(*words: object) -> str:
+    """Return a command of ours as a shell takes it."""
+    return " ".join(("gacq-deploy", *map(quoted, words)))

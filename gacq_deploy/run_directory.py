@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from gacq_deploy.errors import ArtifactError, did_you_mean
+from gacq_deploy.errors import ArtifactError, did_you_mean, quoted
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.storage.search import SEARCH_DEPTH, find_holders
@@ -154,7 +153,7 @@ def find_runs(folder: Path, depth: int = SEARCH_DEPTH) -> tuple[RunDirectory, ..
 
 def describe_other(path: Path) -> tuple[str, str]:
     """Return what a path is that is no run directory, and what to do about it."""
-    calibrate = f"Run `gacq-deploy calibrate -r RECIPE -o {shlex.quote(str(path))}` first."
+    calibrate = f"Run `gacq-deploy calibrate -r RECIPE -o {quoted(path)}` first."
     if not path.is_dir():
         what = "it is a file" if path.is_file() else "there is no such folder"
         near = [str(run.root) for run in find_runs(path.parent, depth=1)]
@@ -163,7 +162,7 @@ def describe_other(path: Path) -> tuple[str, str]:
         return _counted(len(runs)), f"Name one of them: {_shown(runs)}."
     around = [folder for folder in path.resolve().parents if RunDirectory(folder).recipe_path.is_file()]
     if around:
-        return f"it lies in the run {around[0]}", f"Name the run: {shlex.quote(str(around[0]))}."
+        return f"it lies in the run {around[0]}", f"Name the run: {quoted(around[0])}."
     return f"it has no {_RECIPE}", calibrate
 
 
@@ -172,6 +171,6 @@ def _counted(count: int) -> str:
 
 
 def _shown(runs: tuple[RunDirectory, ...]) -> str:
-    names = [shlex.quote(str(run.root)) for run in runs[:_SHOWN]]
+    names = [quoted(run.root) for run in runs[:_SHOWN]]
     more = len(runs) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")

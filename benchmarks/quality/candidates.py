@@ -85,7 +85,7 @@ def patient_lock(path: Path, seconds: float = 7200) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(lock_directory(path))
+                stack.enter_context(lock_directory(path, make=True))
                 break
             except ResourceError:
                 if time.monotonic() > deadline:

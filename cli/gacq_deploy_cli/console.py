@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from gacq_deploy.errors import shell_command
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy_cli.interruption import attentive
 from gacq_deploy_cli.progress import BarReporter, lines_on
@@ -33,13 +33,8 @@ class NextStep(NamedTuple):
     lead: str = "Next: "
 
     def __str__(self) -> str:
-        line = f"{self.lead}{typed(*self.words)}"
+        line = f"{self.lead}{shell_command(*self.words)}"
         return f"{line}  # {self.why}" if self.why else line
-
-
-def typed(*words: Word) -> str:
-    """Return a command of ours as a shell takes it."""
-    return shlex.join(("gacq-deploy", *map(str, words)))
 
 
 class Output:

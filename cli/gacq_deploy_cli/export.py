@@ -70,11 +70,11 @@ def _summary(record: ExportRecord) -> str:
     """Return sizes and lint in one sentence."""
     from gacq_deploy.engines.catalogue import FLOAT
 
-    exact = record.graph_bytes(FLOAT)
+    exact = record.bytes_of(FLOAT)
     sizes = [f"{FLOAT} {size(exact)}"]
     for name in record.graphs:
         if name != FLOAT:
-            count = record.graph_bytes(name)
+            count = record.bytes_of(name)
             sizes.append(f"{name} {size(count)} ({exact / count:.1f}x smaller)")
     errors, warnings = (sum(getattr(check, kind) for check in record.lint) for kind in ("error", "warn"))
     lint = "lint clean" if not errors + warnings else f"lint: {errors} errors, {warnings} warnings"

@@ -117,7 +117,7 @@ class _Preset(click.ParamType):  # type: ignore[type-arg]  # generic in newer cl
 
 
 def _presets() -> tuple[str, ...]:
-    from gacq_deploy.recipe.load import shown_presets
+    from gacq_deploy.recipe.presets import shown_presets
 
     return shown_presets()
 

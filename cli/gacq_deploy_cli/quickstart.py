@@ -75,7 +75,7 @@ def quickstart(
 
 def _deeper(resolved: Recipe, recipe: str, output_dir: Path) -> Iterator[NextStep]:
     """Yield the command that learns, where nothing was learned."""
-    from gacq_deploy.recipe.load import stronger_preset
+    from gacq_deploy.recipe.presets import stronger_preset
 
     preset = stronger_preset(resolved)
     if preset is not None and resolved.calibration.reconstruction.iterations == 0:

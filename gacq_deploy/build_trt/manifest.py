@@ -13,7 +13,7 @@ from gacq_deploy.backends.trt.library import Device
 from gacq_deploy.build_trt.coverage import holds
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.export.record import ExportedFile, ExportRecord
 from gacq_deploy.recipe.build import FloatType
 from gacq_deploy.run_directory import RunDirectory
@@ -154,7 +154,9 @@ def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineManifest]]
     for folder in sorted(folders, key=lambda f: ((f / MANIFEST).stat().st_mtime_ns, f.name), reverse=True):
         yield (
             folder,
-            read_engine(folder, f"Delete {folder}, then run `gacq-deploy build-trt {directory.root}`."),
+            read_engine(
+                folder, f"Delete {quoted(folder)}, then run `gacq-deploy build-trt {quoted(directory.root)}`."
+            ),
         )
 
 
@@ -186,7 +188,7 @@ def find_engine(
         ArtifactError: none was built, all are stale, or the newest is damaged.
     """
     baseline = " --fp16-baseline" if graph == FLOAT else ""
-    hint = f"Run `gacq-deploy build-trt {directory.root} --backend {library}{baseline}`."
+    hint = f"Run `gacq-deploy build-trt {quoted(directory.root)} --backend {library}{baseline}`."
     stale, below = 0, None
     for folder, record in engines_of(directory):
         if record.inputs.library != library or record.inputs.graph != graph:

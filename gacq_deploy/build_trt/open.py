@@ -20,7 +20,7 @@ from gacq_deploy.build_trt.manifest import (
 from gacq_deploy.build_trt.profiles import corners
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName, engine_named
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.run_directory import RunDirectory
 
@@ -96,7 +96,7 @@ def locate_baseline(directory: RunDirectory, engine: LocatedEngine) -> LocatedEn
     digest = graph_digest(load_export(directory), FLOAT)
     inputs = engine.record.inputs.model_copy(update={"graph": FLOAT, "graph_sha256": digest})
     folder = directory.engines / inputs.key
-    command = f"gacq-deploy build-trt {directory.root} --backend {inputs.library} --fp16-baseline"
+    command = f"gacq-deploy build-trt {quoted(directory.root)} --backend {inputs.library} --fp16-baseline"
     hint = f"Run `{command}` with the options that engine was built with."
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(

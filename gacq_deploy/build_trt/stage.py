@@ -28,7 +28,7 @@ from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.errors import ArtifactError, GateError, UsageError
+from gacq_deploy.errors import ArtifactError, GateError, UsageError, quoted
 from gacq_deploy.export.record import ExportedFile, ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph, write_graph
 from gacq_deploy.graph.header import read_header, size_multiple
@@ -135,7 +135,7 @@ class _Stage:
         if CANONICAL not in self._export.files:
             raise ArtifactError(
                 f"{directory.onnx} holds no {CANONICAL}; exported were {', '.join(self._export.graphs)}.",
-                f"Run `gacq-deploy export --onnx {directory.root} --target tensorrt`.",
+                f"Run `gacq-deploy export --onnx {quoted(directory.root)} --target tensorrt`.",
             )
         self._recipe: Recipe = directory.load_recipe()
         self._artifact: CalibrationArtifact = load_artifact(directory.artifact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -10,7 +9,7 @@ from typing import Literal, TypeVar
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.bench import BenchReport, load_bench
 from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
-from gacq_deploy.errors import GacqError
+from gacq_deploy.errors import GacqError, shell_command
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.inspection.commands import RunPart, words_for
 from gacq_deploy.inspection.verify import Link, verify_run
@@ -60,7 +59,7 @@ class Lack:
     @property
     def command(self) -> str:
         """The same as a shell takes it."""
-        return shlex.join(("gacq-deploy", *self.words))
+        return shell_command(*self.words)
 
 
 @dataclass(frozen=True)

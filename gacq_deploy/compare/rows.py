@@ -125,10 +125,10 @@ def _sizes(record: RunRecords) -> Iterator[tuple[RowKey, RowValue]]:
     export = record.export
     for name in export.graphs if export else ():
         assert export is not None
-        count = export.graph_bytes(name)
+        count = export.bytes_of(name)
         yield _size_key(name), _value(record, "graphs", count, _size(count))
         if name != FLOAT and FLOAT in export.files:
-            times = export.graph_bytes(FLOAT) / count
+            times = export.bytes_of(FLOAT) / count
             key = RowKey("size", f"{name}, times smaller than {FLOAT}", "size", more_is_better=True)
             yield key, _value(record, "graphs", times, f"{times:.2f}")
     seen: set[str] = set()

@@ -15,7 +15,7 @@ from gacq_deploy.compare.rows import ComparedRow, compare_figures
 from gacq_deploy.errors import UsageError
 from gacq_deploy.parity.report import FailedGate
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import preset_of
+from gacq_deploy.recipe.presets import preset_of
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_file, verify_file
 from gacq_deploy.storage.files import read_json
@@ -123,7 +123,9 @@ def artifact_digest(directory: RunDirectory) -> str:
     Raises:
         ArtifactError: there is none.
     """
-    hint = f"Run `gacq-deploy calibrate -r {directory.recipe_path} -o {directory.root}` first."
+    hint = (
+        f"Run `gacq-deploy calibrate -r {quoted(directory.recipe_path)} -o {quoted(directory.root)}` first."
+    )
     manifest = read_json(directory.artifact / "manifest.json", what="Artifact manifest", hint=hint)
     digest = manifest.get("digest") if isinstance(manifest, dict) else None
     if not isinstance(digest, str):
@@ -151,4 +153,4 @@ def read_record(directory: RunDirectory) -> ExportRecord:
 
 
 def _hint(directory: RunDirectory) -> str:
-    return f"Run `gacq-deploy export --onnx {directory.root}`."
+    return f"Run `gacq-deploy export --onnx {quoted(directory.root)}`."

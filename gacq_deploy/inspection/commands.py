@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Literal
 
+from gacq_deploy.errors import shell_command
 from gacq_deploy.run_directory import RunDirectory
 
 RunPart = Literal[
@@ -27,4 +27,4 @@ def words_for(part: RunPart, run: RunDirectory) -> tuple[str, ...]:
 
 def command_for(part: RunPart, run: RunDirectory) -> str:
     """Return that command as a shell takes it."""
-    return shlex.join(("gacq-deploy", *words_for(part, run)))
+    return shell_command(*words_for(part, run))

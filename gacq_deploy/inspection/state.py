@@ -17,7 +17,7 @@ from gacq_deploy.export.record import read_record
 from gacq_deploy.inspection.commands import RunPart, command_for, words_for
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.progress import SILENT, Reporter
-from gacq_deploy.recipe.load import preset_of
+from gacq_deploy.recipe.presets import preset_of
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory, find_runs
 from gacq_deploy.sensitivity import load_sensitivity

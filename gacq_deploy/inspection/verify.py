@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gacq_deploy.artifact.artifact import ARTIFACT_FILES, load_artifact
 from gacq_deploy.bench import load_bench
 from gacq_deploy.build_trt.manifest import engines_of
-from gacq_deploy.errors import ArtifactError, GacqError
+from gacq_deploy.errors import ArtifactError, GacqError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.commands import command_for
 from gacq_deploy.parity.report import load_report
@@ -174,6 +174,6 @@ def _sensitivity(run: RunDirectory) -> str:
 
 
 def _comparison(run: RunDirectory) -> str:
-    hint = f"Run `gacq-deploy quickstart -o {run.root}` again."
+    hint = f"Run `gacq-deploy quickstart -o {quoted(run.root)}` again."
     require_current(run.comparison_json, load_comparison(run).why_stale(run), hint)
     return "drawn from these graphs"

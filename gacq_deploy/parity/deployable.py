@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gacq_deploy.build_trt.open import is_compiled, locate_engine
 from gacq_deploy.engines.catalogue import CANONICAL, engine_named
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.run_directory import RunDirectory
@@ -39,5 +39,5 @@ def graph_for(directory: RunDirectory, engine: str, *, allow_failed: bool = Fals
             return directory.onnx / name
     raise ArtifactError(
         f"Engine '{engine}' needs {' or '.join(record.graphs)}, exported were {', '.join(exported.graphs)}.",
-        f"Run `gacq-deploy export --onnx {directory.root} --target {record.name}`.",
+        f"Run `gacq-deploy export --onnx {quoted(directory.root)} --target {record.name}`.",
     )

@@ -14,7 +14,7 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.trt.polygraphy import require_polygraphy, save_feeds, save_results
 from gacq_deploy.engines.catalogue import CANONICAL, COMPILED, FLOAT, REFERENCE
-from gacq_deploy.errors import ArtifactError, UsageError
+from gacq_deploy.errors import ArtifactError, UsageError, quoted
 from gacq_deploy.metrics.arrays import sqnr_db
 from gacq_deploy.parity import exact as exact_numbers
 from gacq_deploy.parity.tool_commands import (
@@ -181,7 +181,7 @@ def _rows(inputs: Mapping[str, Any], part: slice) -> dict[str, Array]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    hint = f"Run `gacq-deploy parity --save-polygraphy {folder}`."
+    hint = f"Run `gacq-deploy parity --save-polygraphy {quoted(folder)}`."
     document: dict[str, Any] = read_json(folder / MANIFEST, what="The list of saved files", hint=hint)
     if document.get("schema") != _SCHEMA:
         raise ArtifactError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.parity.report import GATES, FailedGate, ParityReport, load_report
-from gacq_deploy.recipe.load import stronger_preset
+from gacq_deploy.recipe.presets import stronger_preset
 from gacq_deploy.run_directory import RunDirectory
 
 _OF_FIDELITY = frozenset({"budget", "single", "mixed"})

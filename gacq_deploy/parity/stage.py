@@ -22,7 +22,7 @@ from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.build_trt.open import is_compiled, locate_engine
 from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TrtName, default_engines, engine_named
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError, quoted
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.comparisons import (
@@ -127,7 +127,7 @@ def rejudge(directory: RunDirectory, thresholds: ParitySection | Mapping[str, An
     """
     directory.require()
     old = load_report(directory.parity_json)
-    hint = f"Run `gacq-deploy parity {directory.root}` again."
+    hint = f"Run `gacq-deploy parity {quoted(directory.root)}` again."
     require_current(directory.parity_json, old.why_stale(directory, thresholds=False), hint)
     section = thresholds if isinstance(thresholds, ParitySection) else _merge(old.protocol, thresholds)
     for key, (before, after) in protocol_changes(old.protocol, section).items():
@@ -226,7 +226,9 @@ def _compiled(
 
 
 def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
-    hint = f"Run `gacq-deploy calibrate -r {directory.recipe_path} -o {directory.root}` again."
+    hint = (
+        f"Run `gacq-deploy calibrate -r {quoted(directory.recipe_path)} -o {quoted(directory.root)}` again."
+    )
     if artifact.probe is None:
         raise ArtifactError(f"The artifact in {directory.artifact} holds no probe to compare with.", hint)
     wanted = {

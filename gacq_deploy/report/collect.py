@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.bench import BenchReport, load_bench
 from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
-from gacq_deploy.errors import ArtifactError, GacqError
+from gacq_deploy.errors import ArtifactError, GacqError, shell_command
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.inspection.artifact import Inspection, inspect_artifact
 from gacq_deploy.inspection.verify import VerifyReport, verify_run
@@ -57,11 +56,6 @@ class Collected:
     pictures: Pictures | Missing
     shows: str
     """Digest of what the page is made from: see :func:`digest_records`."""
-
-
-def shell_command(*words: object) -> str:
-    """Return a command of this program as a shell takes it."""
-    return shlex.join(["gacq-deploy", *map(str, words)])
 
 
 def collect(

@@ -17,13 +17,14 @@ from markupsafe import Markup, escape
 from gacq_deploy import __version__
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import PolishRecord
+from gacq_deploy.errors import shell_command
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.inspection.verify import verify_run
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
-from gacq_deploy.report.collect import Collected, Missing, collect, digest_records, shell_command
+from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
 from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
 from gacq_deploy.report.summary import big_numbers, heading, learning
 from gacq_deploy.report.verdict import State, Verdict, judge_run

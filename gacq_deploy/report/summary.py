@@ -12,13 +12,14 @@ from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.doctor.machine import cpu
 from gacq_deploy.engines.catalogue import FLOAT, known_engines
+from gacq_deploy.errors import shell_command
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.metrics.images import is_image
 from gacq_deploy.parity.report import Comparison, ParityReport
-from gacq_deploy.recipe.load import preset_of
+from gacq_deploy.recipe.presets import preset_of
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.report.collect import Collected, shell_command
+from gacq_deploy.report.collect import Collected
 from gacq_deploy.report.pictures import DRAWN, Pictures
 from gacq_deploy.report.tables import size_cell
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gacq_deploy.errors import shell_command
 from gacq_deploy.inspection.verify import Link
 from gacq_deploy.parity.report import ADVICE, GATES, Comparison, ParityReport
-from gacq_deploy.report.collect import Collected, shell_command
+from gacq_deploy.report.collect import Collected
 
 State = Literal["passed", "failed", "void", "unjudged"]
 HEADLINES: dict[State, str] = {

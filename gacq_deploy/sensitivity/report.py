@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.export.record import why_changed
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Role
@@ -137,7 +137,7 @@ def load_sensitivity(directory: RunDirectory) -> SensitivityReport:
         ArtifactError: missing, not JSON, altered, or not a report of this schema.
     """
     path = directory.sensitivity_json
-    hint = f"Run `gacq-deploy sensitivity {directory.root}` again."
+    hint = f"Run `gacq-deploy sensitivity {quoted(directory.root)}` again."
     document = read_sealed(path, what="Sensitivity report", hint=hint)
     try:
         return SensitivityReport.model_validate(document)

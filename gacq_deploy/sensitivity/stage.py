@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.engines.catalogue import REFERENCE, engine_named
-from gacq_deploy.errors import ArtifactError, UsageError
+from gacq_deploy.errors import ArtifactError, UsageError, quoted
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.exact import CANONICAL, CPU
@@ -137,6 +137,6 @@ def _probe_of(artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
     if artifact.probe is None or "float" not in artifact.probe.outputs:
         raise ArtifactError(
             f"The artifact in {directory.artifact} holds no probe to measure on.",
-            f"Run `gacq-deploy calibrate -r {directory.recipe_path} -o {directory.root}` again.",
+            f"Run `gacq-deploy calibrate -r {quoted(directory.recipe_path)} -o {quoted(directory.root)}` again.",
         )
     return artifact.probe

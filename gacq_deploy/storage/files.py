@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from gacq_deploy.errors import ArtifactError, GacqError, ResourceError, UsageError
+from gacq_deploy.errors import ArtifactError, GacqError, ResourceError, UsageError, quoted
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
 
@@ -44,7 +43,7 @@ def require_folder_for(path: Path) -> None:
             )
         raise UsageError(
             f"Cannot write {path}: there is no folder {missing}.",
-            f"Choose another place, or make it: mkdir -p {shlex.quote(str(folder))}",
+            f"Choose another place, or make it: mkdir -p {quoted(folder)}",
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.artifact.artifact import load_model_record
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.export.record import ExportRecord, why_changed
 from gacq_deploy.generate.pairs import ImagePairs, make_pairs
 from gacq_deploy.generate.sheet import write_comparison
@@ -51,7 +51,7 @@ def load_comparison(directory: RunDirectory) -> PictureRecord:
     Raises:
         ArtifactError: missing, altered, or of another form.
     """
-    hint = f"Run `gacq-deploy quickstart -o {directory.root}` again."
+    hint = f"Run `gacq-deploy quickstart -o {quoted(directory.root)}` again."
     document = read_json(directory.comparison_json, what="Comparison record", hint=hint)
     try:
         record = PictureRecord.model_validate(document)

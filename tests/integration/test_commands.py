@@ -17,7 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from gacq_deploy.recipe.load import PRESETS, builtin_recipes, load_recipe
+from gacq_deploy.recipe.load import builtin_recipes, load_recipe
+from gacq_deploy.recipe.presets import PRESETS
 from gacq_deploy.workflow import quickstart as chain
 from gacq_deploy_cli.main import cli
 from tests.support.programs.commands import invoke

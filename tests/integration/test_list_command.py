@@ -13,7 +13,8 @@ import pytest
 
 from gacq_deploy.inspection.state import state_of
 from gacq_deploy.parity.report import load_report
-from gacq_deploy.recipe.load import PRESETS, load_recipe, preset_of
+from gacq_deploy.recipe.load import load_recipe
+from gacq_deploy.recipe.presets import PRESETS, preset_of
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.lock import lock_directory
 from tests.support.programs.commands import invoke

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gacq_deploy_cli.console import NextStep, Output, typed
+from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.table import Table
 
 
@@ -39,7 +39,3 @@ def test_the_next_command_can_be_pasted_in_any_width(
     *prose, command = capsys.readouterr().out.splitlines()
     assert max(map(len, prose)) <= 20
     assert command == "Next: gacq-deploy export 'my runs/mine'  # writes the graphs"
-
-
-def test_what_a_shell_would_read_otherwise_is_quoted() -> None:
-    assert typed("calibrate", "--set", "a.b=[1, 2]") == "gacq-deploy calibrate --set 'a.b=[1, 2]'"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gacq_deploy.errors import RecipeError
-from gacq_deploy.recipe.load import PRESETS, builtin_recipes, load_recipe, parse_recipe, preset_of
+from gacq_deploy.recipe.load import builtin_recipes, load_recipe, parse_recipe
+from gacq_deploy.recipe.presets import PRESETS, preset_of
 
 HEAD = "schema: gacq-deploy/recipe/1\nname: x\nquantization:\n  rules:\n"
 BASE = HEAD + "    - {match: '*', bits: 8}\n"
