@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# a test that is about a width sets it
+os.environ.pop("COLUMNS", None)
 RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 
 

@@ -21,7 +21,6 @@ RECIPE = """\
 schema: gacq-deploy/recipe/1
 name: tiny
 model: {{source: "{model}"}}
-# of this seed both stages of learning gain, however short: both are kept
 samples: {{trajectories: 4, steps: 4, batch: 4, validation_share: 0.25, seed: 1}}
 quantization:
   rules:
@@ -34,6 +33,7 @@ quantization:
     - {{match: "*time_emb_proj", ignore: true}}
 calibration:
   threads: 1
+  # of these samples both stages of learning gain, however short: both are kept
   memory_mb: 64
   reconstruction: {{iterations: 4, batch: 4, warmup: 0}}
   weighting: {{mode: uniform}}

@@ -43,7 +43,7 @@ def test_the_next_command_can_be_pasted(finished_run: Path, recipe_file: Path, t
     run = str(shutil.copytree(finished_run, tmp_path / "my runs" / "it's"))
     first = ["calibrate", "-r", str(recipe_file), "-o", run]
     for given, following in (
-        (first, ["export", "--onnx", run]),
+        (first, ["export", run]),
         (["export", "--onnx", run], ["parity", run]),
     ):
         (line,) = (line for line in invoke(given).stdout.splitlines() if line.startswith("Next: "))
@@ -72,7 +72,7 @@ def test_dry_run_estimates_and_writes_nothing(recipe_file: Path, tmp_path: Path)
     assert estimate["memory_mb"] > 0
     assert estimate["disk_mb"] > 0
     assert estimate["weights"] == "uniform"
-    assert estimate["polish"].startswith("2 steps, activation scales, biases")
+    assert estimate["polish"].startswith("4 steps, activation scales, biases")
     assert document["recipe"]["samples"]["seed"] == document["recipe"]["calibration"]["seed"] == 5
     shown = invoke(["calibrate", "-r", str(recipe_file), "-o", str(target), "--dry-run"]).stdout
     assert "nothing was written" in shown

@@ -34,6 +34,8 @@ LAYERS = {
 QUICK = (
     "samples.trajectories=6",
     "samples.steps=4",
+    # of these samples learning gains, however short, and is kept
+    "samples.seed=5",
     "calibration.threads=1",
     "calibration.reconstruction.iterations=5",
     "calibration.weighting.polish_iterations=1",
