@@ -35,11 +35,10 @@ class RunningStage:
     done: int = 0
     values: str = ""
 
-    def left(self, now: float) -> float | None:
-        """Return the seconds that are left at the pace so far; None before the first unit is done."""
-        if not self.done:
-            return None
-        return (now - self.began) / self.done * max(0, self.total - self.done)
+    @property
+    def share(self) -> float:
+        """How much of it is done, 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
 
 
 class Course:
@@ -106,23 +105,36 @@ class Course:
         if len(known) < len(self._ahead) - place:
             return None
         planned, *later = known
-        now = self.clock()
-        own = stage.left(now)
-        slower = self._slower(stage, planned, now)
+        own = self.stage_left()
+        slower = self._slower(stage, planned)
         if own is None:
-            own = max(0.0, planned * slower - (now - stage.began))
+            own = max(0.0, planned * slower - (self.clock() - stage.began))
         return own + slower * sum(later)
+
+    def stage_left(self) -> float | None:
+        """Return how long the running stage will take yet; None before its first unit is done.
+
+        Units may differ in cost: what was planned counts for as much as is still to be done, the pace for the rest.
+        """
+        stage, place = self.stage, self._place()
+        if stage is None or not stage.done:
+            return None
+        took = self.clock() - stage.began
+        whole = took / stage.share
+        planned = None if place is None else self._ahead[place].seconds
+        if planned is not None:
+            whole = stage.share * whole + (1 - stage.share) * planned * self._slower(stage, planned)
+        return max(0.0, whole - took)
 
     def _place(self) -> int | None:
         """Return where the running stage stands among those ahead."""
         names = [planned.name for planned in self._ahead]
         return names.index(self.stage.name) if self.stage and self.stage.name in names else None
 
-    def _slower(self, stage: RunningStage, planned: float, now: float) -> float:
+    def _slower(self, stage: RunningStage, planned: float) -> float:
         """Return how many times as long as planned everything takes, as far as can be seen."""
-        share = stage.done / stage.total if stage.total else 0.0
-        expected = self._planned_s + share * planned
-        took = self._took_s + (now - stage.began if share else 0.0)
+        expected = self._planned_s + stage.share * planned
+        took = self._took_s + (self.clock() - stage.began if stage.share else 0.0)
         return took / expected if expected > 1 else 1.0
 
 
@@ -173,8 +185,8 @@ class LineReporter:
             self._say(said)
 
     def _say_how_far(self, stage: RunningStage) -> None:
+        left = self._course.stage_left()
         now = self._course.clock()
-        left = stage.left(now)
         said = f"ETA {duration(left)}" if left is not None else f"{duration(now - stage.began)} so far"
         self._say(f"{stage.name}: {stage.done}/{stage.total}, {said}  {stage.values}".rstrip())
 
@@ -241,7 +253,9 @@ class BarReporter:
         stage = self._course.stage
         if stage is None:
             return Text("")
-        lines = stage_lines(stage, self._course.overall(), self._course.clock(), self._console.width)
+        course = self._course
+        elapsed, left = course.clock() - stage.began, course.stage_left()
+        lines = stage_lines(stage, course.overall(), elapsed, left, self._console.width)
         return Text("\n").join(Text.assemble(*line) for line in lines)
 
 
@@ -249,14 +263,14 @@ Part = tuple[str, str]
 """Text and its style."""
 
 
-def stage_lines(stage: RunningStage, overall: str, now: float, width: int) -> list[list[Part]]:
+def stage_lines(
+    stage: RunningStage, overall: str, elapsed: float, left: float | None, width: int
+) -> list[list[Part]]:
     """Return the lines of a running stage that fit ``width``; no number, unit or word is broken.
 
     What goes first where there is little room: the values, then the bar. Count, time and ETA stay, one below the
     other if need be.
     """
-    left = stage.left(now)
-    elapsed = now - stage.began
     sign = _SPINNER[int(elapsed * _FRAMES_PER_SECOND) % len(_SPINNER)]
     facts = [f"{stage.done}/{stage.total}", clock(elapsed), f"ETA {'-:--' if left is None else clock(left)}"]
     name = stage.name
@@ -275,8 +289,7 @@ def stage_lines(stage: RunningStage, overall: str, now: float, width: int) -> li
 
 
 def _bar(stage: RunningStage, length: int) -> list[Part]:
-    share = min(1.0, stage.done / stage.total) if stage.total else 0.0
-    full = round(share * length)
+    full = round(stage.share * length)
     return [("━" * full, "green"), ("━" * (length - full), "bright_black")]
 
 

@@ -88,7 +88,7 @@ def test_values_go_first_then_the_bar() -> None:
     assert "alignment" not in at[80]
     assert "━" in at[80]
     assert "━" not in at[40]
-    assert at[40].split()[-3:] == ["0:20", "ETA", "0:20"]
+    assert at[40].split()[-3:] == ["0:20", "ETA", "0:16"]
 
 
 def test_it_is_said_how_many_stages_there_are_and_what_is_left() -> None:
