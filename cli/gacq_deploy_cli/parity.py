@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def parity(
     if save_polygraphy is not None:
         more, lines = _saved(save_polygraphy)
         document |= more
-    output.emit(document, *parity_tables(result, run), *lines)
+    output.emit(document, *parity_tables(result, run, detailed=output.verbosity > 0), *lines)
     return exit_codes.DONE if result else exit_codes.GATE
 
 
@@ -103,10 +104,15 @@ def _saved(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return {"polygraphy": document}, (f"saved for Polygraphy: {folder}", *lines)
 
 
-def parity_tables(result: ParityReport, run: RunDirectory) -> Iterator[Table | NextStep | str]:
-    """Yield one row a gate, what failed and what helps, and the verdict with the next command."""
-    columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
-    yield Table("parity", columns, _rows(result))
+def parity_tables(
+    result: ParityReport, run: RunDirectory, *, detailed: bool
+) -> Iterator[Table | NextStep | str]:
+    """Yield one row a comparison (or a gate), what failed and what helps, and the verdict with the next command."""
+    if detailed:
+        columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
+        yield Table("parity", columns, _rows(result))
+    else:
+        yield Table("parity", ["verdict", "evidence", "judged", "gates"], _comparison_rows(result))
     yield from result.remarks
     yield from verdict_lines(result, run)
 
@@ -139,6 +145,13 @@ def _fidelity(result: ParityReport) -> str:
         if known:
             said.append(f"{name} {min(known):.1f} dB, needs {getattr(result.protocol.budget, metric):g}")
     return f" ({'; '.join(said)})" if said else ""
+
+
+def _comparison_rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
+    failed = Counter((gate.evidence, gate.reference, gate.candidate) for gate in result.failed_gates)
+    for found in result.comparisons:
+        count, bad = len(found.thresholds), failed[found.evidence, found.reference, found.candidate]
+        yield ("FAIL" if bad else "ok", found.evidence, found.candidate, f"{count - bad} of {count} hold")
 
 
 def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
