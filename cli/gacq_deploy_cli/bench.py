@@ -104,7 +104,7 @@ def _verdict(result: BenchReport) -> Iterator[str]:
         if ratio.batch == first:
             speed = ratio.cpu.median
             word = "faster" if speed > 1 else "SLOWER"
-            yield f"{ratio.candidate} is {speed:.2f}x float's speed at batch {first} ({word}; CPU time)."
+            yield f"{ratio.candidate}: {speed:.2f}x the speed of {ratio.baseline} at batch {first} ({word}; CPU time)"
     processor = cpu()
     if processor.status != "ok" and any(ratio.cpu.median < _LITTLE for ratio in result.ratios):
         yield f"{processor.value}. {processor.hint}"

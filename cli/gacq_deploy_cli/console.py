@@ -30,11 +30,12 @@ class NextStep(NamedTuple):
 
     words: tuple[Word, ...]
     why: str = ""
-    lead: str = "Next: "
+    lead: str = "Next"
 
     def __str__(self) -> str:
-        line = f"{self.lead}{shell_command(*self.words)}"
-        return f"{line}  # {self.why}" if self.why else line
+        command = shell_command(*self.words)
+        # the reason stands above: what is pasted is the command alone
+        return f"{self.lead}, {self.why}:\n    {command}" if self.why else f"{self.lead}: {command}"
 
 
 class Output:

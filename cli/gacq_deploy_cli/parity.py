@@ -129,11 +129,8 @@ def verdict_lines(result: ParityReport, run: RunDirectory) -> Iterator[NextStep 
     yield f"DO NOT SHIP: {len(failed)} of {count} gates failed. ({run.parity_json})"
     yield from dict.fromkeys(f"- {say_gate(gate)}" for gate in failed)
     yield from advice(failed)
-    helps = remedies(result, run)
-    if helps:
-        yield "What helps, in this order:"
-    for remedy in helps:
-        yield NextStep(remedy.command, remedy.why, lead="  ")
+    for number, remedy in enumerate(remedies(result, run), 1):
+        yield NextStep(remedy.command, remedy.why, lead=f"What may help ({number})")
 
 
 def _fidelity(result: ParityReport) -> str:

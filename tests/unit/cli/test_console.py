@@ -36,6 +36,7 @@ def test_the_next_command_can_be_pasted_in_any_width(
     Output(as_json=False, verbosity=0).emit(
         {}, "a b " * 10, NextStep(("export", "my runs/mine"), "writes the graphs")
     )
-    *prose, command = capsys.readouterr().out.splitlines()
+    *prose, why, command = capsys.readouterr().out.splitlines()
     assert max(map(len, prose)) <= 20
-    assert command == "Next: gacq-deploy export 'my runs/mine'  # writes the graphs"
+    assert why == "Next, writes the graphs:"
+    assert command == "    gacq-deploy export 'my runs/mine'"
