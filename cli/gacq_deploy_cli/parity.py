@@ -129,7 +129,7 @@ def verdict_lines(result: ParityReport, run: RunDirectory) -> Iterator[NextStep 
     yield f"DO NOT SHIP: {len(failed)} of {count} gates failed. ({run.parity_json})"
     yield from dict.fromkeys(f"- {say_gate(gate)}" for gate in failed)
     yield from advice(failed)
-    for number, remedy in enumerate(remedies(result, run), 1):
+    for number, remedy in enumerate(remedies(result, run, run.load_recipe()), 1):
         yield NextStep(remedy.command, remedy.why, lead=f"What may help ({number})")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.parity.report import GATES, FailedGate, ParityReport, load_report
 from gacq_deploy.recipe.presets import stronger_preset
+from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 
 _OF_FIDELITY = frozenset({"budget", "single", "mixed"})
@@ -55,11 +56,10 @@ def _asked(gate: FailedGate, report: ParityReport) -> float | None:
     return now + (gate.bound - gate.value if gate.metric == "image_psnr_db" else _STEP_DB) + _MARGIN_DB
 
 
-def remedies(report: ParityReport, run: RunDirectory) -> tuple[Remedy, ...]:
+def remedies(report: ParityReport, run: RunDirectory, recipe: Recipe) -> tuple[Remedy, ...]:
     """Return what may make the failed gates hold, in order; nothing where INT8 is not to blame."""
     if not any(gate.evidence in _OF_FIDELITY for gate in report.failed_gates):
         return ()
-    recipe = run.load_recipe()
     found = []
     if (preset := stronger_preset(recipe)) is not None:
         where = run.root.with_name(f"{run.root.name}-{preset}")

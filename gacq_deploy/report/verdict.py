@@ -8,8 +8,9 @@ from typing import Literal
 
 from gacq_deploy.errors import shell_command
 from gacq_deploy.inspection.verify import Link
+from gacq_deploy.parity.remedies import remedies
 from gacq_deploy.parity.report import ADVICE, GATES, Comparison, ParityReport
-from gacq_deploy.report.collect import Collected
+from gacq_deploy.report.collect import Collected, Missing
 
 State = Literal["passed", "failed", "void", "unjudged"]
 HEADLINES: dict[State, str] = {
@@ -82,6 +83,8 @@ class Verdict:
     broken: tuple[Link, ...]
     """Stale, altered or damaged files."""
     gates: tuple[GateRow, ...]
+    helps: tuple[tuple[str, str], ...] = ()
+    """(Why, the command) that may make failed gates hold, in order."""
 
     @property
     def failures(self) -> tuple[FailingEvidence, ...]:
@@ -105,7 +108,11 @@ def judge_run(found: Collected) -> Verdict:
         state = "unjudged"
     else:
         state = "passed" if report else "failed"
-    return Verdict(state, HEADLINES[state], _sentences(state, found, report, gates), broken, gates)
+    helps: tuple[tuple[str, str], ...] = ()
+    if state == "failed" and report is not None and not isinstance(found.recipe, Missing):
+        helps = tuple((r.why, shell_command(*r.command)) for r in remedies(report, found.run, found.recipe))
+    sentences = _sentences(state, found, report, gates)
+    return Verdict(state, HEADLINES[state], sentences, broken, gates, helps)
 
 
 def gate_rows(comparison: Comparison) -> tuple[GateRow, ...]:

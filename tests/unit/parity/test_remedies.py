@@ -58,7 +58,7 @@ def test_the_target_comes_from_what_failed(budget: dict[str, float], needed: flo
 
 
 def test_what_helps_is_said_in_order_with_commands(run: RunDirectory) -> None:
-    effort, steps, layers = remedies(judged(image_psnr_db=12.0), run)
+    effort, steps, layers = remedies(judged(image_psnr_db=12.0), run, run.load_recipe())
     assert effort.command == (
         "calibrate", "-r", run.recipe_path, "--preset", "standard", "-o", run.root.with_name("my run-standard"),
     )  # fmt: skip
@@ -68,13 +68,16 @@ def test_what_helps_is_said_in_order_with_commands(run: RunDirectory) -> None:
 
 def test_beyond_the_best_preset_there_is_none(run: RunDirectory) -> None:
     load_recipe("fashion-w8a8", preset="best").save(run.recipe_path)
-    assert [r.command[0] for r in remedies(judged(image_ssim=0.5), run)] == ["calibrate", "sensitivity"]
+    assert [r.command[0] for r in remedies(judged(image_ssim=0.5), run, run.load_recipe())] == [
+        "calibrate",
+        "sensitivity",
+    ]
     assert "best" in PRESETS
 
 
 def test_where_something_computes_wrongly_more_effort_is_no_remedy(run: RunDirectory) -> None:
     report = judged(difference_db=3.0)
-    assert remedies(report, run) == ()
+    assert remedies(report, run, run.load_recipe()) == ()
     assert needed_sqnr_db(report) is None
     (words,) = advice(report.failed_gates)
     assert "another engine" in words

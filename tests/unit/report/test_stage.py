@@ -259,6 +259,7 @@ def test_what_fails_stands_open_with_its_remedy_and_what_holds_is_folded(tmp_pat
     assert "SQNR of single steps, worst timestep bucket (dB): 1, needs at least 20" in text
     assert "What helps." in text
     assert "calibrate with more effort (--preset standard)" in text
+    assert f"sensitivity {tmp_path} --min-sqnr 21" in text
     gates = rest[rest.index('<section id="gates">') : rest.index('<section id="speed">')]
     assert "0 of 6 hold" in gates
     assert "<details" in gates
