@@ -9,12 +9,11 @@ from itertools import groupby
 from os import PathLike
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gacq_deploy import __version__
 from gacq_deploy.compare.stage import RunComparison
-from gacq_deploy.report.stage import TEMPLATES, content_policy, mark_commands
+from gacq_deploy.report.self_contained import TEMPLATES, content_policy, page_environment
 from gacq_deploy.storage.files import require_folder_for, write_bytes
 
 _OWN = Path(__file__).parent / "template"
@@ -44,27 +43,25 @@ def write_compare_page(compared: RunComparison, file: str | PathLike[str]) -> in
 
 def render_comparison(compared: RunComparison) -> str:
     """Return the page. Whatever comes from a run is escaped; the page's own policy forbids every request."""
-    environment = Environment(
-        loader=FileSystemLoader(_OWN),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["commands"] = mark_commands
     sheets = (TEMPLATES / "page.css", _OWN / "compare.css")
     style = "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
     named = list(zip(compared.names, compared.records, strict=True))
-    return environment.get_template("compare.html.j2").render(
-        policy=content_policy(style, ""),
-        style=Markup(style),
-        version=__version__,
-        compared=compared,
-        lacks=[(name, lack) for name, record in named for lack in record.lacks],
-        sections=[(name, list(rows)) for name, rows in groupby(compared.rows, lambda row: row.key.section)],
-        pictures=list(_pictures(compared)),
-        current={name: record.is_current("parity") for name, record in named},
-        tones=_TONES,
+    return (
+        page_environment(_OWN)
+        .get_template("compare.html.j2")
+        .render(
+            policy=content_policy(style, ""),
+            style=Markup(style),
+            version=__version__,
+            compared=compared,
+            lacks=[(name, lack) for name, record in named for lack in record.lacks],
+            sections=[
+                (name, list(rows)) for name, rows in groupby(compared.rows, lambda row: row.key.section)
+            ],
+            pictures=list(_pictures(compared)),
+            current={name: record.is_current("parity") for name, record in named},
+            tones=_TONES,
+        )
     )
 
 

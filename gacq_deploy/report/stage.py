@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from gacq_deploy import __version__
 from gacq_deploy.artifact.diagnostics import Diagnostics
@@ -25,6 +22,7 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
 from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
+from gacq_deploy.report.self_contained import TEMPLATES, content_policy, page_environment
 from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
 from gacq_deploy.report.summary import big_numbers, heading, learning
 from gacq_deploy.report.verdict import State, Verdict, judge_run
@@ -34,8 +32,6 @@ from gacq_deploy.storage.lock import lock_directory
 
 PartT = TypeVar("PartT")
 ShownT = TypeVar("ShownT")
-TEMPLATES = Path(__file__).parent / "template"
-"""Where the page's template, style and script lie."""
 _SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
 _HEAD = 4096
 """Characters in which a page states what it shows."""
@@ -121,54 +117,24 @@ def _shown_by(path: Path) -> str:
 
 def render(found: Collected, verdict: Verdict) -> str:
     """Return the page. Whatever comes from the run is escaped; the page's own policy forbids every request."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["commands"] = mark_commands
-    environment.filters["dots"] = break_at_dots
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return environment.get_template("page.html.j2").render(
-        policy=content_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        version=__version__,
-        found=found,
-        verdict=verdict,
-        stale={link.name: link for link in verdict.broken},
-        most_panels=figures.MOST_PANELS,
-        recalibrate=shell_command("calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"),
-        **_parts(found, verdict),
-    )
-
-
-def mark_commands(words: str) -> Markup:
-    """Return escaped text in which what stands between backticks is marked as code."""
-    parts = words.split("`")
-    if len(parts) % 2 == 0:
-        return escape(words)
-    marked = Markup("")
-    for position, part in enumerate(parts):
-        is_command = position % 2 == 1
-        marked += Markup("<code>{}</code>").format(part) if is_command else escape(part)
-    return marked
-
-
-def break_at_dots(name: str) -> Markup:
-    """Return an escaped name that may go to the next line behind a dot, slash or colon, and nowhere else."""
-    pieces = re.findall(r"[^./:]*[./:]|[^./:]+", name)
-    return Markup("<wbr>").join(pieces)
-
-
-def content_policy(style: str, script: str) -> str:
-    """Return a content security policy under which only our own script and style run, and nothing is fetched."""
-    hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (script, style)]
     return (
-        f"default-src 'none'; img-src data:; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
+        page_environment(TEMPLATES)
+        .get_template("page.html.j2")
+        .render(
+            policy=content_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            version=__version__,
+            found=found,
+            verdict=verdict,
+            stale={link.name: link for link in verdict.broken},
+            most_panels=figures.MOST_PANELS,
+            recalibrate=shell_command(
+                "calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"
+            ),
+            **_parts(found, verdict),
+        )
     )
 
 

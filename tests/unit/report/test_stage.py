@@ -18,7 +18,8 @@ from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.collect import Collected, collect
 from gacq_deploy.report.pictures import Pictures, Tile
-from gacq_deploy.report.stage import break_at_dots, ensure_report, mark_commands, render, write_report
+from gacq_deploy.report.self_contained import break_at_dots, mark_commands
+from gacq_deploy.report.stage import ensure_report, render, write_report
 from gacq_deploy.report.verdict import judge_run
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
