@@ -147,7 +147,7 @@ def _check_folder(section: ModelSection) -> None:
 
 def announce(report: Reporter, preset: str | None, estimate: CalibrationEstimate) -> None:
     """Say what a calibration will cost, and where memory may not suffice."""
-    from gacq_deploy.calibration.cost.room import memory_shortage
+    from gacq_deploy.storage.room import memory_shortage
 
     what = f"preset {preset}" if preset else "this calibration"
     report.note(
@@ -155,7 +155,9 @@ def announce(report: Reporter, preset: str | None, estimate: CalibrationEstimate
         f"{size(estimate.disk_mb * 2**20)} of disk; {len(estimate.sites)} tensors to quantize, "
         f"{estimate.samples} samples"
     )
-    if shortage := memory_shortage(estimate.memory_mb - estimate.mapped_mb):
+    needed = (estimate.memory_mb - estimate.mapped_mb) * 2**20
+    lower = "lower calibration.memory_mb or the batch of calibration.polish, or end other programs"
+    if shortage := memory_shortage(needed, lower):
         report.note(f"warning: {shortage}")
 
 

@@ -20,7 +20,6 @@ from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_blocks
 from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_planned
-from gacq_deploy.calibration.cost.room import check_disk
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import check_blocks, check_steps, make_plan
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
@@ -57,7 +56,10 @@ from gacq_deploy.samples.calibration_set import load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage.digests import digest_array
 from gacq_deploy.storage.lock import lock_directory
+from gacq_deploy.storage.room import check_disk
 
+_DISK_OFF_BY = 3
+"""Disk is estimated within this factor."""
 _FORESEE_S = 0.03
 """Seconds for which a kind of call is timed where work follows at once; `--dry-run` takes longer."""
 
@@ -123,7 +125,12 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
             estimate = estimate_planned(
                 recipe, denoiser, graph, plan, branches=trajectories.branches, enough_s=_FORESEE_S
             )
-            check_disk(estimate.disk_mb, directory.root)
+            check_disk(
+                estimate.disk_mb * 2**20 / _DISK_OFF_BY,
+                directory.root,
+                "this calibration",
+                otherwise=", choose another directory with -o, or take fewer samples (samples.trajectories)",
+            )
             report.plan(estimate.stages)
             foresee(estimate)
         samples_sha256 = trajectories.ensure_samples(report)

@@ -37,6 +37,7 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, digest_json
 from gacq_deploy.storage.files import TEMP_PREFIX, atomic_directory
 from gacq_deploy.storage.lock import lock_directory
+from gacq_deploy.storage.room import check_disk
 from gacq_deploy.storage.sealed import require_current
 
 _FLOAT_TOLERANCE = 1e-4
@@ -132,6 +133,9 @@ class _Export:
                 f"artifact was calibrated on {self.artifact.model.weights_sha256[:12]}.",
                 "Restore the model's weights, or calibrate again with --fresh.",
             )
+        # float32, whatever the precision of the files; the quantized graphs come on top
+        weights = 4 * sum(p.numel() for p in denoiser.module.parameters())
+        check_disk(weights, self.directory.onnx, "the float graph")
         export = self.recipe.export
         opset = needed_opset(self.artifact.plan, export.opset)
         if opset != export.opset:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from gacq_deploy.errors import ResourceError
+
 
 def free_disk(folder: Path) -> tuple[Path, int]:
     """Return the nearest place that exists at or above ``folder``, and the bytes that are free there."""
@@ -19,3 +21,31 @@ def available_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return None
+
+
+def check_disk(needed: float, folder: Path, what: str, *, otherwise: str = "") -> None:
+    """Refuse a file system that cannot hold what is to be written.
+
+    Args:
+        needed: bytes that are needed at least.
+        folder: where they go; it need not exist.
+        what: what needs them, for the message.
+        otherwise: what else than freeing space would help.
+
+    Raises:
+        ResourceError: so much is not free.
+    """
+    place, free = free_disk(folder)
+    if free < needed:
+        raise ResourceError(
+            f"{place} has {free / 1e6:.1f} MB of free disk; {what} needs at least {needed / 1e6:.1f} MB.",
+            f"Free disk space{otherwise}.",
+        )
+
+
+def memory_shortage(needed: float, otherwise: str) -> str | None:
+    """Return what is to be said if more bytes are needed than are available now; None: they fit, or nobody knows."""
+    available = available_memory()
+    if available is None or needed <= available:
+        return None
+    return f"about {needed / 1e6:.0f} MB of memory are needed, and {available / 1e6:.0f} MB are available: {otherwise}"
