@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# imports make objects that stay: to look for garbage among them takes a third of the collection of the tests
+gc.disable()
 # a test that is about a width sets it
 os.environ.pop("COLUMNS", None)
 RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -18,6 +20,7 @@ RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 def pytest_collection_finish() -> None:
     """Let no garbage collection look at what was imported: a tenth of what torch's exporter takes."""
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 20, 100)
 
 

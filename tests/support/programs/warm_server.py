@@ -64,7 +64,9 @@ def _serve(descriptor: str, imports: str) -> str:
     from pathlib import Path
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    gc.disable()
     exec(imports, {})
+    gc.enable()
     gc.freeze()  # otherwise every process at its end walks through all of them: a second, and each page copied
     if len([*Path("/proc/self/task").iterdir()]) > 1:
         raise RuntimeError("an import started a thread, which no forked process would have")
