@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ TEMP_PREFIX = ".gacq-tmp-"
 """Of what is being written. The writer's process id follows, by which the clean-up knows what dead processes left."""
 OLD_PREFIX = f"{TEMP_PREFIX}old-"
 """Of a folder that is about to be replaced."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name on Linux."""
 # a quota and a limit on the size of files are a full disk to the user
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -47,6 +50,21 @@ def require_folder_for(path: Path) -> None:
         )
 
 
+def _temp_of(path: Path) -> Path:
+    """Return the temporary name beside ``path``, which has its suffix; a name too long for that is shortened."""
+    name = f"{TEMP_PREFIX}{os.getpid()}-{path.name}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        name = f"{TEMP_PREFIX}{os.getpid()}-{digest}{path.suffix}"
+    return path.with_name(name)
+
+
+def _make_new(path: Path) -> None:
+    """Make an empty file, never through a link: one that lies there, of whomever, is removed and not followed."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is fsynced and renamed over ``path``.
@@ -55,9 +73,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{path.name}"
+    temp = _temp_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _make_new(temp)
         yield temp
         # content before name: after a loss of power the name may not stand for a file without content
         with temp.open("rb") as file:
@@ -80,7 +99,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{path.name}"
+    temp = _temp_of(path)
     old = path.parent / f"{OLD_PREFIX}{path.name}"
     try:
         temp.mkdir(parents=True)

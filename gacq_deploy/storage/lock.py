@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gacq_deploy.errors import ResourceError
+from gacq_deploy.errors import ResourceError, UsageError, quoted
 from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, settle
 
 LOCK_NAME = ".gacq-lock"
@@ -30,16 +32,22 @@ def lock_directory(path: Path, *, make: bool = False) -> Iterator[None]:
 
     Raises:
         ResourceError: another live process holds it.
-        UsageError: it is not there, or cannot be created or written.
+        UsageError: it is not there, or cannot be created or written; its lock is a link or no file; its file system has
+            no locks.
     """
     try:
         if make:
             path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        # never through a link: what it points to would be emptied
+        handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _foreign(path) from error
         raise disk_error(error, path) from error
     try:
-        if not _try_lock(handle):
+        if not _is_own(handle):
+            raise _foreign(path)
+        if not _try_lock(handle, path):
             raise ResourceError(
                 f"{path} is in use by process {_named_in(handle)}.",
                 "Wait for it to end, or choose another directory.",
@@ -59,7 +67,7 @@ def lock_holder(path: Path) -> str | None:
     Nothing is written. A directory whose lock may not be read counts as free.
     """
     try:
-        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
+        handle = os.open(path / LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -72,12 +80,30 @@ def lock_holder(path: Path) -> str | None:
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+def _is_own(handle: int) -> bool:
+    """Tell whether the lock is a regular file of one name: another name could be somebody's file."""
+    found = os.fstat(handle)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
+def _foreign(path: Path) -> UsageError:
+    return UsageError(
+        f"{path / LOCK_NAME} is a link, or no file: it is not ours, and is not followed.",
+        f"Look where it leads, then remove it: rm {quoted(path / LOCK_NAME)}",
+    )
+
+
+def _try_lock(handle: int, path: Path) -> bool:
     for pause in (*_PATIENCE_S, 0):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             time.sleep(pause)
+        except OSError as error:
+            raise UsageError(
+                f"{path} lies on a file system that gives no lock: {error.strerror}.",
+                "Work on a local disk, and copy the run afterwards.",
+            ) from error
         else:
             return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import resource
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gacq_deploy.errors import ArtifactError, ResourceError, UsageError
+from gacq_deploy.storage import lock as lock_module
 from gacq_deploy.storage.digests import describe_file, digest_array, digest_file, digest_json, verify_file
 from gacq_deploy.storage.files import (
     TEMP_PREFIX,
@@ -199,6 +201,63 @@ def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: P
     with lock_directory(tmp_path):
         found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
         assert found == [LOCK_NAME, "elsewhere", "work", "work/polish"]
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "dangling", "fifo", "folder"])
+def test_a_lock_that_is_not_ours_is_refused_and_not_followed(tmp_path: Path, kind: str) -> None:
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    victim.write_text("precious")
+    lock = run / LOCK_NAME
+    match kind:
+        case "symlink":
+            lock.symlink_to(victim)
+        case "hard link":
+            os.link(victim, lock)
+        case "dangling":
+            lock.symlink_to(tmp_path / "made")
+        case "fifo":
+            os.mkfifo(lock)
+        case _:
+            lock.mkdir()
+    with (
+        pytest.raises(UsageError, match=f"{LOCK_NAME} is a link, or no file|Cannot write"),
+        lock_directory(run),
+    ):
+        pass
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "made").exists()
+    lock_holder(run)
+
+
+def test_a_file_system_without_locks_is_named_and_no_process_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock_module.fcntl, "flock", flock)
+    with pytest.raises(UsageError, match="gives no lock: No locks available"), lock_directory(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("leads", ["file", "nowhere"])
+def test_a_link_in_the_place_of_the_temporary_file_is_not_written_through(tmp_path: Path, leads: str) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "x.json"
+    if leads == "file":
+        victim.write_text("precious")
+    (tmp_path / f"{TEMP_PREFIX}{os.getpid()}-{path.name}").symlink_to(victim)
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert not path.is_symlink()
+    assert victim.read_text() == "precious" if leads == "file" else not victim.exists()
+
+
+@pytest.mark.parametrize("length", [230, 245, 255])
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path, length: int) -> None:
+    path = tmp_path / ("x" * (length - 4) + ".png")
+    write_bytes(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_folder_is_made_for_the_lock_only_where_that_is_asked_for(tmp_path: Path) -> None:
