@@ -18,7 +18,7 @@ from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, settl
 LOCK_NAME = ".gacq-lock"
 
 
-_PATIENCE_S = (0.02, 0.1)
+_PATIENCE_S = (0.005, 0.02, 0.05, 0.1)
 """Pauses before a directory counts as held: who only asks for its holder keeps the lock for an instant."""
 
 
