@@ -1,5 +1,5 @@
 """``python -m gacq_deploy_cli``, which ``python -m gacq_deploy`` also runs."""
 
-from gacq_deploy_cli.main import main
+from gacq_deploy_cli.entry import main
 
 main()

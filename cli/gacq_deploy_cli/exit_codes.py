@@ -17,6 +17,7 @@ from gacq_deploy.errors import (
     ResourceError,
     UsageError,
 )
+from gacq_deploy_cli.entry import Ended
 
 DONE = 0
 FAILURE = 1
@@ -26,7 +27,7 @@ ENVIRONMENT = 4
 STALE = 5
 RESOURCES = 6
 INTERRUPTED = 130
-"""What a shell gives a program that SIGINT ended."""
+"""What a shell gives a program that SIGINT ended; by SIGTERM it is 143, by SIGHUP 129."""
 CLOSED_PIPE = 141
 """What a shell gives a program that SIGPIPE ended."""
 
@@ -80,6 +81,9 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, click.ClickException):
         return Failure(kind, error.format_message(), "", code)
     if code == INTERRUPTED:
+        # click puts an exception of its own before it
+        cause = error.__cause__ if isinstance(error, click.Abort) else error
+        code = cause.exit_code if isinstance(cause, Ended) else code
         return Failure(
             "Interrupted",
             "Interrupted; everything finished so far is saved (state saved).",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gacq_deploy.progress import PlannedStage, Reporter
+from gacq_deploy_cli.entry import ENDING, Ended
 
 
 class Attentive:
@@ -16,13 +17,13 @@ class Attentive:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._interrupted = False
+        self._interrupted: KeyboardInterrupt | None = None
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Handle the signal as Python does, and remember it."""
-        del number, frame
-        self._interrupted = True
-        raise KeyboardInterrupt
+        """Handle a signal as the entry point does, and remember it."""
+        del frame
+        self._interrupted = KeyboardInterrupt() if number == signal.SIGINT else Ended(number)
+        raise self._interrupted
 
     def plan(self, stages: Sequence[PlannedStage]) -> None:
         """Say what will come."""
@@ -43,8 +44,8 @@ class Attentive:
         self._reporter.note(text)
 
     def _check(self) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
+        if self._interrupted is not None:
+            raise self._interrupted
 
 
 @contextmanager
@@ -54,8 +55,11 @@ def attentive(reporter: Reporter) -> Iterator[Reporter]:
     if threading.current_thread() is not threading.main_thread():
         yield wrapped  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGINT, wrapped.interrupt)
+    # what is ignored stays ignored (nohup)
+    heeded = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, wrapped.interrupt) for number in heeded}
     try:
         yield wrapped
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

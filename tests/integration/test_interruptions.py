@@ -140,24 +140,60 @@ def test_a_full_disk_leaves_earlier_files_alone(
 
 
 @pytest.mark.slow
-def test_an_interrupt_saves_state_and_the_run_resumes(
-    warm_server: str, recipe_file: Path, tmp_path: Path, finished_run: Path
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_saves_state_and_the_run_resumes(
+    warm_server: str, recipe_file: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     run = tmp_path / "run"
     slow = ["--set", "calibration.reconstruction.iterations=60"]
     arguments = ["calibrate", "-r", str(recipe_file), "-o", str(run), *slow]
     with WarmProcess(warm_server, command_code(), *arguments, "--json") as child:
         assert any("reconstruct blocks" in line for line in child.stderr)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         stdout, stderr = child.communicate(timeout=120)
-    assert child.returncode == 130, stderr
+    assert child.returncode == code, stderr
     assert "Traceback" not in stderr
     assert "state saved" in json.loads(stdout)["error"]["message"]
     assert not (run / "artifact" / "manifest.json").exists()
+    assert not list(run.rglob(f"{TEMP_PREFIX}*"))
+    if number != signal.SIGTERM:
+        return  # they leave the same behind
     resumed = invoke([*arguments, "--json"])
     fresh = invoke(["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "other"), *slow, "--json"])
     assert resumed.exit_code == fresh.exit_code == 0, resumed.output
     assert json.loads(resumed.stdout)["artifact"] == json.loads(fresh.stdout)["artifact"]
+
+
+@pytest.mark.slow
+def test_the_first_process_of_a_container_hears_that_it_is_to_end(finished_run: Path, tmp_path: Path) -> None:
+    """The kernel drops a signal that process 1 has no handler for: every stop would be a kill."""
+    alone = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of its own is not permitted here")
+    words = [
+        "run",
+        str(finished_run),
+        "-n",
+        "20000",
+        "--batch",
+        "4",
+        "--threads",
+        "1",
+        "-o",
+        str(tmp_path / "a.png"),
+    ]
+    with subprocess.Popen(
+        [*alone, sys.executable, "-c", command_code(), *words],
+        env=child_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as child:  # fmt: skip
+        assert child.stderr is not None
+        assert any("denoise" in line for line in child.stderr)
+        (inner,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGTERM)
+        assert child.wait(30) == 143
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def command_code(before: str = "") -> str:
     """Return the code of a process that runs the command in ``sys.argv``, after the Python statements ``before``."""
-    return f"{before}\nfrom gacq_deploy_cli.main import main\nmain()"
+    return f"{before}\nfrom gacq_deploy_cli.entry import main\nmain()"
 
 
 def run_child(
