@@ -5,6 +5,8 @@
 #   make check        the same without the slow tests: the gate before a commit
 #   make soak         what a test tries a few times, many times over: minutes, and not part of make test
 #   make format       let ruff format the tree
+#   make docs         write the pages of docs/ that the code itself tells: recipes, Python API, exit codes
+#   make wheel        build the wheel into dist/: what pip installs where there is no clone
 #   make clean        remove the environment, caches and builds; runs/ stays
 #
 # torch: pip takes the build its own configuration offers. On a machine without a GPU point pip at a CPU build first
@@ -21,7 +23,7 @@ PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt $(PIP_FLAGS)
-SOURCES := gacq_deploy cli tests examples benchmarks
+SOURCES := gacq_deploy cli tests examples benchmarks docs
 
 # some containers set it: every process of the tests would then compile each module anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,7 +33,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check soak lint format clean
+.PHONY: help quickstart test check soak lint format docs wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -88,6 +90,13 @@ soak: $(VENV)/.stamp-rtx
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.stamp-runtime
+	$(BIN)/python -m docs.generate
+
+# without isolation: the build backend is one of the development tools, and nothing is fetched
+wheel: $(VENV)/.stamp-dev
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +31,19 @@ INTERRUPTED = 130
 """What a shell gives a program that SIGINT ended; by SIGTERM it is 143, by SIGHUP 129."""
 CLOSED_PIPE = 141
 """What a shell gives a program that SIGPIPE ended."""
+
+MEANINGS: Mapping[int, str] = {
+    DONE: "done",
+    FAILURE: "failure",
+    USAGE: "usage or recipe",
+    GATE: "a gate failed",
+    ENVIRONMENT: "something is missing in the environment",
+    STALE: "stale, corrupt or unverified file",
+    RESOURCES: "out of disk, memory or time",
+    INTERRUPTED: "interrupted with state saved",
+    CLOSED_PIPE: "the reader of the output went away",
+}
+"""Every exit code in words: `--help` and the documents read them here."""
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, USAGE),

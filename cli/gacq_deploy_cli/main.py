@@ -17,7 +17,7 @@ import click
 
 from gacq_deploy import __version__
 from gacq_deploy.processes.group import speaks_first
-from gacq_deploy_cli.exit_codes import CLOSED_PIPE, explain
+from gacq_deploy_cli.exit_codes import CLOSED_PIPE, MEANINGS, explain
 from gacq_deploy_cli.options import common
 
 COMMANDS = (
@@ -102,7 +102,9 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 @click.group(
-    cls=BoundaryGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=BoundaryGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in MEANINGS.items())}.",
 )
 @click.version_option(__version__, prog_name="gacq-deploy")
 @common
@@ -110,10 +112,6 @@ def cli() -> None:
     """Take a diffusion denoiser from diffusers to a verified INT8 engine.
 
     A run directory holds everything: calibrate makes it, the later commands take it as their argument.
-
-    Exit codes: 0 done, 1 failure, 2 usage or recipe, 3 a gate failed, 4 something is missing in the
-    environment, 5 stale, corrupt or unverified file, 6 out of disk, memory or time, 130 interrupted with
-    state saved.
     """
 
 

@@ -17,10 +17,17 @@ from gacq_deploy_cli.main import cli
 from tests.support.programs.commands import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = tuple(
+    str(path.relative_to(ROOT))
+    for pattern in ("README.md", "*.md", "docs/*.md", ".github/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+    if pattern == "README.md" or path.name != "README.md"
+)
+"""The README first: what it does to a run comes before what the pages do."""
 BLOCK = re.compile(r"```(?:console|sh|bash)\n(.*?)```", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 # in pieces, so that this file does not name them itself
 HOSTS = (
     "pypi." + "org",
@@ -63,7 +70,7 @@ def test_documented_commands_parse(line: str) -> None:
     _parse(cli, arguments, click.Context(cli))
 
 
-def test_the_readme_shows_the_whole_chain() -> None:
+def test_the_documents_show_the_whole_chain() -> None:
     shown = {line.split()[1] for line in _commands("gacq-deploy")}
     assert set(cli.commands) <= shown
 
@@ -102,12 +109,21 @@ SMALLER = {
 """Command -> options that make it quick, and change nothing else."""
 
 
+CHEAP = ("list", "recipes")
+"""Commands that run wherever they stand; what is about other models or a GPU is parsed, above."""
+
+
 def _own_model_commands() -> list[list[str]]:
-    """Return the README's commands on its own-model run, in order, for a small model and small numbers."""
+    """Return the commands on the README's own-model run, once each and in order, for a small model and small numbers.
+
+    The README comes first, then page after page.
+    """
     commands = []
-    for line in _lines("README.md"):
+    for line in dict.fromkeys(line for document in DOCUMENTS for line in _lines(document)):
         arguments = shlex.split(line)
-        if arguments[0] == "gacq-deploy" and any(a.startswith(OWN_RUN) for a in arguments):
+        if arguments[0] != "gacq-deploy":
+            continue
+        if arguments[1] in CHEAP or any(a.startswith(OWN_RUN) for a in arguments):
             commands.append(arguments[1:] + SMALLER.get(arguments[1], []))
     return commands
 
@@ -122,7 +138,7 @@ def _save_own_model(folder: Path) -> None:
 @pytest.mark.usefixtures("warm_benches")
 @pytest.mark.rtx
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_documents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _save_own_model(tmp_path)
     commands = _own_model_commands()
@@ -196,11 +212,21 @@ def test_documented_make_targets_exist(line: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _anchors(document: Path) -> set[str]:
+    """Return the anchors that a page's headings get."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in HEADING.findall(text))
+    return {heading.replace(" ", "-") for heading in words}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for target in LINK.findall(text):
-        assert (ROOT / target).exists(), f"{document} links to {target}"
+    page = ROOT / document
+    for file, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = page.parent / file if file else page
+        assert target.exists(), f"{document} links to {file}"
+        if anchor:
+            assert anchor in _anchors(target), f"{document} links to {file}#{anchor}"
 
 
 def _repository_files() -> list[Path]:

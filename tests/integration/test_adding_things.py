@@ -247,6 +247,7 @@ def test_a_class_without_a_pipeline_takes_a_family(tmp_path: Path, monkeypatch: 
 
 
 _ENGINES, _DOCUMENTS = "tests/contract/test_engines.py", "tests/architecture/test_documents.py"
+_PAGES = "tests/architecture/test_pages.py"
 _REPORT, _LINT = "tests/unit/parity/test_report.py", "tests/unit/lint/test_lint.py"
 PICKING_UP = (
     f"{_ENGINES}::test_computes_any_batch[patient-5]",
@@ -262,7 +263,11 @@ ASKING = (
     "tests/architecture/test_contracts.py::test_every_module_stands_in_the_layers",
     "tests/architecture/test_imports.py::test_help_loads_nothing_heavy",
     f"{_DOCUMENTS}::test_every_place_that_a_document_names_exists[docs/development.md]",
-    f"{_DOCUMENTS}::test_the_readme_shows_the_whole_chain",
+    f"{_DOCUMENTS}::test_the_documents_show_the_whole_chain",
+    f"{_PAGES}::test_a_generated_page_is_what_the_generator_gives",
+    f"{_PAGES}::test_every_command_has_a_row",
+    f"{_PAGES}::test_every_engine_has_a_row",
+    f"{_PAGES}::test_models_take_the_recipes_that_their_rows_say",
     f"{_LINT}::test_every_rule_and_each_of_its_targets_is_known",
     _REPORT,
     "tests/unit/engines/test_catalogue.py",
@@ -277,5 +282,6 @@ def test_the_other_tests_take_all_additions_and_ask_for_no_more(tmp_path: Path) 
     for thing, add in ADDITIONS.items():
         if thing != "a version of the artifact":  # asked for its golden copy above
             add(checkout)
+    checkout.make_docs()
     done = checkout.pytest(*PICKING_UP, *ASKING)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,6 +39,11 @@ class PatientEngine(OrtCpuEngine):
     ),
 """,
     )
+    checkout.put_before(
+        "docs/commands.md",
+        "| `float` |",
+        "| `patient` | patient | `int8.onnx` | `pip install 'gacq-deploy[patient]'` | no |\n",
+    )
     checkout.put_before("pyproject.toml", 'openvino = ["', 'patient = ["onnxruntime>=1.22"]\n')
 
 
@@ -189,7 +194,13 @@ def census(output: Output, path: Path) -> None:
     )
     checkout.put_after("cli/gacq_deploy_cli/main.py", '    "lint",\n', '    "census",\n')
     checkout.put_after("pyproject.toml", '    "gacq_deploy.check",\n', '    "gacq_deploy.census",\n')
-    checkout.put_after("README.md", "gacq-deploy recipes list\n", "gacq-deploy census graph.onnx\n")
+    page = "docs/commands.md"
+    checkout.put_after(page, "gacq-deploy recipes list\n", "gacq-deploy census graph.onnx\n")
+    checkout.put_after(
+        page,
+        "| `recipes` | `list`, `show`, `validate`, `schema` | - |\n",
+        "| `census` | counts operators | - |\n",
+    )
     checkout.put_after(
         "docs/development.md",
         "| folder | the question it answers |\n|---|---|\n",

@@ -104,6 +104,11 @@ class EditedCheckout:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def make_docs(self) -> None:
+        """Write the pages that the code tells, as ``make docs`` does."""
+        self._bring("docs")
+        self.python("from docs.generate import main\nmain()")
+
     def pytest(self, *selection: str) -> subprocess.CompletedProcess[str]:
         """Run tests of the edited checkout; they go without its conftest.py, which loads PyTorch."""
         for part in ("tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
