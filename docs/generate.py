@@ -130,15 +130,25 @@ def _references(field: Mapping[str, Any]) -> Iterator[str]:
 
 def _section(schema: Mapping[str, Any], title: str, name: str) -> Iterator[str]:
     definition = schema["$defs"][name] if name else schema
-    yield f"## `{title}`"
+    # sections of a choice tell which one they are by their method
+    kind = definition["properties"].get("method", {}).get("const")
+    yield f"## `{title}` {f'with `method: {kind}`' if kind else ''}".rstrip()
     meaning = definition.get("description", "")
     if meaning:
         yield _wrapped(meaning)
     rows = [
-        (f"`{key}`", _values(field), _default(field), field.get("description", ""))
+        (f"`{key}`", _values(field), _default(field), _meaning(schema, field))
         for key, field in definition["properties"].items()
     ]
     yield _table(("key", "takes", "default", "what it is"), rows)
+
+
+def _meaning(schema: Mapping[str, Any], field: Mapping[str, Any]) -> str:
+    """Return what a key is; of a section without words of its own, what the section is."""
+    if "description" in field or "$ref" not in field:
+        return str(field.get("description", "Always this." if "const" in field else ""))
+    text = str(schema["$defs"][field["$ref"].rpartition("/")[2]].get("description", ""))
+    return text.partition("\n\n")[0]
 
 
 def _values(field: Mapping[str, Any]) -> str:
@@ -172,7 +182,11 @@ def _scalar(field: Mapping[str, Any]) -> str:
         ("maximum", "to"),
         ("exclusiveMaximum", "below"),
     )
-    return " ".join((text, *(f"{word} {field[key]:g}" for key, word in bounds if key in field)))
+    return " ".join((text, *(f"{word} {_number(field[key])}" for key, word in bounds if key in field)))
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def _default(field: Mapping[str, Any]) -> str:

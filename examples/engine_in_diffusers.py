@@ -9,7 +9,9 @@ passes on.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ MODEL = Path(__file__).parent / "models" / "digits8"
 
 
 @torch.no_grad()
-def draw(unet: torch.nn.Module, steps: int) -> NDArray[np.float32]:
+def draw(unet: Callable[..., Any], steps: int) -> NDArray[np.float32]:
     """Return one image of each digit ``[10, 1, 8, 8]``, from the same noise whatever the denoiser."""
     scheduler = DDIMScheduler.from_pretrained(MODEL, subfolder="scheduler")
     scheduler.set_timesteps(steps)

@@ -33,6 +33,7 @@ class BuildSection(Section):
     timing_cache: bool = True
     """Keep kernel timings in the run directory, for faster and steadier rebuilds (TensorRT only)."""
     refit: bool = False
+    """Let the weights be replaced later."""
     strip: bool = False
     """Leave the weights out of the plan."""
     hw_compat: bool = False
@@ -44,5 +45,6 @@ class BuildSection(Section):
     min_int8_coverage: float = Field(default=0.95, ge=0, le=1)
     """Least share of the planned layers that must compile to INT8, and of the INT4 weights that must stay INT4."""
     timeout_s: float = Field(default=3600, gt=0)
+    """Seconds after which the builder is stopped."""
     memory_mb: int | None = Field(default=None, ge=64)
     """Bound on the builder process; none: what the machine has."""

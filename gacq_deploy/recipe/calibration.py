@@ -19,10 +19,13 @@ class ReconstructionSection(Section):
     iterations: int = Field(default=400, ge=0)
     """Adam steps per block; 0 keeps nearest rounding and the estimated scales."""
     batch: int = Field(default=32, ge=1)
+    """Samples of a step."""
     lr_rounding: float = Field(default=1e-2, gt=0)
+    """Learning rate of the rounding logits."""
     lr_scale: float = Field(default=1e-3, ge=0)
     """Learning rate of log activation scales; 0 keeps the estimated ones."""
     rounding_lambda: float = Field(default=1e-2, ge=0)
+    """Weight of the regulariser that drives each weight to one of its two neighbours."""
     beta: tuple[float, float] = (20.0, 2.0)
     """Annealing of the rounding regulariser."""
     warmup: float = Field(default=0.2, ge=0, lt=1)
@@ -60,6 +63,7 @@ class WeightingSection(Section):
     clip: float = Field(default=0.1, gt=0)
     """Largest norm of the logits' gradient."""
     temperature: float = Field(default=1.0, gt=0)
+    """Of the softmax over the logits; a higher one keeps weights nearer to each other."""
     lambda_gm: float = Field(default=1.0, ge=0)
     """Weight of gradient matching beside the validation error."""
     matching_limit: float = Field(default=0.5, ge=0)
@@ -81,9 +85,11 @@ class PolishSection(Section):
     steps: int = Field(default=200, ge=0)
     """Adam steps on the whole model; 0 leaves the polish out."""
     batch: int = Field(default=32, ge=1)
+    """Samples of a step."""
     lr: float = Field(default=2e-3, gt=0)
     """Adam's step at the start; it falls to 5 % of it along a cosine."""
     parameters: tuple[PolishParameter, ...] = ("activation_scales", "biases", "weight_scales", "norm_affines")
+    """What is trained."""
     warmup: float = Field(default=0.25, ge=0, lt=1)
     """Share of the steps before weights are learned: first goes what all timesteps agree on, and what is left tells
     them apart. Until then the weights are those that learning starts from."""

@@ -20,6 +20,7 @@ class RangeSection(Section):
     """What every range method has: a name, and one number more if it needs one."""
 
     method: str
+    """Which one this is."""
 
     @property
     def text(self) -> str:
@@ -39,6 +40,7 @@ class PercentileRange(RangeSection):
 
     method: Literal["percentile"]
     percentile: float = Field(default=99.9, gt=50, le=100)
+    """Share of the values, in percent, that the scale covers."""
 
 
 class MseRange(RangeSection):
@@ -46,6 +48,7 @@ class MseRange(RangeSection):
 
     method: Literal["mse"]
     p: float = Field(default=2.4, ge=1, le=4)
+    """Power of the error; a higher one clips less."""
 
 
 _AnyRange = MinMaxRange | PercentileRange | MseRange
@@ -62,13 +65,16 @@ class Rule(Section):
     match: str
     """Shell wildcard on the module's dotted name."""
     role: Role | Literal["*"] = "*"
+    """Only a layer's weight, its input, or its output; outputs are quantized in `int8.cpu.onnx` alone."""
     layer: Literal["conv", "linear", "*"] = "*"
     """Only convolutions, or only linear layers."""
     bits: int | None = Field(default=None, ge=2, le=8)
+    """Of the grid. Fewer than 8 lie in an int8 container, unless `block` is given."""
     block: _Block | None = None
     """INT4 weight-only: a scale for every so many input features of each output feature, and the layer's input stays
     float. Needs `bits: 4` and `layer: linear`; must divide the layer's input features, at least in two."""
     range: RangeChoice | None = None
+    """How the scale is found: `{method: minmax}` or another of those below; none: `{method: mse}`."""
     ignore: bool = False
     """True keeps the site float."""
     optional: bool = False

@@ -60,6 +60,7 @@ class SamplesSection(Section):
     batch: int = Field(default=16, ge=1)
     """Trajectories run together; never changes which samples are taken."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
+    """Of the noise that trajectories start from, of the prompts' order, and of what is held out."""
     prompts: tuple[str, ...] = ()
     """Of a text-to-image model: its trajectories follow these in a seeded order, again from the first when there are
     more trajectories. `--prompts FILE` puts a file's here. None given: built-in ones of everyday subjects."""
@@ -83,6 +84,7 @@ class CalibrationSection(Section):
     threads: int = Field(default=2, ge=1)
     """CPU threads; part of the recipe because it changes the last bits of float sums."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
+    """Of the order in which learning sees the samples."""
 
 
 def _known_target(name: str) -> str:
@@ -95,7 +97,7 @@ class ExportSection(Section):
     """What the ONNX files look like."""
 
     opset: int = Field(default=20, ge=19, le=22)
-    """INT4 weights in blocks need 21: the graphs then get that at least."""
+    """Version of ONNX's operators. INT4 weights in blocks need 21: the graphs then get that at least."""
     targets: tuple[Annotated[str, AfterValidator(_known_target)], ...] = Field(default=TARGETS, min_length=1)
     """Engines that the graphs are for: `ort-cpu` takes `int8.cpu.onnx`, the others `int8.onnx`."""
     external_data_mb: int = Field(default=1024, ge=1)
@@ -109,9 +111,11 @@ class ProbeSection(Section):
     """What the torch fake-quantized model is recorded on, as reference of the exported graphs."""
 
     trajectories: int = Field(default=8, ge=1)
+    """Float trajectories whose states are recorded."""
     local_samples: int = Field(default=8, ge=1)
     """States for which every quantized tensor is recorded."""
     seed: int = Field(default=900_000, ge=0, le=SEED_MAX)
+    """Far from those of the samples, so that nothing is judged by what it learned from."""
 
 
 class BudgetSection(Section):
@@ -134,14 +138,19 @@ class ParitySection(Section):
 
     probe: ProbeSection = ProbeSection()
     buckets: int = Field(default=5, ge=1)
+    """Ranges of timesteps, each judged by itself."""
     images: int = Field(default=64, ge=1)
     """Same-seed images compared with the float model."""
     steps: int = Field(default=20, ge=1)
+    """Sampler steps of an image."""
     seed: int = Field(default=700_000, ge=0, le=SEED_MAX)
+    """Of the images' noise."""
     noise_floor_runs: int = Field(default=3, ge=1)
+    """How often an engine runs again, with and without noise of 1e-5 on its inputs, to show what noise alone makes."""
     local_equal_share: float = Field(default=0.999, gt=0, le=1)
     """Share of values that must agree to `local_rtol` block by block."""
     local_rtol: float = Field(default=1e-4, gt=0)
+    """Relative difference that float rounding is allowed."""
     error_difference_db: float = Field(default=0.5, gt=0)
     """Candidate and reference must be equally far from float, in every bucket."""
     budget: BudgetSection = BudgetSection()
@@ -177,8 +186,11 @@ class RuntimeSection(Section):
     """Defaults of `run`."""
 
     steps: int = Field(default=20, ge=1)
+    """Sampler steps of an image."""
     batch: int = Field(default=16, ge=1)
+    """Images run together."""
     eta: float = Field(default=0.0, ge=0, le=1)
+    """Noise that DDIM adds in every step: 0 none, 1 as much as DDPM."""
     step_policy: StepPolicySection = StepPolicySection()
 
     @model_validator(mode="after")
@@ -194,8 +206,11 @@ class Recipe(Section):
     """Everything a run directory is made from."""
 
     schema_: Literal["gacq-deploy/recipe/1"] = Field(default="gacq-deploy/recipe/1", alias="schema")
+    """Version of the format."""
     name: str
+    """As it is asked for, and shown."""
     description: str = ""
+    """What it is, in a sentence or two."""
     model: ModelSection = ModelSection()
     samples: SamplesSection = SamplesSection()
     quantization: QuantizationSection

@@ -55,6 +55,12 @@ def test_a_generated_page_is_what_the_generator_gives(name: str) -> None:
     assert PAGES[name] == generate.pages()[name], "run `make docs`"
 
 
+def test_every_key_of_a_recipe_is_explained() -> None:
+    rows = [row for row in _rows(PAGES["recipes.md"]) if len(row) == 4 and row[0] not in ("key", "---")]
+    assert len(rows) > 90
+    assert [row[0] for row in rows if not row[3]] == []
+
+
 def test_every_public_name_stands_on_the_page() -> None:
     import gacq_deploy as gd
 
