@@ -213,8 +213,13 @@ def python_api() -> str:
     names = [statement for statement in stub.body if isinstance(statement, ast.ImportFrom)]
     parts = [
         "```python\nimport gacq_deploy as gd\n```",
-        "Each name is imported when it is first used. `help(gd.calibrate)` shows the same text. A run may be given as\n"
-        "`gd.RunDirectory` or as a path; `AnyRun` stands for both.",
+        _wrapped(
+            """Each name is imported when it is first used: running an engine needs no PyTorch. `help(gd.calibrate)`
+            shows the same text, and a type checker reads the same types. A run may be given as `gd.RunDirectory` or as
+            a path; `AnyRun` stands for both. A `report` is any object with the methods of `gd.Reporter`. The
+            [README](../README.md#from-python) shows the chain, and [three scripts](getting-started.md#three-scripts)
+            run it."""
+        ),
     ]
     for statement in names:
         assert statement.module is not None

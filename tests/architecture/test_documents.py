@@ -70,6 +70,42 @@ def test_documented_commands_parse(line: str) -> None:
     _parse(cli, arguments, click.Context(cli))
 
 
+INLINE = re.compile(r"`(gacq-deploy [^`]+)`")
+PLACEHOLDERS = ("...", "COMMAND")
+
+
+def _mentioned() -> list[str]:
+    """Return commands that stand in running text, or behind another program's own words."""
+    found = [line for document in DOCUMENTS for line in INLINE.findall((ROOT / document).read_text("utf-8"))]
+    for document in DOCUMENTS:
+        found += [
+            f"gacq-deploy {line.partition(' gacq-deploy ')[2]}"
+            for line in _lines(document)
+            if " gacq-deploy " in line
+        ]
+    return [line for line in found if not any(word in line for word in PLACEHOLDERS)]
+
+
+@pytest.mark.parametrize("line", sorted(set(_mentioned())), ids=str)
+def test_mentioned_commands_parse(line: str) -> None:
+    _, *arguments = shlex.split(" ".join(line.split()))
+    if len(arguments) == 1:  # its name alone
+        assert arguments[0] in cli.commands
+    else:
+        _parse(cli, arguments, click.Context(cli))
+
+
+def test_python_in_the_documents_names_what_there_is() -> None:
+    import gacq_deploy as gd
+
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        assert set(re.findall(r"\bgd\.(\w+)", text)) <= set(dir(gd)), document
+        if document != "docs/python-api.md":  # signatures
+            for code in PYTHON.findall(text):
+                compile(code, document, "exec")
+
+
 def test_the_documents_show_the_whole_chain() -> None:
     shown = {line.split()[1] for line in _commands("gacq-deploy")}
     assert set(cli.commands) <= shown

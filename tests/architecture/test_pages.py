@@ -46,6 +46,11 @@ def test_the_readme_is_short() -> None:
     assert [line for line in lines if len(line) > 120] == []
 
 
+def test_the_picture_of_the_readme_is_small() -> None:
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert (ROOT / picture).stat().st_size < 150_000
+
+
 def test_the_readme_leads_to_every_page() -> None:
     assert set(PAGES) <= set(re.findall(r"\]\(docs/([\w-]+\.md)", README))
 
