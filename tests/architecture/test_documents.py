@@ -95,6 +95,21 @@ def test_mentioned_commands_parse(line: str) -> None:
         _parse(cli, arguments, click.Context(cli))
 
 
+def _calibrations() -> list[str]:
+    lines = [*_commands("gacq-deploy"), *_mentioned()]
+    return sorted({line for line in lines if line.split()[1] == "calibrate" and " -r " in line})
+
+
+@pytest.mark.parametrize("line", _calibrations(), ids=str)
+def test_documented_recipes_and_overrides_load(line: str) -> None:
+    from gacq_deploy.recipe.load import load_recipe
+
+    context = cli.commands["calibrate"].make_context("calibrate", shlex.split(line)[2:])
+    recipe, preset = context.params["recipe"], context.params["preset"]
+    if "/" not in recipe:  # a run's own one is not there
+        load_recipe(recipe, context.params["overrides"], preset=preset)
+
+
 def test_python_in_the_documents_names_what_there_is() -> None:
     import gacq_deploy as gd
 
