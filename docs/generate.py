@@ -360,8 +360,10 @@ _MORE: Mapping[int, str] = {
     4: "A package, a device or a driver; the hint names the line that installs it. `doctor` shows all.",
     5: "`verify` says which file, and what makes it anew.",
     6: "Or another process holds the run directory.",
+    129: "The terminal went away. The same command goes on where it stopped; under `nohup` it is not stopped.",
     130: "Ctrl-C. The same command goes on where it stopped.",
     141: "As a shell says it of `gacq-deploy ... | head`.",
+    143: "`kill`, `docker stop`, the eviction of a pod. The same command goes on where it stopped.",
 }
 
 

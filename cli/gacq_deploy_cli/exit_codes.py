@@ -28,7 +28,9 @@ ENVIRONMENT = 4
 STALE = 5
 RESOURCES = 6
 INTERRUPTED = 130
-"""What a shell gives a program that SIGINT ended; by SIGTERM it is 143, by SIGHUP 129."""
+"""What a shell gives a program that SIGINT ended."""
+HUNG_UP, TERMINATED = 129, 143
+"""The same for SIGHUP and SIGTERM."""
 CLOSED_PIPE = 141
 """What a shell gives a program that SIGPIPE ended."""
 
@@ -40,8 +42,10 @@ MEANINGS: Mapping[int, str] = {
     ENVIRONMENT: "something is missing in the environment",
     STALE: "stale, corrupt or unverified file",
     RESOURCES: "out of disk, memory or time",
+    HUNG_UP: "ended by SIGHUP with state saved",
     INTERRUPTED: "interrupted with state saved",
     CLOSED_PIPE: "the reader of the output went away",
+    TERMINATED: "ended by SIGTERM with state saved",
 }
 """Every exit code in words: `--help` and the documents read them here."""
 
