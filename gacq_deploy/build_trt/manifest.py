@@ -18,10 +18,12 @@ from gacq_deploy.export.record import ExportedFile, ExportRecord
 from gacq_deploy.recipe.build import FloatType
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json, verify_file
+from gacq_deploy.storage.files import read_json, write_json
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 _SCHEMA = "gacq-deploy/engine/1"
 MANIFEST, ENGINE_FILE, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
+ORDER, _ORDER_SCHEMA = "order.json", "gacq-deploy/engine-order/1"
 _FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
 """What a manifest may vouch for: a name with a path in it must not lead out of the folder."""
 LICENCE = (
@@ -145,13 +147,18 @@ def read_engine(folder: Path, hint: str) -> EngineManifest:
 
 
 def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineManifest]]:
-    """Yield folder and record of every engine of a run, the newest first; each is checked as it is reached.
+    """Yield folder and record of every engine of a run, the one asked for last first; each is checked when reached.
+
+    The order is written down: a copy of the run has the same, whatever times the copy gave its files. Engines that are
+    in no order come last, by name.
 
     Raises:
-        ArtifactError: as for :func:`read_engine`.
+        ArtifactError: as for :func:`read_engine`; the order is damaged.
     """
+    order = _order(directory)
     folders = [path.parent for path in directory.engines.glob(f"*/{MANIFEST}")]
-    for folder in sorted(folders, key=lambda f: ((f / MANIFEST).stat().st_mtime_ns, f.name), reverse=True):
+    places = {key: place for place, key in enumerate(order)}
+    for folder in sorted(folders, key=lambda f: (places.get(f.name, len(order)), f.name)):
         yield (
             folder,
             read_engine(
@@ -161,10 +168,31 @@ def engines_of(directory: RunDirectory) -> Iterator[tuple[Path, EngineManifest]]
 
 
 def make_newest(directory: RunDirectory, folder: Path) -> None:
-    """Let ``folder`` be the engine that :func:`find_engine` returns: the one that was asked for last."""
-    manifests = directory.engines.glob(f"*/{MANIFEST}")
-    if max(manifests, key=lambda path: path.stat().st_mtime_ns).parent != folder:
-        (folder / MANIFEST).touch()
+    """Let ``folder`` be the engine that :func:`find_engine` returns: the one that was asked for last.
+
+    Raises:
+        ArtifactError: the order is damaged.
+        ResourceError, UsageError: it cannot be written.
+    """
+    before = _order(directory)
+    others = (key for key in before if key != folder.name and (directory.engines / key / MANIFEST).is_file())
+    order = [folder.name, *others]
+    if order != before:
+        write_json(directory.engines / ORDER, {"schema": _ORDER_SCHEMA, "newest_first": order})
+
+
+def _order(directory: RunDirectory) -> list[str]:
+    """Return the keys of the engines that were asked for, the newest first; none where no order was written."""
+    path = directory.engines / ORDER
+    if not path.exists():
+        return []
+    hint = f"Delete it, then run `gacq-deploy build-trt {quoted(directory.root)}`."
+    document = read_json(path, what="Order of the engines", hint=hint)
+    keys = document.get("newest_first")
+    is_whole = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_whole or document.get("schema") != _ORDER_SCHEMA:
+        raise ArtifactError(f"{path} is no order of engines.", hint)
+    return list(keys)
 
 
 def find_engine(

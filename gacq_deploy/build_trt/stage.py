@@ -169,6 +169,7 @@ class _Stage:
         with atomic_directory(planned.folder) as folder:
             record = self._build(planned, folder)
             record.save(folder)
+        manifest.make_newest(self._directory, planned.folder)
         return BuiltEngine(planned.folder, record, reused=False)
 
     def _build(self, planned: PlannedBuild, folder: Path) -> EngineManifest:

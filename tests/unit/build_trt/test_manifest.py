@@ -19,6 +19,7 @@ from gacq_deploy.build_trt.manifest import (
     engines_of,
     find_engine,
     graph_digest,
+    make_newest,
     read_engine,
 )
 from gacq_deploy.build_trt.open import LocatedEngine
@@ -117,10 +118,35 @@ def test_an_engine_that_failed_its_gate_hides_no_good_one(tmp_path: Path) -> Non
     run = RunDirectory(tmp_path)
     good = written(tmp_path, inputs())
     failed = written(tmp_path, inputs(options={"opt_level": 1}), share=0.3)
-    os.utime(failed / "manifest.json", (2e9, 2e9))
+    make_newest(run, failed)
     assert find_engine(run, export(), "tensorrt-rtx")[0] == good
     shutil.rmtree(good)
     assert find_engine(run, export(), "tensorrt-rtx")[0] == failed, "its gate says why"
+
+
+def test_which_engine_runs_is_written_down_and_copied_with_the_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    folders = [written(run.root, inputs(options={"opt_level": level})) for level in (1, 2, 3)]
+    for folder in (folders[2], folders[0], folders[1], folders[0]):
+        make_newest(run, folder)
+    assert [folder for folder, _ in engines_of(run)] == [folders[0], folders[1], folders[2]]
+    copied = RunDirectory(Path(shutil.copytree(run.root, tmp_path / "copy")))
+    # as a tool leaves them that keeps no times
+    for number, manifest in enumerate(sorted(copied.engines.glob("*/manifest.json"))):
+        os.utime(manifest, (1e9 + number, 1e9 + number))
+    assert find_engine(copied, export(), "tensorrt-rtx")[0].name == folders[0].name
+    shutil.rmtree(copied.engines / folders[0].name)
+    assert find_engine(copied, export(), "tensorrt-rtx")[0].name == folders[1].name
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "x", "newest_first": []}', '{"newest_first": [1]}'])
+def test_a_damaged_order_is_refused(tmp_path: Path, text: str) -> None:
+    run = RunDirectory(tmp_path)
+    written(tmp_path, inputs())
+    (run.engines / "order.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"order") as caught:
+        list(engines_of(run))
+    assert "build-trt" in caught.value.hint
 
 
 @pytest.mark.parametrize(
