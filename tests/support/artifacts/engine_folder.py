@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest
+from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest, make_newest
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.export.record import ExportedFile
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import describe_file
 
 
@@ -36,4 +37,5 @@ def written(root: Path, inputs: EngineInputs, share: float = 1.0) -> Path:
     files = {p.name: ExportedFile(**describe_file(p)) for p in folder.iterdir()}
     record = EngineManifest(inputs=inputs, files=files, coverage={"share": share}, seconds=1.0, peak_mb=1)
     record.save(folder)
+    make_newest(RunDirectory(root), folder)
     return folder
