@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gacq_deploy.errors import RecipeError, did_you_mean
 from gacq_deploy.recipe.presets import PRESETS, shown_presets
@@ -137,18 +139,40 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"--set {override!r} is not of the form a.b=value.", "Example: --set samples.steps=10"
         )
-    *parents, last = key.split(".")
-    section: Any = document
-    for parent in parents:
-        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise RecipeError(f"--set {override!r}: '{parent}' is not a section.", _DOCS_HINT)
     try:
-        section[last] = yaml.safe_load(value)
+        given = yaml.safe_load(value)
     except yaml.YAMLError:
         raise RecipeError(
             f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell."
         ) from None
+    *parents, last = key.split(".")
+    place: Any = document
+    for depth, parent in enumerate(parents, start=1):
+        index = _place_in(place, parent, f"--set {override!r}")
+        if isinstance(place, dict):
+            place.setdefault(index, {})
+        place = place[index]
+        if not isinstance(place, dict | list):
+            said = f"--set {override!r}: {'.'.join(parents[:depth])} is {place!r}, with no keys inside."
+            raise RecipeError(said, _DOCS_HINT)
+    place[_place_in(place, last, f"--set {override!r}")] = given
+
+
+def _place_in(place: dict[str, Any] | list[Any], part: str, what: str) -> Any:
+    """Return the key, or the index, that one part of a dotted name stands for."""
+    if isinstance(place, list):
+        if not part.isdecimal() or int(part) >= len(place):
+            count = len(place)
+            hint = f"Choose 0 to {count - 1}, or give the whole list." if count else "Give the whole list."
+            raise RecipeError(f"{what}: the list has {count} items, and none is '{part}'.", hint)
+        return int(part)
+    if part.isdecimal():
+        raise RecipeError(
+            f"{what}: there is no list that item {part} could be of.",
+            "Only items that the recipe itself writes can be changed by their number; give the whole list: "
+            "KEY=[...].",
+        )
+    return part
 
 
 def _merge(document: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -171,22 +195,37 @@ def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overri
         from_override = next((o for o in overrides if _concerns(o.partition("=")[0], key)), None)
         place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"
         given = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
-        near = f". {_near_key(loc)}".rstrip() if item["type"] == "extra_forbidden" else ""
-        lines.append(f"{place}: {key or 'recipe'}: {item['msg']}{given}{near}")
+        said = f"{item['msg']}{given}"
+        if item["type"] == "extra_forbidden":
+            said = f"there is no such key{given}. {_near_key(loc)}".rstrip()
+        lines.append(f"{place}: {key or 'recipe'}: {said}")
     return "\n".join(lines)
 
 
 def _near_key(loc: Sequence[int | str]) -> str:
     """Return the key that an unknown one may stand for, in words; nothing where none is close."""
-    section: type[BaseModel] = Recipe
+    sections: list[type[BaseModel]] = [Recipe]
     for part in loc[:-1]:
-        field = section.model_fields.get(str(part))
-        inside = [] if field is None else [field.annotation, *get_args(field.annotation)]
-        sections = [kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not sections:
-            return ""
-        section = sections[0]
-    return did_you_mean(loc[-1], section.model_fields)
+        if isinstance(part, str):
+            fields = chain.from_iterable(_fields(section) for section in sections)
+            inside = [_sections_in(field.annotation) for name, field in fields if name == part]
+            sections = list(chain.from_iterable(inside))
+    known = chain.from_iterable(_fields(section) for section in sections)
+    return did_you_mean(loc[-1], [name for name, _ in known])
+
+
+def _fields(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the keys of a section as a recipe writes them."""
+    for name, field in section.model_fields.items():
+        yield field.alias or name, field
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections in a type, however deep: in an optional one, a union, the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)
 
 
 def _concerns(override: str, key: str) -> bool:

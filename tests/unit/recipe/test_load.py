@@ -28,7 +28,7 @@ def test_the_builtin_recipes_are_there() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "fragment"),
     [
-        (BASE + "calibration:\n  reconstruction:\n    iteratons: 3\n", 8, "iteratons: Extra inputs"),
+        (BASE + "calibration:\n  reconstruction:\n    iteratons: 3\n", 8, "iteratons: there is no such key"),
         (BASE + "samples:\n  steps: 0\n", 7, "greater than or equal to 1"),
         (BASE + "samples:\n  seed: many\n", 7, "valid integer"),
         (HEAD + "    - {match: '*', bits: 9}\n", 5, "less than or equal to 8"),
@@ -38,7 +38,7 @@ def test_the_builtin_recipes_are_there() -> None:
             5,
             "does not match any of the expected",
         ),
-        (BASE + "nonsense: 1\n", 6, "nonsense: Extra inputs"),
+        (BASE + "nonsense: 1\n", 6, "nonsense: there is no such key"),
         (BASE + "samples: [\n", 7, "not valid YAML"),
         (BASE + "schema: gacq-deploy/recipe/1\n", 6, "duplicate key 'schema'"),
         (
@@ -66,6 +66,51 @@ def test_a_missing_recipe_lists_the_builtin_ones() -> None:
     with pytest.raises(RecipeError, match="neither a built-in recipe nor a file") as caught:
         load_recipe("no-such-recipe")
     assert "fashion-w8a8" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("sample.steps=10", "samples"),
+        ("samples.stepz=10", "steps"),
+        ("schma=1", "schema"),
+        ("calibration.polsih.steps=1", "polish"),
+        ("calibration.polish.stesp=1", "steps"),
+        ("quantization.rules.0.bit=4", "bits"),
+        ("quantization.rules.0.range={method: percentile, percentil: 99}", "percentile"),
+        ("quantization.smoothing.alhpa=0.5", "alpha"),
+        ("model.loras=[{source: a, scal: 1}]", "scale"),
+        ("parity.budget.image_psnr=30", "image_psnr_db"),
+    ],
+)
+def test_a_wrong_key_is_told_the_nearest_at_every_depth(override: str, meant: str) -> None:
+    with pytest.raises(RecipeError, match="there is no such key") as caught:
+        parse_recipe(BASE, origin="x", overrides=[override])
+    assert f"--set {override}: " in caught.value.message
+    assert f"Did you mean '{meant}'?" in caught.value.message
+
+
+def test_an_item_of_a_list_is_set_by_its_number() -> None:
+    recipe = parse_recipe(BASE, origin="x", overrides=["quantization.rules.0.bits=4"])
+    assert [rule.bits for rule in recipe.quantization.rules] == [4]
+    whole = parse_recipe(BASE, origin="x", overrides=["quantization.rules.0={match: '*', bits: 5}"])
+    assert [rule.bits for rule in whole.quantization.rules] == [5]
+
+
+@pytest.mark.parametrize(
+    ("override", "says", "hint"),
+    [
+        ("quantization.rules.1.bits=4", "the list has 1 items, and none is '1'", "Choose 0 to 0"),
+        ("quantization.rules.first.bits=4", "the list has 1 items, and none is 'first'", "Choose 0 to 0"),
+        ("model.loras.0.scale=2", "there is no list that item 0 could be of", "KEY=[...]"),
+        ("name.x=1", "name is 'x', with no keys inside", "recipes schema"),
+    ],
+)
+def test_a_place_that_is_not_there_is_said(override: str, says: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(BASE, origin="x", overrides=[override])
+    assert says in caught.value.message
+    assert hint in caught.value.hint
 
 
 def test_overrides_pass_the_same_validation() -> None:
@@ -110,7 +155,7 @@ def test_a_step_policy_does_not_change_what_calibration_learns() -> None:
         ("{steps: [3, 3]}", "stands twice"),
         ("{float_steps: 1, steps: [3]}", "not both"),
         ("{float_steps: 1, where: middle}", "'worst', 'first', 'last' or 'both'"),
-        ("{floats: 1}", "Extra inputs"),
+        ("{floats: 1}", "there is no such key"),
         ("worst", "valid dictionary"),
     ],
 )
