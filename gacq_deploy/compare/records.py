@@ -12,7 +12,7 @@ from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.errors import GacqError, shell_command
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.inspection.commands import RunPart, words_for
-from gacq_deploy.inspection.verify import Link, verify_run
+from gacq_deploy.inspection.verify import Link, verify_records
 from gacq_deploy.parity.report import ParityReport, load_report
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
@@ -79,7 +79,7 @@ class RunRecords:
 
     def is_current(self, source: RecordName) -> bool:
         """Return whether a record is about what lies in the run now."""
-        return all(self.links[name].status == "ok" for name in RESTS_ON[source])
+        return all(self.links[name].is_intact for name in RESTS_ON[source])
 
     @property
     def lacks(self) -> tuple[Lack, ...]:
@@ -95,7 +95,7 @@ class RunRecords:
                 yield Lack(source, "stale or damaged", f"{link.detail}{also}", words_for(part, self.run))
             elif link.status == "absent" and can_be_made:
                 yield Lack(source, "absent", missing, words_for(part, self.run))
-            can_be_made &= link.status == "ok" or source not in ("artifact", "graphs")
+            can_be_made &= link.is_intact or source not in ("artifact", "graphs")
 
 
 def read_records(run: RunDirectory, report: Reporter = SILENT) -> RunRecords:
@@ -105,7 +105,7 @@ def read_records(run: RunDirectory, report: Reporter = SILENT) -> RunRecords:
         ArtifactError: ``run`` is no run directory.
     """
     run.require()
-    links = {link.name: link for link in verify_run(run).links}
+    links = {link.name: link for link in verify_records(run).links}
     report.advance()
     return RunRecords(
         run=run,

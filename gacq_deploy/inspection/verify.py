@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gacq_deploy.artifact.artifact import ARTIFACT_FILES, load_artifact
 from gacq_deploy.bench import load_bench
@@ -13,6 +13,7 @@ from gacq_deploy.build_trt.manifest import engines_of
 from gacq_deploy.errors import ArtifactError, GacqError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.commands import command_for
+from gacq_deploy.inspection.page import shows_now
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
@@ -21,7 +22,8 @@ from gacq_deploy.storage.files import read_json
 from gacq_deploy.storage.sealed import require_current
 from gacq_deploy.workflow.picture import load_comparison
 
-LinkStatus = Literal["ok", "absent", "fail"]
+LinkStatus = Literal["ok", "warning", "absent", "fail"]
+"""``warning``: the file is what was written, and says or shows something that one has to know."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ class Link:
     path: str
     detail: str
     hint: str = ""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the file is there, and what was written."""
+        return self.status in ("ok", "warning")
+
+
+class _Remark(NamedTuple):
+    """What is said of an intact file that does not say that all is well."""
+
+    detail: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,18 @@ class VerifyReport:
 
 
 def verify_run(directory: RunDirectory) -> VerifyReport:
-    """Check recipe, samples, finished steps, artifact, graphs and reports of a run, in that order.
+    """Check all that :func:`verify_records` does, and the page that shows it.
+
+    Raises:
+        ArtifactError: ``directory`` is no run directory at all.
+    """
+    chain = verify_records(directory)
+    page = _check("report", directory.report_html, lambda: _page(directory, chain))
+    return VerifyReport(chain.directory, (*chain.links, page))
+
+
+def verify_records(directory: RunDirectory) -> VerifyReport:
+    """Check recipe, samples, finished steps, artifact, graphs and records of a run, in that order.
 
     A fault does not stop the check: every link is reported.
 
@@ -83,7 +108,7 @@ def _links(run: RunDirectory) -> Iterator[Link]:
     yield _check("comparison", run.comparison_json, lambda: _comparison(run), run.comparison_png)
 
 
-def _check(name: str, path: Path, work: Callable[[], str], *dependents: Path) -> Link:
+def _check(name: str, path: Path, work: Callable[[], str | _Remark], *dependents: Path) -> Link:
     """Run one check; a record that was never made is absent, unless what it vouches for is there."""
     if not path.exists():
         orphans = [str(d) for d in dependents if d.exists()]
@@ -97,9 +122,12 @@ def _check(name: str, path: Path, work: Callable[[], str], *dependents: Path) ->
             "Run the command that makes it again.",
         )
     try:
-        return Link(name, "ok", str(path), work())
+        found = work()
     except GacqError as error:
         return Link(name, "fail", str(path), error.message, error.hint)
+    if isinstance(found, _Remark):
+        return Link(name, "warning", str(path), found.detail, found.hint)
+    return Link(name, "ok", str(path), found)
 
 
 def _samples(run: RunDirectory) -> str:
@@ -154,11 +182,22 @@ def _engines(run: RunDirectory) -> str:
     return ", ".join(f"{folder.name} ({r.label}, {r.inputs.graph})" for folder, r in found) or "none"
 
 
-def _parity(run: RunDirectory) -> str:
+def _parity(run: RunDirectory) -> str | _Remark:
     report = load_report(run.parity_json)
     hint = f"Run `{command_for('parity', run)}` again."
     require_current(run.parity_json, report.why_stale(run), hint)
-    return "passed" if report else "did not pass"
+    if report:
+        return "passed"
+    failed, count = len(report.failed_gates), sum(len(c.thresholds) for c in report.comparisons)
+    said = f"the model did not pass: {failed} of {count} gates failed"
+    return _Remark(said, f"`{command_for('report', run)}` shows them, and what helps.")
+
+
+def _page(run: RunDirectory, chain: VerifyReport) -> str | _Remark:
+    if shows_now(run, chain.document()):
+        return "shows what stands in this run"
+    said = "shows an earlier state of this run, or was written at another place or by another version"
+    return _Remark(said, f"`{command_for('report', run)}` writes it anew.")
 
 
 def _bench(run: RunDirectory) -> str:

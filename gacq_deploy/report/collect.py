@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gacq_deploy import __version__
 from gacq_deploy.artifact.artifact import load_artifact, load_model_record
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import ModelRecord
@@ -16,14 +15,14 @@ from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.errors import ArtifactError, GacqError, shell_command
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.inspection.artifact import Inspection, inspect_artifact
-from gacq_deploy.inspection.verify import VerifyReport, verify_run
+from gacq_deploy.inspection.page import digest_records
+from gacq_deploy.inspection.verify import VerifyReport, verify_records
 from gacq_deploy.parity.report import ParityReport, load_report
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report.pictures import Pictures, make_pictures, read_sheet
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import SensitivityReport, load_sensitivity
-from gacq_deploy.storage.digests import digest_file, digest_json
 
 FileT = TypeVar("FileT")
 _NAMES = {"artifact": "artifact", "onnx": "exported graph", "engines": "TensorRT engine"}
@@ -55,7 +54,7 @@ class Collected:
     sensitivity: SensitivityReport | Missing
     pictures: Pictures | Missing
     shows: str
-    """Digest of what the page is made from: see :func:`digest_records`."""
+    """Digest of what the page is made from: see :mod:`gacq_deploy.inspection.page`."""
 
 
 def collect(
@@ -73,7 +72,7 @@ def collect(
     Raises:
         ArtifactError: ``run`` is no run directory at all.
     """
-    chain = verify_run(run)
+    chain = verify_records(run)
     manifest = run.artifact / "manifest.json"
     calibrate = shell_command("calibrate", "-r", run.recipe_path, "-o", run.root)
     return Collected(
@@ -97,30 +96,8 @@ def collect(
             run.sensitivity_json, shell_command("sensitivity", run.root), lambda: load_sensitivity(run)
         ),
         pictures=_pictures(run, chain, images=images, pipeline=pipeline, report=report),
-        shows=digest_records(run, chain, images=images),
+        shows=digest_records(run, chain.document(), images=images),
     )
-
-
-def digest_records(run: RunDirectory, chain: VerifyReport, *, images: bool) -> str:
-    """Return one digest of everything a page about ``run`` shows; equal ones give equal pages.
-
-    Args:
-        run: the directory.
-        chain: what was found wrong or absent in it.
-        images: whether the page has images of its own.
-    """
-    records = (run.recipe_path, run.onnx_manifest, run.parity_json, run.bench_json, run.sensitivity_json)
-    manifests = sorted(run.engines.glob("*/manifest.json"))
-    digests = {path.name: digest_file(path) for path in records if path.is_file()}
-    engines = {path.parent.name: digest_file(path) for path in manifests}
-    document = {
-        "version": __version__,
-        "images": images,
-        "chain": chain.document(),
-        "records": digests,
-        "compiled": engines,
-    }
-    return digest_json(document)
 
 
 def _read(load: Callable[[], FileT]) -> FileT | Missing:

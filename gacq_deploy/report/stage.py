@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.errors import shell_command
 from gacq_deploy.inspection.artifact import Inspection
-from gacq_deploy.inspection.verify import verify_run
+from gacq_deploy.inspection.page import digest_records, shown_by
+from gacq_deploy.inspection.verify import verify_records
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.report import figures, tables
-from gacq_deploy.report.collect import Collected, Missing, collect, digest_records
+from gacq_deploy.report.collect import Collected, Missing, collect
 from gacq_deploy.report.self_contained import TEMPLATES, content_policy, page_environment
 from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
 from gacq_deploy.report.summary import big_numbers, heading, learning
@@ -32,9 +32,6 @@ from gacq_deploy.storage.lock import lock_directory
 
 PartT = TypeVar("PartT")
 ShownT = TypeVar("ShownT")
-_SHOWS = re.compile(r'<meta name="gacq-deploy-shows" content="([0-9a-f]{64})">')
-_HEAD = 4096
-"""Characters in which a page states what it shows."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +95,10 @@ def ensure_report(run: RunDirectory, *, report: Reporter = SILENT) -> Path:
     Raises:
         ArtifactError, ResourceError, UsageError: as :func:`write_report`.
     """
-    shows = digest_records(run, verify_run(run), images=True)
-    if _shown_by(run.report_html) != shows:
+    shows = digest_records(run, verify_records(run).document(), images=True)
+    if shown_by(run.report_html) != shows:
         write_report(run, report=report)
     return run.report_html
-
-
-def _shown_by(path: Path) -> str:
-    """Return the digest that the head of a page states, "" for none."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as page:
-            head = page.read(_HEAD)
-    except OSError:
-        return ""  # there is none yet, and an unreadable one is written anew
-    found = _SHOWS.search(head)
-    return found[1] if found else ""
 
 
 def render(found: Collected, verdict: Verdict) -> str:
@@ -191,7 +177,7 @@ def _glances(found: Collected, parts: dict[str, Any]) -> dict[str, str]:
     stages: tables.ReportTable | None = parts["stages"]
     study: SensitivityPart | None = parts["sensitivity"]
     links = [link for link in found.chain.links if link.status != "absent"]
-    held = sum(link.status == "ok" for link in links)
+    held = sum(link.is_intact for link in links)
     layers: tables.ReportTable | None = parts["layers"]
     return {
         "weights": _weights_glance(stages, parts["even"], len(parts["notes"])),

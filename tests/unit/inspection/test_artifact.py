@@ -15,6 +15,9 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.inspection.verify import Link, verify_run
 from gacq_deploy.models.source import load_float_denoiser
+from gacq_deploy.parity.report import assemble, measured
+from gacq_deploy.recipe.sections import ParitySection
+from gacq_deploy.report.stage import write_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.sealed import write_sealed
 from tests.support.artifacts.diagnostics import BLOCKS, example_diagnostics
@@ -143,6 +146,46 @@ def test_verify_finds_a_stale_sensitivity_report(run: RunDirectory, files: dict[
     assert link.status == "fail"
     assert "is stale" in link.detail
     assert f"gacq-deploy sensitivity {run.root}" in link.hint
+
+
+def _link(run: RunDirectory, name: str) -> Link:
+    return next(link for link in verify_run(run).links if link.name == name)
+
+
+def test_verify_does_not_call_a_failed_parity_ok(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = measured("budget", "float.onnx", "int8.onnx", {"eps_sqnr_db": 1.0})
+    report = assemble((failed,), ParitySection(), trajectory={}, noise_floor={}, subject={})
+    monkeypatch.setattr(type(report), "why_stale", lambda *_, **__: None)
+    assert not report
+    report.save(run.parity_json)
+    link = _link(run, "parity")
+    assert link.status == "warning"
+    assert "did not pass: 6 of 6 gates failed" in link.detail
+    assert f"gacq-deploy report {run.root}" in link.hint
+    assert verify_run(run), "every file is what was written"
+    done = invoke(["verify", str(run.root)])
+    assert done.exit_code == 0
+    assert "But parity the model did not pass" in " ".join(done.stdout.split())
+
+
+def test_verify_says_whether_the_page_shows_what_the_run_holds(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _link(run, "report").status == "absent"
+    for images in (True, False):
+        write_report(run, images=images)
+        assert _link(run, "report").status == "ok"
+    monkeypatch.chdir(run.root.parent)
+    assert _link(RunDirectory(run.root.name), "report").status == "ok", "from wherever it is looked at"
+    digest = load_artifact(run.artifact).manifest_digest
+    assert _sensitivity_link(run, {"artifact_sha256": digest, "files": {}}).status == "ok"
+    link = _link(run, "report")
+    assert link.status == "warning"
+    assert "earlier state" in link.detail
+    assert f"gacq-deploy report {run.root}" in link.hint
+    assert verify_run(run)
+    write_report(run)
+    assert _link(run, "report").status == "ok"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "altered"], ids=["empty", "object", "list", "altered"])
