@@ -12,6 +12,7 @@ import click
 from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import (
     common,
+    complete_engine,
     failed_option,
     host_code_option,
     run_directory_argument,
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure INT8 against float.")
 @run_directory_argument
 @click.option(
-    "--engine", "engines", multiple=True, help="Repeatable; default: ort-cpu, and openvino if installed."
+    "--engine",
+    "engines",
+    multiple=True,
+    shell_complete=complete_engine,
+    help="Repeatable; default: ort-cpu, and openvino if installed.",
 )
 @click.option("--batch", "batches", type=int, multiple=True, help="Batch size, repeatable; default: 1 and 8.")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of every engine.")

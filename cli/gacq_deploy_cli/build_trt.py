@@ -12,9 +12,9 @@ import click
 from gacq_deploy.engines.catalogue import COMPILED
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import common, run_directory_argument, with_output
+from gacq_deploy_cli.options import NameOf, common, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
-from gacq_deploy_cli.units import duration, size
+from gacq_deploy_cli.units import about, counted, duration, size
 
 if TYPE_CHECKING:
     from gacq_deploy.backends.trt.profiles import Shape
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command("build-trt", short_help="Compile TensorRT engines, and prove what is INT8 in them.")
 @run_directory_argument
-@click.option("--backend", type=click.Choice(("auto", *COMPILED)), help="Which library compiles.")
+@click.option("--backend", type=NameOf(("auto", *COMPILED)), help="Which library compiles.")
 @click.option(
     "--batch", multiple=True, metavar="MIN:OPT:MAX", help="Batch sizes; repeat it for more profiles."
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--min-shapes", metavar="NAME:AxB,...", help="Smallest shapes (trtexec's --minShapes).")
 @click.option("--opt-shapes", metavar="NAME:AxB,...", help="Shapes to tune for (--optShapes).")
 @click.option("--max-shapes", metavar="NAME:AxB,...", help="Largest shapes (--maxShapes).")
-@click.option("--float-type", type=click.Choice(["float16", "float32"]), help="Type of what is not INT8.")
+@click.option("--float-type", type=NameOf(["float16", "float32"]), help="Type of what is not INT8.")
 @click.option(
     "--compute-capability", "compute_capabilities", multiple=True, metavar="8.6", help="GPU to build for."
 )
@@ -103,13 +103,15 @@ def build_trt(
     request: BuildRequest = BuildRequest(section, fixed, rebuild)
     if dry_run:
         planned = plan_builds(run, request)
-        output.emit({"plan": [_plan_document(p) for p in planned]}, *_plan_tables(planned))
+        tables = _plan_tables(planned)
+        output.emit({"plan": [_plan_document(p) for p in planned]}, *tables, _dry_summary(planned))
         return exit_codes.DONE
     with output.progress() as report:
         built = build_engines(run, request, report)
         proof = prove_engines(run, built, report)
     document: dict[str, Any] = {"engines": _documents(built), "proof": _proof_document(proof)}
-    output.emit(document, *_tables(built), *_proof_lines(proof), _summary(built), _next(directory, proof))
+    lines = (*_proof_lines(proof), *_size_lines(built, run.int8_onnx))
+    output.emit(document, *_tables(built), *lines, _summary(built), _next(directory, proof))
     return exit_codes.DONE if proof is None or proof.parity else exit_codes.GATE
 
 
@@ -119,6 +121,16 @@ def _summary(built: Sequence[BuiltEngine]) -> str:
     options = record.inputs.options
     gpus = ", ".join(options.compute_capabilities) or _target_text(built[0])
     return f"plan for {gpus}: {size(plan)}, {coverage_text(record.coverage)}."
+
+
+def _size_lines(built: Sequence[BuiltEngine], graph: Path) -> Iterator[str]:
+    """Yield why a plan is larger than its graph, where it is."""
+    plan, source = built[0].record.files["engine.plan"].bytes, graph.stat().st_size
+    if built[0].record.inputs.library == "tensorrt-rtx" and plan > source:
+        yield (
+            f"The plan is larger than {graph.name} ({size(source)}): TensorRT for RTX keeps its kernels as source text "
+            "in it, which the GPU's own machine compiles at the first load."
+        )
 
 
 def _next(directory: Path, proof: Proof | None) -> NextStep:
@@ -204,6 +216,14 @@ def _profile_table(options: CompileOptions) -> Table | str:
         for name, r in sorted(profile.items())
     ]
     return Table("profiles", ["profile", "input", "min", "opt", "max"], rows)
+
+
+def _dry_summary(planned: Sequence[PlannedBuild]) -> str:
+    missing = [build for build in planned if build.found is None]
+    if not missing:
+        return "Everything is up to date: there is nothing to build."
+    seconds = sum(build.estimate.seconds for build in missing)
+    return f"{counted(len(missing), 'plan')} to build, {about(seconds)}. Leave --dry-run out to build."
 
 
 def _plan_document(planned: PlannedBuild) -> dict[str, Any]:

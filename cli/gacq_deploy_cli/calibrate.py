@@ -297,16 +297,17 @@ def _show_plan(output: Output, recipe: Recipe, found: Source | None) -> None:
     estimate = estimate_calibration(recipe, source=found)
     seconds = {stage.name: stage.seconds for stage in estimate.stages}
     costs = asdict(estimate) | {"stages": seconds, "seconds": estimate.seconds}
-    output.emit({"recipe": recipe.document(), "estimate": costs}, *_plan_tables(estimate))
+    output.emit({"recipe": recipe.document(), "estimate": costs}, *_plan_tables(recipe, estimate))
 
 
-def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
+def _plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
     rows = [
         ("model", f"{estimate.family}, {estimate.parameters / 1e6:.2f} M parameters"),
+        *(("LoRA, fused first", f"{lora.source}, scale {lora.scale:g}") for lora in recipe.model.loras),
         ("layers", f"{estimate.quantized_modules} quantized, {estimate.float_modules} float"),
         *_unused(estimate.unused_modules),
         ("quantized tensors", len(estimate.sites)),
-        ("blocks", f"{len(estimate.blocks)}, learned in order"),
+        ("blocks", f"{len(estimate.blocks)}, {_learning(recipe)}"),
         ("samples", f"{estimate.samples} to learn from, {estimate.validation_samples} held out"),
         ("sample weights", estimate.weights),
         ("polish", estimate.polish),
@@ -321,10 +322,17 @@ def _plan_tables(estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
         ("export", f"about {size(estimate.export_mb * 2**20)} of memory"),
     ]
     sites = [_site_row(site) for site in estimate.sites]
+    layers = f"{estimate.quantized_modules} of {estimate.quantized_modules + estimate.float_modules} layers"
     return (
         Table("quantized tensors", ["tensor", "bits", "range", "shares its scale in"], sites),
         Table("plan (nothing was written)", ["what", "estimate"], rows),
+        f"{layers} to quantize, {about(estimate.seconds)}. Leave --dry-run out to do it.",
     )
+
+
+def _learning(recipe: Recipe) -> str:
+    is_learned = recipe.calibration.reconstruction.iterations > 0
+    return "learned in order" if is_learned else "nearest rounding, nothing is learned"
 
 
 def _site_row(site: Mapping[str, object]) -> tuple[object, ...]:

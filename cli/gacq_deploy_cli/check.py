@@ -13,8 +13,9 @@ import click
 from gacq_deploy.check.targets import BY_NAME
 from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output
-from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.console import NextStep, Output
+from gacq_deploy_cli.following import next_for
+from gacq_deploy_cli.options import NameOf, common, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
@@ -24,15 +25,17 @@ MEANING = {
     "blocked": "the target would refuse it, or compute it wrongly",
     "unverified": "it holds something that no rule and no measurement covers",
     "likely": "nothing speaks against it, but it was not compiled for this target",
-    "verified": "compiled (ort-cpu: loaded and run) here, with integer layers as predicted",
+    "verified": "compiled here, with integer layers as predicted",
 }
+_VERIFIED_BY_RUNNING = "loaded and run here"
+"""Where the target is what runs graphs as they are."""
 
 
 @click.command(short_help="Would any ONNX graph build on a target that is not here?")
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
 @click.option(
     "--target",
-    type=click.Choice(tuple(BY_NAME)),
+    type=NameOf(tuple(BY_NAME)),
     default="tensorrt",
     show_default=True,
     help="What it is for.",
@@ -68,7 +71,7 @@ def check(
     limits = Limits() if timeout is None else Limits(timeout_s=timeout)
     name = BY_NAME[target]
     found = check_file(_graph(path, target), name, CheckRequest(compile_, fixed, limits))
-    output.emit(asdict(found), *_tables(found))
+    output.emit(asdict(found), *_tables(found), *_next(found, path, target, compiled=compile_))
     return exit_codes.GATE if found.verdict == "blocked" else exit_codes.DONE
 
 
@@ -91,12 +94,26 @@ def _graph(path: Path, target: str) -> Path:
 
 
 def _tables(found: Preflight) -> list[Table | str]:
-    lines: list[Table | str] = [
-        f"{found.file} for {found.target}: {found.verdict} ({MEANING[found.verdict]})",
+    return [
+        *([_table(found.reasons)] if found.reasons else []),
         f"Asked: {', '.join(found.examined)}",
         _layers(found),
+        f"{found.file} for {found.target}: {found.verdict} ({_meaning(found)})",
     ]
-    return [*lines, _table(found.reasons)] if found.reasons else lines
+
+
+def _next(found: Preflight, path: Path, target: str, *, compiled: bool) -> tuple[NextStep, ...]:
+    if found.verdict == "blocked":
+        return ()
+    if not compiled:
+        return (NextStep(("check", path, "--target", target, "--compile"), "to be sure"),)
+    return next_for(path) if path.is_dir() else ()
+
+
+def _meaning(found: Preflight) -> str:
+    if found.verdict == "verified" and found.target == REFERENCE:
+        return _VERIFIED_BY_RUNNING
+    return MEANING[found.verdict]
 
 
 def _layers(found: Preflight) -> str:

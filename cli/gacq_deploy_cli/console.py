@@ -82,9 +82,9 @@ class Output:
                 yield lines
 
     def note(self, text: str) -> None:
-        """Say something on the way, on stderr; nothing with ``-q``."""
+        """Say something on the way, on stderr, folded to its width; nothing with ``-q``."""
         if self.verbosity >= 0:
-            click.echo(text, err=True)
+            click.echo(folded(text, output_width(sys.stderr)), err=True)
 
     def emit(self, document: Any, *tables: Table | NextStep | Verbatim | str) -> None:
         """Print the result: ``document`` with ``--json``, else the tables and lines, folded to the width there is."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import common, with_output
 from gacq_deploy_cli.table import Table
+
+if TYPE_CHECKING:
+    from gacq_deploy.doctor import DoctorReport
 
 
 @click.command(short_help="Check this machine.")
@@ -31,5 +36,17 @@ def doctor(output: Output, output_dir: Path) -> int:
 
     report = examine(output_dir)
     rows = [(check.name, check.status, check.value, check.hint) for check in report.checks]
-    output.emit(report.document(), Table("doctor", ["check", "status", "found", "what to do"], rows))
+    table = Table("doctor", ["check", "status", "found", "what to do"], rows)
+    output.emit(report.document(), table, *_ending(report))
     return exit_codes.DONE if report else exit_codes.ENVIRONMENT
+
+
+def _ending(report: DoctorReport) -> Iterator[NextStep | str]:
+    failed = [check for check in report.checks if check.status == "fail"]
+    warned = [check.name for check in report.checks if check.status == "warning"]
+    if failed:
+        yield f"NOT ABLE: {', '.join(check.name for check in failed)} failed."
+        yield f"First: {failed[0].hint}"
+        return
+    yield "This machine can do the whole chain." + (f" Worth a look: {', '.join(warned)}." if warned else "")
+    yield NextStep(("quickstart",), "the whole chain on the shipped model")

@@ -9,9 +9,9 @@ import click
 
 from gacq_deploy.engines.catalogue import TARGETS
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import common, needs_extra, run_directory_argument, with_output
+from gacq_deploy_cli.options import NameOf, common, needs_extra, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
-from gacq_deploy_cli.units import size
+from gacq_deploy_cli.units import counted, size
 
 if TYPE_CHECKING:
     from gacq_deploy.export.record import ExportRecord
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--target",
     "targets",
-    type=click.Choice(TARGETS),
+    type=NameOf(TARGETS),
     multiple=True,
     help="Engine to write the graph for, repeatable; default: the recipe's, which are all.",
 )
@@ -77,7 +77,9 @@ def _summary(record: ExportRecord) -> str:
             count = record.bytes_of(name)
             sizes.append(f"{name} {size(count)} ({exact / count:.1f}x smaller)")
     errors, warnings = (sum(getattr(check, kind) for check in record.lint) for kind in ("error", "warn"))
-    lint = "lint clean" if not errors + warnings else f"lint: {errors} errors, {warnings} warnings"
+    lint = "lint clean"
+    if errors or warnings:
+        lint = f"lint: {counted(errors, 'error')}, {counted(warnings, 'warning')}"
     return f"{', '.join(sizes)}; {lint}."
 
 

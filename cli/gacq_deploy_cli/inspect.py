@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.following import next_for
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
 
@@ -37,7 +38,20 @@ def inspect(output: Output, directory: Path, pattern: str) -> None:
         f"artifact {result.digest[:12]} of model {result.model['source']} "
         f"({result.model['family']}, weights {result.model['weights_sha256'][:12]})"
     )
-    output.emit(result.document(), head, _sites(result, pattern), _blocks(result), *_after_blocks(result))
+    output.emit(
+        result.document(),
+        head,
+        _sites(result, pattern),
+        _blocks(result),
+        *_after_blocks(result),
+        _summary(result),
+        *next_for(directory),
+    )
+
+
+def _summary(result: Inspection) -> str:
+    learned = sum(block.kept for block in result.blocks)
+    return f"{len(result.sites)} tensors quantized, {learned} of {len(result.blocks)} blocks learned."
 
 
 def _sites(result: Inspection, pattern: str) -> Table:

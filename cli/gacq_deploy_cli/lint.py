@@ -11,9 +11,11 @@ import click
 
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, RULED, rules_for
 from gacq_deploy_cli import exit_codes
-from gacq_deploy_cli.console import Output
-from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.console import NextStep, Output
+from gacq_deploy_cli.following import next_for
+from gacq_deploy_cli.options import NameOf, common, with_output
 from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import counted
 
 if TYPE_CHECKING:
     from gacq_deploy.lint.lint import Finding
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Judge any ONNX graph for an engine.")
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
-@click.option(
-    "--target", type=click.Choice(tuple(RULED)), help="Engine to judge for; default tensorrt for a file."
-)
+@click.option("--target", type=NameOf(tuple(RULED)), help="Engine to judge for; default tensorrt for a file.")
 @common
 @with_output
 def lint(output: Output, path: Path, target: str | None) -> int:
@@ -37,9 +37,24 @@ def lint(output: Output, path: Path, target: str | None) -> int:
     found = {(str(file), engine): lint_file(file, target=engine) for file, engine in _subjects(path, target)}
     document = [_document(file, engine, findings) for (file, engine), findings in found.items()]
     tables = [_table(f"{file} for {engine}", findings) for (file, engine), findings in found.items()]
-    output.emit(document, *tables)
     refused = any(errors_in(findings) for findings in found.values())
+    output.emit(document, *tables, _summary(document), *_next(path, refused=refused))
     return exit_codes.GATE if refused else exit_codes.DONE
+
+
+def _summary(document: Sequence[dict[str, Any]]) -> str:
+    counts = [judged["counts"] for judged in document]
+    errors, warnings = (sum(count[kind] for count in counts) for kind in ("error", "warn"))
+    judged, warned = counted(len(document), "graph"), counted(warnings, "warning")
+    if errors:
+        return f"REFUSED: {counted(errors, 'error')} and {warned} in {judged}; what to do stands beside each."
+    return f"Nothing here is refused: {judged}, {warned}."
+
+
+def _next(path: Path, *, refused: bool) -> tuple[NextStep, ...]:
+    if path.is_dir():
+        return () if refused else next_for(path)
+    return (NextStep(("check", path), "asks the target's own library, too, where it is installed"),)
 
 
 def _document(file: str, engine: str, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import click
 from gacq_deploy import __version__
 from gacq_deploy.processes.group import speaks_first
 from gacq_deploy_cli.exit_codes import CLOSED_PIPE, MEANINGS, explain
-from gacq_deploy_cli.options import common
+from gacq_deploy_cli.options import Settings, common
+from gacq_deploy_cli.table import folded, output_width
 
 COMMANDS = (
     "quickstart",
@@ -96,23 +97,33 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if "--json" in arguments:
         click.echo(json.dumps(failure.document(), indent=2))
-    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(failure.text(), err=True)
+    said = folded(f"Error: {failure.text()}", output_width(sys.stderr))
+    click.secho("Error:", fg="red", bold=True, nl=False, err=True)
+    click.echo(said.removeprefix("Error:"), err=True)
     return failure.exit_code
 
 
 @click.group(
     cls=BoundaryGroup,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in MEANINGS.items())}.",
 )
-@click.version_option(__version__, prog_name="gacq-deploy")
+@click.option("--version", "shows_version", is_flag=True, help="Show the version and exit.")
 @common
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context, *, shows_version: bool) -> None:
     """Take a diffusion denoiser from diffusers to a verified INT8 engine.
 
     A run directory holds everything: calibrate makes it, the later commands take it as their argument.
     """
+    if shows_version:
+        as_json = context.ensure_object(Settings).json
+        document = json.dumps({"name": "gacq-deploy", "version": __version__}, indent=2)
+        click.echo(document if as_json else f"gacq-deploy, version {__version__}")
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for _name in COMMANDS:

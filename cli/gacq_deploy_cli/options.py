@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -12,8 +12,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from gacq_deploy.engines.catalogue import BUILT_IN
-from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.engines.catalogue import BUILT_IN, known_engines
+from gacq_deploy.errors import BackendUnavailable, did_you_mean
 from gacq_deploy.processes.group import own_rank
 from gacq_deploy_cli.console import Output
 
@@ -97,6 +97,43 @@ def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Calla
     return call
 
 
+class NameOf(click.Choice):  # type: ignore[type-arg]  # generic in newer click only
+    """One of a few names; a wrong one is told the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            error.message = f"{error.message} {did_you_mean(value, self.choices)}".rstrip()
+            raise
+
+
+Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def complete_by(names: Callable[[], Iterable[str]], *, or_file: bool = False) -> Completion:
+    """Return what completes the names that there are when it is asked, and files where none begins so."""
+
+    def complete(
+        _context: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return found or ([CompletionItem(incomplete, type="file")] if or_file else [])
+
+    return complete
+
+
+def _recipes() -> Iterable[str]:
+    from gacq_deploy.recipe.load import builtin_recipes
+
+    return builtin_recipes()
+
+
+complete_recipe = complete_by(_recipes, or_file=True)
+complete_engine = complete_by(known_engines)
+
+
 class _Preset(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """The name of a preset; which ones there are the recipes say."""
 
@@ -105,15 +142,6 @@ class _Preset(click.ParamType):  # type: ignore[type-arg]  # generic in newer cl
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 (click's signature)
         """Return the ladder, for the help."""
         return f"[{'|'.join(_presets())}]"
-
-    def shell_complete(
-        self,
-        ctx: click.Context,  # noqa: ARG002 (click's signature)
-        param: click.Parameter,  # noqa: ARG002
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        """Return the presets that begin so."""
-        return [CompletionItem(name) for name in _presets() if name.startswith(incomplete)]
 
 
 def _presets() -> tuple[str, ...]:
@@ -129,6 +157,7 @@ def choose_preset(default: str | None = None) -> Callable[[Command], Command]:
         type=_Preset(),
         default=default,
         show_default=default is not None,
+        shell_complete=complete_by(_presets),
         help="How much effort: nearest (ranges only), quick, standard, best; --set comes after it.",
     )
 
@@ -144,7 +173,10 @@ failed_option = click.option(
 preset_option = choose_preset()
 run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 recipe_option = click.option(
-    "-r", "--recipe", help="Built-in recipe name or YAML file; default: the one that suits --model."
+    "-r",
+    "--recipe",
+    shell_complete=complete_recipe,
+    help="Built-in recipe name or YAML file; default: the one that suits --model.",
 )
 set_option = click.option(
     "--set",

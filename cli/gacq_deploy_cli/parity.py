@@ -11,11 +11,19 @@ import click
 
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output, Verbatim
-from gacq_deploy_cli.options import OutputPath, common, host_code_option, run_directory_argument, with_output
+from gacq_deploy_cli.options import (
+    OutputPath,
+    common,
+    complete_engine,
+    host_code_option,
+    run_directory_argument,
+    with_output,
+)
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from gacq_deploy.parity import ParityReport
+    from gacq_deploy.parity.report import Comparison
     from gacq_deploy.run_directory import RunDirectory
 
 
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     "--engine",
     "engines",
     multiple=True,
+    shell_complete=complete_engine,
     help="Engine to judge, repeatable; default: ort-cpu, and openvino if installed.",
 )
 @click.option(
@@ -109,8 +118,7 @@ def parity_tables(
 ) -> Iterator[Table | NextStep | str]:
     """Yield one row a comparison (or a gate), what failed and what helps, and the verdict with the next command."""
     if detailed:
-        columns = ["verdict", "evidence", "reference", "candidate", "metric", "value", "bound"]
-        yield Table("parity", columns, _rows(result))
+        yield from _gates(result)
     else:
         yield Table("parity", ["verdict", "evidence", "judged", "gates"], _comparison_rows(result))
     yield from result.remarks
@@ -151,17 +159,21 @@ def _comparison_rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
         yield ("FAIL" if bad else "ok", found.evidence, found.candidate, f"{count - bad} of {count} hold")
 
 
-def _rows(result: ParityReport) -> Iterator[tuple[Any, ...]]:
+def _gates(result: ParityReport) -> Iterator[Table]:
+    # names of graphs and engines stand above the rows: beside the numbers they would not fit into 80 columns
+    for comparison in result.comparisons:
+        title = f"{comparison.evidence}: {comparison.reference} -> {comparison.candidate}"
+        yield Table(title, ["verdict", "metric", "value", "bound"], _rows(comparison))
+
+
+def _rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     from gacq_deploy.parity.report import GATES
 
-    for comparison in result.comparisons:
-        for name, bound in comparison.thresholds.items():
-            gate, value = GATES[comparison.evidence][name], comparison.metrics.get(name)
-            verdict = "ok" if gate.holds(value, bound) else "FAIL"
-            measured = "not evaluated" if value is None else f"{value:.6g}"
-            sign = ">=" if gate.at_least else "<="
-            graphs = (comparison.reference, comparison.candidate)
-            yield (verdict, comparison.evidence, *graphs, name, measured, f"{sign} {bound:g}")
+    for name, bound in comparison.thresholds.items():
+        gate, value = GATES[comparison.evidence][name], comparison.metrics.get(name)
+        verdict = "ok" if gate.holds(value, bound) else "FAIL"
+        measured = "not evaluated" if value is None else f"{value:.6g}"
+        yield (verdict, name, measured, f"{'>=' if gate.at_least else '<='} {bound:g}")
 
 
 def _read_thresholds(path: Path) -> dict[str, Any]:

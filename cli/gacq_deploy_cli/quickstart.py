@@ -13,7 +13,14 @@ import click
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.calibrate import announce
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import choose_preset, common, needs_extra, set_option, with_output
+from gacq_deploy_cli.options import (
+    choose_preset,
+    common,
+    complete_recipe,
+    needs_extra,
+    set_option,
+    with_output,
+)
 from gacq_deploy_cli.parity import verdict_lines
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import size
@@ -29,7 +36,14 @@ _DEMO = "fashion-w8a8"
 
 
 @click.command(short_help="The whole chain on the shipped model.")
-@click.option("-r", "--recipe", default=_DEMO, show_default=True, help="Built-in recipe or YAML file.")
+@click.option(
+    "-r",
+    "--recipe",
+    default=_DEMO,
+    show_default=True,
+    shell_complete=complete_recipe,
+    help="Built-in recipe or YAML file.",
+)
 @click.option(
     "-o",
     "--output-dir",

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gacq_deploy_cli.console import Output, Verbatim
-from gacq_deploy_cli.options import common, set_option, with_output
+from gacq_deploy_cli.console import NextStep, Output, Verbatim
+from gacq_deploy_cli.options import common, complete_recipe, set_option, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-@click.group()
-def recipes() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
     """List, show and validate recipes, or print their schema."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @recipes.command("list")
@@ -38,11 +41,16 @@ def list_recipes(output: Output) -> None:
         for name, r in found.items()
     ]
     rows = [(name, r.model.source, r.description.strip()) for name, r in found.items()]
-    output.emit(document, Table("built-in recipes", ["name", "model", "what it is"], rows))
+    output.emit(
+        document,
+        Table("built-in recipes", ["name", "model", "what it is"], rows),
+        f"{len(rows)} recipes; `calibrate --model FOLDER` without -r takes the one that suits the model.",
+        NextStep(("recipes", "show", rows[0][0]), "every key of one, explained"),
+    )
 
 
 @recipes.command("show")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @set_option
 @common
 @with_output
@@ -55,7 +63,7 @@ def show_recipe(output: Output, recipe: str, overrides: tuple[str, ...]) -> None
 
 
 @recipes.command("validate")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @set_option
 @common
 @with_output
@@ -65,7 +73,11 @@ def validate_recipe(output: Output, recipe: str, overrides: tuple[str, ...]) -> 
 
     loaded = load_recipe(recipe, overrides)
     document = {"valid": True, "name": loaded.name, "digest": loaded.digest}
-    output.emit(document, f"{recipe}: valid (digest {loaded.digest[:12]})")
+    output.emit(
+        document,
+        f"{recipe}: valid (digest {loaded.digest[:12]})",
+        NextStep(("calibrate", "-r", recipe, "-o", f"runs/{loaded.name}", "--dry-run"), "what it costs"),
+    )
 
 
 @recipes.command("schema")

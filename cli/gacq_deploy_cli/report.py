@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.following import next_for
 from gacq_deploy_cli.options import OutputPath, common, run_directory_argument, with_output
 from gacq_deploy_cli.units import size
 
@@ -51,4 +52,5 @@ def report(output: Output, directory: Path, file: Path | None, images: bool, pip
         *(f"without {part}: {why}" for part, why in page.missing.items()),
         *page.sentences,
         f"report: {page.path} ({size(page.bytes)}), verdict: {page.verdict}. Open it in a browser.",
+        *next_for(directory, just_done="report"),
     )

@@ -9,10 +9,13 @@ import click
 
 from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy_cli.console import Output
+from gacq_deploy_cli.following import next_for
 from gacq_deploy_cli.options import (
     ENGINES,
+    NameOf,
     OutputPath,
     common,
+    complete_engine,
     failed_option,
     host_code_option,
     run_directory_argument,
@@ -48,7 +51,13 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     callback=_require_png,
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i starts from seed + i.")
-@click.option("--engine", default=REFERENCE, show_default=True, help=f"One of {', '.join(ENGINES)}.")
+@click.option(
+    "--engine",
+    default=REFERENCE,
+    show_default=True,
+    shell_complete=complete_engine,
+    help=f"One of {', '.join(ENGINES)}.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Sampler steps; default: the recipe's.")
 @click.option(
     "--class",
@@ -101,7 +110,7 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
 )
 @click.option(
     "--float-where",
-    type=click.Choice(["worst", "first", "last", "both"]),
+    type=NameOf(["worst", "first", "last", "both"]),
     help="Which steps: whose INT8 error moves the image most, the noisiest, the cleanest, both ends in turn.",
 )
 @host_code_option
@@ -204,7 +213,7 @@ def run(
     count = len(made.seeds)
     images = "1 image" if count == 1 else f"{count} images"
     summary = f"{images} in {duration(made.seconds)} ({made.seconds / count:.2f} s each): {file}"
-    output.emit(document, Table("run", ["what", ""], rows), summary)
+    output.emit(document, Table("run", ["what", ""], rows), summary, *next_for(directory, just_done="run"))
 
 
 def _whose_prompts(run: RunDirectory) -> str:

@@ -1,14 +1,15 @@
-"""How are rows shown in the width there is? As a table if all words fit whole, else one value below the other."""
+"""How are rows shown in the width there is? As a table or two if all words fit whole, else value below value."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -18,23 +19,33 @@ _NARROWEST_PROSE = 24
 """A column of prose is not folded below this."""
 
 
-def output_width() -> int | None:
-    """Return the columns of stdout: COLUMNS, else the terminal's; None for a pipe, where no line is folded."""
+def output_width(stream: TextIO | None = None) -> int | None:
+    """Return the columns of stdout, or another stream: COLUMNS, else the terminal's; None: a pipe, never folded."""
     told = os.environ.get("COLUMNS", "")
     if told.isdecimal() and int(told):
         return int(told)
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
+
+
+_COMMAND = re.compile("`[^`]*`")
+_HELD = "\0"
+"""In place of a blank that must not become the end of a line."""
 
 
 def folded(text: str, width: int | None) -> str:
-    """Return prose in lines of at most ``width``; words, paths and numbers stay whole, whatever their length."""
+    """Return prose in lines of at most ``width``; words, paths, numbers and commands stay whole, whatever their length.
+
+    A command stands between backticks.
+    """
     return text if width is None else _folded(text, width)
 
 
 def _folded(text: str, width: int, indent: str = "") -> str:
     how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
     how |= {"initial_indent": indent, "subsequent_indent": indent}
-    return "\n".join(textwrap.fill(line, width, **how) for line in text.splitlines())
+    held = _COMMAND.sub(lambda command: command[0].replace(" ", _HELD), text)
+    lines = [textwrap.fill(line, width, **how) for line in held.splitlines()]
+    return "\n".join(lines).replace(_HELD, " ")
 
 
 class Table:
@@ -52,15 +63,57 @@ class Table:
     def text(self, width: int | None, *, color: bool = False) -> str:
         """Return the table in ``width`` columns, None for as many as it needs.
 
-        A row becomes lines of label and value where the columns do not fit, and where it is the only one.
+        A row becomes lines of label and value where it is the only one. Columns that do not fit beside the others go
+        into more tables below, the first column repeated, if that takes half the lines of label and value at most.
         """
         kept = [i for i in range(len(self._columns)) if any(row[i] for row in self._rows)]
         columns = [self._columns[i] for i in kept]
         rows = [[row[i] for i in kept] for row in self._rows]
         widths = _column_widths(columns, rows, width)
-        if widths is None or (len(rows) == 1 and len(columns) > 2):
-            return _stacked(self._title, columns, rows, width)
-        return _drawn(self._title, columns, rows, widths, color=color)
+        is_single = len(rows) == 1 and len(columns) > 2
+        if widths is not None and not is_single:
+            return _drawn(self._title, columns, rows, widths, color=color)
+        stacked = _stacked(self._title, columns, rows, width)
+        if is_single or width is None or len({row[0] for row in rows}) < len(rows):
+            return stacked
+        parts = [
+            _part(self._title if i == 0 else "", columns, rows, group, width, color=color)
+            for i, group in enumerate(_column_groups(columns, rows, width))
+        ]
+        several = "\n".join(parts)
+        return several if 2 * several.count("\n") <= stacked.count("\n") else stacked
+
+
+def _column_groups(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Return the columns of several tables, each the first and as many of the others as fit beside it unfolded."""
+    natural = [max(map(len, [column, *(row[i] for row in rows)])) for i, column in enumerate(columns)]
+    groups: list[list[int]] = []
+    room = 0
+    for i in range(1, len(columns)):
+        if not groups or natural[i] + _GAP > room:
+            groups.append([0])
+            room = width - natural[0] - _GAP
+        groups[-1].append(i)
+        room -= natural[i] + _GAP
+    return groups
+
+
+def _part(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    group: Sequence[int],
+    width: int,
+    *,
+    color: bool,
+) -> str:
+    """Return some of the columns, without the rows that say nothing in them."""
+    names = [columns[i] for i in group]
+    cells = [[row[i] for i in group] for row in rows if any(row[i] for i in group[1:])]
+    widths = _column_widths(names, cells, width)
+    if widths is None:
+        return _stacked(title, names, cells, width)
+    return _drawn(title, names, cells, widths, color=color)
 
 
 def _column_widths(
@@ -97,7 +150,8 @@ def _drawn(
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    heading = Text(title) if title else None
+    table = RichTable(title=heading, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for column, width in zip(columns, widths, strict=True):
         table.add_column(Text(column), width=width)
     for row in rows:

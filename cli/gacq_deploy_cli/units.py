@@ -32,6 +32,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(count: int, what: str) -> str:
+    """Return ``1 error`` or ``3 errors``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: float) -> str:
     """Return a number of bytes in the unit that suits it."""
     for unit in ("B", "kB", "MB"):

@@ -32,8 +32,8 @@ def verify(output: Output, directory: Path) -> int:
     from gacq_deploy.run_directory import RunDirectory
 
     report = verify_run(RunDirectory(directory))
-    rows = [(link.name, link.status, link.path, link.detail, link.hint) for link in report.links]
-    table = Table("verify", ["link", "status", "file", "found", "what to do"], rows)
+    rows = [(link.name, link.status, f"{link.detail} {link.hint}".rstrip()) for link in report.links]
+    table = Table(f"verify {directory}", ["link", "status", "found, and what to do"], rows)
     output.emit(report.document(), table, *_ending(report, directory))
     return exit_codes.DONE if report else exit_codes.STALE
 
@@ -47,7 +47,6 @@ def _ending(report: VerifyReport, directory: Path) -> Iterator[NextStep | str]:
         yield f"NOT INTACT: {len(broken)} of {len(made)} parts are stale, corrupt or altered: {names}."
         yield f"First: {broken[0].hint}"
         return
-    warned = [f"{link.name} {link.detail}" for link in made if link.status == "warning"]
-    but = f" But {'; '.join(warned)}." if warned else ""
-    yield f"INTACT: {len(made)} of {len(made)} parts are what was written.{but}"
+    yield f"INTACT: {len(made)} of {len(made)} parts are what was written."
+    yield from (f"But {link.name} {link.detail}" for link in made if link.status == "warning")
     yield from next_for(directory)

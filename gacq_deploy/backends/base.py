@@ -158,7 +158,8 @@ def _check_feed(info: TensorInfo, value: Array, engine: str) -> None:
         raise EngineError(
             f"{engine}: input '{info.name}' has shape {list(value.shape)}, "
             f"expected {_declared(info.shape)}, batch >= 1.",
-            "Give it the shape the model was exported with.",
+            "Give it the shape the model was exported with; for any height and width set export.dynamic_resolution "
+            "in the recipe and export again, if the model allows it.",
         )
     sizes = [got for want, got in zip(info.shape[1:], value.shape[1:], strict=True) if want is None]
     if any(size % info.size_multiple for size in sizes):

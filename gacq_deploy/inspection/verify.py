@@ -156,7 +156,7 @@ def _checkpoint(run: RunDirectory) -> str:
         if not isinstance(entry, dict) or Path(str(entry.get("file"))).name != entry.get("file"):
             raise ArtifactError(f"The checkpoint's entry of step '{name}' is malformed.", hint)
         verify_file(run.work / entry["file"], entry, what=f"Finished step '{name}'", hint=hint)
-    return f"{len(steps)} steps"
+    return "1 step" if len(steps) == 1 else f"{len(steps)} steps"
 
 
 def _artifact(run: RunDirectory) -> str:
@@ -189,14 +189,14 @@ def _parity(run: RunDirectory) -> str | _Remark:
     if report:
         return "passed"
     failed, count = len(report.failed_gates), sum(len(c.thresholds) for c in report.comparisons)
-    said = f"the model did not pass: {failed} of {count} gates failed"
+    said = f"did not pass: {failed} of {count} gates failed."
     return _Remark(said, f"`{command_for('report', run)}` shows them, and what helps.")
 
 
 def _page(run: RunDirectory, chain: VerifyReport) -> str | _Remark:
     if shows_now(run, chain.document()):
         return "shows what stands in this run"
-    said = "shows an earlier state of this run, or was written at another place or by another version"
+    said = "shows an earlier state of this run, or was written at another place or by another version."
     return _Remark(said, f"`{command_for('report', run)}` writes it anew.")
 
 

@@ -43,7 +43,7 @@ class ReportPage:
     verdict: State
     sentences: tuple[str, ...]
     missing: dict[str, str]
-    """Section -> why it has no data."""
+    """Section -> why it has no data, and what would make it."""
 
 
 def write_report(
@@ -85,7 +85,11 @@ def write_report(
         "pictures",
     )  # fmt: skip
     values = {part: getattr(found, part) for part in parts}
-    missing = {part: value.reason for part, value in values.items() if isinstance(value, Missing)}
+    missing = {
+        part: f"{value.reason} {value.remedy}".rstrip()
+        for part, value in values.items()
+        if isinstance(value, Missing)
+    }
     return ReportPage(target, len(page), verdict.state, verdict.sentences, missing)
 
 

@@ -44,6 +44,13 @@ def test_running_it_verifies_the_cpu_graph(finished_run: Path) -> None:
     document = _check(str(finished_run), "--target", "ort-cpu", "--compile")
     assert document["verdict"] == "verified"
     assert document["layers"]["measured"] == document["layers"]["quantized"]
+    shown = invoke(["check", str(finished_run), "--target", "ort-cpu", "--compile"]).stdout
+    assert "verified (loaded and run here)" in shown
+
+
+def test_no_meaning_speaks_of_another_target() -> None:
+    for meaning in check.MEANING.values():
+        assert not set(BY_NAME) & set(meaning.replace("(", " ").replace(":", " ").split())
 
 
 @pytest.mark.rtx

@@ -183,6 +183,18 @@ def test_rejudging_writes_nothing(run_copy: Path, tmp_path: Path) -> None:
     assert "DO NOT SHIP" in shown.stdout
 
 
+def test_rejudging_takes_a_recipe_file(run_copy: Path, recipe_file: Path, tmp_path: Path) -> None:
+    strict = tmp_path / "strict.yaml"
+    document = yaml.safe_load(recipe_file.read_text())
+    document["parity"]["budget"]["image_psnr_db"] = 99
+    strict.write_text(yaml.safe_dump(document))
+    assert not _json("parity", str(run_copy), "--rejudge", str(strict), code=3)["passed"]
+    assert _json("parity", str(run_copy), "--rejudge", str(recipe_file))["passed"]
+    del document["parity"]
+    strict.write_text(yaml.safe_dump(document))
+    assert _json("parity", str(run_copy), "--rejudge", str(strict))["passed"], "it changes no threshold"
+
+
 def test_verify_names_what_is_absent(run_copy: Path) -> None:
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
     assert links == {
@@ -192,6 +204,7 @@ def test_verify_names_what_is_absent(run_copy: Path) -> None:
         "bench": "absent",
         "sensitivity": "absent",
         "comparison": "absent",
+        "report": "absent",
     }  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def test_verify_does_not_call_a_failed_parity_ok(run: RunDirectory, monkeypatch:
     assert verify_run(run), "every file is what was written"
     done = invoke(["verify", str(run.root)])
     assert done.exit_code == 0
-    assert "But parity the model did not pass" in " ".join(done.stdout.split())
+    assert "But parity did not pass: 6 of 6 gates failed." in " ".join(done.stdout.split())
 
 
 def test_verify_says_whether_the_page_shows_what_the_run_holds(
