@@ -19,7 +19,7 @@ from gacq_deploy import __version__
 from gacq_deploy.processes.group import speaks_first
 from gacq_deploy_cli.exit_codes import CLOSED_PIPE, MEANINGS, explain
 from gacq_deploy_cli.options import Settings, common
-from gacq_deploy_cli.table import folded, output_width
+from gacq_deploy_cli.table import folded, is_colored, output_width
 
 COMMANDS = (
     "quickstart",
@@ -98,8 +98,9 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     if "--json" in arguments:
         click.echo(json.dumps(failure.document(), indent=2))
     said = folded(f"Error: {failure.text()}", output_width(sys.stderr))
-    click.secho("Error:", fg="red", bold=True, nl=False, err=True)
-    click.echo(said.removeprefix("Error:"), err=True)
+    colored = is_colored(sys.stderr)
+    head = click.style("Error:", fg="red", bold=True) if colored else "Error:"
+    click.echo(head + said.removeprefix("Error:"), err=True, color=colored)
     return failure.exit_code
 
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any, TextIO
 
 import click
@@ -58,7 +59,7 @@ class Table:
 
     def show(self) -> None:
         """Print to stdout without the columns that are empty."""
-        click.echo(self.text(output_width(), color=_is_colored()), color=True)
+        click.echo(self.text(output_width(), color=is_colored(sys.stdout)), color=True)
 
     def text(self, width: int | None, *, color: bool = False) -> str:
         """Return the table in ``width`` columns, None for as many as it needs.
@@ -76,17 +77,33 @@ class Table:
         stacked = _stacked(self._title, columns, rows, width)
         if is_single or width is None or len({row[0] for row in rows}) < len(rows):
             return stacked
-        parts = [
-            _part(self._title if i == 0 else "", columns, rows, group, width, color=color)
-            for i, group in enumerate(_column_groups(columns, rows, width))
-        ]
-        several = "\n".join(parts)
-        return several if 2 * several.count("\n") <= stacked.count("\n") else stacked
+        several = _several(self._title, columns, rows, width, color=color)
+        return several if several and 2 * several.count("\n") <= stacked.count("\n") else stacked
+
+
+def _several(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, color: bool
+) -> str:
+    """Return tables below each other, each with the first column; "" where there is no other column."""
+    parts: list[str] = []
+    for group in _column_groups(columns, rows, width):
+        pick = itemgetter(*group)
+        names = pick(columns)
+        # below the first one, what says nothing is left out
+        cells = [pick(row) for row in rows if not parts or any(pick(row)[1:])]
+        widths = _column_widths(names, cells, width)
+        heading = "" if parts else title
+        parts.append(
+            _stacked(heading, names, cells, width)
+            if widths is None
+            else _drawn(heading, names, cells, widths, color=color)
+        )
+    return "\n".join(parts)
 
 
 def _column_groups(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """Return the columns of several tables, each the first and as many of the others as fit beside it unfolded."""
-    natural = [max(map(len, [column, *(row[i] for row in rows)])) for i, column in enumerate(columns)]
+    natural = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     groups: list[list[int]] = []
     room = 0
     for i in range(1, len(columns)):
@@ -96,24 +113,6 @@ def _column_groups(columns: Sequence[str], rows: Sequence[Sequence[str]], width:
         groups[-1].append(i)
         room -= natural[i] + _GAP
     return groups
-
-
-def _part(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    group: Sequence[int],
-    width: int,
-    *,
-    color: bool,
-) -> str:
-    """Return some of the columns, without the rows that say nothing in them."""
-    names = [columns[i] for i in group]
-    cells = [[row[i] for i in group] for row in rows if any(row[i] for i in group[1:])]
-    widths = _column_widths(names, cells, width)
-    if widths is None:
-        return _stacked(title, names, cells, width)
-    return _drawn(title, names, cells, widths, color=color)
 
 
 def _column_widths(
@@ -187,10 +186,11 @@ def _pair(column: str, cell: str, label: int, width: int | None) -> str:
     return f"{_folded(column, width, '  ')}\n{_folded(cell, width, '    ')}"
 
 
-def _is_colored() -> bool:
-    if os.environ.get("NO_COLOR"):
+def is_colored(stream: TextIO) -> bool:
+    """Tell whether a stream takes colours: a terminal that is not dumb, or any where FORCE_COLOR is set."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
         return False
-    return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
+    return stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
 
 _STYLES = {"ok": "green", "warning": "yellow", "warn": "yellow", "absent": "dim"}

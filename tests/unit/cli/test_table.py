@@ -111,3 +111,36 @@ def test_columns_is_obeyed_by_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     for nonsense in ("", "0", "wide"):
         monkeypatch.setenv("COLUMNS", nonsense)
         assert output_width() is None
+
+
+LAYERS = Table(
+    "20 layers",
+    ["layer", "share of the error", "quantized alone", "its weight", "its input", "gain if left float"],
+    [
+        (f"up_blocks.{i}.resnets.1.conv1", f"{i}.5%", "33.3 29.3 30.1 32.1 33.1", f"4{i}.4", "", f"+0.{i}1")
+        for i in range(20)
+    ],
+)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_columns_that_do_not_fit_go_below_in_a_table_of_their_own(width: int) -> None:
+    lines = LAYERS.text(width).splitlines()
+    once = width >= 120
+    assert sum("up_blocks.7.resnets" in line for line in lines) == 1 if once or width < 60 else 2
+    assert all(len(line) <= max(width, len("up_blocks.17.resnets.1.conv1") + 4) for line in lines)
+    shown = words_of("\n".join(lines))
+    for i in range(20):
+        assert {f"up_blocks.{i}.resnets.1.conv1", f"{i}.5%", f"4{i}.4", f"+0.{i}1"} <= shown
+    assert len(lines) < 60 or width < 60
+
+
+def test_rows_that_the_first_column_does_not_name_stay_together() -> None:
+    rows = [(("ok", "FAIL")[i % 2], f"up_blocks.{i}.resnets.0.conv1:input", "x" * 40) for i in range(8)]
+    shown = Table("t", ["verdict", "site", "value"], rows).text(60).splitlines()
+    assert shown.count("  verdict  FAIL") == 4
+
+
+def test_commands_between_backticks_stay_on_one_line() -> None:
+    command = "`gacq-deploy sensitivity 'my runs/mine' --min-sqnr 45`"
+    assert command in folded(f"The model did not pass: run {command}, which ranks the layers.", 40)
