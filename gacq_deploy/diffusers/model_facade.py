@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.outputs import BaseOutput
@@ -18,6 +17,7 @@ from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import with_classes
+from gacq_deploy.models.loading import named_class
 from gacq_deploy.models.source import family_of
 
 _NULL_CLASSES = {"DiTTransformer2DModel": 1}
@@ -58,7 +58,7 @@ def find_class(family: str) -> type[Any] | None:
 
     It is imported when it is asked for: diffusers then looks for every library that it might use.
     """
-    kind = getattr(diffusers, family, None)
+    kind = named_class(family)
     return kind if isinstance(kind, type) and issubclass(kind, ModelMixin) else None
 
 

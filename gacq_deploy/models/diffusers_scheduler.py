@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from gacq_deploy.errors import ModelError, UsageError
+from gacq_deploy.errors import ModelError, UsageError, did_you_mean
 from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
@@ -136,7 +136,8 @@ def _find_scheduler(name: str) -> Any:
     """Return the scheduler class ``name``, if one step of it takes output, timestep and state."""
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise UsageError(f"diffusers has no scheduler '{name}'.", _EXAMPLES)
+        known = (one for one in dir(diffusers) if one.endswith("Scheduler"))
+        raise UsageError(f"diffusers has no scheduler '{name}'.", f"{did_you_mean(name, known)}{_EXAMPLES}")
     lacking = [m for m in ("from_config", "set_timesteps", "step") if not hasattr(kind, m)]
     if lacking:
         raise UsageError(f"'{name}' of diffusers has no {lacking[0]}: it cannot denoise.", _EXAMPLES)

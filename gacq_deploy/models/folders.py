@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gacq_deploy.errors import ArtifactError, ModelError, UsageError
+from gacq_deploy.errors import ArtifactError, ModelError, UsageError, did_you_mean
 from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.storage.files import read_json
 
@@ -30,7 +30,8 @@ def builtin_directory(name: str) -> Path:
     shelves = (package / "demo", package.parent / "examples" / "models")
     shipped = {folder.name: folder for shelf in shelves for folder in shelf.glob("*/")}
     if name not in shipped:
-        raise UsageError(f"There is no built-in model '{name}'.", f"Built-in: {', '.join(sorted(shipped))}.")
+        hint = f"{did_you_mean(name, shipped)}Built-in: {', '.join(sorted(shipped))}."
+        raise UsageError(f"There is no built-in model '{name}'.", hint)
     return shipped[name]
 
 
@@ -56,9 +57,10 @@ def locate_root(section: ModelSection, parts: Sequence[str], *, weights: bool) -
             f"Model source {source} is a file, not a folder.", "Pass the folder that holds config.json."
         )
     if not is_on_hub(section):
+        beside = (str(folder) for folder in path.parent.glob("*/"))
         raise UsageError(
             f"Model source '{source}' is neither a folder nor a hub id.",
-            "Pass a diffusers folder, or OWNER/NAME.",
+            f"{did_you_mean(path, beside)}Pass a diffusers folder, or OWNER/NAME.",
         )
     return _download(source, section.revision, parts, weights=weights)
 

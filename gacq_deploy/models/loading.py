@@ -1,28 +1,54 @@
-"""How are weights loaded without a word? Diffusers draws bars, and warns of what nothing here needs."""
+"""How are classes and weights loaded without a word? Other libraries draw bars, and warn of what nothing here needs."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any
 
 import diffusers
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence diffusers' progress bars and warnings inside the context."""
-    logger = logging.getLogger("diffusers")
-    level, bars = logger.level, diffusers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    diffusers.utils.logging.disable_progress_bar()
+    """Silence the bars and warnings of diffusers and transformers inside the context; a download draws its bar outside.
+
+    What they were told before, by the user's own program, holds again afterwards.
+    """
+    with ExitStack() as stack:
+        for log in _logs():
+            stack.enter_context(_quiet(log))
+        stack.enter_context(warnings.catch_warnings())
+        # newer releases call the argument dtype, the oldest supported one torch_dtype alone
+        warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+        yield
+
+
+def named_class(name: object) -> Any:
+    """Return what diffusers calls so, None for nothing; the import names no packages that only others would need."""
+    with quiet_loading():
+        return getattr(diffusers, str(name), None)
+
+
+def _logs() -> Iterator[Any]:
+    yield diffusers.utils.logging
+    if find_spec("transformers") is not None:
+        # here, where diffusers imports it too: at the top it would be needed where no text is
+        from transformers.utils import logging
+
+        yield logging
+
+
+@contextmanager
+def _quiet(log: Any) -> Iterator[None]:
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            # newer releases call the argument dtype, the oldest supported one torch_dtype alone
-            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        log.set_verbosity(level)
         if bars:
-            diffusers.utils.logging.enable_progress_bar()
+            log.enable_progress_bar()

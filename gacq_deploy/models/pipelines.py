@@ -13,7 +13,7 @@ from torch import nn
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
-from gacq_deploy.models.loading import quiet_loading
+from gacq_deploy.models.loading import named_class, quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import SamplesSection
@@ -103,7 +103,7 @@ def check_conditioning(source: Source, samples: SamplesSection) -> None:
         return
     root = locate_root(source.section, (), weights=True)
     index = read_pipeline(root)
-    kind = getattr(diffusers, index["_class_name"], None)
+    kind = named_class(index["_class_name"])
     if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise ModelError(
             f"{root}: {index['_class_name']!r} is no pipeline of diffusers {diffusers.__version__}.",

@@ -21,7 +21,7 @@ from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import COMPONENTS, PYTHON_PREFIX, check_weights, read_configuration
 from gacq_deploy.models.half_storage import keep_half, load_half
-from gacq_deploy.models.loading import quiet_loading
+from gacq_deploy.models.loading import named_class, quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noise_schedule import check_process, recorded_alphas
 from gacq_deploy.models.unet2d import UNET2D
@@ -96,7 +96,7 @@ class Source:
         if path is None or not path.is_file():
             return None
         index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
-        kind = getattr(diffusers, str(index.get("_class_name")), None)
+        kind = named_class(index.get("_class_name"))
         return kind if isinstance(kind, type) else None
 
     @property
@@ -104,7 +104,7 @@ class Source:
         """Class of the denoiser."""
         if self.pipeline is not None:
             return type(getattr(self.pipeline, self.component))
-        kind: type[Any] = getattr(diffusers, str(self.config["_class_name"]))
+        kind: type[Any] = named_class(self.config["_class_name"])
         return kind
 
 
@@ -252,7 +252,7 @@ def _check_class(config: Mapping[str, Any], folder: Path) -> Family:
     own = "Pass python:MODULE:FUNCTION, an installed function of yours that returns the pipeline."
     if "auto_map" in config:
         raise ModelError(f"{folder} asks for remote code (auto_map), which is never run.", own)
-    kind = getattr(diffusers, name, None)
+    kind = named_class(name)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
         raise ModelError(
             f"{folder}: {name!r} is no model class of diffusers {diffusers.__version__}.",
@@ -288,7 +288,7 @@ def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str
 
 def _load_weights(folder: Path, config: Mapping[str, Any], *, keep_stored: bool) -> nn.Module:
     """Load a denoiser; float32 weights stay in their files, mapped: read when used, dropped when memory is short."""
-    loader = getattr(diffusers, config["_class_name"])
+    loader = named_class(config["_class_name"])
     hint = "Check that config.json and weights belong together."
     try:
         with quiet_loading():

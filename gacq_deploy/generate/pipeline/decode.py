@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from gacq_deploy.errors import ModelError
+from gacq_deploy.models.loading import named_class, quiet_loading
 from gacq_deploy.spec import Float32
 from gacq_deploy.storage.files import read_json
 
@@ -46,16 +47,17 @@ def decode_latents(folder: Path, latents: Float32) -> Float32:
 
 def _load(folder: Path) -> Any:
     config = read_json(folder / "config.json", what="Decoder configuration", hint="Download it again.")
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    kind = named_class(config.get("_class_name"))
     if kind is None or not hasattr(kind, "decode"):
         raise ModelError(
             f"{folder}: {config.get('_class_name')!r} is no decoder of diffusers {diffusers.__version__}.",
             "Upgrade diffusers if it is newer than yours.",
         )
     try:
-        decoder: Any = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+        with quiet_loading():
+            decoder: Any = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} cannot be loaded: {str(error).partition(chr(10))[0]}", "Download it again."

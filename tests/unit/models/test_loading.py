@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models import source
+from gacq_deploy.models.loading import quiet_loading
+from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.recipe.sections import ModelSection
 from tests.support.models.architectures import DIT
+from tests.support.models.pipelines import make_stable_diffusion
 from tests.support.models.tiny import random_model, tiny_unet
+from tests.support.programs.commands import child_environment
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -92,3 +100,35 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, damage: str) -> None:
     save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(ModelError, match=said):
         source.load_float_denoiser(ModelSection(source=str(tmp_path)))
+
+
+def test_a_pipeline_is_opened_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = source.find_source(ModelSection(source=str(make_stable_diffusion(tmp_path / "sd"))))
+    capfd.readouterr()
+    assert (
+        open_pipeline(found, source.load_float_denoiser(found.section).module).name
+        == "StableDiffusionPipeline"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_users_program_told_other_libraries_holds_again() -> None:
+    logs = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    assert all(bars for _, bars in before)
+    with pytest.raises(ModelError), quiet_loading():
+        assert not any(log.is_progress_bar_enabled() for log in logs)
+        assert {log.get_verbosity() for log in logs} == {40}
+        raise ModelError("a fault inside")
+    assert [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs] == before
+
+
+@pytest.mark.slow
+def test_a_class_is_imported_without_a_word() -> None:
+    code = "from gacq_deploy.models.loading import named_class; print(named_class('StableDiffusionPipeline').__name__)"
+    # a fresh interpreter: what is imported already has nothing to say
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=child_environment(), capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("StableDiffusionPipeline\n", "")
