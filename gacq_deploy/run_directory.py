@@ -153,11 +153,12 @@ def find_runs(folder: Path, depth: int = SEARCH_DEPTH) -> tuple[RunDirectory, ..
 
 def describe_other(path: Path) -> tuple[str, str]:
     """Return what a path is that is no run directory, and what to do about it."""
-    calibrate = f"Run `gacq-deploy calibrate -r RECIPE -o {quoted(path)}` first."
+    if path.is_file():
+        return "it is a file", "Name the folder that holds recipe.yaml; `gacq-deploy list FOLDER` finds runs."
+    calibrate = f"Run `gacq-deploy calibrate --model FOLDER -o {quoted(path)}` first."
     if not path.is_dir():
-        what = "it is a file" if path.is_file() else "there is no such folder"
         near = [str(run.root) for run in find_runs(path.parent, depth=1)]
-        return what, f"{did_you_mean(path, near)}{calibrate}"
+        return "there is no such folder", f"{did_you_mean(path, near)}{calibrate}"
     if runs := find_runs(path):
         return _counted(len(runs)), f"Name one of them: {_shown(runs)}."
     around = [folder for folder in path.resolve().parents if RunDirectory(folder).recipe_path.is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -297,7 +298,9 @@ def _show_plan(output: Output, recipe: Recipe, found: Source | None) -> None:
     estimate = estimate_calibration(recipe, source=found)
     seconds = {stage.name: stage.seconds for stage in estimate.stages}
     costs = asdict(estimate) | {"stages": seconds, "seconds": estimate.seconds}
-    output.emit({"recipe": recipe.document(), "estimate": costs}, *_plan_tables(recipe, estimate))
+    tensors = _each_tensor(estimate) if output.verbosity > 0 else _kinds_of_tensors(estimate)
+    document = {"recipe": recipe.document(), "estimate": costs}
+    output.emit(document, tensors, *_plan_tables(recipe, estimate))
 
 
 def _plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
@@ -321,13 +324,25 @@ def _plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table |
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),
         ("export", f"about {size(estimate.export_mb * 2**20)} of memory"),
     ]
-    sites = [_site_row(site) for site in estimate.sites]
     layers = f"{estimate.quantized_modules} of {estimate.quantized_modules + estimate.float_modules} layers"
     return (
-        Table("quantized tensors", ["tensor", "bits", "range", "shares its scale in"], sites),
         Table("plan (nothing was written)", ["what", "estimate"], rows),
         f"{layers} to quantize, {about(estimate.seconds)}. Leave --dry-run out to do it.",
     )
+
+
+def _each_tensor(estimate: CalibrationEstimate) -> Table:
+    sites = [_site_row(site) for site in estimate.sites]
+    return Table("quantized tensors", ["tensor", "bits", "range", "shares its scale in"], sites)
+
+
+def _kinds_of_tensors(estimate: CalibrationEstimate) -> Table:
+    """Return how many tensors are quantized alike: one row for each would be hundreds."""
+    kinds = Counter(
+        (str(site["site"]).rpartition(":")[2], _bits(site), site["range"]) for site in estimate.sites
+    )
+    rows = [(count, *kind) for kind, count in kinds.items()]
+    return Table("quantized tensors (-v names each)", ["tensors", "role", "bits", "range"], rows)
 
 
 def _learning(recipe: Recipe) -> str:

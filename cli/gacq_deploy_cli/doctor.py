@@ -14,7 +14,7 @@ from gacq_deploy_cli.options import common, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
-    from gacq_deploy.doctor import DoctorReport
+    from gacq_deploy.doctor import Check, DoctorReport
 
 
 @click.command(short_help="Check this machine.")
@@ -35,10 +35,14 @@ def doctor(output: Output, output_dir: Path) -> int:
     from gacq_deploy.doctor import examine
 
     report = examine(output_dir)
-    rows = [(check.name, check.status, check.value, check.hint) for check in report.checks]
-    table = Table("doctor", ["check", "status", "found", "what to do"], rows)
+    rows = [(check.name, check.status, _found(check)) for check in report.checks]
+    table = Table("doctor", ["check", "status", "found, and what to do"], rows)
     output.emit(report.document(), table, *_ending(report))
     return exit_codes.DONE if report else exit_codes.ENVIRONMENT
+
+
+def _found(check: Check) -> str:
+    return f"{check.value}. {check.hint}" if check.hint else check.value
 
 
 def _ending(report: DoctorReport) -> Iterator[NextStep | str]:

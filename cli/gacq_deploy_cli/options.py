@@ -105,8 +105,8 @@ class NameOf(click.Choice):  # type: ignore[type-arg]  # generic in newer click 
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            error.message = f"{error.message} {did_you_mean(value, self.choices)}".rstrip()
-            raise
+            said = f"{error.message} {did_you_mean(value, self.choices)}".rstrip()
+            raise click.BadParameter(said, ctx, param) from None
 
 
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

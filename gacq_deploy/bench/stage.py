@@ -22,7 +22,7 @@ from gacq_deploy.engines.catalogue import (
     engine_named,
     known_engines,
 )
-from gacq_deploy.errors import GateError, UsageError
+from gacq_deploy.errors import GateError, UsageError, did_you_mean
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
@@ -116,7 +116,8 @@ def _require_quantized(chosen: Sequence[str]) -> None:
     known = [name for name, record in known_engines().items() if record.is_quantized]
     for name in chosen:
         if name not in known:
-            raise UsageError(f"Engine '{name}' cannot be measured.", f"Choose from: {', '.join(known)}.")
+            hint = f"{did_you_mean(name, known)}Choose from: {', '.join(known)}."
+            raise UsageError(f"Engine '{name}' cannot be measured.", hint)
 
 
 def plan_graphs(

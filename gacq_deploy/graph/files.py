@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.graph.header import read_header
+from gacq_deploy.graph.header import WHOLE_FILE_HINT, read_header
 from gacq_deploy.graph.index import model_bytes, without_initializers
 from gacq_deploy.storage.files import atomic_path, write_bytes
 
@@ -19,7 +19,6 @@ _SMALLEST_EXTERNAL = 1024
 """Bytes of a weight below which it stays in the graph, as in onnx's own writer."""
 _PROTOBUF_LIMIT = 2**31 - 2**26
 """Short of the 2 GB that a message may have: names and shapes of the weights come on top."""
-_HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
 
 
 def data_path(path: Path) -> Path:
@@ -63,7 +62,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ArtifactError(f"The weights of {path} cannot be read: {error}", _HINT) from error
+        raise ArtifactError(f"The weights of {path} cannot be read: {error}", WHOLE_FILE_HINT) from error
     return model
 
 

@@ -13,7 +13,9 @@ from gacq_deploy.errors import ArtifactError
 
 SIZE_MULTIPLE_KEY = "gacq.size_multiple"
 """Model metadata: what open height and width must be multiples of."""
-_HINT = "Run `gacq-deploy export --onnx` again, or restore the file from a copy."
+WHOLE_FILE_HINT = (
+    "Name a whole ONNX file, or a run; `gacq-deploy export --onnx RUN` makes a run's graphs again."
+)
 
 
 def read_header(model: Path | bytes) -> ModelProto:
@@ -28,13 +30,17 @@ def read_header(model: Path | bytes) -> ModelProto:
         data = model.read_bytes() if isinstance(model, Path) else model
         proto = onnx.load_model_from_string(data)
     except FileNotFoundError:
-        raise ArtifactError(f"{where} is missing.", _HINT) from None
+        raise ArtifactError(f"{where} is missing.", WHOLE_FILE_HINT) from None
     except OSError as error:
-        raise ArtifactError(f"{where} cannot be read: {error}.", _HINT) from error
+        raise ArtifactError(f"{where} cannot be read: {error}.", WHOLE_FILE_HINT) from error
     except DecodeError as error:
-        raise ArtifactError(f"{where} is truncated or not an ONNX model ({error}).", _HINT) from error
+        raise ArtifactError(
+            f"{where} is truncated or not an ONNX model ({error}).", WHOLE_FILE_HINT
+        ) from error
     if not proto.graph.output or not proto.opset_import:
-        raise ArtifactError(f"{where} holds no graph with outputs: truncated, or not an ONNX model.", _HINT)
+        raise ArtifactError(
+            f"{where} holds no graph with outputs: truncated, or not an ONNX model.", WHOLE_FILE_HINT
+        )
     for tensor in _tensors_of_model(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             _check_external(tensor, model, where)
@@ -90,21 +96,23 @@ def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> Non
     outside = not location or relative.is_absolute() or ".." in relative.parts or "\\" in location
     if outside or path.resolve() != path or path.is_symlink():
         raise ArtifactError(
-            f"{where}: external data '{location}' leads outside its folder or is a link.", _HINT
+            f"{where}: external data '{location}' leads outside its folder or is a link.", WHOLE_FILE_HINT
         )
     if not path.is_file():
-        raise ArtifactError(f"{where}: external data {path} is missing or not a regular file.", _HINT)
+        raise ArtifactError(
+            f"{where}: external data {path} is missing or not a regular file.", WHOLE_FILE_HINT
+        )
     stat = path.stat()
     if stat.st_nlink != 1:
-        raise ArtifactError(f"{where}: external data {path} has {stat.st_nlink} hard links.", _HINT)
+        raise ArtifactError(f"{where}: external data {path} has {stat.st_nlink} hard links.", WHOLE_FILE_HINT)
     try:
         end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
     except ValueError:
         raise ArtifactError(
-            f"{where}: tensor '{tensor.name}' has a malformed external position.", _HINT
+            f"{where}: tensor '{tensor.name}' has a malformed external position.", WHOLE_FILE_HINT
         ) from None
     if end > stat.st_size:
         raise ArtifactError(
             f"{where}: external data {path} has {stat.st_size} bytes, tensor '{tensor.name}' ends at {end}.",
-            _HINT,
+            WHOLE_FILE_HINT,
         )

@@ -384,16 +384,18 @@ class ParityReport(_Record):
 
 def gate_line(comparison: Comparison, name: str) -> str:
     """Return one gate of a comparison in words: verdict, what was compared, value and bound."""
-    gate, bound, value = (
-        GATES[comparison.evidence][name],
-        comparison.thresholds[name],
-        comparison.metrics.get(name),
-    )
-    shown = "not evaluated" if value is None else f"{value:.6g}"
-    verdict = "ok  " if gate.holds(value, bound) else "FAIL"
-    sign = ">=" if gate.at_least else "<="
+    gate = GATES[comparison.evidence][name]
+    holds = gate.holds(comparison.metrics.get(name), comparison.thresholds[name])
     pair = f"{comparison.reference} -> {comparison.candidate}"
-    return f"{verdict} {comparison.evidence:8} {pair}: {name} {shown} ({sign} {bound:g})"
+    return f"{'ok  ' if holds else 'FAIL'} {comparison.evidence:8} {pair}: {gate_figures(comparison, name)}"
+
+
+def gate_figures(comparison: Comparison, name: str) -> str:
+    """Return one gate's metric, value and bound: ``image_psnr_db 10.2 (>= 30)``."""
+    value = comparison.metrics.get(name)
+    shown = "not evaluated" if value is None else f"{value:.6g}"
+    sign = ">=" if GATES[comparison.evidence][name].at_least else "<="
+    return f"{name} {shown} ({sign} {comparison.thresholds[name]:g})"
 
 
 def assemble(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gacq_deploy.backends.processor import describe_processor
 from gacq_deploy.errors import GateError
 from gacq_deploy.export.record import ExportRecord
-from gacq_deploy.parity.report import Comparison, ParityReport, gate_line, load_report
+from gacq_deploy.parity.report import Comparison, ParityReport, gate_figures, load_report
 from gacq_deploy.run_directory import RunDirectory
 
 _SHOWN = 3
@@ -58,4 +58,4 @@ def _is_about(report: ParityReport, engine: str, export: ExportRecord | None, ke
 
 def _why(comparison: Comparison) -> list[str]:
     names = [n for n in comparison.thresholds if comparison.metrics.get(n) is None or n in comparison.failed]
-    return [gate_line(comparison, name) for name in names]
+    return [gate_figures(comparison, name) for name in names]

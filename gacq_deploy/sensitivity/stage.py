@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.engines.catalogue import REFERENCE, engine_named
-from gacq_deploy.errors import ArtifactError, UsageError, quoted
+from gacq_deploy.errors import ArtifactError, UsageError, did_you_mean, quoted
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.parity.exact import CANONICAL, CPU
@@ -109,7 +109,8 @@ def _variants(
         names = ", ".join(f.file for f in exported) or "no Q/DQ graph"
         raise UsageError(
             f"Graph '{wanted}' was not exported; {directory.onnx} holds {names}.",
-            "Choose one of these, or export with `--target ort-cpu --target tensorrt`.",
+            f"{did_you_mean(wanted, names.split(', '))}Choose one of these, or export with `--target ort-cpu "
+            "--target tensorrt`.",
         )
     graph = read_graph(directory.float_onnx)
     return [Variants(graph, artifact, flavour) for flavour in chosen]
