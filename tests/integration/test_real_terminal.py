@@ -71,7 +71,7 @@ def _sites(document: Any) -> Iterator[str]:
 def test_nothing_of_a_verdict_is_cut(
     server: str, finished_run: Path, same_thresholds: Path, verdict: Any, width: int
 ) -> None:
-    seen = see(server, ("parity", str(finished_run), "--rejudge", str(same_thresholds)), width=width)
+    seen = see(server, ("parity", str(finished_run), "--rejudge", str(same_thresholds), "-v"), width=width)
     assert seen.exit_code == 0
     shown = seen.text(width)
     assert [word for word in _gates(verdict) if word not in shown] == []
