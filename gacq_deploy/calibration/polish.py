@@ -37,7 +37,7 @@ from gacq_deploy.recipe.calibration import PolishSection
 from gacq_deploy.spec import Array
 
 _FINAL = "polished"
-WEIGH, POLISH_STAGE = "weigh samples for the polish", "polish"
+WARM, WEIGH, POLISH_STAGE = "polish before weighting", "weigh samples for the polish", "polish"
 """The stages, as they are announced."""
 _START = "polish-start"
 _WEIGHTS = "polish-weights"
@@ -137,7 +137,7 @@ def _polish(
     loop = _Loop(session, checkpoint, trainables, float(start.mean()))
     weighting = session.weighting
     warm = round(section.warmup * section.steps) if weighting.is_learned(POLISH) else 0
-    loop.train(warm, weighting.start(POLISH, start, gains), "polish before weighting")
+    loop.train(warm, weighting.start(POLISH, start, gains), WARM)
     weighed = checkpoint.get(_WEIGHTS)
     if weighed is None:
         session.report.stage(WEIGH, 1)

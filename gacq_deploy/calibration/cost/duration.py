@@ -16,7 +16,7 @@ import torch
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
 from gacq_deploy.calibration.blocks import RECONSTRUCT, new_quantizers
 from gacq_deploy.calibration.cost.memory import Counts
-from gacq_deploy.calibration.polish import POLISH_STAGE, WEIGH
+from gacq_deploy.calibration.polish import POLISH_STAGE, WARM, WEIGH
 from gacq_deploy.calibration.probe import PROBE
 from gacq_deploy.calibration.ranges import RANGES
 from gacq_deploy.calibration.reconstruction import BlockTask, reconstruct_block, sample_losses
@@ -64,6 +64,9 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
     error = (counts.held or counts.training) * row
     # a trajectory's steps run in turn: a last, smaller batch costs a pass as well
     walked = forward(samples.batch * counts.branches) * samples.steps
+    polishing = _polishing(counts, block, forward)
+    # steps before the weights are learned, so that they are those of a model that is polished a little
+    warm = polishing * settings.polish.warmup * counts.learns("polish")
     stages = {
         COLLECT: walked * -(-samples.trajectories // samples.batch),
         SMOOTH: counts.training * row,
@@ -71,9 +74,10 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
         # the largest values, then histograms; then the layers' weights, and the error as it stands
         RANGES: 2 * counts.training * row + block.preparing * counts.quantized + error,
         RECONSTRUCT: _in_blocks(counts, block, forward, meta) + cosines + error,
+        WARM: warm,
         WEIGH: _weighing(counts, block, row, meta)
         + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches),
-        POLISH_STAGE: _polishing(counts, block, forward) + 2 * counts.training * row + cosines + error,
+        POLISH_STAGE: polishing - warm + 2 * counts.training * row + cosines + error,
         PROBE_STATES: counts.probe_rows * row,
         # by the float model and in both placements
         PROBE: 3 * counts.probe_rows * row,
@@ -82,6 +86,7 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
         SMOOTH: smoothing is not None,
         SEARCH: smoothing is not None and smoothing.alpha == "search",
         RECONSTRUCT: settings.reconstruction.iterations > 0,
+        WARM: counts.is_polished and warm > 0,
         WEIGH: counts.is_polished,
         POLISH_STAGE: counts.is_polished,
     }

@@ -28,14 +28,19 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
     recipe = load_recipe("fashion-w4a8", SETTINGS)
     estimate = estimate_calibration(recipe)
     started, largest = time.perf_counter(), 0
+    announced = []
 
     class Watch(SilentReporter):
+        def stage(self, name: str, total: int) -> None:
+            announced.append(name)
+
         def advance(self, n: int = 1, **values: float) -> None:
             nonlocal largest
             largest = max(largest, sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()))
 
     artifact = calibrate(recipe, RunDirectory(tmp_path), report=Watch())
     seconds = time.perf_counter() - started
+    assert announced == [stage.name for stage in estimate.stages]
     assert estimate.samples == 35
     assert estimate.validation_samples == 5
     assert len(estimate.sites) == len(artifact.plan)
