@@ -18,6 +18,7 @@ from gacq_deploy_cli.units import about, counted, duration, size
 
 if TYPE_CHECKING:
     from gacq_deploy.backends.trt.profiles import Shape
+    from gacq_deploy.build_trt.manifest import EngineManifest
     from gacq_deploy.build_trt.options import CompileOptions
     from gacq_deploy.build_trt.stage import BuildRequest, BuiltEngine, PlannedBuild
     from gacq_deploy.recipe.build import BuildSection
@@ -110,7 +111,7 @@ def build_trt(
         built = build_engines(run, request, report)
         proof = prove_engines(run, built, report)
     document: dict[str, Any] = {"engines": _documents(built), "proof": _proof_document(proof)}
-    lines = (*_proof_lines(proof), *_size_lines(built, run.int8_onnx))
+    lines = (*_proof_lines(proof), *size_lines(built[0].record, run.int8_onnx))
     output.emit(document, *_tables(built), *lines, _summary(built), _next(directory, proof))
     return exit_codes.DONE if proof is None or proof.parity else exit_codes.GATE
 
@@ -123,10 +124,10 @@ def _summary(built: Sequence[BuiltEngine]) -> str:
     return f"plan for {gpus}: {size(plan)}, {coverage_text(record.coverage)}."
 
 
-def _size_lines(built: Sequence[BuiltEngine], graph: Path) -> Iterator[str]:
+def size_lines(record: EngineManifest, graph: Path) -> Iterator[str]:
     """Yield why a plan is larger than its graph, where it is."""
-    plan, source = built[0].record.files["engine.plan"].bytes, graph.stat().st_size
-    if built[0].record.inputs.library == "tensorrt-rtx" and plan > source:
+    plan, source = record.files["engine.plan"].bytes, graph.stat().st_size
+    if record.inputs.library == "tensorrt-rtx" and plan > source:
         yield (
             f"The plan is larger than {graph.name} ({size(source)}): TensorRT for RTX keeps its kernels as source text "
             "in it, which the GPU's own machine compiles at the first load."

@@ -42,7 +42,7 @@ def doctor(output: Output, output_dir: Path) -> int:
 
 
 def _found(check: Check) -> str:
-    return f"{check.value}. {check.hint}" if check.hint else check.value
+    return f"{check.value.removesuffix('.')}. {check.hint}" if check.hint else check.value
 
 
 def _ending(report: DoctorReport) -> Iterator[NextStep | str]:

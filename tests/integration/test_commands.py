@@ -354,3 +354,50 @@ def test_every_command_takes_the_common_options(name: str) -> None:
     assert shown.exit_code == 0
     if name != "recipes":
         assert {"--json", "--quiet", "--verbose", "--debug"} <= set(shown.stdout.replace(",", " ").split())
+
+
+ENDINGS = (
+    "verify {run}",
+    "inspect {run}",
+    "lint {run}",
+    "lint {run}/onnx/int8.onnx",
+    "check {run} --target ort-cpu",
+    "check {run}/onnx/int8.cpu.onnx --target ort-cpu",
+    "report {run} --no-images",
+    "run {run} -n 1 --threads 1 -o {tmp}/a.png",
+    "export {run}",
+    "list {run}",
+    "parity {run} --rejudge {same}",
+    "doctor",
+    "recipes list",
+    "recipes validate fashion-w8a8",
+)
+
+
+def test_every_command_ends_with_the_next_one_ready_to_paste(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "my runs" / "it's"))
+    same = tmp_path / "same.yaml"
+    same.write_text("{}")
+    for line in ENDINGS:
+        words = [word.format(run=run, tmp=tmp_path, same=same) for word in line.split()]
+        done = invoke(words)
+        assert done.exit_code == 0, done.output
+        *_, sentence, last = done.stdout.splitlines()
+        program, name, *rest = shlex.split(last.removeprefix("Next: "))
+        assert program == "gacq-deploy", last
+        command = cli.commands[name]
+        if name != "recipes":
+            command.make_context(name, [*rest])
+            assert str(run) in rest or name in ("quickstart", "calibrate") or "onnx" in rest[0]
+        assert sentence.rstrip(":.)").strip(), "a sentence stands before it"
+
+
+def test_a_dry_run_counts_tensors_alike_and_names_each_when_asked(recipe_file: Path, tmp_path: Path) -> None:
+    command = ["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "new"), "--dry-run"]
+    sites = _json(*command)["estimate"]["sites"]
+    short, full = invoke(command).stdout, invoke([*command, "-v"]).stdout
+    assert len(short.splitlines()) < 40
+    weights = [site for site in sites if site["site"].endswith(":weight")]
+    assert f"{len(weights)} weight 7 minmax" in " ".join(short.split())
+    assert all(site["site"] in full.split() for site in sites)
+    assert "Leave --dry-run out to do it." in short

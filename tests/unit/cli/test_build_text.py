@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gacq_deploy_cli.build_trt import coverage_text
+from gacq_deploy_cli.build_trt import coverage_text, size_lines
 
 WEIGHTS = {"weight_only": {"planned": 7, "int4": 6}}
 
@@ -25,3 +27,19 @@ WEIGHTS = {"weight_only": {"planned": 7, "int4": 6}}
 )
 def test_int4_weights_are_told_apart_from_int8_layers(coverage: dict[str, Any] | None, text: str) -> None:
     assert coverage_text(coverage) == text
+
+
+@pytest.mark.parametrize(
+    ("library", "plan", "is_said"),
+    [("tensorrt-rtx", 5000, True), ("tensorrt-rtx", 10, False), ("tensorrt", 5000, False)],
+)
+def test_a_plan_larger_than_its_graph_is_explained(
+    tmp_path: Path, library: str, plan: int, is_said: bool
+) -> None:
+    graph = tmp_path / "int8.onnx"
+    graph.write_bytes(bytes(1000))
+    record: Any = SimpleNamespace(
+        files={"engine.plan": SimpleNamespace(bytes=plan)}, inputs=SimpleNamespace(library=library)
+    )
+    lines = list(size_lines(record, graph))
+    assert [("int8.onnx (1.0 kB)" in line and "source text" in line) for line in lines] == [True] * is_said
