@@ -300,10 +300,11 @@ def _show_plan(output: Output, recipe: Recipe, found: Source | None) -> None:
     costs = asdict(estimate) | {"stages": seconds, "seconds": estimate.seconds}
     tensors = _each_tensor(estimate) if output.verbosity > 0 else _kinds_of_tensors(estimate)
     document = {"recipe": recipe.document(), "estimate": costs}
-    output.emit(document, tensors, *_plan_tables(recipe, estimate))
+    output.emit(document, tensors, *plan_tables(recipe, estimate))
 
 
-def _plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
+def plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | str, ...]:
+    """Return the plan with its costs, and what it amounts to in one sentence."""
     rows = [
         ("model", f"{estimate.family}, {estimate.parameters / 1e6:.2f} M parameters"),
         *(("LoRA, fused first", f"{lora.source}, scale {lora.scale:g}") for lora in recipe.model.loras),

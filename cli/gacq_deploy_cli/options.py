@@ -183,7 +183,7 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override one recipe value, e.g. samples.steps=10.",
+    help="Override one recipe value, e.g. samples.steps=10; KEY+=[...] adds to a list.",
 )
 
 

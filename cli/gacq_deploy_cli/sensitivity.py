@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,12 +112,11 @@ def _next(run: RunDirectory, result: SensitivityReport) -> Iterator[NextStep]:
         return
     import yaml
 
-    rules = run.load_recipe().document()["quantization"]["rules"]
-    rules += yaml.safe_load("\n".join(result.proposal.rules))
+    rules = yaml.safe_load("\n".join(result.proposal.rules))
+    # a width that no list reaches: yaml would fold it
+    added = yaml.safe_dump(rules, default_flow_style=True, width=1_000_000, sort_keys=False).strip()
     where = run.root.with_name(f"{run.root.name}-mixed")
-    yield NextStep(
-        ("calibrate", "-r", run.recipe_path, "--set", f"quantization.rules={json.dumps(rules)}", "-o", where)
-    )
+    yield NextStep(("calibrate", "-r", run.recipe_path, "--set", f"quantization.rules+={added}", "-o", where))
 
 
 def _tables(result: SensitivityReport, path: Path, top: int) -> Iterator[Table | str]:

@@ -18,6 +18,8 @@ from gacq_deploy.recipe.presets import PRESETS, shown_presets
 from gacq_deploy.recipe.quantization import RANGE_METHODS
 from gacq_deploy.recipe.sections import Recipe
 
+_ADDS = "+"
+"""Behind a key, before ``=``: what follows is added to the end of the list."""
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
@@ -43,7 +45,8 @@ def load_recipe(
 
     Args:
         name_or_path: ``fashion-w8a8``, or a YAML file.
-        overrides: ``a.b=value``, as the command line's ``--set`` takes them.
+        overrides: ``a.b=value``, as the command line's ``--set`` takes them; ``a.0.b=value`` for an item of a list,
+            ``a+=[value]`` to add to one.
         preset: a key of :data:`PRESETS`, which goes before everything else.
         sections: values of the recipe's sections, which go last: ``samples={"prompts": [...]}``.
 
@@ -145,7 +148,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell."
         ) from None
-    *parents, last = key.split(".")
+    *parents, last = key.removesuffix(_ADDS).split(".")
     place: Any = document
     for depth, parent in enumerate(parents, start=1):
         index = _place_in(place, parent, f"--set {override!r}")
@@ -155,7 +158,14 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict | list):
             said = f"--set {override!r}: {'.'.join(parents[:depth])} is {place!r}, with no keys inside."
             raise RecipeError(said, _DOCS_HINT)
-    place[_place_in(place, last, f"--set {override!r}")] = given
+    index = _place_in(place, last, f"--set {override!r}")
+    if key.endswith(_ADDS):
+        there = (place.get(index) if isinstance(place, dict) else place[index]) or []
+        if not isinstance(there, list) or not isinstance(given, list):
+            said = f"--set {override!r}: only a list can be added, and to a list alone."
+            raise RecipeError(said, "Example: --set 'quantization.rules+=[{match: conv_in, ignore: true}]'")
+        given = [*there, *given]
+    place[index] = given
 
 
 def _place_in(place: dict[str, Any] | list[Any], part: str, what: str) -> Any:
@@ -192,7 +202,9 @@ def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overri
         # of a tagged union pydantic names the chosen tag too, which is no key of the file
         loc = [part for part in item["loc"] if part not in RANGE_METHODS or part == item["loc"][-1]]
         key = ".".join(str(part) for part in loc)
-        from_override = next((o for o in overrides if _concerns(o.partition("=")[0], key)), None)
+        from_override = next(
+            (o for o in overrides if _concerns(o.partition("=")[0].removesuffix(_ADDS), key)), None
+        )
         place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"
         given = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
         said = f"{item['msg']}{given}"

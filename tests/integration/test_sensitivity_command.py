@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
 from tests.support.programs.commands import invoke
@@ -57,6 +59,12 @@ def test_the_lines_can_be_pasted_into_the_recipe(few_copy: Path) -> None:
     reached = load_sensitivity(RunDirectory(few_copy)).proposal
     lines = [line for line in done.stdout.splitlines() if line.strip().startswith("- {match")]
     assert [rule["match"] for rule in yaml.safe_load("\n".join(lines)) or []] == list(reached.modules)
+    assert reached.modules
+    words = shlex.split(done.stdout.splitlines()[-1].removeprefix("Next: "))
+    assert words[:3] == ["gacq-deploy", "calibrate", "-r"]
+    before, after = load_recipe(words[3]), load_recipe(words[3], [words[words.index("--set") + 1]])
+    added = after.quantization.rules[len(before.quantization.rules) :]
+    assert [rule.match for rule in added] == list(reached.modules)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,19 @@ def test_a_wrong_key_is_told_the_nearest_at_every_depth(override: str, meant: st
     assert f"Did you mean '{meant}'?" in caught.value.message
 
 
+def test_items_are_added_to_the_end_of_a_list() -> None:
+    added = "quantization.rules+=[{match: conv_in, ignore: true}]"
+    recipe = parse_recipe(BASE, origin="x", overrides=[added, "model.loras+=[{source: a}]"])
+    assert [rule.match for rule in recipe.quantization.rules] == ["*", "conv_in"]
+    assert [lora.source for lora in recipe.model.loras] == ["a"]
+    for wrong in ("quantization.rules+=3", "name+=[x]"):
+        with pytest.raises(RecipeError, match="only a list can be added"):
+            parse_recipe(BASE, origin="x", overrides=[wrong])
+    with pytest.raises(RecipeError, match="Did you mean 'match'") as caught:
+        parse_recipe(BASE, origin="x", overrides=["quantization.rules+=[{mach: conv_in, ignore: true}]"])
+    assert "--set quantization.rules+=" in caught.value.message
+
+
 def test_an_item_of_a_list_is_set_by_its_number() -> None:
     recipe = parse_recipe(BASE, origin="x", overrides=["quantization.rules.0.bits=4"])
     assert [rule.bits for rule in recipe.quantization.rules] == [4]
