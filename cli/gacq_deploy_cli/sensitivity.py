@@ -12,6 +12,7 @@ from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output, Verbatim
 from gacq_deploy_cli.options import common, run_directory_argument, with_output
 from gacq_deploy_cli.table import Table
+from gacq_deploy_cli.units import counted
 
 if TYPE_CHECKING:
     from gacq_deploy.run_directory import RunDirectory
@@ -144,7 +145,7 @@ def _tables(result: SensitivityReport, path: Path, top: int) -> Iterator[Table |
     if proposal.steps:
         yield Table(
             "search: layers left float, one after the other",
-            ["", "layer", "worst bucket"],
+            ["order", "layer", "worst bucket"],
             ((i, s.module, f"{s.worst_db:.2f}") for i, s in enumerate(proposal.steps, start=1)),
         )
     yield Table(
@@ -189,9 +190,8 @@ def _verdict(proposal: Proposal) -> Iterator[str]:
     if not proposal.modules and proposal.reached:
         yield f"{target}: reached as it is; no layer needs to stay float"
         return
-    found = (
-        f"with {len(proposal.modules)} layers float the worst bucket is {_worst(proposal.after_db):.2f} dB"
-    )
+    left = counted(len(proposal.modules), "layer")
+    found = f"with {left} float the worst bucket is {_worst(proposal.after_db):.2f} dB"
     if not proposal.reached:
         yield f"NOT REACHED: {target}. The best found: {found}. Raise --max-float, or lower the target."
     else:

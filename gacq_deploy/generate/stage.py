@@ -8,12 +8,14 @@ from pathlib import Path
 
 from gacq_deploy.artifact.artifact import load_model_record
 from gacq_deploy.engines.attributes import import_attribute
+from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.errors import UsageError
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.generate.sampled import make_sampled_images
 from gacq_deploy.models.decoders import find_decoder
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
+from gacq_deploy.sampling.ddim import check_seeds
 from gacq_deploy.spec import Float32
 
 _PIPELINE = "gacq_deploy.generate.pipeline"
@@ -45,6 +47,7 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     run.require()
     record = load_model_record(run.artifact)
     if record.call is not None:
+        _check_prompted(request)
         make: Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages] = import_attribute(
             f"{_PIPELINE}.prompted:make_prompted_images",
             what="A model with prompts",
@@ -65,6 +68,19 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     )
     made = make_sampled_images(run, request, report)
     return replace(made, images=decode(decoder, made.images))
+
+
+def _check_prompted(request: ImageRequest) -> None:
+    """Refuse what needs no pipeline to be refused: its imports take seconds."""
+    if request.count < 1:
+        raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
+    check_seeds((request.seed, request.seed + request.count - 1))
+    if request.labels is not None:
+        raise UsageError(
+            "The model is conditioned on prompts and takes no class labels.",
+            "Pass --prompt TEXT, not --class.",
+        )
+    engine_named(request.engine)
 
 
 def _refuse_prompts(request: ImageRequest, family: str) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,21 @@ def test_two_processes_share_seeds_and_prompts(root: Path) -> None:
         for i in range(share.count)
     ]
     assert taken == [(5, PROMPTS[0], None), (6, PROMPTS[1], None), (7, PROMPTS[0], None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--class", "3"), "takes no class labels"),
+        (("-n", "0"), "0 images"),
+        (("--engine", "ort-cup"), "Did you mean 'ort-cpu'?"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_needs_no_pipeline_to_be_refused_is_refused_before_it_is_imported(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "gacq_deploy.generate.pipeline.prompted", None)
+    result = command("run", root / "run", *options, "-o", tmp_path / "images.png")
+    assert result.exit_code == 2
+    assert says in result.stderr

@@ -24,7 +24,6 @@ from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import ModelSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
-from gacq_deploy.sampling.ddim import check_seeds
 from gacq_deploy.sampling.loop import Sampler, model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 
@@ -53,7 +52,6 @@ def make_prompted_images(
         EngineError: the engine failed, or images are not finite.
         ResourceError: out of memory.
     """
-    _check_request(request)
     recipe = directory.load_recipe()
     source = _find_pipeline(recipe.model, request.pipeline)
     artifact = load_artifact(directory.artifact)
@@ -93,17 +91,6 @@ def make_prompted_images(
         negative_prompt=request.negative_prompt,
         guidance_scale=given.get("guidance_scale"),
     )
-
-
-def _check_request(request: ImageRequest) -> None:
-    if request.count < 1:
-        raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
-    check_seeds((request.seed, request.seed + request.count - 1))
-    if request.labels is not None:
-        raise UsageError(
-            "The model is conditioned on prompts and takes no class labels.",
-            "Pass --prompt TEXT, not --class.",
-        )
 
 
 def _find_pipeline(section: ModelSection, elsewhere: str | None) -> Source:

@@ -9,6 +9,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from gacq_deploy import __version__
+from gacq_deploy.check.targets import CHECK_TARGETS
 from gacq_deploy.engines.catalogue import BUILT_IN, TARGETS
 from gacq_deploy.recipe.load import builtin_recipes
 from gacq_deploy.recipe.presets import shown_presets
@@ -93,3 +94,22 @@ def test_every_option_with_a_list_of_names_helps_with_a_wrong_one() -> None:
         if type(parameter.type) is click.Choice
     ]
     assert choices == []
+
+
+def test_targets_are_called_alike_by_every_command() -> None:
+    named = {
+        (command.name, parameter.name): set(parameter.type.choices)
+        for command in cli.commands.values()
+        for parameter in command.params
+        if isinstance(parameter.type, click.Choice) and parameter.name in ("target", "targets", "backend")
+    }
+    assert set(named) >= {
+        ("lint", "target"),
+        ("check", "target"),
+        ("export", "targets"),
+        ("build-trt", "backend"),
+    }
+    versions = {target for target in CHECK_TARGETS if target not in ENGINES}
+    for choices in named.values():
+        assert choices <= ENGINES | versions | {"auto"}
+    assert all(version.rpartition("-")[0] in ENGINES for version in versions)
