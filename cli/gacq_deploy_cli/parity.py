@@ -123,6 +123,8 @@ def parity_tables(
         yield Table("parity", ["verdict", "evidence", "judged", "gates"], _comparison_rows(result))
     yield from result.remarks
     yield from verdict_lines(result, run)
+    if result:
+        yield NextStep(("bench", run.root))
 
 
 def verdict_lines(result: ParityReport, run: RunDirectory) -> Iterator[NextStep | str]:
@@ -132,7 +134,6 @@ def verdict_lines(result: ParityReport, run: RunDirectory) -> Iterator[NextStep 
     failed, count = result.failed_gates, sum(len(c.thresholds) for c in result.comparisons)
     if not failed:
         yield f"SHIP IT: {count} of {count} gates hold{_fidelity(result)}. ({run.parity_json})"
-        yield NextStep(("bench", run.root))
         return
     yield f"DO NOT SHIP: {len(failed)} of {count} gates failed. ({run.parity_json})"
     yield from dict.fromkeys(f"- {say_gate(gate)}" for gate in failed)

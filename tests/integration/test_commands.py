@@ -300,6 +300,7 @@ def test_quickstart_runs_once_and_says_so(
     assert again.exit_code == 0, again.output
     assert "already done: calibrate, export, parity, bench, comparison" in again.stdout
     assert "SHIP IT" in again.stdout
+    assert "gacq-deploy bench" not in again.stdout, "its figures stand there already"
     assert str(run_copy / "report.html") in again.stdout
     written = {p for p, stamp in files.items() if p.stat().st_mtime_ns != stamp}
     assert written <= {run_copy / "recipe.yaml"}
