@@ -58,7 +58,8 @@ def recipes() -> str:
         (
             "A recipe says which tensors get how many bits and how they are learned. Every key has a default, but\n"
             "`name` and the rules of `quantization`. `calibrate` takes the recipe that suits the model's class;\n"
-            "`-r NAME` or `-r FILE` takes another one. `--set KEY=VALUE` overrides one key.",
+            "`-r NAME` or `-r FILE` takes another one. `--set KEY=VALUE` overrides one key;\n"
+            "`--set KEY+=[...]` adds to a list, and `--set quantization.rules.0.bits=4` changes one item of it.",
             "```sh\ngacq-deploy recipes list\ngacq-deploy recipes show unet-w8a8\n"
             "gacq-deploy recipes validate unet-w8a8 --set samples.steps=10\ngacq-deploy recipes schema\n```",
             "`show` prints a recipe with every default filled in. `schema` prints what stands below as JSON schema.",

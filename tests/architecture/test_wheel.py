@@ -21,10 +21,12 @@ DIGITS_LIMIT = 1_000_000
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
+    # a make that runs the tests hands its own options on
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     asked = ["make", "-n", "wheel"]
-    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    told = subprocess.run(asked, cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout
     # as `make wheel` does it, but for the interpreter and the place
-    options = shlex.split(told)[1:-1]
+    options = shlex.split(told.splitlines()[-1])[1:-1]
     assert options[:3] == ["-m", "build", "--wheel"]
     command = [sys.executable, *options, str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -34,7 +34,7 @@ from gacq_deploy.spec import QuantPlan
 
 _SLOW_S = 0.5
 """A call this long is not repeated, and not made on a larger batch: rows cost the same."""
-ENOUGH_S, _MOST_CALLS = 0.2, 20
+ENOUGH_S, _LEAST_CALLS, _MOST_CALLS = 0.2, 4, 20
 """A call is repeated so long, or so often: a tenth of a second is free of other work on a busy machine, too."""
 _TIMED_STEPS = 4
 """Enough that what comes before the first step and after the last does not count."""
@@ -187,7 +187,7 @@ def _fastest(call: Callable[[], Any], enough_s: float) -> float:
     What else the machine does makes a short call many times as slow: the fastest is the call's own time.
     """
     times: list[float] = []
-    while len(times) < 2 or (len(times) < _MOST_CALLS and sum(times) < enough_s):
+    while len(times) < _LEAST_CALLS or (len(times) < _MOST_CALLS and sum(times) < enough_s):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
