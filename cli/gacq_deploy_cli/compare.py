@@ -63,7 +63,19 @@ def _tables(compared: RunComparison) -> Iterator[Table | NextStep | str]:
         for lack in record.lacks:
             what = "" if lack.status == "absent" else f"{lack.part} {lack.status}: "
             yield f"{name}: {what}{lack.reason}"
-            yield NextStep(lack.words)
+    yield _summary(compared)
+    # several parts may lack for one command
+    yield from dict.fromkeys(NextStep(lack.words) for record in compared.records for lack in record.lacks)
+
+
+def _summary(compared: RunComparison) -> str:
+    """Return how often each run is best, in one sentence."""
+    ranked = [row.best for row in compared.rows if row.best]
+    if not ranked:
+        return "No figure of these runs can be ranked."
+    counts = [(name, sum(place in best for best in ranked)) for place, name in enumerate(compared.names)]
+    said = ", ".join(f"{name} is best in {count}" for name, count in counts)
+    return f"Of {len(ranked)} ranked figures {said}."
 
 
 def _cells(values: tuple[RowValue | None, ...], best: tuple[int, ...]) -> Iterator[str]:

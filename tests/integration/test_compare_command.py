@@ -304,3 +304,13 @@ def test_python_compares_too(pair: tuple[Path, Path]) -> None:
     assert json.loads(json.dumps(compared.document()))["runs"][0]["lacks"] == []
     with pytest.raises(gd.GacqError, match="there is no folder"):
         gd.write_compare_page(compared, str(pair[0].parent / "none" / "a.html"))
+
+
+def test_it_ends_with_a_sentence_and_each_next_command_once(pair: tuple[Path, Path]) -> None:
+    done = invoke(["compare", *map(str, pair)])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    following = [line for line in lines if line.startswith("Next")]
+    assert len(set(following)) == len(following)
+    (sentence,) = (line for line in lines if "ranked figures first run is best in" in line)
+    assert lines.index(sentence) == len(lines) - len(following) - 1
