@@ -16,6 +16,7 @@ from gacq_deploy.models.decoders import find_decoder
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.sampling.ddim import check_seeds
+from gacq_deploy.sampling.scheduler_names import check_scheduler_name
 from gacq_deploy.spec import Float32
 
 _PIPELINE = "gacq_deploy.generate.pipeline"
@@ -81,6 +82,7 @@ def _check_prompted(request: ImageRequest) -> None:
             "Pass --prompt TEXT, not --class.",
         )
     engine_named(request.engine)
+    check_scheduler_name(request.scheduler)
 
 
 def _refuse_prompts(request: ImageRequest, family: str) -> None:

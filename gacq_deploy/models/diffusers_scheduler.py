@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from gacq_deploy.errors import ModelError, UsageError, did_you_mean
+from gacq_deploy.errors import ModelError, UsageError
+from gacq_deploy.sampling.scheduler_names import EXAMPLES, unknown_scheduler
 from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
-_EXAMPLES = "For instance: ddim, EulerDiscreteScheduler, PNDMScheduler."
 _FLOW = "FlowMatch"
 _PIPELINE_KEYS = ("mu", "pipeline_sigmas")
 """Keys of a model's scheduler configuration that say what its pipeline gives to ``set_timesteps``."""
@@ -87,7 +87,7 @@ class DiffusersSampler:
         needed = () if _is_flow(scheduler) else ("init_noise_sigma", "scale_model_input")
         lacking = [a for a in needed if not hasattr(scheduler, a)]
         if lacking:
-            raise UsageError(f"{name} has no {lacking[0]}, which denoising needs.", _EXAMPLES)
+            raise UsageError(f"{name} has no {lacking[0]}, which denoising needs.", EXAMPLES)
         fed = model_timesteps_from(values, timestep_dtype, timestep_scale)
         return cls(scheduler, steps, np.rint(values).astype(np.int64), fed, given)
 
@@ -136,17 +136,16 @@ def _find_scheduler(name: str) -> Any:
     """Return the scheduler class ``name``, if one step of it takes output, timestep and state."""
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        known = (one for one in dir(diffusers) if one.endswith("Scheduler"))
-        raise UsageError(f"diffusers has no scheduler '{name}'.", f"{did_you_mean(name, known)}{_EXAMPLES}")
+        raise unknown_scheduler(name, [one for one in dir(diffusers) if one.endswith("Scheduler")])
     lacking = [m for m in ("from_config", "set_timesteps", "step") if not hasattr(kind, m)]
     if lacking:
-        raise UsageError(f"'{name}' of diffusers has no {lacking[0]}: it cannot denoise.", _EXAMPLES)
+        raise UsageError(f"'{name}' of diffusers has no {lacking[0]}: it cannot denoise.", EXAMPLES)
     parameters = inspect.signature(kind.step).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     more = [argument for argument in needed if argument not in _STEP_ARGUMENTS]
     if more:
         raise UsageError(
-            f"A step of {name} also needs {', '.join(more)}, which denoising does not give.", _EXAMPLES
+            f"A step of {name} also needs {', '.join(more)}, which denoising does not give.", EXAMPLES
         )
     return kind
 
