@@ -9,9 +9,10 @@ from pathlib import Path
 from gacq_deploy.artifact.artifact import load_model_record
 from gacq_deploy.engines.attributes import import_attribute
 from gacq_deploy.engines.catalogue import engine_named
-from gacq_deploy.errors import UsageError
+from gacq_deploy.errors import GacqError, UsageError
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.generate.sampled import make_sampled_images
+from gacq_deploy.generate.size import check_size
 from gacq_deploy.models.decoders import find_decoder
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
@@ -49,6 +50,7 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     record = load_model_record(run.artifact)
     if record.call is not None:
         _check_prompted(request)
+        _check_size(run, record.sample_shape, request)
         make: Callable[[RunDirectory, ImageRequest, Reporter], GeneratedImages] = import_attribute(
             f"{_PIPELINE}.prompted:make_prompted_images",
             what="A model with prompts",
@@ -83,6 +85,21 @@ def _check_prompted(request: ImageRequest) -> None:
         )
     engine_named(request.engine)
     check_scheduler_name(request.scheduler)
+
+
+def _check_size(run: RunDirectory, shape: tuple[int, ...], request: ImageRequest) -> None:
+    """Refuse a size that is not the graph's, where the pipeline's folder tells what its decoder makes of a latent."""
+    recipe = run.load_recipe()
+    if recipe.export.dynamic_resolution or (request.width, request.height) == (None, None):
+        return
+    section = recipe.model
+    if request.pipeline is not None:
+        section = section.model_copy(update={"source": request.pipeline})
+    try:
+        decoder = find_decoder(section, shape)
+    except GacqError:
+        return  # the pipeline itself will say what is wrong
+    check_size(request.width, request.height, shape, decoder)
 
 
 def _refuse_prompts(request: ImageRequest, family: str) -> None:

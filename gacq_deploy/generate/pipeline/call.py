@@ -15,6 +15,7 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.errors import EngineError, GacqError, ModelError, ResourceError, UsageError
 from gacq_deploy.generate.request import ImageRequest
+from gacq_deploy.generate.size import check_pixels
 from gacq_deploy.models.pipelines import OpenPipeline, open_pipeline
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import Recipe
@@ -102,18 +103,8 @@ def _size(opened: OpenPipeline, request: ImageRequest, engine: Engine) -> dict[s
         )
     latent = {"height": shape[2], "width": shape[3]}
     for name, pixels in asked.items():
-        _check_pixels(name, pixels, factor, latent[name])
+        check_pixels(name, pixels, factor, latent[name])
     return given | asked
-
-
-def _check_pixels(name: str, pixels: int, factor: int, latent: int | None) -> None:
-    if pixels % factor or pixels < factor:
-        raise UsageError(f"--{name} {pixels} is not a multiple of {factor}.", f"Choose one of {factor}.")
-    if latent is not None and latent * factor != pixels:
-        raise UsageError(
-            f"--{name} {pixels}: the graph takes {latent * factor} pixels only.",
-            "Leave it out, or set export.dynamic_resolution in the recipe and export again, if the model allows it.",
-        )
 
 
 def run_pipeline(
