@@ -212,11 +212,16 @@ def _fsync_directory(path: Path) -> None:
 
 
 def disk_error(error: OSError, path: Path) -> GacqError:
-    """Return what a failure to write ``path`` means to the user: a full disk, or a place that is not writable."""
+    """Return what a failure to write ``path`` means: no disk, no memory, or a place that is not writable."""
     if error.errno in _FULL:
         return ResourceError(
             f"No space left while writing {path} ({error.strerror}). Earlier files are untouched.",
             "Free disk space, then run the same command again: it resumes.",
+        )
+    if error.errno == errno.ENOMEM:
+        return ResourceError(
+            f"Out of memory while writing {path}: the system gave no more. Earlier files are untouched.",
+            "Lower calibration.memory_mb with --set, or --batch; `--dry-run` estimates what is needed.",
         )
     return UsageError(
         f"Cannot write {path}: {error.strerror or error}.",

@@ -129,6 +129,13 @@ def test_an_unwritable_place_is_a_usage_error(tmp_path: Path) -> None:
         write_bytes(tmp_path / "file" / "x", b"")
 
 
+def test_no_memory_is_not_called_a_place_that_is_not_writable(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="Out of memory") as caught, atomic_path(tmp_path / "x"):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    assert "--batch" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_is_canonical(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"b": 1, "a": "ü"})
     assert (tmp_path / "a").read_bytes() == '{\n  "a": "ü",\n  "b": 1\n}\n'.encode()
