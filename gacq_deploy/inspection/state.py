@@ -15,6 +15,7 @@ from gacq_deploy.build_trt.manifest import engines_of
 from gacq_deploy.errors import ArtifactError, GacqError, UsageError
 from gacq_deploy.export.record import read_record
 from gacq_deploy.inspection.commands import RunPart, command_for, words_for
+from gacq_deploy.inspection.page import why_of_other_records
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.presets import preset_of
@@ -153,7 +154,7 @@ def _stages(run: RunDirectory, recipe: Recipe) -> Iterator[RunStage]:
             run.sensitivity_json,
             lambda: _Found("sensitivity", load_sensitivity(run).why_stale(run)),
         ),
-        "report": (run.report_html, lambda: _Found("report", _older(run))),
+        "report": (run.report_html, lambda: _Found("report", why_of_other_records(run))),
     }
     for name, (path, read) in readers.items():
         yield _stage(name, read) if path.exists() else RunStage(name, "absent", "")
@@ -193,14 +194,6 @@ def _parity(run: RunDirectory) -> _Found:
     found = load_report(run.parity_json)
     words = "parity passed" if found else "parity FAILED"
     return _Found(words, found.why_stale(run), failed=not found)
-
-
-def _older(run: RunDirectory) -> str | None:
-    """Return which record was written after the page; None: none."""
-    shown = (run.onnx_manifest, run.parity_json, run.bench_json, run.sensitivity_json)
-    written = run.report_html.stat().st_mtime_ns
-    newer = [path.name for path in shown if path.exists() and path.stat().st_mtime_ns > written]
-    return f"{newer[0]} was written after it" if newer else None
 
 
 def _next_part(stages: tuple[RunStage, ...]) -> RunPart:

@@ -15,7 +15,7 @@ from gacq_deploy.build_trt.manifest import EngineManifest, engines_of
 from gacq_deploy.errors import ArtifactError, GacqError, shell_command
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.inspection.artifact import Inspection, inspect_artifact
-from gacq_deploy.inspection.page import digest_records
+from gacq_deploy.inspection.page import digest_page
 from gacq_deploy.inspection.verify import VerifyReport, verify_records
 from gacq_deploy.parity.report import ParityReport, load_report
 from gacq_deploy.progress import SILENT, Reporter
@@ -96,7 +96,7 @@ def collect(
             run.sensitivity_json, shell_command("sensitivity", run.root), lambda: load_sensitivity(run)
         ),
         pictures=_pictures(run, chain, images=images, pipeline=pipeline, report=report),
-        shows=digest_records(run, chain.document(), images=images),
+        shows=digest_page(run, chain.document(), images=images),
     )
 
 

@@ -15,7 +15,7 @@ from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.errors import shell_command
 from gacq_deploy.inspection.artifact import Inspection
-from gacq_deploy.inspection.page import digest_records, shown_by
+from gacq_deploy.inspection.page import digest_page, shown_by
 from gacq_deploy.inspection.verify import verify_records
 from gacq_deploy.parity.report import ParityReport
 from gacq_deploy.progress import SILENT, Reporter
@@ -99,7 +99,7 @@ def ensure_report(run: RunDirectory, *, report: Reporter = SILENT) -> Path:
     Raises:
         ArtifactError, ResourceError, UsageError: as :func:`write_report`.
     """
-    shows = digest_records(run, verify_records(run).document(), images=True)
+    shows = digest_page(run, verify_records(run).document(), images=True)
     if shown_by(run.report_html) != shows:
         write_report(run, report=report)
     return run.report_html

@@ -15,6 +15,7 @@ from gacq_deploy.inspection.state import state_of
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.presets import PRESETS, preset_of
+from gacq_deploy.report import write_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.lock import lock_directory
 from tests.support.programs.commands import invoke
@@ -69,6 +70,16 @@ def test_a_failed_parity_leads_to_what_explains_it(run_copy: Path) -> None:
     run.report_html.write_text("<p>")
     os.utime(run.report_html, (1, 1))
     assert _statuses(run_copy)["report"] == "stale"
+
+
+def test_a_page_is_of_its_records_whatever_times_a_copy_gave_them(run_copy: Path) -> None:
+    write_report(RunDirectory(run_copy), images=False)
+    assert _statuses(run_copy)["report"] == "done"
+    os.utime(run_copy / "report.html", (1, 1))
+    assert _statuses(run_copy)["report"] == "done"
+    (run_copy / "engines").mkdir()
+    (run_copy / "engines" / "order.json").write_text("{}")
+    assert _statuses(run_copy)["report"] == "stale", "another engine runs than the page says"
 
 
 def test_what_is_stale_or_damaged_is_said_with_the_reason(run_copy: Path) -> None:
