@@ -89,10 +89,7 @@ def _tables(result: BenchReport, path: Path) -> tuple[Table | str, ...]:
         _measured(result),
     )
     compared = (_compared(result, baseline) for baseline in dict.fromkeys(r.baseline for r in result.ratios))
-    skipped = [
-        f"not measured: {why if why.startswith(name) else f'{name}: {why}'}"
-        for name, why in result.skipped.items()
-    ]
+    skipped = [f"not measured: {name}: {why}" for name, why in result.skipped.items()]
     return (graphs, measured, *compared, *skipped, f"written: {path}")
 
 

@@ -214,7 +214,8 @@ def measure_graphs(
             except BackendUnavailable as error:
                 if graph.engine not in optional:
                     raise
-                skipped[graph.name] = error.message
+                # its key says of which graph
+                skipped[graph.name] = error.message.removeprefix(f"{graph.name}: ")
             report.advance()
         turns = _take_turns(runners, settings, report)
         candidates = tuple(_candidate(r, turns, settings) for r in runners)

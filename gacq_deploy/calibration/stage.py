@@ -51,7 +51,7 @@ from gacq_deploy.quant.prepare import insert_quantizers
 from gacq_deploy.quant.smoothing import Smoothing
 from gacq_deploy.quant.trainable import retrained_norms
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.run_directory import AnyRun, as_run
+from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.samples.calibration_set import load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage.digests import digest_array
@@ -121,12 +121,13 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         check_steps(recipe, denoiser)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
         recipe.save(directory.recipe_path)
-        if foresee is not None and not (directory.artifact / "manifest.json").is_file():
+        if foresee is not None and (fresh or not (directory.artifact / "manifest.json").is_file()):
             estimate = estimate_planned(
                 recipe, denoiser, graph, plan, branches=trajectories.branches, enough_s=_FORESEE_S
             )
+            # what a run that goes on has written lies there already
             check_disk(
-                estimate.disk_mb * 2**20 / _DISK_OFF_BY,
+                estimate.disk_mb * 2**20 / _DISK_OFF_BY - _written(directory),
                 directory.root,
                 "this calibration",
                 otherwise=", choose another directory with -o, or take fewer samples (samples.trajectories)",
@@ -156,6 +157,12 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         artifact.save(directory.artifact)
         # what the caller gets is what every later stage will read, verified
         return load_artifact(directory.artifact)
+
+
+def _written(directory: RunDirectory) -> int:
+    """Return the bytes of the samples and finished steps that lie in the run."""
+    files = (directory.samples_path, *directory.work.rglob("*"))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _learn(

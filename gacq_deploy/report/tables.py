@@ -250,8 +250,8 @@ def skipped_engines(bench: BenchReport) -> tuple[str, ...]:
         engine = name_.partition("/")[0]
         record = known_engines().get(engine)
         title = engine if record is None else record.title or engine
-        reason = why.removeprefix(f"{name_}: ")
-        if "No module named" in reason:
+        reason = why
+        if "No module named" in why:
             reason = "not installed" if record is None else f"not installed (`{record.install}`)"
         said[f"{title}: {reason.rstrip('.')}."] = None
     return tuple(said)

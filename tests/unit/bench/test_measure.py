@@ -77,6 +77,7 @@ def test_an_optional_engine_that_is_missing_is_skipped_with_its_reason(
     assert [c.name for c in measured.candidates] == ["ort-cpu/float.onnx"]
     assert measured.ratios == ()
     assert "CUDAExecutionProvider" in measured.skipped["ort-cuda/int8.onnx"]
+    assert "ort-cuda/int8.onnx" not in measured.skipped["ort-cuda/int8.onnx"], "the key says it"
     with pytest.raises(BackendUnavailable) as caught:
         measure_graphs((cuda,), [], FEEDS, QUICK)
     assert "gacq-deploy[gpu]" in caught.value.hint

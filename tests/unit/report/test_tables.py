@@ -126,7 +126,7 @@ def _bench(ratio: float, skipped: dict[str, str]) -> BenchReport:
 def test_what_is_not_installed_is_said_once() -> None:
     missing = "Engine 'openvino' is not available: No module named 'openvino'."
     names = ("openvino/float.onnx", "openvino/int8.onnx")
-    assert skipped_engines(_bench(1, {name: f"{name}: {missing}" for name in names})) == (
+    assert skipped_engines(_bench(1, dict.fromkeys(names, missing))) == (
         "OpenVINO: not installed (`pip install 'gacq-deploy[openvino]'`).",
     )
     assert skipped_engines(_bench(1, {"openvino/int8.onnx": "It would be wrong here."})) == (
