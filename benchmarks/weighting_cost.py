@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.store import RESULTS, Rows, write_rows
@@ -27,7 +28,7 @@ class Stopwatch(SilentReporter):
         self.seconds: dict[str, float] = {}
         self._name, self._since = "load and trace", time.process_time()
 
-    def stage(self, name: str, total: int) -> None:  # noqa: ARG002 (a Reporter's signature)
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:  # noqa: ARG002 (a Reporter's signature)
         """End the running stage."""
         self.close()
         self._name = name

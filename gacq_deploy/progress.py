@@ -20,8 +20,11 @@ class Reporter(Protocol):
     def plan(self, stages: Sequence[PlannedStage]) -> None:
         """Say which stages come next, before those that were planned already."""
 
-    def stage(self, name: str, total: int) -> None:
-        """Start a stage of ``total`` units; it ends when the next one starts or the command ends."""
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
+        """Start a stage of ``total`` units; it ends when the next one starts or the command ends.
+
+        ``costs``, one a unit in order: how long each takes beside the others, where they differ much.
+        """
 
     def advance(self, n: int = 1, **values: float) -> None:
         """Say that ``n`` more units are done, with named values worth showing."""
@@ -36,7 +39,7 @@ class SilentReporter:
     def plan(self, stages: Sequence[PlannedStage]) -> None:
         """Ignore."""
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         """Ignore."""
 
     def advance(self, n: int = 1, **values: float) -> None:
@@ -55,7 +58,7 @@ class LoggingReporter:
     def plan(self, stages: Sequence[PlannedStage]) -> None:
         """Log nothing: every stage is logged when it begins."""
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:  # noqa: ARG002
         """Log the stage."""
         self._logger.log(self._level, "%s (%d)", name, total)
 

@@ -29,10 +29,10 @@ class Attentive:
         """Say what will come."""
         self._reporter.plan(stages)
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         """Start a stage."""
         self._check()
-        self._reporter.stage(name, total)
+        self._reporter.stage(name, total, costs)
 
     def advance(self, n: int = 1, **values: float) -> None:
         """Say that more units are done."""

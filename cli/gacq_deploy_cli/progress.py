@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from gacq_deploy.progress import PlannedStage, Reporter
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 _SECONDS_BETWEEN_LINES, _SILENT_SECONDS = 10.0, 60.0
 """A log gets no more lines than the first, and no fewer than the second."""
+_SMALL_BEGIN, _LEAST_SHARE, _FULL_TRUST = 0.05, 0.02, 0.5
+"""Shares of a stage. Less than the second tells no pace; up to the third it counts for the more, beside the plan, the
+more is done."""
 _FRAMES_PER_SECOND = 4
 _BAR, _LONGEST_BAR = 8, 40
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -27,18 +30,54 @@ _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 @dataclass
 class RunningStage:
-    """A stage that has begun: its name, units in all and done, seconds at its begin, newest values."""
+    """A stage that has begun: its name, units in all and done, seconds at its begin, newest values.
+
+    ``costs`` are those of its units, in order; alike where none are given.
+    """
 
     name: str
     total: int
     began: float
     done: int = 0
     values: str = ""
+    costs: Sequence[float] = ()
+    reports: list[tuple[float, float]] = field(default_factory=list)
+    """When, and with which share done: the begin, or what was told first if little was done till then, and the last."""
+
+    def advance(self, units: int, now: float) -> None:
+        """Count units."""
+        self.done += units
+        told = (now, self.share)
+        first = self.reports[0] if self.reports else (self.began, 0.0)
+        if not self.reports and self.share < _SMALL_BEGIN:
+            # what is made ready before the first unit says nothing of the pace
+            first = told
+        self.reports = [first, told]
 
     @property
     def share(self) -> float:
         """How much of it is done, 0 to 1."""
-        return min(1.0, self.done / self.total) if self.total else 0.0
+        return self._share(self.done)
+
+    def pace(self) -> float | None:
+        """Return the seconds that the whole stage takes at the pace so far; None where too little is done to tell."""
+        if not self.reports:
+            return None
+        (since, before), (until, done) = self.reports
+        return (until - since) / (done - before) if done - before >= _LEAST_SHARE else None
+
+    def share_at(self, now: float) -> float:
+        """Return how much of it is done by ``now``, if the unit that runs keeps the pace of those before it."""
+        pace = self.pace()
+        if not pace:
+            return self.share
+        kept = self.share + (now - self.reports[1][0]) / pace
+        return min(kept, self._share(self.done + 1))
+
+    def _share(self, units: int) -> float:
+        if len(self.costs) == self.total and (whole := sum(self.costs)) > 0:
+            return sum(self.costs[:units]) / whole
+        return min(1.0, units / self.total) if self.total else 0.0
 
 
 class Course:
@@ -56,17 +95,17 @@ class Course:
         """Put stages before those that are ahead already."""
         self._ahead = [*stages, *self._ahead]
 
-    def begin(self, name: str, total: int) -> str | None:
+    def begin(self, name: str, total: int, costs: Sequence[float] = ()) -> str | None:
         """Begin a stage; return what is to be said of the one that ends."""
         said = self.end()
-        self.stage = RunningStage(name, total, self.clock())
+        self.stage = RunningStage(name, total, self.clock(), costs=costs)
         return said
 
     def advance(self, n: int, values: dict[str, float]) -> None:
         """Count units of the stage that runs."""
         if self.stage is None:
             return
-        self.stage.done += n
+        self.stage.advance(n, self.clock())
         if values:
             self.stage.values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
@@ -105,26 +144,23 @@ class Course:
         if len(known) < len(self._ahead) - place:
             return None
         planned, *later = known
-        own = self.stage_left()
-        slower = self._slower(stage, planned)
-        if own is None:
-            own = max(0.0, planned * slower - (self.clock() - stage.began))
-        return own + slower * sum(later)
+        return (self.stage_left() or 0.0) + self._slower(stage, planned) * sum(later)
 
     def stage_left(self) -> float | None:
-        """Return how long the running stage will take yet; None before its first unit is done.
-
-        Units may differ in cost: what was planned counts for as much as is still to be done, the pace for the rest.
-        """
+        """Return how long the running stage will take yet; None where neither its plan nor its pace tells."""
         stage, place = self.stage, self._place()
-        if stage is None or not stage.done:
+        if stage is None:
             return None
-        took = self.clock() - stage.began
-        whole = took / stage.share
         planned = None if place is None else self._ahead[place].seconds
         if planned is not None:
-            whole = stage.share * whole + (1 - stage.share) * planned * self._slower(stage, planned)
-        return max(0.0, whole - took)
+            planned *= self._slower(stage, planned)
+        now = self.clock()
+        share, pace = stage.share_at(now), stage.pace()
+        if pace is None:
+            took = now - stage.began
+            return planned - took if planned is not None and planned > took else None
+        trust = min(1.0, share / _FULL_TRUST)
+        return (1 - share) * (pace if planned is None else trust * pace + (1 - trust) * planned)
 
     def _place(self) -> int | None:
         """Return where the running stage stands among those ahead."""
@@ -133,8 +169,10 @@ class Course:
 
     def _slower(self, stage: RunningStage, planned: float) -> float:
         """Return how many times as long as planned everything takes, as far as can be seen."""
-        expected = self._planned_s + stage.share * planned
-        took = self._took_s + (self.clock() - stage.began if stage.share else 0.0)
+        now = self.clock()
+        share = stage.share_at(now)
+        expected = self._planned_s + share * planned
+        took = self._took_s + (now - stage.began if share else 0.0)
         return took / expected if expected > 1 else 1.0
 
 
@@ -150,9 +188,9 @@ class LineReporter:
         """Know what will come."""
         self._course.plan(stages)
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         """End the running stage and announce the next."""
-        said = self._course.begin(name, total)
+        said = self._course.begin(name, total, costs)
         if said:
             self._say(said)
         overall = self._course.overall()
@@ -225,9 +263,9 @@ class BarReporter:
         """Know what will come."""
         self._course.plan(stages)
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         """End the running stage with a line, and draw the next."""
-        self._print(self._course.begin(name, total))
+        self._print(self._course.begin(name, total, costs))
 
     def advance(self, n: int = 1, **values: float) -> None:
         """Move the bar and show the newest values."""

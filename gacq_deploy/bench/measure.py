@@ -19,6 +19,9 @@ from gacq_deploy.graph.quantized_layers import CODES
 from gacq_deploy.processes.spawn import child_environment, module_command
 from gacq_deploy.progress import SILENT, Reporter
 
+STAGES = ("open engines", "measure", "read kernels")
+"""As they are announced."""
+
 
 @dataclass(frozen=True)
 class BenchGraph:
@@ -178,6 +181,7 @@ class _Runner:
     worker: WorkerProcess
     opened: dict[str, Any]
     calls: dict[int, int]
+    turn_seconds: dict[int, float]
     peaks: dict[int, int]
 
 
@@ -206,7 +210,7 @@ def measure_graphs(
     """
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        report.stage("open engines", len(graphs))
+        report.stage(STAGES[0], len(graphs))
         runners = []
         for graph in graphs:
             try:
@@ -218,14 +222,18 @@ def measure_graphs(
                 skipped[graph.name] = error.message.removeprefix(f"{graph.name}: ")
             report.advance()
         turns = _take_turns(runners, settings, report)
-        candidates = tuple(_candidate(r, turns, settings) for r in runners)
+        report.stage(STAGES[2], len(runners))
+        candidates = []
+        for runner in runners:
+            candidates.append(_candidate(runner, turns, settings))
+            report.advance()
     ratios = tuple(
         _ratio(a, b, batch, turns)
         for a, b in baselines
         for batch in settings.batches
         if a not in skipped and b not in skipped
     )
-    return Measured(candidates, ratios, skipped)
+    return Measured(tuple(candidates), ratios, skipped)
 
 
 _Turns = dict[tuple[str, int], list[dict[str, float]]]
@@ -241,24 +249,27 @@ def _open(stack: ExitStack, graph: BenchGraph, feeds: Sequence[Feed], settings: 
         threads=settings.threads,
         allow_host_code=settings.allow_host_code,
     )
-    calls, peaks = {}, {}
+    calls, turn_seconds, peaks = {}, {}, {}
     # smallest first: the peak of a process only ever grows
     for batch in sorted(settings.batches):
         warm = worker.ask(
             "warm", batch=batch, feeds=[f.document() for f in feeds], seconds=settings.turn_seconds
         )
         calls[batch], peaks[batch] = warm["calls"], warm["memory"]
-    return _Runner(graph, worker, opened, calls, peaks)
+        turn_seconds[batch] = warm["calls"] * warm["once"]
+    return _Runner(graph, worker, opened, calls, turn_seconds, peaks)
 
 
 def _take_turns(runners: Sequence[_Runner], settings: BenchSettings, report: Reporter) -> _Turns:
     """Run the rounds; a round's value is the mean of its two turns, so a steady drift cancels."""
     turns: _Turns = {(r.graph.name, b): [] for r in runners for b in settings.batches}
-    report.stage("measure", settings.repeats * len(settings.batches) * len(runners) * 2)
+    both_ways = (*runners, *reversed(runners))
+    costs = settings.repeats * [r.turn_seconds[b] for b in settings.batches for r in both_ways]
+    report.stage(STAGES[1], len(costs), costs)
     for _ in range(settings.repeats):
         for batch in settings.batches:
             pairs: dict[str, list[dict[str, float]]] = {r.graph.name: [] for r in runners}
-            for runner in (*runners, *reversed(runners)):
+            for runner in both_ways:
                 answer = runner.worker.ask("time", batch=batch, calls=runner.calls[batch])
                 pairs[runner.graph.name].append(answer)
                 report.advance()

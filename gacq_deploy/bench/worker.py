@@ -45,7 +45,7 @@ class Worker:
         return {"label": self._engine.label, "seconds": seconds, "memory": peak_memory() - self._base}
 
     def warm(self, batch: int, feeds: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-        """Make seeded feeds, run until warm, and tell how many calls fill ``seconds``."""
+        """Make seeded feeds, run until warm, and tell the time of a call and how many fill ``seconds``."""
         rng = np.random.default_rng(batch)
         drawn: dict[str, Array] = {}
         for feed in feeds:
@@ -57,7 +57,8 @@ class Worker:
         started = time.perf_counter()
         engine.run(self._feeds[batch])
         once = max(time.perf_counter() - started, 1e-6)
-        return {"calls": max(1, round(seconds / once)), "memory": peak_memory() - self._base}
+        calls = max(1, round(seconds / once))
+        return {"calls": calls, "once": once, "memory": peak_memory() - self._base}
 
     def time(self, batch: int, calls: int) -> dict[str, Any]:
         """Run ``calls`` times; tell wall and CPU seconds of one call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from gacq_deploy.calibration.reconstruction import (
     reconstruct_block,
     sample_losses,
 )
-from gacq_deploy.calibration.replay import BlockData, Replay
+from gacq_deploy.calibration.replay import BlockData, Replay, time_blocks
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.weighting.meta_learning import LearnedWeights
 from gacq_deploy.calibration.weighting.sample_weights import effective_samples
@@ -103,7 +103,7 @@ def ensure_blocks(
     replay = Replay(
         session.denoiser, session.graph, session.split.samples, folder, session.recipe.calibration.memory_mb
     )
-    session.report.stage(RECONSTRUCT, len(blocks))
+    session.report.stage(RECONSTRUCT, len(blocks), _costs(session, set(remaining)))
     learned: set[int] = set()
     history: list[BlockRecord] = []
     stages: list[StageWeights] = []
@@ -124,6 +124,13 @@ def ensure_blocks(
             if data is not None and index < last:
                 replay.advance(index, data)
     return BlocksOutcome(tuple(history), tuple(stages))
+
+
+def _costs(session: Session, remaining: Collection[int]) -> list[float]:
+    """Return about how long each block will take beside the others: those that are loaded take no time."""
+    rows = min(session.recipe.calibration.reconstruction.batch, session.chunk)
+    seconds = time_blocks(session.denoiser, session.graph, session.split.samples, rows)
+    return [seconds[b.name] if i in remaining else 0.0 for i, b in enumerate(session.graph.blocks)]
 
 
 def _shown(record: BlockRecord, stage: StageWeights) -> dict[str, float]:

@@ -60,12 +60,20 @@ def _checkpointed(module: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 
 def output_losses(
-    denoiser: Denoiser, samples: CalibrationSet, rows: NDArray[np.int64], chunk: int
+    denoiser: Denoiser,
+    samples: CalibrationSet,
+    rows: NDArray[np.int64],
+    chunk: int,
+    advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
-    """Return the mean squared output error of the given rows [N], without a graph."""
+    """Return the mean squared output error of the given rows [N], without a graph; ``advance`` after every chunk."""
     chosen = samples.rows(rows)
-    outputs = np.concatenate(list(full_pass(denoiser, chosen, chunk))).astype(np.float64)
-    return ((outputs - chosen.targets) ** 2).reshape(len(rows), -1).mean(1)  # type: ignore[no-any-return]
+    outputs = []
+    for output in full_pass(denoiser, chosen, chunk):
+        outputs.append(output)
+        advance()
+    errors = np.concatenate(outputs).astype(np.float64) - chosen.targets
+    return (errors**2).reshape(len(rows), -1).mean(1)  # type: ignore[no-any-return]
 
 
 def sqnr_by_group(

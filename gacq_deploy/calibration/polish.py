@@ -7,7 +7,7 @@ steps, the numbers that cost nothing at run time. Interrupted, it goes on from i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +21,17 @@ from gacq_deploy.calibration.blocks import pack_weights, unpack_weights
 from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.output_error import output_loss, output_losses
 from gacq_deploy.calibration.session import Session
-from gacq_deploy.calibration.weighting.objective import nearest_gains, trajectory_gains
+from gacq_deploy.calibration.weighting.objective import (
+    TRAJECTORIES,
+    gain_passes,
+    nearest_gains,
+    trajectory_gains,
+)
 from gacq_deploy.calibration.weighting.sample_weights import effective_samples
 from gacq_deploy.calibration.weighting.weighting import (
     POLISH,
     StageLoss,
+    alignment_cost,
     group_cosines,
     sample_alignments,
     stage_weights,
@@ -37,10 +43,13 @@ from gacq_deploy.recipe.calibration import PolishSection
 from gacq_deploy.spec import Array
 
 _FINAL = "polished"
-WARM, WEIGH, POLISH_STAGE = "polish before weighting", "weigh samples for the polish", "polish"
+START, WARM = "measure before the polish", "polish before weighting"
+WEIGH, POLISH_STAGE = "weigh samples for the polish", "polish"
 """The stages, as they are announced."""
 _START = "polish-start"
 _WEIGHTS = "polish-weights"
+_GRADIENT = 3.0
+"""Forward passes that a gradient costs."""
 _LAST_RATE = 0.05
 """Share of the learning rate that is left at the end of the cosine."""
 _SEED_STREAM = 1 << 44
@@ -78,7 +87,8 @@ def ensure_polish(
             f"The polish has nothing to train: no {' or '.join(section.parameters)} in this model.",
             "Name other calibration.polish.parameters, or set calibration.polish.steps to 0.",
         )
-    loss = StageLoss(POLISH, trainables.parameters, _output_loss(session), None)
+    losses = _output_loss(session)
+    loss = StageLoss(POLISH, trainables.parameters, losses, advance=session.report.advance)
     first = trainables.values()
     step = checkpoint.get(_FINAL)
     if step is None:
@@ -140,13 +150,14 @@ def _polish(
     loop.train(warm, weighting.start(POLISH, start, gains), WARM)
     weighed = checkpoint.get(_WEIGHTS)
     if weighed is None:
-        session.report.stage(WEIGH, 1)
+        costs = _weighing_costs(session)
+        session.report.stage(WEIGH, len(costs), costs)
         weighed = _weigh(session, loss, start, gains)
         checkpoint.put(_WEIGHTS, weighed)
         session.report.advance(1, **_shown({**begun, **weighed}))
     weights = unpack_weights(weighed).weights
-    loop.train(section.steps, weights, POLISH_STAGE)
-    ends = output_losses(session.denoiser, session.split.samples, session.split.training, session.chunk)
+    loop.train(section.steps, weights, POLISH_STAGE, _measuring_costs(session))
+    ends = _losses(session)
     loss_start, loss_end = float((weights * start).mean()), float((weights * ends).mean())
     kept = loss_end <= loss_start
     if not kept:
@@ -162,24 +173,70 @@ def _polish(
     }
     if "cosine_before" in begun:
         step["cosine_before"] = begun["cosine_before"]
-    cosines = group_cosines(loss, session.split, session.graph_chunk)
+    cosines = _cosines(session, loss)
     if cosines is not None:
         step["cosine_after"] = cosines
     return step
 
 
+def _weighing_costs(session: Session) -> list[float]:
+    """Return the cost of each unit of weighing: meta iterations, how the samples' gradients lie, and what is kept.
+
+    What is tried out before the first iteration costs about one.
+    """
+    section, split = session.recipe.calibration.weighting, session.split
+    iterations = [1.0] * session.weighting.iterations(POLISH)
+    if not iterations:
+        return [1.0]
+    rows = len(split.training)
+    aligning = alignment_cost(section, rows, len(split.validation_groups))
+    chunks = -(-rows // session.graph_chunk) if len(split.held_out) else 0
+    return [2.0, *iterations[1:], *[aligning / chunks] * chunks, 0.0]
+
+
+def _measuring_costs(session: Session) -> list[float]:
+    """Return the cost of each unit of :func:`_losses` and :func:`_cosines`, in rows."""
+    split, chunk = session.split, session.chunk
+    return [*[float(chunk)] * -(-len(split.training) // chunk), _GRADIENT * len(split.held_out)]
+
+
+def _losses(session: Session) -> NDArray[np.float64]:
+    """Return the training rows' losses as the model now stands [N]."""
+    split = session.split
+    return output_losses(
+        session.denoiser, split.samples, split.training, session.chunk, session.report.advance
+    )
+
+
+def _cosines(session: Session, loss: StageLoss) -> NDArray[np.float32] | None:
+    """Return the cosines between the groups' gradients as the model now stands."""
+    cosines = group_cosines(loss, session.split, session.graph_chunk)
+    session.report.advance()
+    return cosines
+
+
 def _measure_start(session: Session, loss: StageLoss) -> dict[str, Array]:
     """Return what stands before the first step: the training rows' losses, the gradients' cosines, the gains."""
     recipe, split = session.recipe, session.split
+    needs_gains = recipe.calibration.objective == "images" and session.weighting.needs_losses(POLISH)
+    passes = [float(TRAJECTORIES)] * gain_passes(recipe.samples.steps) if needs_gains else []
+    costs = [*_measuring_costs(session), *passes]
+    session.report.stage(START, len(costs), costs)
+    losses, cosines = _losses(session), _cosines(session, loss)
     gains: dict[int, float] = {}
-    if recipe.calibration.objective == "images" and session.weighting.needs_losses(POLISH):
+    if needs_gains:
         conditions = session.trajectories.conditions()
-        gains = trajectory_gains(session.denoiser, recipe.samples.steps, recipe.calibration.seed, conditions)
+        gains = trajectory_gains(
+            session.denoiser,
+            recipe.samples.steps,
+            recipe.calibration.seed,
+            conditions,
+            session.report.advance,
+        )
         if conditions is not None:
             gains = nearest_gains(gains, np.unique(split.samples.timesteps).tolist())
-    cosines = group_cosines(loss, split, session.graph_chunk)
     return {
-        "losses": output_losses(session.denoiser, split.samples, split.training, session.chunk),
+        "losses": losses,
         "gain_steps": np.array(list(gains), np.int64),
         "gains": np.array(list(gains.values()), np.float64),
         **({} if cosines is None else {"cosine_before": cosines}),
@@ -238,16 +295,17 @@ class _Loop:
         self._scale = max(scale, 1e-30)
         self._done = _resume(checkpoint, trainables, self._optimizer, self._section)
 
-    def train(self, until: int, weights: NDArray[np.float64], name: str) -> None:
-        """Take the steps that are missing up to step ``until``.
+    def train(self, until: int, weights: NDArray[np.float64], name: str, then: Sequence[float] = ()) -> None:
+        """Take the steps that are missing up to step ``until``; ``then``: the costs of what ends the stage, in rows.
 
         Raises:
             CalibrationError: the loss is not finite.
         """
-        if self._done >= until:
+        if self._done >= until and not then:
             return
         report = self._session.report
-        report.stage(name, until - self._done)
+        costs = [*[_GRADIENT * self._section.batch] * (until - self._done), *then]
+        report.stage(name, len(costs), costs)
         batches = _Batches(self._session, weights, self._scale)
         for step in range(self._done, until):
             self._step(step, batches)

@@ -6,6 +6,7 @@ is computed again, so calibration costs one float and one quantized forward per 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -291,6 +292,30 @@ def full_pass(denoiser: Denoiser, samples: CalibrationSet, chunk: int) -> Iterat
                 conditioning,
             )
         yield output.numpy()
+
+
+def time_blocks(
+    denoiser: Denoiser, graph: ModelGraph, samples: CalibrationSet, rows: int
+) -> dict[str, float]:
+    """Return the seconds of each block's forward pass on ``rows`` samples, by name; the second of two passes counts."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = forward(*args, **kwargs)
+            seconds[name] = time.perf_counter() - started
+            return result
+
+        return run
+
+    with ExitStack() as stack:
+        for name, module in graph.modules(denoiser).items():
+            stack.enter_context(replaced_forward(module, timed(name, module.forward)))
+        few = samples.rows(np.arange(min(rows, len(samples))))
+        for _ in range(2):
+            list(full_pass(denoiser, few, rows))
+    return seconds
 
 
 def _finite(array: NDArray[Any]) -> bool:

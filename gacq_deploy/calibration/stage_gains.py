@@ -13,6 +13,8 @@ from gacq_deploy.calibration.output_error import output_losses, sqnr_by_group
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.samples.calibration_set import timestep_buckets
 
+MEASURE = "measure the output error"
+"""The stage, as it is announced."""
 _TOLERANCE_DB = 0.05
 """Less is no loss: so much differs between two processors."""
 
@@ -54,7 +56,10 @@ class StageGains:
     def measure(self, stage: str) -> bool:
         """Measure under the name of what was done last; return whether it is at least as good as what stood before."""
         session = self._session
-        noise = output_losses(session.denoiser, session.split.samples, self._rows, session.chunk)
+        session.report.stage(MEASURE, -(-len(self._rows) // session.chunk))
+        noise = output_losses(
+            session.denoiser, session.split.samples, self._rows, session.chunk, session.report.advance
+        )
         self.sqnr_db[stage] = sqnr_by_group(self._signal, noise, self._steps)
         worst = float(sqnr_by_group(self._signal, noise, self._buckets).min())
         now = time.monotonic()

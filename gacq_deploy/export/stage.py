@@ -40,6 +40,8 @@ from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.room import check_disk
 from gacq_deploy.storage.sealed import require_current
 
+STAGES = ("export the float graph", "quantize and check graphs")
+"""As they are announced."""
 _FLOAT_TOLERANCE = 1e-4
 _CHECKED_ROWS = 16
 """A first look; parity runs every row of the probe."""
@@ -99,10 +101,12 @@ class _Export:
 
     def run(self) -> ExportRecord:
         """Write, lint and check the graphs beside their place, then put them there all at once."""
-        self.report.stage("export", 2 * len(self.wanted))
+        # apart from what follows: torch's exporter does not say how far it is
+        self.report.stage(STAGES[0], 1)
         graph = self._float_graph()
         self._write(FLOAT, graph)
         self.report.advance()
+        self.report.stage(STAGES[1], 2 * len(self.wanted) - 1)
         if CANONICAL in self.wanted:
             self._add(CANONICAL, insert_qdq(graph, self.artifact, placement="input"), "input")
         if CPU in self.wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ from gacq_deploy.parity.exact import (
 from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.parity.report import AT_BATCH, Comparison, Evidence, ParityReport, assemble, measured
+from gacq_deploy.parity.rows_run import CountedEngine, RowsRun
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.samples.calibration_set import timestep_buckets
@@ -53,6 +55,7 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_array
 
 _FLOAT = f"float.onnx@{REFERENCE}"
+_FILES = "parity: files"
 _SHOWN = 20
 """Differences, or tensors, that a record lists; their number is a metric."""
 
@@ -133,6 +136,15 @@ class Setting:
     keep: Keeper = _forget
 
 
+def stages_of(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return the stages that :func:`measure_comparisons` announces, in order."""
+    return (_FILES, *map(_announced, (_FLOAT, *(c.name for c in candidates))))
+
+
+def _announced(name: str) -> str:
+    return f"parity: {name}"
+
+
 def measure_comparisons(
     subject: Subject, candidates: Sequence[Candidate], setting: Setting, about: Mapping[str, Any]
 ) -> ParityReport:
@@ -147,11 +159,7 @@ def measure_comparisons(
     An engine that fails to load or run makes its comparisons unevaluated, and so failed; a missing backend raises.
     """
     stage = _Stage(subject, setting)
-    setting.report.stage("parity", 2 + (4 if setting.policy is None else 6) * len(candidates))
-    comparisons = list(stage.exact(candidates))
-    setting.report.advance()
-    comparisons.extend(stage.exporter())
-    setting.report.advance()
+    comparisons = [*stage.exact(candidates), *stage.exporter()]
     for candidate in candidates:
         comparisons.extend(stage.candidate(candidate))
     return assemble(
@@ -175,6 +183,7 @@ class _Stage:
         )
         self._held: Held = hold_out(subject.artifact.model, self._probe, self._section, setting.batch)
         self._truth: FloatTrajectories | None = None
+        self._rows: RowsRun | None = None
         self.noise_floor: dict[str, Any] = {}
         self.trajectory: dict[str, Any] = {
             "first_seed": self._section.seed,
@@ -185,6 +194,7 @@ class _Stage:
 
     def exact(self, candidates: Sequence[Candidate]) -> Iterator[Comparison]:
         """Files against the artifact."""
+        self._setting.report.stage(_FILES, 1)
         artifact, float_graph = self._subject.artifact, self._subject.float_graph
         yield _exact_comparison("float.onnx", compare_float_file(artifact, float_graph))
         for flavour in dict.fromkeys(c.flavour for c in candidates):
@@ -194,30 +204,59 @@ class _Stage:
             )
             if flavour is CPU:
                 yield from self._guarded("flavour", (f"{CPU.file} signed form", CPU.file), self._signed_form)
+        self._setting.report.advance()
 
     def exporter(self) -> Iterator[Comparison]:
         """Torch float against the float graph; the float trajectories start from the same engine."""
-        yield from self._guarded("exporter", ("torch/float", _FLOAT), self._exporter)
+        expected = self._probe_rows * self._runs_on_probe + self._walked
+        with self._counting(_announced(_FLOAT), expected):
+            yield from self._guarded("exporter", ("torch/float", _FLOAT), self._exporter)
 
     def candidate(self, candidate: Candidate) -> Iterator[Comparison]:
         """Local evidence, error difference and budget of one candidate."""
         names = (candidate.reference, candidate.name)
         compiled = self._setting.compiled.get(candidate.engine)
-        if compiled is None:
-            yield from self._guarded("local", names, lambda: self._local(candidate))
-        self._setting.report.advance()
-        for batch in (self._setting.batch,) if compiled is None else compiled.batches:
-            named = names if compiled is None else (names[0], f"{names[1]}{AT_BATCH}{batch}")
-            yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
-        self._setting.report.advance()
-        evidence: Literal["budget", "single"] = "budget" if self._setting.policy is None else "single"
-        names = (_FLOAT, candidate.name)
-        yield from self._guarded(evidence, names, lambda: self._budget(candidate, evidence))
-        self._setting.report.advance(2)
-        if self._setting.policy is not None:
-            policy = self._setting.policy
-            yield from self._guarded("mixed", names, lambda: self._mixed(candidate, policy))
-            self._setting.report.advance(2)
+        batches = (self._setting.batch,) if compiled is None else compiled.batches
+        policy = self._setting.policy
+        evidence: Literal["budget", "single"] = "budget" if policy is None else "single"
+        # what the graph computes as it is written is recorded in torch for the reference, and run for the others
+        runs = self._runs_on_probe + (candidate.engine != REFERENCE)
+        walks = 2 if policy is None else 3
+        expected = len(batches) * runs * self._probe_rows + walks * self._walked
+        with self._counting(_announced(candidate.name), expected):
+            if compiled is None:
+                yield from self._guarded("local", names, lambda: self._local(candidate))
+            for batch in batches:
+                named = names if compiled is None else (names[0], f"{names[1]}{AT_BATCH}{batch}")
+                yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
+            names = (_FLOAT, candidate.name)
+            yield from self._guarded(evidence, names, lambda: self._budget(candidate, evidence))
+            if policy is not None:
+                yield from self._guarded("mixed", names, lambda: self._mixed(candidate, policy))
+
+    @property
+    def _probe_rows(self) -> int:
+        return len(self._probe.inputs["sample"])
+
+    @property
+    def _runs_on_probe(self) -> int:
+        """How often an engine runs on the probe: its output, then its noise floor."""
+        return 1 + 2 * self._section.noise_floor_runs
+
+    @property
+    def _walked(self) -> int:
+        """Rows of all trajectories, from noise to image."""
+        held = self._held
+        return len(held.seeds) * len(held.sampler.timesteps) * held.conditions.branches
+
+    @contextmanager
+    def _counting(self, name: str, expected: int) -> Iterator[None]:
+        """Count the rows of every engine that is opened within, as one stage."""
+        self._rows = RowsRun(self._setting.report, name, expected)
+        try:
+            yield
+        finally:
+            self._rows.end()
 
     def _guarded(
         self, evidence: Evidence, names: tuple[str, str], work: Callable[[], Comparison]
@@ -237,7 +276,7 @@ class _Stage:
                 engine, model, threads=self._setting.threads, optimize=optimize
             ) as opened,
         ):
-            return work(opened)
+            return work(self._counted(opened))
 
     def _open_file(self, engine: str, file: str, work: Callable[[Engine], Any]) -> Any:
         compiled = self._setting.compiled.get(engine)
@@ -245,7 +284,10 @@ class _Stage:
             whole = {"float.onnx": self._subject.float_graph, **self._subject.graphs}
             return self._open(engine, whole[file], work)
         with compiled.open(file) as opened:
-            return work(opened)
+            return work(self._counted(opened))
+
+    def _counted(self, engine: Engine) -> Engine:
+        return engine if self._rows is None else CountedEngine(engine, self._rows)
 
     def _outputs(self, engine: str, graph: ModelProto, *, optimize: bool = True) -> Array:
         def work(opened: Engine) -> Array:

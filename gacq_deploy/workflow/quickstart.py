@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
+from gacq_deploy.bench.measure import STAGES as BENCH_STAGES
 from gacq_deploy.bench.measure import BenchSettings
 from gacq_deploy.bench.stage import plan_graphs
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
 from gacq_deploy.calibration.stage import calibrate
-from gacq_deploy.engines.catalogue import FLOAT, TARGETS
+from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT, TARGETS
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import ExportRecord
+from gacq_deploy.export.stage import STAGES as EXPORT_STAGES
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.parity import ParityReport, check_parity, load_report
-from gacq_deploy.parity.comparisons import candidates_of
+from gacq_deploy.parity.comparisons import candidates_of, stages_of
 from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_engines
 from gacq_deploy.progress import SILENT, PlannedStage, Reporter
 from gacq_deploy.recipe.sections import Recipe
@@ -26,8 +28,6 @@ from gacq_deploy.workflow.picture import ensure_comparison
 
 BENCH = BenchSettings(batches=(1, 8), threads=1, repeats=3, allow_failed=True)
 """Short, for a first look; `bench` measures longer."""
-_LATER = tuple(map(PlannedStage, ("export", "parity", "open engines", "measure", "denoise", "denoise")))
-"""Stages that follow the calibration's own."""
 RecordT = TypeVar("RecordT")
 
 
@@ -112,10 +112,13 @@ def run_chain(
         "comparison": directory.comparison_json,
     }
     before = {name: _content(path) for name, path in records.items()}
-    report.plan(_LATER)
+    engines = installed_engines()
+    judged = candidates_of((CANONICAL, CPU), engines)
+    # behind the calibration's own
+    later = (*EXPORT_STAGES, *stages_of(judged), *BENCH_STAGES, "denoise", "denoise")
+    report.plan([PlannedStage(name) for name in later])
     artifact = calibrate(recipe, directory, fresh=fresh, foresee=foresee, report=report)
     export = export_onnx(directory, targets=TARGETS, report=report)
-    engines = installed_engines()
     parity = _current_parity(directory, export, engines + runnable_engines(directory, export))
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)

@@ -16,13 +16,15 @@ import torch
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
 from gacq_deploy.calibration.blocks import RECONSTRUCT, new_quantizers
 from gacq_deploy.calibration.cost.memory import Counts
-from gacq_deploy.calibration.polish import POLISH_STAGE, WARM, WEIGH
+from gacq_deploy.calibration.polish import POLISH_STAGE, START, WARM, WEIGH
 from gacq_deploy.calibration.probe import PROBE
 from gacq_deploy.calibration.ranges import RANGES
 from gacq_deploy.calibration.reconstruction import BlockTask, reconstruct_block, sample_losses
 from gacq_deploy.calibration.replay import Replay
 from gacq_deploy.calibration.smoothing import SEARCH, SEARCHED_STATES, SMOOTH
-from gacq_deploy.calibration.weighting.objective import TRAJECTORIES
+from gacq_deploy.calibration.stage_gains import MEASURE
+from gacq_deploy.calibration.weighting.objective import TRAJECTORIES, gain_passes
+from gacq_deploy.calibration.weighting.weighting import alignment_cost
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import Block
 from gacq_deploy.models.trajectories.drawn import COLLECT, PROBE_STATES
@@ -67,30 +69,38 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
     polishing = _polishing(counts, block, forward)
     # steps before the weights are learned, so that they are those of a model that is polished a little
     warm = polishing * settings.polish.warmup * counts.learns("polish")
-    stages = {
-        COLLECT: walked * -(-samples.trajectories // samples.batch),
-        SMOOTH: counts.training * row,
-        SEARCH: min(counts.training, SEARCHED_STATES) * row,
-        # the largest values, then histograms; then the layers' weights, and the error as it stands
-        RANGES: 2 * counts.training * row + block.preparing * counts.quantized + error,
-        RECONSTRUCT: _in_blocks(counts, block, forward, meta) + cosines + error,
-        WARM: warm,
-        WEIGH: _weighing(counts, block, row, meta)
-        + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches),
-        POLISH_STAGE: polishing - warm + 2 * counts.training * row + cosines + error,
-        PROBE_STATES: counts.probe_rows * row,
+    measured = PlannedStage(MEASURE, error)
+    is_smoothed, is_learned = smoothing is not None, settings.reconstruction.iterations > 0
+    stages = [
+        (True, PlannedStage(COLLECT, walked * -(-samples.trajectories // samples.batch))),
+        (is_smoothed, PlannedStage(SMOOTH, counts.training * row)),
+        (
+            smoothing is not None and smoothing.alpha == "search",
+            PlannedStage(SEARCH, min(counts.training, SEARCHED_STATES) * row),
+        ),
+        # the largest values, then histograms; then the layers' weights
+        (True, PlannedStage(RANGES, 2 * counts.training * row + block.preparing * counts.quantized)),
+        (True, measured),
+        (is_learned, PlannedStage(RECONSTRUCT, _in_blocks(counts, block, forward, meta) + cosines)),
+        (is_learned, measured),
+        (
+            counts.is_polished,
+            PlannedStage(
+                START,
+                counts.training * row
+                + cosines
+                + _gain_passes(counts) * forward(TRAJECTORIES * counts.branches),
+            ),
+        ),
+        (counts.is_polished and warm > 0, PlannedStage(WARM, warm)),
+        (counts.is_polished, PlannedStage(WEIGH, _weighing(counts, meta))),
+        (counts.is_polished, PlannedStage(POLISH_STAGE, polishing - warm + counts.training * row + cosines)),
+        (counts.is_polished, measured),
+        (True, PlannedStage(PROBE_STATES, counts.probe_rows * row)),
         # by the float model and in both placements
-        PROBE: 3 * counts.probe_rows * row,
-    }
-    runs = {
-        SMOOTH: smoothing is not None,
-        SEARCH: smoothing is not None and smoothing.alpha == "search",
-        RECONSTRUCT: settings.reconstruction.iterations > 0,
-        WARM: counts.is_polished and warm > 0,
-        WEIGH: counts.is_polished,
-        POLISH_STAGE: counts.is_polished,
-    }
-    return tuple(PlannedStage(name, seconds) for name, seconds in stages.items() if runs.get(name, True))
+        (True, PlannedStage(PROBE, 3 * counts.probe_rows * row)),
+    ]
+    return tuple(stage for runs, stage in stages if runs)
 
 
 class TimeOfRows:
@@ -206,14 +216,12 @@ def _in_blocks(counts: Counts, block: BlockTime, forward: TimeOfRows, meta: floa
     return learned + passed + meta * (1 + settings.weighting.iterations) * counts.learns("reconstruction")
 
 
-def _weighing(counts: Counts, block: BlockTime, row: float, meta: float) -> float:
+def _weighing(counts: Counts, meta: float) -> float:
     """Return the time of the polish's weights; where they are learned, how every sample's gradient lies, too."""
     if not counts.learns("polish"):
         return 0.0
-    return (
-        meta * (1 + counts.recipe.calibration.weighting.polish_iterations)
-        + block.step * counts.training * row
-    )
+    section = counts.recipe.calibration.weighting
+    return meta * (1 + section.polish_iterations + alignment_cost(section, counts.training, section.groups))
 
 
 def _polishing(counts: Counts, block: BlockTime, forward: TimeOfRows) -> float:
@@ -223,9 +231,9 @@ def _polishing(counts: Counts, block: BlockTime, forward: TimeOfRows) -> float:
     return steps * block.step * forward(min(section.batch, counts.training))
 
 
-def _gain_passes(counts: Counts) -> float:
-    """Return the passes that measure what each step's error does to the image: to the end from every step."""
+def _gain_passes(counts: Counts) -> int:
+    """Return the passes that measure what each step's error does to the image."""
     settings, steps = counts.recipe.calibration, counts.recipe.samples.steps
     if settings.objective != "images" or settings.weighting.mode == "uniform" or settings.polish.steps == 0:
         return 0
-    return 2 * steps + steps * (steps - 1) / 2
+    return gain_passes(steps)

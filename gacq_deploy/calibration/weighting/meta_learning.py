@@ -96,6 +96,8 @@ class MetaProblem:
     groups_train: RowNumbers
     validation_groups: Sequence[RowNumbers]
     metric: Sequence[float] | None = None
+    advance: Callable[[], None] = lambda: None
+    """Called after every meta iteration."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ class _Loop:
             index = self._draw()
             self._visits[index] += 1
             self._apply(index, self._signal(index, iteration))
+            self.problem.advance()
         if not self._moved:
             self.notes.append(
                 "No sample changes the validation loss more than another: the weights did not move."

@@ -9,7 +9,7 @@ predicts in one step of a trajectory, the float model in all others.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -71,8 +71,17 @@ def nearest_gains(gains: Mapping[int, float], timesteps: Iterable[int]) -> dict[
 
 
 @torch.no_grad()
+def gain_passes(steps: int) -> int:
+    """Return how many predictions :func:`trajectory_gains` makes: to the end from every step, and two at each."""
+    return 2 * steps + steps * (steps - 1) // 2
+
+
 def trajectory_gains(
-    denoiser: Denoiser, steps: int, seed: int, conditions: Conditions | None = None
+    denoiser: Denoiser,
+    steps: int,
+    seed: int,
+    conditions: Conditions | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
     """Return timestep -> squared error of the final state for one unit of squared output error at that step.
 
@@ -84,6 +93,7 @@ def trajectory_gains(
         steps: sampler steps.
         seed: of the trajectories' noise and class labels.
         conditions: of prompts, taken in turn; None draws class labels.
+        advance: called after every prediction, :func:`gain_passes` times.
 
     Raises:
         ModelError: no sampler can follow the model's schedule.
@@ -92,7 +102,7 @@ def trajectory_gains(
     sampler = model_sampler(denoiser.record, steps)
     if conditions is None:
         conditions = Conditions(draw_conditioning(denoiser, seed, TRAJECTORIES))
-    predict = _Predictor(denoiser, conditions.cycle(TRAJECTORIES))
+    predict = _Predictor(denoiser, conditions.cycle(TRAJECTORIES), advance)
     noise = [trajectory_noise(seed, i, denoiser.record.sample_shape) for i in range(TRAJECTORIES)]
     run = sampler.begin(range(TRAJECTORIES))
     state = run.start(np.stack(noise))
@@ -121,8 +131,9 @@ def trajectory_gains(
 class _Predictor:
     """The denoiser in its present mode as a function of numpy states, all branches of guidance in one call."""
 
-    def __init__(self, denoiser: Denoiser, conditions: Conditions) -> None:
+    def __init__(self, denoiser: Denoiser, conditions: Conditions, advance: Callable[[], None]) -> None:
         self._denoiser = denoiser
+        self._advance = advance
         self.guide = conditions.guide
         self._branches = conditions.branches
         self._fed = {name: _tensor(value) for name, value in conditions.feeds().items()}
@@ -131,7 +142,9 @@ class _Predictor:
         """Return the prediction ``[branches * N, ...]`` of a state ``[N, ...]``."""
         sample = np.concatenate([state] * self._branches)
         rows = np.full(len(sample), timestep)
-        return np.asarray(self._denoiser(_tensor(sample), _tensor(rows), self._fed).numpy())
+        output = np.asarray(self._denoiser(_tensor(sample), _tensor(rows), self._fed).numpy())
+        self._advance()
+        return output
 
 
 def _tensor(value: Array) -> Tensor:

@@ -29,7 +29,7 @@ from gacq_deploy.calibration.weighting.meta_learning import (
 from gacq_deploy.calibration.weighting.objective import coefficients, step_means
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights, checked_weights, effective_samples
 from gacq_deploy.calibration.weighting.vectors import Vector, axpy, zeros_like
-from gacq_deploy.recipe.calibration import WeightedStage
+from gacq_deploy.recipe.calibration import WeightedStage, WeightingSection
 from gacq_deploy.recipe.sections import CalibrationSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
 
@@ -38,6 +38,8 @@ _FIXED = ("uniform", "relative")
 """Modes that learn nothing."""
 _EQUAL_START = ("uniform", "given", "gac_faithful")
 """Modes that start from equal weights, as the paper does; the others start from those of ``relative``."""
+_ALIGNMENT = 0.7
+"""Cost of a row's alignment beside a row of a meta iteration: 0.5 on the demo UNet, 0.8 on a small Stable Diffusion."""
 Float64 = NDArray[np.float64]
 
 
@@ -92,6 +94,8 @@ class StageLoss:
     theta: Mapping[str, Tensor]
     losses: Callable[[Mapping[str, Tensor], RowNumbers], Tensor]
     metric: Mapping[str, float] | None = None
+    advance: Callable[[], None] = lambda: None
+    """Called after every meta iteration, and every chunk of rows whose alignments are found."""
 
     @property
     def vector(self) -> Vector:
@@ -116,6 +120,13 @@ class Weighting:
     def is_learned(self, stage: WeightedStage) -> bool:
         """Tell whether this kind of stage learns its weights."""
         return self._mode(stage) not in (*_FIXED, "given")
+
+    def iterations(self, stage: WeightedStage) -> int:
+        """Return the meta iterations of this kind of stage; 0 where its weights are not learned."""
+        section = self.section.weighting
+        if not self.is_learned(stage):
+            return 0
+        return section.polish_iterations if stage == POLISH else section.iterations
 
     def needs_losses(self, stage: WeightedStage) -> bool:
         """Tell whether the weights depend on how the stage stands."""
@@ -164,9 +175,7 @@ class Weighting:
         if logits is not None:
             prior = prior + logits
         problem = self._problem(loss, self._cost(start, gains))
-        section = self.section.weighting
-        iterations = section.polish_iterations if stage == POLISH else section.iterations
-        learned = learn_weights(problem, section, iterations, seed, prior)
+        learned = learn_weights(problem, self.section.weighting, self.iterations(stage), seed, prior)
         return replace(learned, logits=learned.logits - (np.log(first) - np.log(first).mean()))
 
     def _cost(self, losses: Float64, gains: Mapping[int, float] | None) -> dict[int, float]:
@@ -212,6 +221,7 @@ class Weighting:
             groups_train=split.training_timesteps,
             validation_groups=split.validation_groups,
             metric=metric,
+            advance=loss.advance,
         )
 
 
@@ -251,8 +261,14 @@ def sample_alignments(loss: StageLoss, split: Split, batch: int) -> NDArray[np.f
         for first in range(0, len(split.training), batch):
             rows = split.training[first : first + batch]
             parts.append(sample_derivatives(lambda p, r=rows: loss.at(p, r), theta, v))  # type: ignore[misc]
+            loss.advance()
     products = torch.cat(parts)
     return (products / products.abs().max().clamp(min=1e-30)).numpy().astype(np.float32)
+
+
+def alignment_cost(section: WeightingSection, rows: int, groups: int) -> float:
+    """Return what :func:`sample_alignments` of ``rows`` costs, in meta iterations: both differentiate rows twice."""
+    return _ALIGNMENT * rows / (section.batch + section.validation_batch * groups)
 
 
 def _group_gradients(loss: StageLoss, split: Split, batch: int) -> list[Vector]:

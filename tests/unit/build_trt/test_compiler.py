@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -307,7 +308,7 @@ def test_a_builder_that_ends_badly(
 
 def test_an_interrupt_ends_the_child(graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupting(SilentReporter):
-        def stage(self, name: str, total: int) -> None:
+        def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
             raise KeyboardInterrupt
 
     stand_in(monkeypatch, folder, "time.sleep(600)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -50,11 +50,11 @@ class Recording(SilentReporter):
     steps: int = 0
     current: str = ""
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         self.current = name
 
     def advance(self, n: int = 1, **values: float) -> None:
-        if n != 1 or not self.current.startswith("polish"):
+        if "loss" not in values or not self.current.startswith("polish"):
             return
         self.steps += 1
         if self.steps == self.stop_at:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ class Recording(SilentReporter):
         self.stages: list[str] = []
         self.notes: list[str] = []
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         self.stages.append(name)
 
     def advance(self, n: int = 1, **values: float) -> None:
@@ -238,7 +239,7 @@ from gacq_deploy.progress import SilentReporter
 root, place, steps, delay, *settings = sys.argv[1:]
 
 class Alarm(SilentReporter):
-    def stage(self, name, total):
+    def stage(self, name, total, costs=()):
         self.name, self.done = name, 0
 
     def advance(self, n=1, **values):

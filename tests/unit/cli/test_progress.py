@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from gacq_deploy.progress import PlannedStage, Reporter
-from gacq_deploy_cli.progress import BarReporter, LineReporter
+from gacq_deploy_cli.progress import BarReporter, Course, LineReporter
 
 WIDTHS = (20, 40, 80, 120, 200)
 PLAN = (
@@ -88,7 +88,7 @@ def test_values_go_first_then_the_bar() -> None:
     assert "alignment" not in at[80]
     assert "━" in at[80]
     assert "━" not in at[40]
-    assert at[40].split()[-3:] == ["0:20", "ETA", "0:16"]
+    assert at[40].split()[-3:] == ["0:20", "ETA", "0:20"]
 
 
 def test_it_is_said_how_many_stages_there_are_and_what_is_left() -> None:
@@ -115,6 +115,20 @@ def test_what_is_left_is_right_within_a_factor_of_two_once_a_tenth_is_done(slowe
             if clock.now > ends / 10 and ends - clock.now > 10:
                 assert said is not None
                 assert 0.5 < said / (ends - clock.now) < 2
+
+
+def test_units_that_cost_more_count_for_more() -> None:
+    clock = Clock()
+    course = Course(clock)
+    course.begin("learn", 3, [1, 0, 9])
+    clock.now = 2
+    course.advance(1, {})
+    assert course.stage_left() == pytest.approx(18)
+    course.advance(1, {})
+    clock.now = 11
+    assert course.stage_left() == pytest.approx(9), "half of the last unit, by the pace of the first"
+    clock.now = 40
+    assert course.stage_left() == 0, "it takes longer than that: no more is known"
 
 
 def test_a_finished_stage_is_one_plain_line() -> None:

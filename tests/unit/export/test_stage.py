@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ class Recorder(SilentReporter):
         self.units, self.total = 0, 0
         self.notes: list[str] = []
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         self.total += total
 
     def advance(self, n: int = 1, **values: float) -> None:

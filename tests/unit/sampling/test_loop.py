@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Recorder(SilentReporter):
         self.stages: list[tuple[str, int]] = []
         self.done = 0
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         self.stages.append((name, total))
 
     def advance(self, n: int = 1, **values: float) -> None:

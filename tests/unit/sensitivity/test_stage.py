@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class _Recorder(SilentReporter):
         self.done: Counter[str] = Counter()
         self.notes: list[str] = []
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
         self.stages.append((name, total))
 
     def advance(self, n: int = 1, **values: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_calibration
@@ -31,7 +32,7 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
     announced = []
 
     class Watch(SilentReporter):
-        def stage(self, name: str, total: int) -> None:
+        def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
             announced.append(name)
 
         def advance(self, n: int = 1, **values: float) -> None:
