@@ -19,7 +19,7 @@ from gacq_deploy.graph.quantized_layers import CODES
 from gacq_deploy.processes.spawn import child_environment, module_command
 from gacq_deploy.progress import SILENT, Reporter
 
-STAGES = ("open engines", "measure", "read kernels")
+BENCH_STAGES = ("open engines", "measure", "read kernels")
 """As they are announced."""
 
 
@@ -210,7 +210,7 @@ def measure_graphs(
     """
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        report.stage(STAGES[0], len(graphs))
+        report.stage(BENCH_STAGES[0], len(graphs))
         runners = []
         for graph in graphs:
             try:
@@ -222,7 +222,7 @@ def measure_graphs(
                 skipped[graph.name] = error.message.removeprefix(f"{graph.name}: ")
             report.advance()
         turns = _take_turns(runners, settings, report)
-        report.stage(STAGES[2], len(runners))
+        report.stage(BENCH_STAGES[2], len(runners))
         candidates = []
         for runner in runners:
             candidates.append(_candidate(runner, turns, settings))
@@ -265,7 +265,7 @@ def _take_turns(runners: Sequence[_Runner], settings: BenchSettings, report: Rep
     turns: _Turns = {(r.graph.name, b): [] for r in runners for b in settings.batches}
     both_ways = (*runners, *reversed(runners))
     costs = settings.repeats * [r.turn_seconds[b] for b in settings.batches for r in both_ways]
-    report.stage(STAGES[1], len(costs), costs)
+    report.stage(BENCH_STAGES[1], len(costs), costs)
     for _ in range(settings.repeats):
         for batch in settings.batches:
             pairs: dict[str, list[dict[str, float]]] = {r.graph.name: [] for r in runners}

@@ -188,10 +188,12 @@ def _weighing_costs(session: Session) -> list[float]:
     iterations = [1.0] * session.weighting.iterations(POLISH)
     if not iterations:
         return [1.0]
-    rows = len(split.training)
-    aligning = alignment_cost(section, rows, len(split.validation_groups))
-    chunks = -(-rows // session.graph_chunk) if len(split.held_out) else 0
-    return [2.0, *iterations[1:], *[aligning / chunks] * chunks, 0.0]
+    costs = [2.0, *iterations[1:]]
+    if len(split.held_out):
+        rows = len(split.training)
+        chunks = -(-rows // session.graph_chunk)
+        costs += [alignment_cost(section, rows, len(split.validation_groups)) / chunks] * chunks
+    return [*costs, 0.0]
 
 
 def _measuring_costs(session: Session) -> list[float]:

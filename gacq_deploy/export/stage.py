@@ -40,7 +40,7 @@ from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.room import check_disk
 from gacq_deploy.storage.sealed import require_current
 
-STAGES = ("export the float graph", "quantize and check graphs")
+EXPORT_STAGES = ("export the float graph", "quantize and check graphs")
 """As they are announced."""
 _FLOAT_TOLERANCE = 1e-4
 _CHECKED_ROWS = 16
@@ -102,11 +102,11 @@ class _Export:
     def run(self) -> ExportRecord:
         """Write, lint and check the graphs beside their place, then put them there all at once."""
         # apart from what follows: torch's exporter does not say how far it is
-        self.report.stage(STAGES[0], 1)
+        self.report.stage(EXPORT_STAGES[0], 1)
         graph = self._float_graph()
         self._write(FLOAT, graph)
         self.report.advance()
-        self.report.stage(STAGES[1], 2 * len(self.wanted) - 1)
+        self.report.stage(EXPORT_STAGES[1], 2 * len(self.wanted) - 1)
         if CANONICAL in self.wanted:
             self._add(CANONICAL, insert_qdq(graph, self.artifact, placement="input"), "input")
         if CPU in self.wanted:

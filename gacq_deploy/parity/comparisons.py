@@ -18,7 +18,7 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.batches import run_in_batches
 from gacq_deploy.backends.mixed_steps import SteppedEngine
-from gacq_deploy.engines.catalogue import REFERENCE, engine_named
+from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import signed_form
 from gacq_deploy.graph.quantizers import openable
@@ -33,13 +33,12 @@ from gacq_deploy.parity.budget import (
     hold_out,
     run_freely,
 )
+from gacq_deploy.parity.candidates import FILES, FLOAT, Candidate, announced
 from gacq_deploy.parity.cut import cut_at_quantizers, expose_quantized
 from gacq_deploy.parity.difference import ErrorMeasure, measure_noise_floor
 from gacq_deploy.parity.exact import (
-    CANONICAL,
     CPU,
     Difference,
-    Flavour,
     compare_float_file,
     compare_quantized_file,
 )
@@ -54,8 +53,6 @@ from gacq_deploy.sampling.step_policy import StepPolicy
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_array
 
-_FLOAT = f"float.onnx@{REFERENCE}"
-_FILES = "parity: files"
 _SHOWN = 20
 """Differences, or tensors, that a record lists; their number is a metric."""
 
@@ -65,26 +62,6 @@ class EngineFactory(Protocol):
 
     def __call__(self, name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Engine:
         """Return the opened engine."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A quantized graph in an engine."""
-
-    flavour: Flavour
-    engine: str
-
-    @property
-    def name(self) -> str:
-        """``int8.onnx@ort-cpu``."""
-        return f"{self.flavour.file}@{self.engine}"
-
-    @property
-    def reference(self) -> str:
-        """Torch for ONNX Runtime's CPU engine, which in turn is the reference of every other engine."""
-        if self.engine == REFERENCE:
-            return f"torch/{self.flavour.placement}"
-        return f"{self.flavour.file}@{REFERENCE}"
 
 
 @dataclass(frozen=True)
@@ -136,15 +113,6 @@ class Setting:
     keep: Keeper = _forget
 
 
-def stages_of(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """Return the stages that :func:`measure_comparisons` announces, in order."""
-    return (_FILES, *map(_announced, (_FLOAT, *(c.name for c in candidates))))
-
-
-def _announced(name: str) -> str:
-    return f"parity: {name}"
-
-
 def measure_comparisons(
     subject: Subject, candidates: Sequence[Candidate], setting: Setting, about: Mapping[str, Any]
 ) -> ParityReport:
@@ -194,7 +162,7 @@ class _Stage:
 
     def exact(self, candidates: Sequence[Candidate]) -> Iterator[Comparison]:
         """Files against the artifact."""
-        self._setting.report.stage(_FILES, 1)
+        self._setting.report.stage(FILES, 1)
         artifact, float_graph = self._subject.artifact, self._subject.float_graph
         yield _exact_comparison("float.onnx", compare_float_file(artifact, float_graph))
         for flavour in dict.fromkeys(c.flavour for c in candidates):
@@ -209,8 +177,8 @@ class _Stage:
     def exporter(self) -> Iterator[Comparison]:
         """Torch float against the float graph; the float trajectories start from the same engine."""
         expected = self._probe_rows * self._runs_on_probe + self._walked
-        with self._counting(_announced(_FLOAT), expected):
-            yield from self._guarded("exporter", ("torch/float", _FLOAT), self._exporter)
+        with self._counting(announced(FLOAT), expected):
+            yield from self._guarded("exporter", ("torch/float", FLOAT), self._exporter)
 
     def candidate(self, candidate: Candidate) -> Iterator[Comparison]:
         """Local evidence, error difference and budget of one candidate."""
@@ -223,13 +191,13 @@ class _Stage:
         runs = self._runs_on_probe + (candidate.engine != REFERENCE)
         walks = 2 if policy is None else 3
         expected = len(batches) * runs * self._probe_rows + walks * self._walked
-        with self._counting(_announced(candidate.name), expected):
+        with self._counting(announced(candidate.name), expected):
             if compiled is None:
                 yield from self._guarded("local", names, lambda: self._local(candidate))
             for batch in batches:
                 named = names if compiled is None else (names[0], f"{names[1]}{AT_BATCH}{batch}")
                 yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
-            names = (_FLOAT, candidate.name)
+            names = (FLOAT, candidate.name)
             yield from self._guarded(evidence, names, lambda: self._budget(candidate, evidence))
             if policy is not None:
                 yield from self._guarded("mixed", names, lambda: self._mixed(candidate, policy))
@@ -307,15 +275,15 @@ class _Stage:
     def _exporter(self) -> Comparison:
         def work(engine: Engine) -> Comparison:
             outputs = run_in_batches(engine, self._probe.inputs, self._setting.batch)
-            self._setting.keep("float.onnx", _FLOAT, engine, outputs)
+            self._setting.keep("float.onnx", FLOAT, engine, outputs)
             exact = self._probe.outputs["float"]
-            self.noise_floor[_FLOAT] = self._noise(engine, outputs)
+            self.noise_floor[FLOAT] = self._noise(engine, outputs)
             self._truth = run_freely(engine, self._held)
             self.trajectory["latents_sha256"] = digest_array(self._truth.states[0])
             if compared := describe_comparison(self._truth):
                 self.trajectory["compared"] = compared
             metrics = {"relative_error": relative_error(exact, outputs)}
-            return measured("exporter", "torch/float", _FLOAT, metrics, engine=engine.label)
+            return measured("exporter", "torch/float", FLOAT, metrics, engine=engine.label)
 
         comparison: Comparison = self._open(REFERENCE, self._subject.float_graph, work)
         return comparison
@@ -392,7 +360,7 @@ class _Stage:
         truth = self._trajectories()
 
         def work(engine: Engine) -> Comparison:
-            names = (_FLOAT, candidate.name)
+            names = (FLOAT, candidate.name)
             comparison, by_step = compare_with_float(
                 engine, names, truth, self._held, self._section, evidence
             )
@@ -412,7 +380,7 @@ class _Stage:
                 worst = {"image_seed": free.image_seed, "policy": policy.describe()}
                 return measured(
                     "mixed",
-                    _FLOAT,
+                    FLOAT,
                     candidate.name,
                     free.metrics,
                     engine=engine.label,
@@ -449,16 +417,3 @@ def _exact_comparison(file: str, found: Sequence[Difference]) -> Comparison:
     listed = [str(difference) for difference in found[:_SHOWN]]
     worst = {"first": listed[0] if listed else None, "all": listed or None}
     return measured("exact", "artifact", file, {"differences": float(len(found))}, worst=worst)
-
-
-def candidates_of(files: Sequence[str], engines: Sequence[str]) -> tuple[Candidate, ...]:
-    """Return the candidates for the exported ``files`` and the ``engines`` asked for.
-
-    ONNX Runtime's CPU engine runs every flavour, every other engine the canonical one.
-    """
-    return tuple(
-        Candidate(flavour, engine)
-        for engine in engines
-        for flavour in (CANONICAL, CPU)
-        if flavour.file in files and flavour.file in engine_named(engine).graphs
-    )

@@ -25,13 +25,12 @@ from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, GacqError, RecipeError, UsageError, quoted
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph
+from gacq_deploy.parity.candidates import Candidate, candidates_of
 from gacq_deploy.parity.comparisons import (
-    Candidate,
     CompiledEngine,
     EngineFactory,
     Setting,
     Subject,
-    candidates_of,
     measure_comparisons,
 )
 from gacq_deploy.parity.probe_folder import ProbeFolder

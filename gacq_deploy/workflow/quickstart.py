@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from gacq_deploy.bench import BenchReport, load_bench, run_bench
-from gacq_deploy.bench.measure import STAGES as BENCH_STAGES
-from gacq_deploy.bench.measure import BenchSettings
+from gacq_deploy.bench.measure import BENCH_STAGES, BenchSettings
 from gacq_deploy.bench.stage import plan_graphs
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT, TARGETS
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import ExportRecord
-from gacq_deploy.export.stage import STAGES as EXPORT_STAGES
-from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.export.stage import EXPORT_STAGES, export_onnx
 from gacq_deploy.parity import ParityReport, check_parity, load_report
-from gacq_deploy.parity.comparisons import candidates_of, stages_of
+from gacq_deploy.parity.candidates import candidates_of, stages_of
 from gacq_deploy.parity.stage import installed_engines, judged_here, runnable_engines
 from gacq_deploy.progress import SILENT, PlannedStage, Reporter
 from gacq_deploy.recipe.sections import Recipe

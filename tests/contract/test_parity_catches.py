@@ -20,7 +20,8 @@ from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.parameters import apply_parameters
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.index import GraphIndex
-from gacq_deploy.parity.comparisons import Candidate, EngineFactory, Setting, Subject, measure_comparisons
+from gacq_deploy.parity.candidates import Candidate
+from gacq_deploy.parity.comparisons import EngineFactory, Setting, Subject, measure_comparisons
 from gacq_deploy.parity.cut import cut_at_quantizers
 from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour, compare_quantized_file
 from gacq_deploy.parity.layout import fit_recordings

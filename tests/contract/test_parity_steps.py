@@ -12,7 +12,8 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.function import FunctionEngine
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError
-from gacq_deploy.parity.comparisons import Candidate, Setting, Subject, measure_comparisons
+from gacq_deploy.parity.candidates import Candidate
+from gacq_deploy.parity.comparisons import Setting, Subject, measure_comparisons
 from gacq_deploy.parity.exact import CANONICAL
 from gacq_deploy.parity.report import Comparison, ParityReport
 from gacq_deploy.recipe.sections import StepPolicySection
