@@ -98,7 +98,7 @@ class CalibrationArtifact:
 
     def save(self, directory: Path) -> str:
         """Write the folder whole or not at all (``manifest.json`` last in it); return the artifact's digest."""
-        with atomic_directory(directory) as folder:
+        with atomic_directory(directory, (*ARTIFACT_FILES, "manifest.json")) as folder:
             save_arrays(folder / _TENSORS, self._tensors(), schema=f"{_SCHEMA}/{SCHEMA_VERSION}")
             files = {_TENSORS: describe_file(folder / _TENSORS)}
             if self.probe is not None:

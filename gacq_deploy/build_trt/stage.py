@@ -166,7 +166,14 @@ class _Stage:
                 record.save(planned.folder)
             manifest.make_newest(self._directory, planned.folder)
             return BuiltEngine(planned.folder, record, reused=True)
-        with atomic_directory(planned.folder) as folder:
+        own = (
+            manifest.ENGINE_FILE,
+            manifest.LAYERS,
+            manifest.NETWORK,
+            f"{manifest.NETWORK}.data",
+            manifest.MANIFEST,
+        )
+        with atomic_directory(planned.folder, own) as folder:
             record = self._build(planned, folder)
             record.save(folder)
         manifest.make_newest(self._directory, planned.folder)

@@ -202,9 +202,9 @@ class Replay:
 
     def _map(self, name: str, shape: TensorShape) -> NDArray[Any]:
         dtype = torch.zeros((), dtype=shape.dtype).numpy().dtype
-        path = self._folder / f"{TEMP_PREFIX}{name}.bin"
-        path.unlink(missing_ok=True)
-        return map_scratch(path, dtype, (len(self._samples), *shape.shape))
+        return map_scratch(
+            self._folder / f"{TEMP_PREFIX}{name}.bin", dtype, (len(self._samples), *shape.shape)
+        )
 
 
 def _outputs_of(block: Block, result: Any) -> tuple[Tensor, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +33,7 @@ from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, digest_json
-from gacq_deploy.storage.files import TEMP_PREFIX, atomic_directory
+from gacq_deploy.storage.files import atomic_directory, scratch
 from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.room import check_disk
 from gacq_deploy.storage.sealed import require_current
@@ -76,12 +74,8 @@ def export_onnx(
             return current
         artifact = load_artifact(directory.artifact)
         probe = _checked_probe(recipe, artifact, directory)
-        staging = directory.root / "onnx.partial"
-        shutil.rmtree(staging, ignore_errors=True)  # a killed export's
-        try:
+        with scratch(directory.onnx, folder=True) as staging:
             return _Export(directory, recipe, artifact, probe, wanted, staging, report).run()
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 @dataclass
@@ -166,18 +160,8 @@ class _Export:
 
     def _publish(self) -> None:
         """Swap the folder; of the old one only files that no export wrote come along."""
-        own = (*EXPORT_FILES, self.directory.onnx_manifest.name, f"{TEMP_PREFIX}*")
-        with atomic_directory(self.directory.onnx) as folder:
-            if self.directory.onnx.is_dir():
-                # an engine that somebody put there may be large, and links need no space
-                shutil.copytree(
-                    self.directory.onnx,
-                    folder,
-                    symlinks=True,
-                    ignore=shutil.ignore_patterns(*own),
-                    copy_function=os.link,
-                    dirs_exist_ok=True,
-                )
+        own = (*EXPORT_FILES, self.directory.onnx_manifest.name)
+        with atomic_directory(self.directory.onnx, own) as folder:
             for name in (*self.files, self.directory.onnx_manifest.name):
                 (self.staging / name).rename(folder / name)
 

@@ -56,7 +56,7 @@ def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report
             f"{directory.model} holds a model with other weights than the pipeline's.",
             "Calibrate another model in a run directory of its own.",
         )
-    with lock_directory(directory.root, make=True), atomic_directory(directory.model) as folder:
+    with lock_directory(directory.root, make=True), atomic_directory(directory.model, ()) as folder:
         loaded.save_pretrained(folder, safe_serialization=True)
     report.note(f"model: the weights lie nowhere else, so the pipeline was saved to {directory.model}")
     section = recipe.model.model_copy(

@@ -102,7 +102,7 @@ class ProbeFolder:
         rows = len(next(iter(probe.inputs.values())))
         parts = [slice(first, first + batch) for first in range(0, rows, batch)]
         # beside the final folder first; commands name the final one
-        with atomic_directory(self.folder) as temp:
+        with atomic_directory(self.folder, ("*",)) as temp:
             saved = _save_inputs(temp, self.folder, probe.inputs, parts)
             commands = self._save_outputs(temp, onnx, saved, parts, _least_db(probe, parts, section))
             text = "".join(f"# {command.about}\n{command.line}\n\n" for command in commands)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
 
 TEMP_PREFIX = ".gacq-tmp-"
-"""Of what is being written. The writer's process id follows, by which the clean-up knows what dead processes left."""
+"""Of what is being written."""
 OLD_PREFIX = f"{TEMP_PREFIX}old-"
 """Of a folder that is about to be replaced."""
 _LONGEST_NAME = 255
@@ -50,19 +52,63 @@ def require_folder_for(path: Path) -> None:
         )
 
 
-def _temp_of(path: Path) -> Path:
-    """Return the temporary name beside ``path``, which has its suffix; a name too long for that is shortened."""
-    name = f"{TEMP_PREFIX}{os.getpid()}-{path.name}"
+@contextmanager
+def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a new temporary file or folder beside ``path`` that has its suffix; what is left of it is removed.
+
+    Its name is random, and it is locked as long as it is written: by that the clean-up knows what dead processes left,
+    in whatever container their ids lived. It is never made through a link.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = _temp_name(path)
+    if folder:
+        temp.mkdir()
+        handle = os.open(temp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    else:
+        handle = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        # a file system without locks holds no run that somebody else could clean up
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temp
+    finally:
+        os.close(handle)
+        remove(temp)
+
+
+def _temp_name(path: Path) -> Path:
+    """Return a random name beside ``path``; one too long for that is shortened."""
+    start = f"{TEMP_PREFIX}{secrets.token_hex(8)}-"
+    name = f"{start}{path.name}"
     if len(os.fsencode(name)) > _LONGEST_NAME:
-        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-        name = f"{TEMP_PREFIX}{os.getpid()}-{digest}{path.suffix}"
+        name = f"{start}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{path.suffix}"
     return path.with_name(name)
 
 
-def _make_new(path: Path) -> None:
-    """Make an empty file, never through a link: one that lies there, of whomever, is removed and not followed."""
-    path.unlink(missing_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666))
+def is_written(temp: Path) -> bool:
+    """Tell whether a living process writes this temporary file or folder."""
+    try:
+        handle = os.open(temp, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that it holds, or a link and not what it leads to; what cannot be, stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -73,48 +119,73 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    temp = _temp_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _make_new(temp)
-        yield temp
-        # content before name: after a loss of power the name may not stand for a file without content
-        with temp.open("rb") as file:
-            os.fsync(file.fileno())
-        temp.replace(path)
-        _fsync_directory(path.parent)
+        with _temporary(path, folder=False) as temp:
+            yield temp
+            # content before name: after a loss of power the name may not stand for a file without content
+            with temp.open("rb") as file:
+                os.fsync(file.fileno())
+            temp.replace(path)
+            _fsync_directory(path.parent)
     except OSError as error:
         raise disk_error(error, path) from error
-    finally:
-        # where the folder could not be made there is nothing to remove, and the error on its way says why
-        if path.parent.is_dir():
-            temp.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside ``path``; on a clean exit it takes the place of ``path``.
+def scratch(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a new temporary file or folder beside ``path``, which is removed in the end.
 
     Raises:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    temp = _temp_of(path)
+    try:
+        with _temporary(path, folder=folder) as temp:
+            yield temp
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+@contextmanager
+def atomic_directory(path: Path, own: Iterable[str]) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``path``; on a clean exit it takes the place of ``path``.
+
+    Args:
+        path: the folder; a link to one is replaced, and what it leads to is left alone.
+        own: patterns of the names that may lie there from before and are replaced; whatever else somebody has put into
+            the folder comes along.
+
+    Raises:
+        ResourceError: the disk is full.
+        UsageError: the folder cannot be written.
+    """
     old = path.parent / f"{OLD_PREFIX}{path.name}"
     try:
-        temp.mkdir(parents=True)
-        yield temp
-        _fsync_directory(temp)
-        # a folder with content cannot be renamed over; what a kill between the two leaves, settle() ends
-        if path.exists():
-            path.rename(old)
-        temp.rename(path)
-        _fsync_directory(path.parent)
+        with _temporary(path, folder=True) as temp:
+            yield temp
+            _bring_along(path, temp, (*own, f"{TEMP_PREFIX}*"))
+            _fsync_directory(temp)
+            # a folder with content cannot be renamed over; what a kill between the two leaves, settle() ends
+            if os.path.lexists(path):
+                path.rename(old)
+            temp.rename(path)
+            _fsync_directory(path.parent)
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
         settle(old, path)
+
+
+def _bring_along(path: Path, temp: Path, own: Iterable[str]) -> None:
+    """Link what is not ours in the folder ``path`` into ``temp``: it may be large, and links need no space."""
+    if not path.is_dir() or path.is_symlink():
+        return
+    replaced = shutil.ignore_patterns(*own)
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return replaced(folder, names) if Path(folder) == path else set()
+
+    shutil.copytree(path, temp, symlinks=True, ignore=ignored, copy_function=os.link, dirs_exist_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -172,8 +243,13 @@ def map_scratch(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Arr
         ResourceError: the disk is full.
     """
     try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * dtype.itemsize)
+        # what lies there is of an earlier block; never through a link
+        path.unlink(missing_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
+        try:
+            os.posix_fallocate(handle, 0, int(np.prod(shape)) * dtype.itemsize)
+        finally:
+            os.close(handle)
         return np.memmap(path, dtype, "r+", shape=shape)
     except OSError as error:
         raise disk_error(error, path) from error
@@ -195,10 +271,10 @@ def load_arrays(path: Path, *, what: str, hint: str) -> dict[str, Array]:
 
 def settle(old: Path, path: Path) -> None:
     """End a swap of folders that may have stopped between its two renames: the new folder, or else the old one."""
-    if not old.exists():
+    if not os.path.lexists(old):
         return
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(path):
+        remove(old)
     else:
         old.rename(path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gacq_deploy.errors import ResourceError, UsageError, quoted
-from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, settle
+from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, is_written, remove, settle
 
 LOCK_NAME = ".gacq-lock"
 
@@ -119,12 +118,8 @@ def _clean_up(root: Path) -> None:
         for stale in list(folder.glob(f"{TEMP_PREFIX}*")):
             if stale.name.startswith(OLD_PREFIX):
                 settle(stale, folder / stale.name.removeprefix(OLD_PREFIX))
-            elif _is_alive(stale.name.removeprefix(TEMP_PREFIX).partition("-")[0]):
-                continue
-            elif stale.is_dir():
-                shutil.rmtree(stale, ignore_errors=True)
-            else:
-                stale.unlink(missing_ok=True)
+            elif not is_written(stale):
+                remove(stale)
 
 
 def _own_folders(root: Path) -> Iterator[Path]:
@@ -134,17 +129,3 @@ def _own_folders(root: Path) -> Iterator[Path]:
             continue
         if not (folder / LOCK_NAME).exists():
             yield from _own_folders(folder)
-
-
-def _is_alive(pid: str) -> bool:
-    """Return whether the process that a temporary file names is another one, and runs."""
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        # another user's process, or a number that no process can have: not ours to clear away
-        return True
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, ra
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.graph.header import read_header
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.files import TEMP_PREFIX, write_bytes
+from gacq_deploy.storage.files import scratch
 
 OpenGraph = Callable[[Path], AbstractContextManager[Engine]]
 _ROWS = 16
@@ -53,12 +52,9 @@ def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph) -> Network:
         ExportError: it cannot be half.
         EngineError, ResourceError: measuring its ranges failed.
     """
-    path = source.with_name(f"{TEMP_PREFIX}{os.getpid()}-ranges.onnx")
-    try:
-        write_bytes(path, with_extremes(read_header(source)).SerializeToString())
+    with scratch(source.with_name("ranges.onnx"), folder=False) as path:
+        path.write_bytes(with_extremes(read_header(source)).SerializeToString())
         with open_graph(path) as engine:
             ranges = measure_ranges(engine, spread_rows(inputs), batch=_BATCH)
-    finally:
-        path.unlink(missing_ok=True)
     half = to_half(read_graph(source), ranges=ranges)
     return Network(half.model, range_report(half, ranges))

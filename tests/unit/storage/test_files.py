@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gacq_deploy.errors import ArtifactError, ResourceError, UsageError
+from gacq_deploy.storage import files
 from gacq_deploy.storage import lock as lock_module
 from gacq_deploy.storage.digests import describe_file, digest_array, digest_file, digest_json, verify_file
 from gacq_deploy.storage.files import (
@@ -26,8 +27,10 @@ from gacq_deploy.storage.files import (
     atomic_directory,
     atomic_path,
     load_arrays,
+    map_scratch,
     read_json,
     save_arrays,
+    scratch,
     write_bytes,
     write_json,
 )
@@ -93,13 +96,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path)
 
 def test_a_failed_directory_write_leaves_the_old_directory(tmp_path: Path) -> None:
     target = tmp_path / "artifact"
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, ("a",)) as folder:
         (folder / "a").write_text("old")
-    with pytest.raises(RuntimeError), atomic_directory(target) as folder:
+    with pytest.raises(RuntimeError), atomic_directory(target, ("a",)) as folder:
         (folder / "a").write_text("half")
         raise RuntimeError
     assert (target / "a").read_text() == "old"
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, ("a",)) as folder:
         (folder / "b").write_text("new")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
@@ -199,15 +202,17 @@ def test_two_processes_refuse_each_other_and_a_dead_one_is_forgotten(tmp_path: P
         assert lock_holder(tmp_path) == str(other.pid)
         other.kill()
     assert lock_holder(tmp_path) is None
-    left = f"{TEMP_PREFIX}{other.pid}"  # a number of our choice may be somebody's
+    left = f"{TEMP_PREFIX}{os.getpid()}"  # a process id that lives, as PID 1 does in every container
     (tmp_path / "work" / "polish").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "work" / "polish"):
         (folder / f"{left}-x").write_text("left by the dead")
         (folder / f"{left}-dir").mkdir()
+        (folder / f"{TEMP_PREFIX}old-artifact").symlink_to(tmp_path / "nowhere")
+        (folder / "artifact").mkdir()
     (tmp_path / "elsewhere").symlink_to(tmp_path / "work")
     with lock_directory(tmp_path):
         found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
-        assert found == [LOCK_NAME, "elsewhere", "work", "work/polish"]
+        assert found == [LOCK_NAME, "artifact", "elsewhere", "work", "work/polish", "work/polish/artifact"]
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "dangling", "fifo", "folder"])
@@ -249,14 +254,22 @@ def test_a_file_system_without_locks_is_named_and_no_process_blamed(
 
 
 @pytest.mark.parametrize("leads", ["file", "nowhere"])
-def test_a_link_in_the_place_of_the_temporary_file_is_not_written_through(tmp_path: Path, leads: str) -> None:
+def test_a_link_in_the_place_of_the_temporary_file_is_not_written_through(
+    tmp_path: Path, leads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is random; that somebody guesses it is played by one that is not."""
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
     victim, path = tmp_path / "victim", tmp_path / "x.json"
     if leads == "file":
         victim.write_text("precious")
-    (tmp_path / f"{TEMP_PREFIX}{os.getpid()}-{path.name}").symlink_to(victim)
-    write_bytes(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert not path.is_symlink()
+    for name in (f"{TEMP_PREFIX}guessed-{path.name}", "scratch.bin"):
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(UsageError, match="File exists"):
+        write_bytes(path, b"new")
+    with pytest.raises(UsageError, match="File exists"), atomic_directory(path, ()):
+        pass
+    map_scratch(tmp_path / "scratch.bin", np.dtype("f4"), (4,))[:] = 1
+    assert not path.exists()
     assert victim.read_text() == "precious" if leads == "file" else not victim.exists()
 
 
@@ -303,23 +316,27 @@ def test_who_asks_for_the_holder_keeps_nobody_out(tmp_path: Path) -> None:
 def test_other_runs_below_and_living_processes_keep_their_temporary_files(tmp_path: Path) -> None:
     child = tmp_path / "child"
     mine = tmp_path / "work" / f"{TEMP_PREFIX}cache.bin"
-    living = tmp_path / f"{TEMP_PREFIX}{os.getppid()}-images.png"
     child.mkdir()
-    with lock_directory(child):
+    with (
+        lock_directory(child),
+        atomic_path(tmp_path / "images.png") as living,
+        scratch(tmp_path / "onnx", folder=True) as folder,
+    ):
         theirs = child / f"{TEMP_PREFIX}cache.bin"
-        for path in (mine, living, theirs):
+        for path in (mine, theirs):
             path.parent.mkdir(exist_ok=True)
             path.write_text("x")
         with lock_directory(tmp_path):
             assert theirs.exists()
             assert living.exists()
+            assert folder.exists()
             assert not mine.exists()
 
 
 def test_a_swap_of_folders_cut_in_the_middle_ends_with_the_old_or_the_new_one(tmp_path: Path) -> None:
     """A kill between the two renames leaves the old folder under its temporary name."""
     target, old = tmp_path / "artifact", tmp_path / f"{TEMP_PREFIX}old-artifact"
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, ("a",)) as folder:
         (folder / "a").write_text("old")
     target.rename(old)
     with lock_directory(tmp_path):
@@ -335,7 +352,7 @@ def test_a_swap_of_folders_cut_in_the_middle_ends_with_the_old_or_the_new_one(tm
 
 def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "artifact"
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, ("a",)) as folder:
         (folder / "a").write_text("old")
     rename = Path.rename
 
@@ -345,6 +362,35 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(UsageError, match="Input/output error"), atomic_directory(target) as folder:
+    with pytest.raises(UsageError, match="Input/output error"), atomic_directory(target, ("a",)) as folder:
         (folder / "a").write_text("new")
     assert (target / "a").read_text() == "old"
+
+
+def test_what_others_put_into_a_folder_comes_along_when_it_is_made_again(tmp_path: Path) -> None:
+    target = tmp_path / "artifact"
+    with atomic_directory(target, ("a", "b*")) as folder:
+        (folder / "a").write_text("old")
+        (folder / "bits").write_text("old")
+    (target / "NOTES.txt").write_text("mine")
+    (target / "more").mkdir()
+    (target / "more" / "a").write_text("mine, though it has the name of one of ours")
+    (target / "link").symlink_to(tmp_path)
+    with atomic_directory(target, ("a", "b*")) as folder:
+        (folder / "a").write_text("new")
+    found = sorted(p.relative_to(target).as_posix() for p in target.rglob("*"))
+    assert found == ["NOTES.txt", "a", "link", "more", "more/a"]
+    assert (target / "a").read_text() == "new"
+    assert (target / "link").is_symlink()
+
+
+def test_a_link_in_the_place_of_a_folder_is_replaced_and_what_it_leads_to_left_alone(tmp_path: Path) -> None:
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "artifact"
+    elsewhere.mkdir()
+    (elsewhere / "a").write_text("precious")
+    target.symlink_to(elsewhere)
+    with atomic_directory(target, ("a",)) as folder:
+        (folder / "a").write_text("new")
+    assert not target.is_symlink()
+    assert (elsewhere / "a").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["artifact", "elsewhere"]
