@@ -19,6 +19,9 @@ import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+RESTORE = "Restore it from a copy, or calibrate into another folder with -o."
+"""What to do where something that calibration wrote is no longer what it was; never to throw away what is left."""
+
 
 class GacqError(Exception):
     """Something a user can mend. ``str()`` is the message and, on a new line, the hint."""

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from os import PathLike
 from pathlib import Path
 
-from gacq_deploy.errors import ArtifactError, did_you_mean, quoted
+from gacq_deploy.errors import ArtifactError, UsageError, did_you_mean, quoted
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
+from gacq_deploy.storage.files import TEMP_PREFIX, disk_error, read_json, write_json
+from gacq_deploy.storage.lock import LOCK_NAME, lock_directory
 from gacq_deploy.storage.search import SEARCH_DEPTH, find_holders
 
 _RECIPE = "recipe.yaml"
 """By it a folder is known as a run directory: calibration writes it first."""
+_MARK, _SCHEMA = ".gacq-run", "gacq-deploy/run/1"
+"""The file that says a folder is ours to write in, and what it holds."""
+_OURS = "gacq-deploy/"
+"""With this every schema of ours begins."""
+_EMPTY = {"lost+found", ".gitkeep", ".gitignore", LOCK_NAME}
+"""What may lie in a folder that counts as empty."""
 _SHOWN = 5
-"""Runs that a message names."""
+"""Runs, or names, that a message lists."""
 
 
 @dataclass(frozen=True, init=False)
@@ -24,7 +36,22 @@ class RunDirectory:
     root: Path
 
     def __init__(self, root: str | PathLike[str]) -> None:
+        """Take a path; an empty one would be the working directory.
+
+        Raises:
+            UsageError: it is empty.
+        """
+        if os.fspath(root) == "":
+            raise UsageError(
+                "The path of the run directory is empty.",
+                "Name a folder; a shell variable that is not set gives an empty path.",
+            )
         object.__setattr__(self, "root", Path(root))
+
+    @property
+    def mark(self) -> Path:
+        """The file by which the directory is known as ours."""
+        return self.root / _MARK
 
     @property
     def recipe_path(self) -> Path:
@@ -126,6 +153,74 @@ class RunDirectory:
             what, hint = describe_other(self.root)
             raise ArtifactError(f"{self.root} is not a run directory: {what}.", hint)
 
+    @property
+    def beside(self) -> Path:
+        """A folder that is not there yet, for the run to be made again."""
+        names = (self.root.with_name(f"{self.root.name}-{number}") for number in count(2))
+        return next(path for path in names if not os.path.lexists(path))
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it is ours to write in: by its mark, or by the artifact's manifest if it is older than marks."""
+        return any(_is_ours(path) for path in (self.mark, self.artifact / "manifest.json"))
+
+    def require_room(self) -> None:
+        """Refuse a place for a new run where something lies that is not ours.
+
+        Raises:
+            UsageError: it is neither a run, nor empty, nor yet to be made; the message says what lies there.
+        """
+        if self.is_marked:
+            return
+        try:
+            found = (
+                sorted(entry.name for entry in os.scandir(self.root)) if os.path.lexists(self.root) else []
+            )
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+        if names := [name for name in found if name not in _EMPTY and not name.startswith(TEMP_PREFIX)]:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            raise UsageError(
+                f"{self.root} is not empty and no run of ours: it holds {', '.join(names[:_SHOWN])}{more}. Nothing was "
+                "written.",
+                f"Name a new folder, or an empty one: -o {quoted(self.root / 'run')}",
+            )
+
+    @contextmanager
+    def writing(self, *, new: bool = False) -> Iterator[None]:
+        """Hold the run for this process, which will write in it.
+
+        Args:
+            new: make it where there is none yet; :meth:`take` then marks it.
+
+        Raises:
+            ArtifactError: this is no run directory.
+            UsageError: something lies there that is not ours, or it cannot be written.
+            ResourceError: another process holds it.
+        """
+        if new:
+            self.require_room()
+        else:
+            self.require()
+            if not self.is_marked:
+                raise ArtifactError(
+                    f"{self.root} is not known as a run: {_MARK} is missing, and so is an artifact of ours.",
+                    "Copy the run again with its hidden files, or calibrate into a new folder: "
+                    f"gacq-deploy calibrate -r {quoted(self.recipe_path)} -o {quoted(self.root.with_name('new'))}",
+                )
+        with lock_directory(self.root, make=new):
+            yield
+
+    def take(self) -> None:
+        """Mark the run as ours, before the first file is written in it.
+
+        Raises:
+            ResourceError: the disk is full.
+            UsageError: the folder cannot be written.
+        """
+        if not _is_ours(self.mark):
+            write_json(self.mark, {"schema": _SCHEMA})
+
     def load_recipe(self) -> Recipe:
         """Read the resolved recipe.
 
@@ -144,6 +239,34 @@ AnyRun = RunDirectory | str | PathLike[str]
 def as_run(directory: AnyRun) -> RunDirectory:
     """Return the run that lies at a path."""
     return directory if isinstance(directory, RunDirectory) else RunDirectory(directory)
+
+
+def refuse_own_file(path: Path, *, but: str = "") -> None:
+    """Refuse to replace a file that a run made of itself with an output that was asked for by its path.
+
+    Args:
+        path: where the output is to be written.
+        but: the name of the one that the command may replace.
+
+    Raises:
+        UsageError: the path is one of a run's own files.
+    """
+    run = RunDirectory(path.parent)
+    own = {run.recipe_path, run.comparison_png, run.report_html}
+    if path.name != but and path in own and run.is_marked:
+        raise UsageError(
+            f"{path} is a file of the run in {run.root}: it is not replaced by another.",
+            "Choose another name.",
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is JSON with a schema of ours."""
+    try:
+        schema = read_json(path, what="Mark", hint="").get("schema")
+    except ArtifactError:
+        return False
+    return isinstance(schema, str) and schema.startswith(_OURS)
 
 
 def find_runs(folder: Path, depth: int = SEARCH_DEPTH) -> tuple[RunDirectory, ...]:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import common, needs_extra, preset_option, recipe_option, set_option, with_output
+from gacq_deploy_cli.options import (
+    GivenPath,
+    common,
+    needs_extra,
+    preset_option,
+    recipe_option,
+    set_option,
+    with_output,
+)
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import about, duration, size
 
@@ -35,10 +43,10 @@ if TYPE_CHECKING:
     metavar="FILE[:SCALE]",
     help="LoRA to fuse into the model first, repeatable; replaces model.loras of the recipe.",
 )
-@click.option("-o", "--output-dir", type=click.Path(path_type=Path), required=True, help="Run directory.")
+@click.option("-o", "--output-dir", type=GivenPath(), required=True, help="Run directory.")
 @click.option(
     "--prompts",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=GivenPath(dir_okay=False),
     help="Prompts of a text-to-image model's trajectories: text (one a line), .json or .jsonl; default: built-in ones.",
 )
 @preset_option
@@ -81,6 +89,7 @@ def calibrate(
     resolved = load_recipe(recipe, overrides, preset=preset, **options)
     # what needs no PyTorch is refused before it is imported
     _check_folder(resolved.model)
+    directory.require_room()
     if not fresh:
         check_same_recipe(resolved, directory)
     if dry_run:

@@ -15,7 +15,7 @@ from gacq_deploy.engines.catalogue import REFERENCE
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.following import next_for
-from gacq_deploy_cli.options import NameOf, common, with_output
+from gacq_deploy_cli.options import GivenPath, NameOf, common, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _VERIFIED_BY_RUNNING = "loaded and run here"
 
 
 @click.command(short_help="Would any ONNX graph build on a target that is not here?")
-@click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
+@click.argument("path", type=GivenPath(), metavar="FILE.onnx|DIR")
 @click.option(
     "--target",
     type=NameOf(tuple(BY_NAME)),

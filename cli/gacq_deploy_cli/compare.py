@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import OutputPath, common, with_output
+from gacq_deploy_cli.options import GivenPath, OutputPath, common, with_output
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import size
 
@@ -23,10 +23,8 @@ _BEST = " *"
 
 
 @click.command(short_help="Quality, size and speed of several runs side by side.")
-@click.argument(
-    "directories", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN RUN ..."
-)
-@click.option("-o", "--output", "file", type=OutputPath(), help="Write it as one HTML page, too.")
+@click.argument("directories", type=GivenPath(), nargs=-1, required=True, metavar="RUN RUN ...")
+@click.option("-o", "--output", "file", type=OutputPath(".html"), help="Write it as one HTML page, too.")
 @common
 @with_output
 def compare(output: Output, directories: tuple[Path, ...], file: Path | None) -> None:

@@ -10,7 +10,7 @@ import click
 
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.options import GivenPath, common, with_output
 from gacq_deploy_cli.table import Table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output-dir",
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     default=Path(),
     help="Where runs would be written (disk).",
 )

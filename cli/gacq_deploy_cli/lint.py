@@ -13,7 +13,7 @@ from gacq_deploy.engines.catalogue import CANONICAL, CPU, RULED, rules_for
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.following import next_for
-from gacq_deploy_cli.options import NameOf, common, with_output
+from gacq_deploy_cli.options import GivenPath, NameOf, common, with_output
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import counted
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Judge any ONNX graph for an engine.")
-@click.argument("path", type=click.Path(path_type=Path), metavar="FILE.onnx|DIR")
+@click.argument("path", type=GivenPath(), metavar="FILE.onnx|DIR")
 @click.option("--target", type=NameOf(tuple(RULED)), help="Engine to judge for; default tensorrt for a file.")
 @common
 @with_output

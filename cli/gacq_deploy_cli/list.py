@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import common, with_output
+from gacq_deploy_cli.options import GivenPath, common, with_output
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import size
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="list", short_help="The runs in a folder, and the next command for each.")
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"), metavar="[FOLDER]")
+@click.argument("folder", type=GivenPath(), default=Path("runs"), metavar="[FOLDER]")
 @common
 @with_output
 def list_(output: Output, folder: Path) -> None:

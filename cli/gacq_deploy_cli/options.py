@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,20 +61,50 @@ def common(command: Command) -> Command:
     return command
 
 
-class OutputPath(click.Path):
-    """A file or folder to write; :func:`with_output` refuses one whose own folder is not there before the work."""
+class GivenPath(click.Path):
+    """A path; an empty one, which would be the working directory, is refused."""
 
-    def __init__(self, *, dir_okay: bool = False) -> None:
+    def __init__(self, *, dir_okay: bool = True) -> None:
         super().__init__(dir_okay=dir_okay, path_type=Path)
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not os.fspath(value):
+            self.fail("the path is empty; a shell variable that is not set gives an empty path.", param, ctx)
+        return super().convert(value, param, ctx)
 
-def _require_folders(context: click.Context) -> None:
+
+class OutputPath(GivenPath):
+    """A file of a kind, or a folder, to write; what cannot be is refused by :func:`with_output` before the work.
+
+    ``but`` is the name of the run's own file that the command may replace.
+    """
+
+    def __init__(self, suffix: str = "", *, but: str = "") -> None:
+        super().__init__(dir_okay=not suffix)
+        self._suffix, self._but = suffix, but
+
+    def require(self, path: Path) -> None:
+        """Refuse a path that cannot be written, or where something else would be lost.
+
+        Raises:
+            UsageError: saying which.
+        """
+        from gacq_deploy.run_directory import refuse_own_file
+        from gacq_deploy.storage.outputs import require_folder_for, require_output
+
+        if not self._suffix:
+            require_folder_for(path)
+            return
+        require_output(path, self._suffix)
+        refuse_own_file(path, but=self._but)
+
+
+def _require_outputs(context: click.Context) -> None:
     for parameter in context.command.params:
         path = context.params.get(parameter.name or "")
         if isinstance(parameter.type, OutputPath) and path is not None:
-            from gacq_deploy.storage.files import require_folder_for
-
-            require_folder_for(path)
+            parameter.type.require(path)
 
 
 SHARED = ("calibrate", "run")
@@ -89,7 +120,7 @@ def with_output(function: Callable[Concatenate[Output, P], int | None]) -> Calla
             return None  # what is not shared, the first process does alone
         context = click.get_current_context()
         settings = context.ensure_object(Settings)
-        _require_folders(context)
+        _require_outputs(context)
         output = Output(as_json=settings.json, verbosity=settings.verbosity, mute=own_rank() > 0)
         output.start_logging()
         return function(output, *args, **kwargs)
@@ -171,7 +202,7 @@ failed_option = click.option(
     "--allow-failed", is_flag=True, help="Take an engine that failed parity on this machine, too."
 )
 preset_option = choose_preset()
-run_directory_argument = click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+run_directory_argument = click.argument("directory", type=GivenPath(), metavar="DIR")
 recipe_option = click.option(
     "-r",
     "--recipe",

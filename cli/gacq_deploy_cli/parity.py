@@ -12,6 +12,7 @@ import click
 from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.console import NextStep, Output, Verbatim
 from gacq_deploy_cli.options import (
+    GivenPath,
     OutputPath,
     common,
     complete_engine,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rejudge",
     "thresholds",
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     metavar="FILE",
     help="Judge the last run's numbers under the thresholds of this YAML: keys of a parity section, or a recipe.",
 )
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save-polygraphy",
     "save_polygraphy",
-    type=OutputPath(dir_okay=True),
+    type=OutputPath(),
     metavar="FOLDER",
     help="Save the probe's inputs and each engine's outputs for Polygraphy and trtexec, and print their commands.",
 )

@@ -14,6 +14,7 @@ from gacq_deploy_cli import exit_codes
 from gacq_deploy_cli.calibrate import announce
 from gacq_deploy_cli.console import NextStep, Output
 from gacq_deploy_cli.options import (
+    GivenPath,
     choose_preset,
     common,
     complete_recipe,
@@ -47,7 +48,7 @@ _DEMO = "fashion-w8a8"
 @click.option(
     "-o",
     "--output-dir",
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     default=Path("runs/quickstart"),
     show_default=True,
     help="Run directory.",
@@ -71,6 +72,7 @@ def quickstart(
 
     resolved = load_recipe(recipe, overrides, preset=preset)
     run = RunDirectory(output_dir)
+    run.require_room()
     with needs_extra("cpu,calibrate", "quickstart"):
         from gacq_deploy.workflow.quickstart import run_chain
     with output.progress() as report:

@@ -19,7 +19,7 @@ from gacq_deploy_cli.units import size
     "-o",
     "--output",
     "file",
-    type=OutputPath(),
+    type=OutputPath(".html", but="report.html"),
     help="The page; default: report.html in the run directory.",
 )
 @click.option(

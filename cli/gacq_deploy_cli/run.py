@@ -29,15 +29,6 @@ if TYPE_CHECKING:
     from gacq_deploy.run_directory import RunDirectory
 
 
-def _require_png(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """Refuse another format before the work, not after it."""
-    if value.suffix.lower() != ".png":
-        raise click.BadParameter(
-            f"'{value}' does not end in .png; images are written as PNG.", context, parameter
-        )
-    return value
-
-
 @click.command(short_help="Generate images with an exported graph.")
 @run_directory_argument
 @click.option("-n", "--number", type=int, help="Number of images; default: 4, or one a --prompt.")
@@ -45,10 +36,9 @@ def _require_png(context: click.Context, parameter: click.Parameter, value: Path
     "-o",
     "--output",
     "file",
-    type=OutputPath(),
+    type=OutputPath(".png"),
     required=True,
     help="PNG of the image grid.",
-    callback=_require_png,
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i starts from seed + i.")
 @click.option(

@@ -27,7 +27,6 @@ from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.parity.verdict import require_not_failed
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
-from gacq_deploy.storage.lock import lock_directory
 
 
 def run_bench(
@@ -63,7 +62,7 @@ def run_bench(
     chosen = tuple(dict.fromkeys(engines or default_engines()))
     _require_quantized(chosen)
     directory.require()
-    with lock_directory(directory.root):
+    with directory.writing():
         record = load_export(directory)
         artifact = load_artifact(directory.artifact)
         exported = [e for e in chosen if not is_compiled(e)]

@@ -44,7 +44,6 @@ from gacq_deploy.sampling.step_policy import policy_document, resolve_policy
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file
 from gacq_deploy.storage.files import atomic_directory, write_json
-from gacq_deploy.storage.lock import lock_directory
 
 _SHOWN = 5
 _CHECKED_VALUES, _LEAST_ROWS, _MOST_ROWS, _CHECKED_BATCH = 2**17, 16, 256, 8
@@ -116,7 +115,7 @@ def build_engines(
     """
     directory = as_run(directory)
     directory.require()
-    with lock_directory(directory.root):
+    with directory.writing():
         stage = _Stage(directory, request, report)
         built = tuple(stage.build(planned) for planned in stage.plan())
     coverage = built[0].record.coverage

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import RESTORE, ArtifactError
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, verify_file
 from gacq_deploy.storage.files import load_arrays, read_json, save_arrays, write_json
 
 _SCHEMA = "gacq-deploy/work/1"
-_HINT = "Run `gacq-deploy calibrate --fresh` to start over."
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Checkpoint:
         if entry is None:
             return None
         path = self.folder / str(entry["file"])
-        verify_file(path, entry, what=f"Finished step '{step}'", hint=_HINT)
-        return load_arrays(path, what=f"Finished step '{step}'", hint=_HINT)
+        verify_file(path, entry, what=f"Finished step '{step}'", hint=RESTORE)
+        return load_arrays(path, what=f"Finished step '{step}'", hint=RESTORE)
 
     def put(self, step: str, arrays: Mapping[str, Array]) -> None:
         """Save a finished step: its file first, then the checkpoint."""
@@ -62,9 +61,9 @@ class Checkpoint:
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self._path.is_file():
             return {}
-        document = read_json(self._path, what="Calibration checkpoint", hint=_HINT)
+        document = read_json(self._path, what="Calibration checkpoint", hint=RESTORE)
         if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
-            raise ArtifactError(f"{self._path} is not a calibration checkpoint.", _HINT)
+            raise ArtifactError(f"{self._path} is not a calibration checkpoint.", RESTORE)
         return dict(document["steps"]) if document.get("key") == self.key else {}
 
 

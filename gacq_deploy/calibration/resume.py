@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from itertools import count
+from pathlib import Path
 
 import diffusers
 import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.progress import Reporter
+from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.files import disk_error, write_bytes
 
 ALGORITHM = 2
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
@@ -83,7 +88,41 @@ def finished_artifact(directory: RunDirectory, key: str, report: Reporter) -> Ca
 
 
 def forget_run(directory: RunDirectory) -> None:
-    """Start over: finished steps, the samples' record and the recipe go; the artifact stays until it is replaced."""
+    """Start over: finished steps and the samples' record go; the artifact stays until it is replaced."""
     shutil.rmtree(directory.work, ignore_errors=True)
     directory.samples_record_path.unlink(missing_ok=True)
-    directory.recipe_path.unlink(missing_ok=True)
+
+
+def save_recipe(recipe: Recipe, directory: RunDirectory, report: Reporter) -> None:
+    """Write the resolved recipe into the run; a file there that says the same stays, and what a person wrote is kept.
+
+    Raises:
+        ResourceError: the disk is full.
+        UsageError: the folder cannot be written.
+    """
+    directory.take()
+    path = directory.recipe_path
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        recipe.save(path)
+        return
+    except OSError as error:
+        raise disk_error(error, path) from error
+    try:
+        old: Recipe | None = load_recipe(path)
+    except RecipeError:
+        old = None
+    if old is not None and old.document() == recipe.document():
+        return
+    if old is None or text != old.text.encode():
+        kept = _free_name(path)
+        write_bytes(kept, text)
+        report.note(f"recipe.yaml was edited: as it was it is kept as {kept.name}")
+    recipe.save(path)
+
+
+def _free_name(path: Path) -> Path:
+    """Return a name beside ``path`` that nothing has."""
+    names = (path.with_name(f"{path.name}.{number}") for number in count(1))
+    return next(name for name in names if not os.path.lexists(name))

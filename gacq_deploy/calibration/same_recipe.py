@@ -28,7 +28,7 @@ def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
             return
         raise RecipeError(
             f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
-            "Choose another directory with -o, or start over with --fresh.",
+            "Choose another directory with -o.",
         )
 
 

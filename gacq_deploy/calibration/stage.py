@@ -29,6 +29,7 @@ from gacq_deploy.calibration.resume import (
     blocks_key,
     finished_artifact,
     forget_run,
+    save_recipe,
     work_key,
 )
 from gacq_deploy.calibration.same_recipe import check_same_recipe
@@ -55,7 +56,6 @@ from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.samples.calibration_set import load_samples
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage.digests import digest_array
-from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.room import check_disk
 
 _DISK_OFF_BY = 3
@@ -109,10 +109,9 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         report.note(
             f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
         )
-    with lock_directory(directory.root, make=True), limited_threads(recipe.calibration.threads):
-        if fresh:
-            forget_run(directory)
-        check_same_recipe(recipe, directory)
+    with directory.writing(new=True), limited_threads(recipe.calibration.threads):
+        if not fresh:
+            check_same_recipe(recipe, directory)
         trajectories = open_trajectories(source, recipe, directory, group)
         denoiser = trajectories.denoiser
         graph = trace_model(denoiser)
@@ -120,7 +119,9 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         check_blocks(plan, denoiser.module)
         check_steps(recipe, denoiser)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
-        recipe.save(directory.recipe_path)
+        if fresh:
+            forget_run(directory)
+        save_recipe(recipe, directory, report)
         if foresee is not None and (fresh or not (directory.artifact / "manifest.json").is_file()):
             estimate = estimate_planned(
                 recipe, denoiser, graph, plan, branches=trajectories.branches, enough_s=_FORESEE_S

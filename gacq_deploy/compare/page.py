@@ -14,7 +14,9 @@ from markupsafe import Markup
 from gacq_deploy import __version__
 from gacq_deploy.compare.stage import RunComparison
 from gacq_deploy.report.self_contained import TEMPLATES, content_policy, page_environment
-from gacq_deploy.storage.files import require_folder_for, write_bytes
+from gacq_deploy.run_directory import refuse_own_file
+from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.outputs import require_output
 
 _OWN = Path(__file__).parent / "template"
 _TONES = {"passed": "ok", "FAILED": "bad", "stale": "bad"}
@@ -35,7 +37,8 @@ def write_compare_page(compared: RunComparison, file: str | PathLike[str]) -> in
         UsageError: the page cannot be written there, or its folder is not there.
     """
     path = Path(file)
-    require_folder_for(path)
+    require_output(path, ".html")
+    refuse_own_file(path)
     page = render_comparison(compared).encode()
     write_bytes(path, page)
     return len(page)

@@ -34,7 +34,6 @@ from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, digest_json
 from gacq_deploy.storage.files import atomic_directory, scratch
-from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.room import check_disk
 from gacq_deploy.storage.sealed import require_current
 
@@ -66,7 +65,7 @@ def export_onnx(
     """
     directory = as_run(directory)
     recipe = directory.load_recipe()
-    with lock_directory(directory.root):
+    with directory.writing():
         wanted = _with_kept(directory, recipe, graphs_for(_known(targets or recipe.export.targets)))
         current = _up_to_date(directory, recipe, wanted)
         if current is not None:
@@ -129,7 +128,7 @@ class _Export:
             raise ArtifactError(
                 f"Model '{self.recipe.model.source}' has weights {denoiser.record.weights_sha256[:12]}, the "
                 f"artifact was calibrated on {self.artifact.model.weights_sha256[:12]}.",
-                "Restore the model's weights, or calibrate again with --fresh.",
+                "Restore the model's weights, or calibrate into another folder with -o.",
             )
         # float32, whatever the precision of the files; the quantized graphs come on top
         weights = 4 * sum(p.numel() for p in denoiser.module.parameters())
@@ -246,7 +245,7 @@ def _up_to_date(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]
 
 def _checked_probe(recipe: Recipe, artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
     """Return the artifact's probe if the artifact is what the recipe asks for."""
-    hint = "Run `gacq-deploy calibrate` again with --fresh, or restore recipe.yaml."
+    hint = "Restore recipe.yaml, or calibrate by it into another folder with -o."
     require_current(directory.artifact, artifact.why_stale(recipe.document()), hint)
     if artifact.probe is None:
         raise ArtifactError(

@@ -12,7 +12,8 @@ from PIL import Image
 
 from gacq_deploy.errors import UsageError
 from gacq_deploy.spec import Floats
-from gacq_deploy.storage.files import require_folder_for, write_bytes
+from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.outputs import require_output, require_suffix
 
 _GAP = 2
 """Pixels between images."""
@@ -46,9 +47,11 @@ def write_grid(
         zoom: whole-number enlargement; None brings small images to at least 64 pixels.
 
     Raises:
-        UsageError: no images, not images, or the path is not a ``.png`` in a folder that is there.
+        UsageError: no images, not images, the path is not a ``.png`` in a folder that is there, or something else lies
+            there.
         ResourceError: the disk is full.
     """
+    require_output(Path(path), ".png")
     save_png(path, _picture(_grid(to_uint8(images), columns, _zoom(images, zoom))))
 
 
@@ -86,15 +89,11 @@ def save_png(file: str | PathLike[str], picture: Image.Image) -> None:
     """Write one picture, whole or not at all.
 
     Raises:
-        UsageError: the path is not a ``.png``.
+        UsageError: the path is not a ``.png``, or the folder cannot be written.
         ResourceError: the disk is full.
     """
     path = Path(file)
-    if path.suffix.lower() != ".png":
-        raise UsageError(
-            f"{path} does not end in .png.", "Images are written as PNG: they must not change again."
-        )
-    require_folder_for(path)
+    require_suffix(path, ".png")
     data = io.BytesIO()
     picture.save(data, format="PNG")
     write_bytes(path, data.getvalue())

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from gacq_deploy.artifact.artifact import ARTIFACT_FILES, load_artifact
 from gacq_deploy.bench import load_bench
 from gacq_deploy.build_trt.manifest import engines_of
-from gacq_deploy.errors import ArtifactError, GacqError, quoted
+from gacq_deploy.errors import RESTORE, ArtifactError, GacqError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.commands import command_for
 from gacq_deploy.inspection.page import shows_now
@@ -131,7 +131,7 @@ def _check(name: str, path: Path, work: Callable[[], str | _Remark], *dependents
 
 
 def _samples(run: RunDirectory) -> str:
-    hint = "Run `gacq-deploy calibrate --fresh` to collect the samples again."
+    hint = RESTORE
     record = read_json(run.samples_record_path, what="Samples record", hint=hint)
     recorded = record.get("sha256") if isinstance(record, dict) else None
     if not run.samples_path.is_file():
@@ -147,7 +147,7 @@ def _samples(run: RunDirectory) -> str:
 
 
 def _checkpoint(run: RunDirectory) -> str:
-    hint = "Run `gacq-deploy calibrate --fresh` to start over."
+    hint = RESTORE
     checkpoint = read_json(run.work / "checkpoint.json", what="Calibration checkpoint", hint=hint)
     steps = checkpoint.get("steps") if isinstance(checkpoint, dict) else None
     if not isinstance(steps, dict):

@@ -14,7 +14,6 @@ from gacq_deploy.recipe.load import absolute_source
 from gacq_deploy.recipe.sections import ModelSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import atomic_directory
-from gacq_deploy.storage.lock import lock_directory
 
 
 def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report: Reporter) -> Recipe:
@@ -56,8 +55,10 @@ def with_pipeline(recipe: Recipe, pipeline: Any, directory: RunDirectory, report
             f"{directory.model} holds a model with other weights than the pipeline's.",
             "Calibrate another model in a run directory of its own.",
         )
-    with lock_directory(directory.root, make=True), atomic_directory(directory.model, ()) as folder:
-        loaded.save_pretrained(folder, safe_serialization=True)
+    with directory.writing(new=True):
+        directory.take()
+        with atomic_directory(directory.model, ()) as folder:
+            loaded.save_pretrained(folder, safe_serialization=True)
     report.note(f"model: the weights lie nowhere else, so the pipeline was saved to {directory.model}")
     section = recipe.model.model_copy(
         update={"source": absolute_source(str(directory.model)), "component": component}

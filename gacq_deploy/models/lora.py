@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gacq_deploy.artifact.records import LoraRecord
-from gacq_deploy.errors import ArtifactError, BackendUnavailable, ModelError, UsageError
+from gacq_deploy.errors import RESTORE, ArtifactError, BackendUnavailable, ModelError, UsageError
 from gacq_deploy.recipe.sections import LoraSection
 from gacq_deploy.storage.digests import digest_file
 
@@ -158,7 +158,7 @@ def check_unchanged(sections: Sequence[LoraSection], recorded: Sequence[LoraReco
         ArtifactError: another file, scale, order or number than was recorded.
     """
     current = record_loras(sections)
-    hint = "Restore the file, or calibrate again with --fresh."
+    hint = RESTORE
     if len(current) != len(recorded):
         raise ArtifactError(
             f"The recipe names {len(current)} LoRAs, the artifact was calibrated with {len(recorded)}.", hint

@@ -28,13 +28,8 @@ from gacq_deploy.parity.tool_commands import (
 )
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.files import (
-    atomic_directory,
-    read_json,
-    require_folder_for,
-    write_bytes,
-    write_json,
-)
+from gacq_deploy.storage.files import atomic_directory, read_json, write_bytes, write_json
+from gacq_deploy.storage.outputs import require_folder_for
 
 _SCHEMA = "gacq-deploy/polygraphy/1"
 MANIFEST, INPUTS, FEW, LOADER, COMMANDS = (

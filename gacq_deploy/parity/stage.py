@@ -40,7 +40,6 @@ from gacq_deploy.recipe.sections import ParitySection, Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, policy_document, resolve_policy
-from gacq_deploy.storage.lock import lock_directory
 from gacq_deploy.storage.sealed import require_current
 
 
@@ -76,7 +75,7 @@ def check_parity(  # noqa: PLR0913 (a public function: each argument is one choi
     directory = as_run(directory)
     recipe = directory.load_recipe()
     saved = None if save_polygraphy is None else ProbeFolder(save_polygraphy)
-    with lock_directory(directory.root):
+    with directory.writing():
         artifact = load_artifact(directory.artifact)
         record = load_export(directory)
         chosen = _choose_engines(engines, report)

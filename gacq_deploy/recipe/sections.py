@@ -244,7 +244,11 @@ class Recipe(Section):
         document = self.document()
         return digest_json({k: document[k] for k in ("model", "samples", "quantization", "calibration")})
 
+    @property
+    def text(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
+
     def save(self, path: Path) -> None:
         """Write the resolved recipe atomically."""
-        text = yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
-        write_bytes(path, text.encode())
+        write_bytes(path, self.text.encode())

@@ -120,7 +120,7 @@ def _diagnostics(run: RunDirectory) -> Diagnostics:
     if diagnostics is None:
         raise ArtifactError(
             "The artifact holds no diagnostics: nothing says what calibration did with each sample.",
-            f"Run `{shell_command('calibrate', '-r', run.recipe_path, '-o', run.root, '--fresh')}`.",
+            f"Run `{shell_command('calibrate', '-r', run.recipe_path, '-o', run.beside)}`.",
         )
     return diagnostics
 

@@ -26,9 +26,9 @@ from gacq_deploy.report.self_contained import TEMPLATES, content_policy, page_en
 from gacq_deploy.report.sensitivity import SensitivityPart, sensitivity_part
 from gacq_deploy.report.summary import big_numbers, heading, learning
 from gacq_deploy.report.verdict import State, Verdict, judge_run
-from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import require_folder_for, write_bytes
-from gacq_deploy.storage.lock import lock_directory
+from gacq_deploy.run_directory import RunDirectory, refuse_own_file
+from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.outputs import require_output
 
 PartT = TypeVar("PartT")
 ShownT = TypeVar("ShownT")
@@ -70,13 +70,14 @@ def write_report(
         UsageError: the page cannot be written there, or its folder is not there.
     """
     if path is not None:
-        require_folder_for(path)
+        require_output(path, ".html")
+        refuse_own_file(path, but=run.report_html.name)
     found = collect(run, images=images, pipeline=pipeline, report=report)
     verdict = judge_run(found)
     page = render(found, verdict).encode()
     target = path or run.report_html
     if target.parent.resolve() == run.root.resolve():
-        with lock_directory(run.root):
+        with run.writing():
             write_bytes(target, page)
     else:
         write_bytes(target, page)
@@ -120,9 +121,7 @@ def render(found: Collected, verdict: Verdict) -> str:
             verdict=verdict,
             stale={link.name: link for link in verdict.broken},
             most_panels=figures.MOST_PANELS,
-            recalibrate=shell_command(
-                "calibrate", "-r", found.run.recipe_path, "-o", found.run.root, "--fresh"
-            ),
+            recalibrate=shell_command("calibrate", "-r", found.run.recipe_path, "-o", found.run.beside),
             **_parts(found, verdict),
         )
     )

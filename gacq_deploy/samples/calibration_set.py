@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from gacq_deploy.errors import ArtifactError, UsageError
+from gacq_deploy.errors import RESTORE, ArtifactError, UsageError
 from gacq_deploy.samples.row_file import Rows, SampleWriter
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import digest_file
@@ -125,7 +125,7 @@ class CalibrationSet:
             if len(value) != len(self):
                 raise UsageError(
                     f"{where}: tensor '{name}' has {len(value)} rows, expected {len(self)}.",
-                    "Collect the samples again with --fresh.",
+                    RESTORE,
                 )
             if np.issubdtype(value.dtype, np.floating):
                 bad = _bad_rows(value)
@@ -135,7 +135,7 @@ class CalibrationSet:
                         f"{where}: '{name}' holds NaN or Inf in {int(bad.sum())} of {len(self)} rows, "
                         f"first in row {row} "
                         f"(trajectory {int(self.trajectory[row])}, timestep {int(self.timesteps[row])}).",
-                        "Check the model's weights and dtype; collect the samples again with --fresh.",
+                        "Check the model's weights and dtype, then calibrate into another folder with -o.",
                     )
 
 
@@ -190,7 +190,7 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
         ArtifactError: missing, truncated, altered, or a tensor is missing.
         UsageError: the content is empty or not finite.
     """
-    hint = "Run `gacq-deploy calibrate --fresh` to collect the samples again."
+    hint = RESTORE
     if not path.is_file():
         raise ArtifactError(f"Calibration samples are missing: {path}", hint)
     if sha256 is not None and digest_file(path) != sha256:

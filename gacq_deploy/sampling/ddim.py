@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gacq_deploy.errors import ModelError, UsageError
+from gacq_deploy.errors import RESTORE, ModelError, UsageError
 from gacq_deploy.sampling.timesteps import ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
@@ -191,7 +191,7 @@ class DdimSampler:
             raise ModelError(
                 f"The model's record holds {len(alphas or ())} cumulative alphas, num_train_timesteps is "
                 f"{parsed.num_train_timesteps}.",
-                "Calibrate again with --fresh.",
+                RESTORE,
             )
         if parsed.prediction_type == "epsilon" and alphas[timesteps[0]] == 0.0:
             raise ModelError(

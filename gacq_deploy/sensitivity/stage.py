@@ -17,7 +17,6 @@ from gacq_deploy.sensitivity.measure import Meter, States, count_runs, rank_modu
 from gacq_deploy.sensitivity.propose import Request, Search
 from gacq_deploy.sensitivity.report import SensitivityReport, save_sensitivity
 from gacq_deploy.sensitivity.variants import Variants
-from gacq_deploy.storage.lock import lock_directory
 
 RANKED_STATES = 64
 """Ranking runs two graphs a module and one for each of its sites, so not on every state."""
@@ -66,7 +65,7 @@ def measure_sensitivity(
     settings, request = settings or SensitivitySettings(), request or Request()
     recipe = directory.load_recipe()
     engine_named(REFERENCE).load()
-    with lock_directory(directory.root):
+    with directory.writing():
         artifact = load_artifact(directory.artifact)
         record = load_export(directory)
         states = states_of(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from gacq_deploy.errors import ArtifactError, GacqError, ResourceError, UsageError, quoted
+from gacq_deploy.errors import ArtifactError, GacqError, ResourceError, UsageError
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
 
@@ -31,25 +31,6 @@ _LONGEST_NAME = 255
 """Bytes of a file's name on Linux."""
 # a quota and a limit on the size of files are a full disk to the user
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def require_folder_for(path: Path) -> None:
-    """Refuse a path that was asked for where its folder is not there: a mistyped one is not made in silence.
-
-    Raises:
-        UsageError: there is no such folder; the message names the first one that is missing.
-    """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        missing = next(f for f in reversed((folder, *folder.parents)) if not f.is_dir())
-        if missing.exists():
-            raise UsageError(
-                f"Cannot write {path}: {missing} is a file, not a folder.", "Choose another place."
-            )
-        raise UsageError(
-            f"Cannot write {path}: there is no folder {missing}.",
-            f"Choose another place, or make it: mkdir -p {quoted(folder)}",
-        )
 
 
 @contextmanager

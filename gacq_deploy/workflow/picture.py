@@ -16,7 +16,6 @@ from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import describe_file, verify_file
 from gacq_deploy.storage.files import read_json, write_json
-from gacq_deploy.storage.lock import lock_directory
 
 
 class PictureRecord(BaseModel):
@@ -74,7 +73,7 @@ def ensure_comparison(directory: RunDirectory, export: ExportRecord, report: Rep
         pass  # absent or damaged: drawn again
     pairs = make_pairs(directory, report=report)
     order = list(pairs.worst_first)
-    with lock_directory(directory.root):
+    with directory.writing():
         write_comparison(
             directory.comparison_png,
             pairs.exact[order],

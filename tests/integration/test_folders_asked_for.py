@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -13,8 +14,11 @@ import click
 import pytest
 from click.testing import Result
 
+import gacq_deploy
+from gacq_deploy.errors import UsageError
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy_cli.main import cli
-from gacq_deploy_cli.options import OutputPath
+from gacq_deploy_cli.options import GivenPath, OutputPath
 from tests.support.programs.commands import invoke
 
 MAKE_RUNS = {"calibrate", "quickstart"}
@@ -116,3 +120,120 @@ def test_a_mistyped_run_is_told_the_one_beside_it(finished_run: Path, tmp_path: 
     shutil.copy(finished_run / "recipe.yaml", tmp_path / "mine")
     error = _refused("parity {place}", 5, place=tmp_path / "mien")
     assert f"Did you mean '{tmp_path}/mine'?" in error["hint"]
+
+
+STRANGERS: dict[str, tuple[str, ...]] = {
+    "thesis": ("work/thesis.tex", "artifact/paper.pdf"),
+    "own recipe": ("recipe.yaml",),
+    "own samples": ("samples.json", "samples.safetensors"),
+    "foreign artifact": ("artifact/manifest.json",),
+    "hidden": (".env",),
+    "dangling link": ("nowhere",),
+}
+"""What somebody keeps in a folder that is no run."""
+MAKES = {
+    "calibrate": "calibrate -r {recipe} -o {place}",
+    "calibrate --fresh": "calibrate -r {recipe} -o {place} --fresh",
+    "calibrate --dry-run": "calibrate -r {recipe} -o {place} --dry-run",
+    "quickstart": "quickstart -r {recipe} -o {place} --fresh",
+}
+
+
+@pytest.mark.parametrize("line", MAKES.values(), ids=MAKES)
+@pytest.mark.parametrize("names", STRANGERS.values(), ids=STRANGERS)
+def test_a_folder_of_somebody_else_is_refused_and_left_as_it_is(
+    line: str, names: tuple[str, ...], recipe_file: Path, tmp_path: Path
+) -> None:
+    for name in names:
+        path = tmp_path / "place" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "nowhere":
+            path.symlink_to(tmp_path / "gone")
+        else:
+            path.write_text('{"schema": "of another program"}')
+    before = sorted((p, p.is_symlink() or p.is_dir() or p.read_text()) for p in tmp_path.rglob("*"))
+    error = _refused(line, 2, recipe=recipe_file, place=tmp_path / "place")
+    assert names[0].partition("/")[0] in error["message"]
+    assert f"-o {tmp_path}/place/run" in error["hint"]
+    assert "--fresh" not in error["hint"]
+    assert sorted((p, p.is_symlink() or p.is_dir() or p.read_text()) for p in tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_taken_and_marked_and_a_run_without_its_mark_is_known(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "lost+found").mkdir(parents=True)
+    (run / ".gitkeep").touch()
+    for _ in range(2):
+        assert invoke(["calibrate", "-r", str(recipe_file), "-o", str(run)]).exit_code == 0
+        assert (run / ".gacq-run").is_file()
+        (run / ".gacq-run").unlink()
+    (run / "artifact" / "manifest.json").write_text("{}")
+    for line in ("export --onnx {place}", "calibrate -r {recipe} -o {place}"):
+        code = 5 if line.startswith("export") else 2
+        error = _refused(line, code, recipe=recipe_file, place=run)
+        assert "--fresh" not in error["hint"]
+
+
+def test_what_a_user_wrote_in_the_recipe_of_a_run_stays(recipe_file: Path, run_copy: Path) -> None:
+    recipe = run_copy / "recipe.yaml"
+    written = "# why: the larger model failed\n" + recipe.read_text()
+    recipe.write_text(written)
+    assert invoke(["calibrate", "-r", str(recipe), "-o", str(run_copy)]).exit_code == 0
+    assert recipe.read_text() == written, "it says the same: it is not written again"
+    line = ["calibrate", "-r", str(recipe), "-o", str(run_copy), "--set", "parity.buckets=7"]
+    assert invoke(line).exit_code == 0
+    assert "buckets: 7" in recipe.read_text()
+    assert (run_copy / "recipe.yaml.1").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("report {run} -o {run}/onnx/int8.onnx", "does not end in .html"),
+        ("report {run} -o {run}/recipe.yaml", "does not end in .html"),
+        ("report {run} -o {tmp}/picture.html", "is no HTML file, whatever its name says"),
+        ("compare {run} {other} -o {run}/report.html", "is a file of the run"),
+        ("run {run} -n 1 -o {run}/report.html", "does not end in .png"),
+        ("run {run} -n 1 -o {run}/comparison.png", "is a file of the run"),
+        ("run {run} -n 1 -o {tmp}/fifo.png", "it is there, and no file"),
+    ],
+)
+def test_an_output_does_not_replace_a_file_of_another_kind(
+    line: str, message: str, run_copy: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "picture.html").write_bytes(b"\x89PNG or whatever")
+    os.mkfifo(tmp_path / "fifo.png")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    error = _refused(line, 2, run=run_copy, other=finished_run, tmp=tmp_path)
+    assert message in error["message"]
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert {p: data for p, data in after.items() if p in before} == before
+
+
+def test_an_empty_path_is_refused_everywhere(finished_run: Path, tmp_path: Path) -> None:
+    taken = [(name, p) for kind in (click.Argument, click.Option) for name, p in _paths(kind)]
+    assert len(taken) > 15
+    assert all(isinstance(parameter.type, GivenPath) for _, parameter in taken)
+    for name, parameter in taken:
+        path = next(words for words in _named(cli) if words[-1] == name)
+        given = [*parameter.opts[:1], ""] if isinstance(parameter, click.Option) else [""]
+        done = invoke([*path, *given, "--json"])
+        assert done.exit_code == 2, (name, done.output)
+        assert "path is empty" in json.loads(done.stdout)["error"]["message"], name
+    with pytest.raises(UsageError, match="path of the run directory is empty"):
+        RunDirectory("")
+
+
+def _named(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _named(command, *above, name)
+        else:
+            yield (*above, name)
+
+
+def test_no_refusal_advises_to_throw_away_what_is_there() -> None:
+    sources = Path(gacq_deploy.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if "--fresh" in path.read_text()] == []

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from gacq_deploy.artifact.call import CallRecord
-from gacq_deploy.errors import ArtifactError, RecipeError
+from gacq_deploy.errors import RESTORE, ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
 from gacq_deploy.models.pipelines import OpenPipeline, check_conditioning, open_pipeline
@@ -27,8 +27,6 @@ from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.storage.digests import digest_file, digest_json
 from gacq_deploy.storage.files import read_json, write_json
-
-_HINT = "Run `gacq-deploy calibrate --fresh` to collect them again."
 
 
 def find_model(recipe: Recipe, found: Source | None = None) -> Source:
@@ -262,7 +260,7 @@ class _Memory:
                 found["key"], found["sha256"], found["probe_sha256"], recorded, found["guidance_scale"]
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is not whole: {error!r}.", _HINT) from error
+            raise ArtifactError(f"{path} is not whole: {error!r}.", RESTORE) from error
 
 
 def _key(denoiser: Denoiser, recipe: Recipe, *, prompted: bool) -> str:
@@ -296,13 +294,11 @@ def _recorded_digest(directory: RunDirectory, key: str, path: Path, field: str =
         return None
     if digest_file(path) != record.get(field):
         raise ArtifactError(
-            f"Calibration samples {path} were altered: sha256 differs from samples.json.", _HINT
+            f"Calibration samples {path} were altered: sha256 differs from samples.json.", RESTORE
         )
     return str(record[field])
 
 
 def _read_record(directory: RunDirectory) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(
-        directory.samples_record_path, what="Samples record", hint="Run again with --fresh."
-    )
+    record: dict[str, Any] = read_json(directory.samples_record_path, what="Samples record", hint=RESTORE)
     return record

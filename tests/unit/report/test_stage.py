@@ -229,7 +229,7 @@ def test_the_page_goes_where_it_is_asked(tmp_path: Path) -> None:
     done = invoke(["report", str(run), "-o", str(tmp_path / "out" / "a.html"), "--no-images", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["path"] == str(tmp_path / "out" / "a.html")
-    assert [p.name for p in run.iterdir()] == ["recipe.yaml"]
+    assert {p.name for p in run.iterdir()} == {"recipe.yaml", ".gacq-run"}
 
 
 def test_a_page_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""May a file or folder be written where somebody asked for it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gacq_deploy.errors import UsageError, quoted
+
+_BEGINNINGS = {".png": b"\x89PNG", ".html": b"<!doctype html"}
+"""Kind of output by its suffix -> what a file of it begins with."""
+
+
+def require_folder_for(path: Path) -> None:
+    """Refuse a path that was asked for where its folder is not there: a mistyped one is not made in silence.
+
+    Raises:
+        UsageError: there is no such folder; the message names the first one that is missing.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        missing = next(f for f in reversed((folder, *folder.parents)) if not f.is_dir())
+        if missing.exists():
+            raise UsageError(
+                f"Cannot write {path}: {missing} is a file, not a folder.", "Choose another place."
+            )
+        raise UsageError(
+            f"Cannot write {path}: there is no folder {missing}.",
+            f"Choose another place, or make it: mkdir -p {quoted(folder)}",
+        )
+
+
+def require_suffix(path: Path, suffix: str) -> None:
+    """Refuse a file's name that would say it is of another kind.
+
+    Raises:
+        UsageError: it does not end in ``suffix``.
+    """
+    if path.suffix.lower() != suffix:
+        raise UsageError(
+            f"{path} does not end in {suffix}: it would be one of another kind.",
+            f"Name a file that ends in {suffix}.",
+        )
+
+
+def require_output(path: Path, suffix: str) -> None:
+    """Refuse a file that was asked for by its path where it would not be one of its kind, or replace one of another.
+
+    Args:
+        path: where it is to be written.
+        suffix: of its kind, ``.png`` or ``.html``.
+
+    Raises:
+        UsageError: it does not end so, its folder is not there, or a file of another kind lies there.
+    """
+    require_suffix(path, suffix)
+    require_folder_for(path)
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UsageError(f"Cannot write {path}: it is there, and no file.", "Choose another name.")
+    begins = _BEGINNINGS[suffix]
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(begins))
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror}.", "Choose another name.") from error
+    if found and found.lower() != begins.lower():
+        raise UsageError(
+            f"{path} is no {suffix[1:].upper()} file, whatever its name says: it is not replaced.",
+            "Choose another name, or remove it first.",
+        )
