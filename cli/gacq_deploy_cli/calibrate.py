@@ -18,6 +18,7 @@ from gacq_deploy_cli.options import (
     common,
     needs_extra,
     preset_option,
+    python_option,
     recipe_option,
     set_option,
     with_output,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples and learning.")
 @click.option("--fresh", is_flag=True, help="Forget what is in the directory and start over.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with time, memory and disk; write nothing.")
+@python_option
 @common
 @with_output
 def calibrate(
@@ -68,6 +70,7 @@ def calibrate(
     seed: int | None,
     fresh: bool,
     dry_run: bool,
+    allow_python: bool,
 ) -> None:
     """Collect samples; learn sample weights, rounding and scales block by block; polish the whole model.
 
@@ -77,6 +80,7 @@ def calibrate(
     killed, the same command resumes; finished, it does nothing.
     """
     from gacq_deploy.calibration.same_recipe import check_same_recipe
+    from gacq_deploy.inspection.commands import consent_for
     from gacq_deploy.processes.group import joined_group
     from gacq_deploy.recipe.load import load_recipe
     from gacq_deploy.run_directory import RunDirectory
@@ -86,7 +90,7 @@ def calibrate(
     found = None
     if recipe is None:
         recipe, found = _suiting(output, options.get("model", {}))
-    resolved = load_recipe(recipe, overrides, preset=preset, **options)
+    resolved = load_recipe(recipe, overrides, preset=preset, **options).allowing_python(allow_python)
     # what needs no PyTorch is refused before it is imported
     _check_folder(resolved.model)
     directory.require_room()
@@ -114,17 +118,17 @@ def calibrate(
         *_gains(artifact),
         *(f"note: {note}" for note in _notes(artifact)),
         f"{_summary(artifact)} {duration(time.monotonic() - began)}.",
-        NextStep(("export", output_dir)),
+        NextStep(("export", output_dir, *consent_for(directory))),
     )
 
 
 def _suiting(output: Output, model: Mapping[str, Any]) -> tuple[str, Source | None]:
     """Return the built-in recipe that suits the model, and the model if it had to be made for that; say why."""
     from gacq_deploy.errors import UsageError
-    from gacq_deploy.models.folders import PYTHON_PREFIX, read_configuration
+    from gacq_deploy.models.folders import read_configuration
     from gacq_deploy.models.recipe_choice import choose_recipe
     from gacq_deploy.recipe.load import builtin_recipes
-    from gacq_deploy.recipe.sections import ModelSection
+    from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 
     if "source" not in model:
         raise UsageError(
@@ -149,7 +153,8 @@ def _suiting(output: Output, model: Mapping[str, Any]) -> tuple[str, Source | No
 
 def _check_folder(section: ModelSection) -> None:
     """Refuse a model's folder that is not there, or holds no denoiser; what lies on the hub is found later."""
-    from gacq_deploy.models.folders import PYTHON_PREFIX, is_on_hub, read_configuration
+    from gacq_deploy.models.folders import is_on_hub, read_configuration
+    from gacq_deploy.recipe.sections import PYTHON_PREFIX
 
     if not section.source.startswith(PYTHON_PREFIX) and not is_on_hub(section):
         read_configuration(section, weights=False)

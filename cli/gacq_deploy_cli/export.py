@@ -9,7 +9,14 @@ import click
 
 from gacq_deploy.engines.catalogue import TARGETS
 from gacq_deploy_cli.console import NextStep, Output
-from gacq_deploy_cli.options import NameOf, common, needs_extra, run_directory_argument, with_output
+from gacq_deploy_cli.options import (
+    NameOf,
+    common,
+    needs_extra,
+    python_option,
+    run_directory_argument,
+    with_output,
+)
 from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import counted, size
 
@@ -33,9 +40,10 @@ if TYPE_CHECKING:
     multiple=True,
     help="Engine to write the graph for, repeatable; default: the recipe's, which are all.",
 )
+@python_option
 @common
 @with_output
-def export(output: Output, directory: Path, targets: tuple[str, ...]) -> None:
+def export(output: Output, directory: Path, targets: tuple[str, ...], allow_python: bool) -> None:
     """Write float.onnx and the Q/DQ graphs, lint them, and check them in ONNX Runtime.
 
     Finished, the same command does nothing. A failure leaves the graphs of an earlier export as they were.
@@ -46,7 +54,7 @@ def export(output: Output, directory: Path, targets: tuple[str, ...]) -> None:
     with needs_extra("calibrate", "export"), output.progress() as report:
         from gacq_deploy.export.stage import export_onnx
 
-        record = export_onnx(run, targets=targets or None, report=report)
+        record = export_onnx(run, targets=targets or None, allow_python=allow_python, report=report)
     output.emit(record.model_dump(mode="json", by_alias=True), *_tables(run, record))
 
 

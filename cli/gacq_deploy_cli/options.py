@@ -198,6 +198,11 @@ host_code_option = click.option(
     is_flag=True,
     help="Run the code that a version-compatible TensorRT engine carries; only for engines of your own.",
 )
+python_option = click.option(
+    "--allow-python",
+    is_flag=True,
+    help="Run the Python function that the recipe's file names as the model (python:...); only of your own.",
+)
 failed_option = click.option(
     "--allow-failed", is_flag=True, help="Take an engine that failed parity on this machine, too."
 )

@@ -18,6 +18,7 @@ from gacq_deploy_cli.options import (
     complete_engine,
     failed_option,
     host_code_option,
+    python_option,
     run_directory_argument,
     with_output,
 )
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
 )
 @host_code_option
 @failed_option
+@python_option
 @common
 @with_output
 def run(
@@ -130,6 +132,7 @@ def run(
     float_where: Where | None,
     allow_host_code: bool,
     allow_failed: bool,
+    allow_python: bool,
 ) -> None:
     """Generate images with an exported graph and write them as one PNG grid.
 
@@ -159,6 +162,7 @@ def run(
         float_where=float_where,
         allow_host_code=allow_host_code,
         allow_failed=allow_failed,
+        allow_python=allow_python,
         prompts=prompts,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,

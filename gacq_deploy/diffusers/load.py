@@ -43,8 +43,8 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
         engine: the name of one in the catalogue (:mod:`gacq_deploy.engines.catalogue`).
         threads: CPU threads of one run; 0 lets the engine choose.
         config: configuration of the calibrated model (``pipe.unet.config``); default: read where the recipe found it.
-        like: the denoiser that is replaced (``pipe.transformer``): its class and its configuration are taken. Of a
-            class that is not diffusers' own it saves running the recipe's ``python:`` function.
+        like: the denoiser that is replaced (``pipe.transformer``): its class and its configuration are taken. Where the
+            recipe's model is a ``python:`` function it is needed: code that a file names is not run.
         allow_host_code: let a version-compatible engine run the code it carries.
         allow_failed: open an engine that failed parity on this machine.
 

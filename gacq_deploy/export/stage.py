@@ -45,7 +45,11 @@ _CHECKED_ROWS = 16
 
 
 def export_onnx(
-    directory: AnyRun, *, targets: Sequence[str] | None = None, report: Reporter = SILENT
+    directory: AnyRun,
+    *,
+    targets: Sequence[str] | None = None,
+    allow_python: bool = False,
+    report: Reporter = SILENT,
 ) -> ExportRecord:
     """Write ``float.onnx``, ``int8.onnx`` and ``int8.cpu.onnx`` and prove that they run; once.
 
@@ -55,16 +59,18 @@ def export_onnx(
     Args:
         directory: holds the resolved recipe and the artifact; receives ``onnx/``, replaced as a whole.
         targets: engines that the graphs are for, of ``engines.catalogue.TARGETS``; default: the recipe's.
+        allow_python: run the Python function that the run's recipe names as its model.
         report: progress.
 
     Raises:
+        UsageError: the model is a Python function, and that is not allowed.
         ArtifactError: no or another artifact than recipe and model ask for.
         ExportError: a graph cannot be made, breaks a lint rule, or computes something else than it should.
         BackendUnavailable: ONNX Runtime is missing, so nothing can be checked.
         ResourceError: the disk is full, or another process uses the directory.
     """
     directory = as_run(directory)
-    recipe = directory.load_recipe()
+    recipe = directory.load_recipe().allowing_python(allow_python)
     with directory.writing():
         wanted = _with_kept(directory, recipe, graphs_for(_known(targets or recipe.export.targets)))
         current = _up_to_date(directory, recipe, wanted)

@@ -34,6 +34,8 @@ class ImageRequest:
     float_where: Where | None = None
     allow_host_code: bool = False
     """Let a version-compatible engine run the code it carries."""
+    allow_python: bool = False
+    """Run the Python function that the run's recipe names as its model."""
     allow_failed: bool = False
     """Run an engine that failed parity on this machine."""
     prompts: Sequence[str] = ()

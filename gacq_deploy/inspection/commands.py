@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gacq_deploy.errors import shell_command
+from gacq_deploy.errors import GacqError, shell_command
 from gacq_deploy.run_directory import RunDirectory
 
 RunPart = Literal[
@@ -17,12 +17,21 @@ def words_for(part: RunPart, run: RunDirectory) -> tuple[str, ...]:
     root, recipe = str(run.root), str(run.recipe_path)
     others: dict[RunPart, tuple[str, ...]] = {
         "recipe": ("recipes", "validate", recipe),
-        "artifact": ("calibrate", "-r", recipe, "-o", root),
-        "graphs": ("export", "--onnx", root),
+        "artifact": ("calibrate", "-r", recipe, "-o", root, *consent_for(run)),
+        "graphs": ("export", "--onnx", root, *consent_for(run)),
         "engines": ("build-trt", root),
         "images": ("run", root, "-o", "images.png"),
     }
     return others.get(part, (part, root))
+
+
+def consent_for(run: RunDirectory) -> tuple[str, ...]:
+    """Return the flag without which a function that the recipe names as its model is not run."""
+    try:
+        section = run.load_recipe().model
+    except GacqError:
+        return ()
+    return ("--allow-python",) if section.is_foreign_code else ()
 
 
 def command_for(part: RunPart, run: RunDirectory) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gacq_deploy.errors import ArtifactError, ModelError, UsageError, did_you_mean
-from gacq_deploy.recipe.sections import ModelSection
+from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.files import read_json
 
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""
-BUILTIN_PREFIX, PYTHON_PREFIX = "builtin:", "python:"
+BUILTIN_PREFIX = "builtin:"
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 """Components, by the beginning of their names, that hold no weights."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")

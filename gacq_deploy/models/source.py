@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
+import traceback
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,17 @@ from torch import nn
 
 from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.artifact.records import ModelRecord
-from gacq_deploy.errors import ModelError, RecipeError, UsageError
+from gacq_deploy.errors import GacqError, ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.dit import DIT
-from gacq_deploy.models.folders import COMPONENTS, PYTHON_PREFIX, check_weights, read_configuration
+from gacq_deploy.models.folders import COMPONENTS, check_weights, read_configuration
 from gacq_deploy.models.half_storage import keep_half, load_half
 from gacq_deploy.models.loading import named_class, quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noise_schedule import check_process, recorded_alphas
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
-from gacq_deploy.recipe.sections import ModelSection
+from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.digests import digest_array, digest_json
 from gacq_deploy.storage.files import read_json
 
@@ -123,7 +126,7 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
         BackendUnavailable: a LoRA is to be fused, and peft is missing.
     """
     if section.source.startswith(PYTHON_PREFIX):
-        pipeline = _call_function(section.source)
+        pipeline = _call_function(section)
         module = getattr(pipeline, own_component(pipeline, section.component))
         config = dict(getattr(module, "config", {}) or {})
         check_loras(section.loras, type(module))
@@ -215,18 +218,49 @@ def load_float_denoiser(section: ModelSection, record: ModelRecord | None = None
     return make_denoiser(source, load_module(source), recorded)
 
 
-def _call_function(source: str) -> Any:
-    """Run the user's own function ``python:MODULE:FUNCTION`` and return the pipeline it makes."""
+def _call_function(section: ModelSection) -> Any:
+    """Run the user's own function ``python:MODULE:FUNCTION`` and return the pipeline it makes.
+
+    What it prints goes to standard error: standard output holds what a command was asked for.
+    """
+    source = section.source
+    if section.is_foreign_code:
+        raise UsageError(
+            f"The recipe takes its model from Python code, '{source}'. Code that a file names is not run.",
+            f"If it is yours, say so: --allow-python, or --model {source} where the command takes a model.",
+        )
     module_name, _, name = source.removeprefix(PYTHON_PREFIX).partition(":")
     hint = "Write python:MODULE:FUNCTION: importable, a function of no arguments that returns a pipeline."
+    if not module_name:
+        raise UsageError(f"Model source '{source}' cannot be imported: it names no module.", hint)
     try:
-        maker = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        with redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
+            pipeline = getattr(module, name)() if hasattr(module, name) else None
+    except ModuleNotFoundError as error:
         raise UsageError(f"Model source '{source}' cannot be imported: {error}.", hint) from error
-    pipeline = maker()
+    except (GacqError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise _of_the_user(source, error) from error
+    if pipeline is None and not hasattr(module, name):
+        raise UsageError(f"Model source '{source}' cannot be imported: {module_name} has no '{name}'.", hint)
     if not isinstance(pipeline, diffusers.DiffusionPipeline):
         raise UsageError(f"'{source}' returned {type(pipeline).__name__}, not a pipeline of diffusers.", hint)
     return pipeline
+
+
+def _of_the_user(source: str, error: BaseException) -> UsageError:
+    """Return what the user's own code raised, with its file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}"
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}:{error.lineno}"
+    said = f"{type(error).__name__}: {error}".removesuffix(": ").removesuffix(".")
+    return UsageError(
+        f"Model source '{source}' failed at {place}: {said}.",
+        "Mend the function, or call it alone in Python to see the whole traceback.",
+    )
 
 
 def own_component(pipeline: Any, component: str | None) -> str:

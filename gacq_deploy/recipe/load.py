@@ -111,9 +111,15 @@ def parse_recipe(
         _apply_override(document, override)
     _merge(document, sections or {})
     try:
-        return Recipe.model_validate(document)
+        recipe = Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(_explain(error, node, origin, overrides), _DOCS_HINT) from None
+    named = "source" in (sections or {}).get("model", {}) or any(_names_source(o) for o in overrides)
+    return recipe.model_copy(update={"model": recipe.model.as_read(named_by_file=not named)})
+
+
+def _names_source(override: str) -> bool:
+    return override.partition("=")[0] in ("model", "model.source")
 
 
 def _refuse_duplicates(node: yaml.Node | None, origin: str, seen_nodes: set[int]) -> None:

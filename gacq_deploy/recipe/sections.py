@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from gacq_deploy.engines.catalogue import TARGETS
 from gacq_deploy.recipe.build import BuildSection
@@ -16,6 +16,8 @@ from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import write_bytes
 
 SEED_MAX = 2**31 - 1
+PYTHON_PREFIX = "python:"
+"""Of a source that is a function, `python:MODULE:FUNCTION`."""
 
 
 class LoraSection(Section):
@@ -44,6 +46,18 @@ class ModelSection(Section):
     not the ones wanted."""
     loras: tuple[LoraSection, ...] = ()
     """Low-rank adapters, fused into the denoiser before anything else, in order."""
+    _named_by_file: bool = PrivateAttr(default=False)
+
+    @property
+    def is_foreign_code(self) -> bool:
+        """Whether the source is a Python function that a file names and nobody else: such a one is not run."""
+        return self._named_by_file and self.source.startswith(PYTHON_PREFIX)
+
+    def as_read(self, *, named_by_file: bool) -> ModelSection:
+        """Return the same section, read from a file whose source nobody else named, or named by the caller."""
+        section = self.model_copy()
+        section._named_by_file = named_by_file
+        return section
 
 
 class SamplesSection(Section):
@@ -243,6 +257,10 @@ class Recipe(Section):
         """Sha256 of the sections that decide what calibration learns; the others may change without a new run."""
         document = self.document()
         return digest_json({k: document[k] for k in ("model", "samples", "quantization", "calibration")})
+
+    def allowing_python(self, allowed: bool = True) -> Recipe:
+        """Return the recipe, free to run the Python function that a file names as its source, if that is allowed."""
+        return self.model_copy(update={"model": self.model.as_read(named_by_file=False)}) if allowed else self
 
     @property
     def text(self) -> str:

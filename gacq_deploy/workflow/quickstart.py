@@ -116,7 +116,9 @@ def run_chain(
     later = (*EXPORT_STAGES, *stages_of(judged), *BENCH_STAGES, "denoise", "denoise")
     report.plan([PlannedStage(name) for name in later])
     artifact = calibrate(recipe, directory, fresh=fresh, foresee=foresee, report=report)
-    export = export_onnx(directory, targets=TARGETS, report=report)
+    export = export_onnx(
+        directory, targets=TARGETS, allow_python=not recipe.model.is_foreign_code, report=report
+    )
     parity = _current_parity(directory, export, engines + runnable_engines(directory, export))
     if parity is None:
         parity = check_parity(directory, threads=recipe.calibration.threads, report=report)

@@ -59,7 +59,7 @@ def test_a_branch_that_no_output_needs_is_told_left_float_and_does_not_stop_the_
     } - {UNUSED}
     assert set(artifact.plan.modules) == planned
     assert estimate.quantized_modules == len(planned)
-    export_onnx(RunDirectory(tmp_path), targets=["tensorrt"])
+    export_onnx(RunDirectory(tmp_path), targets=["tensorrt"], allow_python=True)
     for name in ("float.onnx", "int8.onnx"):
         nodes = onnx.load(tmp_path / "onnx" / name).graph.node
         layers = {module_of(node) for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")}

@@ -52,7 +52,7 @@ def make_prompted_images(
         EngineError: the engine failed, or images are not finite.
         ResourceError: out of memory.
     """
-    recipe = directory.load_recipe()
+    recipe = directory.load_recipe().allowing_python(request.allow_python)
     source = _find_pipeline(recipe.model, request.pipeline)
     artifact = load_artifact(directory.artifact)
     sampler, scheduler = _sampler(artifact, recipe, request)
@@ -101,7 +101,9 @@ def _find_pipeline(section: ModelSection, elsewhere: str | None) -> Source:
         ModelError: a component that makes images is missing, pickled or incomplete.
         BackendUnavailable: the library of its text encoders is not installed.
     """
-    chosen = section if elsewhere is None else section.model_copy(update={"source": elsewhere})
+    chosen = section
+    if elsewhere is not None:
+        chosen = section.model_copy(update={"source": elsewhere}).as_read(named_by_file=False)
     try:
         source = find_source(chosen, weights=False)
         if source.pipeline is not None:

@@ -79,7 +79,7 @@ class FamilyContract:
 
     def test_the_drop_in_makes_the_graphs_own_images(self, made: tuple[FamilyCase, RunDirectory]) -> None:
         _, directory = made
-        source = find_source(directory.load_recipe().model)
+        source = find_source(directory.load_recipe().allowing_python().model)
         module = load_module(source)
         pipeline = open_pipeline(source, module).pipeline
         call = Denoiser(module, load_artifact(directory.artifact).model, source.family).call

@@ -34,9 +34,9 @@ def main(folder: str, *recipes: str) -> None:
         for number, recipe in enumerate(recipes):
             directory = RunDirectory(Path(folder) / str(number))
             if group.is_main:
-                collect(load_recipe(recipe), directory, group)
+                collect(load_recipe(recipe).allowing_python(), directory, group)
             else:
-                help_calibrate(load_recipe(recipe), group)
+                help_calibrate(load_recipe(recipe).allowing_python(), group)
 
 
 def die_at_work() -> None:
