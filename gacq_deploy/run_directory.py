@@ -15,6 +15,7 @@ from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.storage.files import TEMP_PREFIX, disk_error, read_json, write_json
 from gacq_deploy.storage.lock import LOCK_NAME, lock_directory
+from gacq_deploy.storage.outputs import is_text, require_path
 from gacq_deploy.storage.search import SEARCH_DEPTH, find_holders
 
 _RECIPE = "recipe.yaml"
@@ -39,13 +40,9 @@ class RunDirectory:
         """Take a path; an empty one would be the working directory.
 
         Raises:
-            UsageError: it is empty.
+            UsageError: it is empty, or holds bytes that are no UTF-8.
         """
-        if os.fspath(root) == "":
-            raise UsageError(
-                "The path of the run directory is empty.",
-                "Name a folder; a shell variable that is not set gives an empty path.",
-            )
+        require_path(os.fspath(root))
         object.__setattr__(self, "root", Path(root))
 
     @property
@@ -270,8 +267,11 @@ def _is_ours(path: Path) -> bool:
 
 
 def find_runs(folder: Path, depth: int = SEARCH_DEPTH) -> tuple[RunDirectory, ...]:
-    """Return the runs in a folder and down to ``depth`` folders below it, by path; itself where it is one."""
-    return tuple(map(RunDirectory, find_holders(folder, _RECIPE, depth)))
+    """Return the runs in a folder and down to ``depth`` folders below it, by path; itself where it is one.
+
+    Those whose paths hold bytes that are no UTF-8 are left out: no command can take them.
+    """
+    return tuple(RunDirectory(path) for path in find_holders(folder, _RECIPE, depth) if is_text(path))
 
 
 def describe_other(path: Path) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from gacq_deploy.errors import shell_command
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy_cli.interruption import attentive
 from gacq_deploy_cli.progress import BarReporter, lines_on
-from gacq_deploy_cli.table import Table, folded, output_width
+from gacq_deploy_cli.table import Table, folded, is_unicode, output_width
 
 Word = str | Path
 
@@ -91,7 +91,9 @@ class Output:
         if self._mute:
             return
         if self.as_json:
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+            # what a stream cannot hold is escaped as JSON does it
+            escaped = not is_unicode(sys.stdout)
+            click.echo(json.dumps(document, indent=2, ensure_ascii=escaped, default=str))
             return
         for item in tables:
             match item:

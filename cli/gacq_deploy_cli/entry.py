@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -44,9 +47,30 @@ def heed_signals() -> None:
             signal.signal(number, end)
 
 
+def settle_streams() -> None:
+    """Open the streams that the process was started without, and let no character that one cannot hold end a command.
+
+    A daemon or a cron job may have none: the first file that is opened would then be taken for its output.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 (kept open)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            # a stream whose descriptor was put in its place later takes no other setting
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> NoReturn:
     """Entry point of ``gacq-deploy``."""
     heed_signals()
+    settle_streams()
     try:
         from gacq_deploy_cli.main import main as command
     except KeyboardInterrupt as interrupt:

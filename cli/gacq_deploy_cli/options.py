@@ -62,15 +62,16 @@ def common(command: Command) -> Command:
 
 
 class GivenPath(click.Path):
-    """A path; an empty one, which would be the working directory, is refused."""
+    """A path; an empty one, which would be the working directory, is refused, and one that not all can open."""
 
     def __init__(self, *, dir_okay: bool = True) -> None:
         super().__init__(dir_okay=dir_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        if not os.fspath(value):
-            self.fail("the path is empty; a shell variable that is not set gives an empty path.", param, ctx)
+        from gacq_deploy.storage.outputs import require_path
+
+        require_path(os.fspath(value))
         return super().convert(value, param, ctx)
 
 

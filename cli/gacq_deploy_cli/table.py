@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -28,6 +29,7 @@ def output_width(stream: TextIO | None = None) -> int | None:
     return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
+_RULE = "─"
 _COMMAND = re.compile("`[^`]*`")
 _HELD = "\0"
 """In place of a blank that must not become the end of a line."""
@@ -160,7 +162,10 @@ def _drawn(
     Console(
         file=text, width=max(full, len(title)), force_terminal=color, no_color=not color, legacy_windows=False
     ).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    if not is_unicode(sys.stdout):
+        lines = [line.replace(_RULE, "-") for line in lines]
+    return "\n".join(lines)
 
 
 def _stacked(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
@@ -184,6 +189,12 @@ def _pair(column: str, cell: str, label: int, width: int | None) -> str:
         indent = " " * len(head)
         return head + _folded(cell, width, indent).lstrip()
     return f"{_folded(column, width, '  ')}\n{_folded(cell, width, '    ')}"
+
+
+def is_unicode(stream: TextIO) -> bool:
+    """Tell whether a stream takes every character; what is not a text file of the system's does."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return codecs.lookup(encoding).name.startswith("utf")
 
 
 def is_colored(stream: TextIO) -> bool:

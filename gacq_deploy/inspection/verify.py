@@ -125,6 +125,9 @@ def _check(name: str, path: Path, work: Callable[[], str | _Remark], *dependents
         found = work()
     except GacqError as error:
         return Link(name, "fail", str(path), error.message, error.hint)
+    except OSError as error:
+        said = f"{error.filename or path} cannot be read: {error.strerror}."
+        return Link(name, "fail", str(path), said, "Mend its permissions, or the disk.")
     if isinstance(found, _Remark):
         return Link(name, "warning", str(path), found.detail, found.hint)
     return Link(name, "ok", str(path), found)

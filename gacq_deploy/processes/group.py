@@ -6,6 +6,7 @@ They exchange small values alone, and arrays through files: gloo suffices, whate
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from gacq_deploy.errors import BackendUnavailable, ResourceError, UsageError
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = tuple(name for name in _NAMES if name != "MASTER_ADDR")
 _PATIENCE = timedelta(days=30)
 """One may wait for another as long as that works; of a process that died, torchrun ends the others."""
 _CONNECT = timedelta(seconds=30)
@@ -85,8 +87,8 @@ ALONE = Group()
 
 
 def own_rank() -> int:
-    """Return this process's rank, 0 where no launcher gave one."""
-    return int(os.environ["RANK"]) if _is_launched() else 0
+    """Return this process's rank, 0 where no launcher gave one that makes sense: a job's template may leave names."""
+    return _place()[0] if _is_launched() and not _odd_names() else 0
 
 
 @contextmanager
@@ -94,14 +96,20 @@ def joined_group() -> Iterator[Group]:
     """Yield the group that `torchrun` started this process in; without it, a group of one that needs no torch.
 
     Raises:
-        UsageError: the processes are on several machines.
+        UsageError: the processes are on several machines, or the environment names none that can be.
         BackendUnavailable: PyTorch is missing.
         ResourceError: the others cannot be reached.
     """
     if not _is_launched():
         yield ALONE
         return
-    rank, size = own_rank(), int(os.environ["WORLD_SIZE"])
+    if odd := _odd_names():
+        said = ", ".join(f"{name}={os.environ[name]!r}" for name in odd)
+        raise UsageError(
+            f"The environment names a group of processes that cannot be: {said}.",
+            "Start them with torchrun, or unset the names: env -u RANK -u WORLD_SIZE gacq-deploy ...",
+        )
+    rank, size = _place()
     if int(os.environ["LOCAL_WORLD_SIZE"]) != size:
         raise UsageError(
             f"{size} processes on several machines: {os.environ['LOCAL_WORLD_SIZE']} of them run here.",
@@ -125,7 +133,7 @@ def joined_group() -> Iterator[Group]:
 
 def speaks_first() -> bool:
     """Return whether this process is the first of its group to fail, whose message is the one that counts."""
-    if not _is_launched():
+    if not _is_launched() or _odd_names():
         return True
     try:
         return int(_store().add("gacq-deploy/failure", 1)) == 1
@@ -135,7 +143,21 @@ def speaks_first() -> bool:
 
 
 def _is_launched() -> bool:
-    return all(name in os.environ for name in _NAMES) and os.environ["WORLD_SIZE"] != "1"
+    """Tell whether a launcher started this process with others; one whose names are there and empty did not."""
+    return all(os.environ.get(name) for name in _NAMES) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _place() -> tuple[int, int]:
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _odd_names() -> list[str]:
+    """Return the names that are no numbers a group can have."""
+    odd = [name for name in _NUMBERS if not re.fullmatch("[0-9]{1,6}", os.environ[name])]
+    if odd:
+        return odd
+    rank, size = _place()
+    return [] if rank < size else ["RANK", "WORLD_SIZE"]
 
 
 def _store() -> Any:

@@ -10,6 +10,32 @@ _BEGINNINGS = {".png": b"\x89PNG", ".html": b"<!doctype html"}
 """Kind of output by its suffix -> what a file of it begins with."""
 
 
+def is_text(path: str | Path) -> bool:
+    """Tell whether a path is UTF-8: Linux takes any bytes, the libraries that open files by name do not."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_path(path: str) -> None:
+    """Refuse a path that names nothing, or that not every library can open.
+
+    Raises:
+        UsageError: it is empty, or holds bytes that are no UTF-8.
+    """
+    if not path:
+        raise UsageError(
+            "The path is empty.",
+            "Name a folder or file; a shell variable that is not set gives an empty path.",
+        )
+    if not is_text(path):
+        raise UsageError(
+            f"The path {path!r} holds bytes that are no UTF-8: not every library can open it.", "Rename it."
+        )
+
+
 def require_folder_for(path: Path) -> None:
     """Refuse a path that was asked for where its folder is not there: a mistyped one is not made in silence.
 

@@ -222,7 +222,7 @@ def test_an_empty_path_is_refused_everywhere(finished_run: Path, tmp_path: Path)
         done = invoke([*path, *given, "--json"])
         assert done.exit_code == 2, (name, done.output)
         assert "path is empty" in json.loads(done.stdout)["error"]["message"], name
-    with pytest.raises(UsageError, match="path of the run directory is empty"):
+    with pytest.raises(UsageError, match="path is empty"):
         RunDirectory("")
 
 
