@@ -239,7 +239,8 @@ def _public_name(module: Path, name: str) -> Iterator[str]:
         yield _docstring(node)
         return
     written = map(ast.unparse, node.bases)
-    bases = ", ".join(base for base in written if not base.startswith("_"))
+    # that it crosses the disk is said where it is read
+    bases = ", ".join(base for base in written if not base.startswith("_") and base != "Record")
     yield f"```python\nclass {name}{f'({bases})' if bases else ''}\n```"
     yield _docstring(node)
     members = [*_fields(node), *_methods(node)]

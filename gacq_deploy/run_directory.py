@@ -13,7 +13,8 @@ from pathlib import Path
 from gacq_deploy.errors import ArtifactError, UsageError, did_you_mean, quoted
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
-from gacq_deploy.storage.files import TEMP_PREFIX, disk_error, read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import TEMP_PREFIX, disk_error, write_json
 from gacq_deploy.storage.lock import LOCK_NAME, lock_directory
 from gacq_deploy.storage.outputs import is_text, require_path
 from gacq_deploy.storage.search import SEARCH_DEPTH, find_holders

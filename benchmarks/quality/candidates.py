@@ -28,7 +28,8 @@ from gacq_deploy.progress import SILENT
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from gacq_deploy.storage.lock import lock_directory
 
 CANONICAL, CPU = "int8.onnx", "int8.cpu.onnx"

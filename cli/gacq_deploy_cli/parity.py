@@ -179,15 +179,15 @@ def _rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
 
 
 def _read_thresholds(path: Path) -> dict[str, Any]:
-    import yaml
-
     from gacq_deploy.errors import RecipeError
+    from gacq_deploy.storage.documents import Malformed, read_bytes
+    from gacq_deploy.storage.yaml_documents import decode_yaml
 
     hint = "Pass a YAML file such as {budget: {image_psnr_db: 28}}, or a recipe."
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"Thresholds {path} cannot be read: {str(error).splitlines()[0]}.", hint) from error
+        document = decode_yaml(read_bytes(path, pipes=True)).value
+    except (OSError, Malformed) as error:
+        raise RecipeError(f"Thresholds {path} cannot be read: {error}.", hint) from error
     if isinstance(document, dict):
         is_recipe = str(document.get("schema", "")).startswith("gacq-deploy/recipe/")
         document = document.get("parity", {} if is_recipe else document)

@@ -27,7 +27,7 @@ from gacq_deploy_cli.table import Table
 from gacq_deploy_cli.units import size
 
 if TYPE_CHECKING:
-    from gacq_deploy.parity.report import JudgedPolicy
+    from gacq_deploy.parity.records import JudgedPolicy
     from gacq_deploy.recipe.sections import Recipe
     from gacq_deploy.run_directory import RunDirectory
     from gacq_deploy.workflow.quickstart import ChainResult, Row

@@ -113,7 +113,9 @@ def _next(run: RunDirectory, result: SensitivityReport) -> Iterator[NextStep]:
         return
     import yaml
 
-    rules = yaml.safe_load("\n".join(result.proposal.rules))
+    from gacq_deploy.storage.yaml_documents import decode_yaml
+
+    rules = decode_yaml("\n".join(result.proposal.rules)).value
     # a width that no list reaches: yaml would fold it
     added = yaml.safe_dump(rules, default_flow_style=True, width=1_000_000, sort_keys=False).strip()
     where = run.root.with_name(f"{run.root.name}-mixed")

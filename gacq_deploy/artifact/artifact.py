@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from gacq_deploy.artifact.diagnostics import Diagnostics, load_diagnostics, save_diagnostics
 from gacq_deploy.artifact.probe import Probe, load_probe, save_probe
-from gacq_deploy.artifact.records import BlockRecord, ModelRecord, ParameterRecord, PolishRecord, SiteRecord
+from gacq_deploy.artifact.records import (
+    ArtifactManifest,
+    BlockRecord,
+    BuildRecord,
+    ModelRecord,
+    ParameterRecord,
+    PolishRecord,
+    SiteRecord,
+)
 from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
 from gacq_deploy.storage.digests import describe_file, verify_file
-from gacq_deploy.storage.files import atomic_directory, load_arrays, read_json, save_arrays
+from gacq_deploy.storage.documents import read_json, shown
+from gacq_deploy.storage.files import atomic_directory, load_arrays, save_arrays
+from gacq_deploy.storage.records import as_record
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
 _SCHEMA = "gacq-deploy/artifact"
@@ -185,7 +195,7 @@ def load_artifact(directory: Path) -> CalibrationArtifact:
     manifest = _load_manifest(directory)
     try:
         return _read(manifest, directory)
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
 
 
@@ -210,17 +220,9 @@ def load_head(directory: Path) -> ArtifactHead:
     Raises:
         ArtifactError: as :func:`load_artifact`, but for the files that the manifest vouches for.
     """
-    manifest = _load_manifest(directory)
-    try:
-        return ArtifactHead(
-            model=ModelRecord.model_validate(manifest["model"]),
-            sites=tuple(SiteRecord.model_validate(site) for site in manifest["plan"]),
-            recipe=manifest["recipe"],
-            samples_sha256=manifest["samples_sha256"],
-            manifest_digest=manifest["digest"],
-        )
-    except (KeyError, TypeError, ValidationError) as error:
-        raise ArtifactError(f"Artifact {directory} is inconsistent: {error!r}.", _HINT) from error
+    found = _load_manifest(directory)
+    said = found.manifest
+    return ArtifactHead(said.model, said.plan, said.recipe, said.samples_sha256, found.digest)
 
 
 def load_model_record(directory: Path) -> ModelRecord:
@@ -244,13 +246,25 @@ def _why_made_otherwise(
     return None
 
 
-def _load_manifest(directory: Path) -> dict[str, Any]:
+class _Sealed(NamedTuple):
+    """A manifest, the digest that it states, and what lies beside it, covered by no digest."""
+
+    manifest: ArtifactManifest
+    digest: str
+    build: Mapping[str, Any]
+
+
+def _load_manifest(directory: Path) -> _Sealed:
     """Return the manifest, verified."""
-    path = directory / "manifest.json"
-    manifest: dict[str, Any] = read_json(path, what="Artifact manifest", hint=_HINT)
-    _check_version(manifest, directory)
-    unseal(manifest, path, what="Artifact manifest", hint=_HINT, beside=("build",))
-    return manifest
+    path, what = directory / "manifest.json", "Artifact manifest"
+    document = read_json(path, what=what, hint=_HINT)
+    _check_version(document, directory)
+    body = unseal(document, path, what=what, hint=_HINT, beside=("build",))
+    manifest = as_record(ArtifactManifest, body, where=f"{what} {path}", hint=_HINT)
+    manifest.model.check_parts(where=str(path), hint=_HINT)
+    build = document.get("build", {})
+    as_record(BuildRecord, build, where=f"'build' of {what} {path}", hint=_HINT)
+    return _Sealed(manifest, document["digest"], build)
 
 
 def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
@@ -266,37 +280,34 @@ def _check_version(manifest: Mapping[str, Any], directory: Path) -> None:
         )
 
 
-def _read(manifest: Mapping[str, Any], directory: Path) -> CalibrationArtifact:
+def _read(sealed: _Sealed, directory: Path) -> CalibrationArtifact:
     """Read the files that a manifest of the current version vouches for, once they proved to be those."""
+    manifest, named = sealed.manifest, sealed.manifest.files
     # all of them before the first is parsed: no parser sees a file that was altered
-    for name, entry in manifest["files"].items():
+    for name, entry in named.items():
         if name not in ARTIFACT_FILES:
-            raise ArtifactError(f"Artifact manifest names a foreign file '{name}'.", _HINT)
-        verify_file(directory / name, entry, what="Artifact file", hint=_HINT)
-    records = [SiteRecord.model_validate(r) for r in manifest["plan"]]
+            raise ArtifactError(f"Artifact manifest names a foreign file '{shown(name)}'.", _HINT)
+        verify_file(directory / name, entry.model_dump(), what="Artifact file", hint=_HINT)
+    records = manifest.plan
     tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
-    named = manifest["files"]
     planned = tuple(_planned(r) for r in records)
     params = {Site.parse(r.site): _params(r, tensors) for r in records}
     digests = {r.site: r.source_sha256 for r in records if r.source_sha256}
-    history = tuple(BlockRecord.model_validate(h) for h in manifest["history"])
     probe = load_probe(directory / _PROBE, hint=_HINT) if _PROBE in named else None
-    parameters = [ParameterRecord.model_validate(p) for p in manifest["parameters"]]
-    polish = None if manifest["polish"] is None else PolishRecord.model_validate(manifest["polish"])
     diagnostics = load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None
     return CalibrationArtifact(
-        model=_model(manifest["model"], tensors.get(_ALPHAS)),
+        model=_model(manifest.model, tensors.get(_ALPHAS)),
         plan=QuantPlan(planned),
         params=params,
         weight_digests=digests,
-        recipe=manifest["recipe"],
-        samples_sha256=manifest["samples_sha256"],
-        history=history,
+        recipe=manifest.recipe,
+        samples_sha256=manifest.samples_sha256,
+        history=manifest.history,
         probe=probe,
-        build=manifest.get("build", {}),
-        manifest_digest=manifest["digest"],
-        parameters=_parameters(parameters, tensors),
-        polish=polish,
+        build=sealed.build,
+        manifest_digest=sealed.digest,
+        parameters=_parameters(manifest.parameters, tensors),
+        polish=manifest.polish,
         diagnostics=diagnostics,
         smoothing=_smoothing(records, tensors),
     )
@@ -306,9 +317,9 @@ def _dumped(records: Iterable[BaseModel]) -> list[dict[str, Any]]:
     return [record.model_dump(mode="json") for record in records]
 
 
-def _model(document: Mapping[str, Any], alphas: Array | None) -> ModelRecord:
+def _model(record: ModelRecord, alphas: Array | None) -> ModelRecord:
     return ModelRecord.model_validate(
-        {**document, "alphas_cumprod": None if alphas is None else alphas.tolist()}
+        {**record.model_dump(), "alphas_cumprod": None if alphas is None else alphas.tolist()}
     )
 
 

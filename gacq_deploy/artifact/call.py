@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
+
+from gacq_deploy.storage.records import Record
 
 SAMPLE, TIMESTEP = "sample", "timestep"
 """Names of the state and the timestep in every graph, whatever the denoiser calls them."""
@@ -14,18 +16,14 @@ Place = tuple[str | int, ...]
 DType = Literal["float32", "int64", "bool"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StateRecord(_Record):
+class StateRecord(Record):
     """The noisy state. ``shape`` is that of one row, of any rank."""
 
     path: Place = (SAMPLE,)
     shape: tuple[int, ...]
 
 
-class TimestepRecord(_Record):
+class TimestepRecord(Record):
     """What the denoiser is fed as the timestep, one value a row."""
 
     path: Place = (TIMESTEP,)
@@ -34,7 +32,7 @@ class TimestepRecord(_Record):
     """The value fed is the scheduler's timestep times this: 1, or 0.001 where it takes sigma."""
 
 
-class ArgumentRecord(_Record):
+class ArgumentRecord(Record):
     """One tensor of conditioning: a text embedding, a mask, a class label. ``shape`` is that of one row."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -51,7 +49,7 @@ class ArgumentRecord(_Record):
     gets the first."""
 
 
-class CallRecord(_Record):
+class CallRecord(Record):
     """One call of a denoiser, taken apart; recorded from a pipeline's own call, or read off a configuration.
 
     A call is: every argument by keyword, ``constants`` included. The prediction is its first result; of more channels
@@ -61,7 +59,7 @@ class CallRecord(_Record):
     state: StateRecord
     timestep: TimestepRecord = TimestepRecord()
     arguments: tuple[ArgumentRecord, ...] = ()
-    constants: dict[str, JsonValue] = {}
+    constants: dict[str, JsonValue] = Field(default_factory=dict)
     output: Place | None = None
     """Where a plain dict holds the prediction; empty: the output is the prediction itself. None: as diffusers' models
     return it, first in a tuple or an output class."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
+from gacq_deploy.storage.documents import Malformed, decode_json
 from gacq_deploy.storage.files import load_arrays, save_arrays
+from gacq_deploy.storage.records import Record, as_record
 
 _SCHEMA = "gacq-deploy/diagnostics/1"
 ERROR_STAGES = ("nearest", "reconstruction", "polish")
@@ -141,15 +142,20 @@ def mean_between_groups(matrix: NDArray[np.floating[Any]]) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1))) if count > 1 else 0.0
 
 
-class _StageRecord(BaseModel):
+class _StageRecord(Record):
     """The words of a stage, and its one number that is no array; its arrays lie beside it in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str
     mode: str
     effective_samples: float
     notes: tuple[str, ...]
+
+
+class _DiagnosticsRecord(Record):
+    """The words of the file."""
+
+    schema_: Literal["gacq-deploy/diagnostics/1"] = Field(alias="schema")
+    stages: tuple[_StageRecord, ...]
 
 
 def save_diagnostics(path: Path, diagnostics: Diagnostics) -> None:
@@ -184,12 +190,9 @@ def load_diagnostics(path: Path) -> Diagnostics:
     """
     arrays = load_arrays(path, what="Diagnostics", hint=_HINT)
     try:
-        record: Any = json.loads(arrays[_RECORD].tobytes())
-        if record["schema"] != _SCHEMA:
-            raise ArtifactError(
-                f"Diagnostics {path} have schema {record['schema']!r}, not {_SCHEMA!r}.", _HINT
-            )
-        stages = [_StageRecord.model_validate(entry) for entry in record["stages"]]
+        words = decode_json(arrays[_RECORD].tobytes())
+        where = f"'{_RECORD}' of diagnostics {path}"
+        stages = as_record(_DiagnosticsRecord, words, where=where, hint=_HINT).stages
         errors = _below(arrays, "error_sqnr_db/")
         return Diagnostics(
             timesteps=arrays["timesteps"],
@@ -200,7 +203,7 @@ def load_diagnostics(path: Path) -> Diagnostics:
             # a file has no order of its own
             error_sqnr_db={name: errors.pop(name) for name in ERROR_STAGES if name in errors} | errors,
         )
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, Malformed) as error:
         raise ArtifactError(f"Diagnostics {path} are inconsistent: {error!r}.", _HINT) from error
 
 

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from gacq_deploy.artifact.call import CallRecord
+from gacq_deploy.artifact.call import CallRecord, DType
 from gacq_deploy.artifact.smoothing import SmoothingRecord
+from gacq_deploy.storage.documents import shown
+from gacq_deploy.storage.records import ListedFile, OpenRecord, Record, as_record
+
+_YEAR_10000 = 253_402_300_800
+"""In seconds since 1970: no calendar goes further."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SchedulerRecord(OpenRecord):
+    """What is asked of a scheduler's configuration; whoever follows it reads the rest."""
+
+    class_name: str = Field(default="", alias="_class_name")
+    use_default_values: tuple[str, ...] | None = Field(default=None, alias="_use_default_values")
+    num_train_timesteps: int = Field(default=1000, ge=1)
 
 
-class LoraRecord(_Record):
+class ConditionRecord(Record):
+    """One tensor of conditioning."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    """Of one row."""
+    num_classes: int | None = Field(default=None, ge=1)
+
+
+class LoraRecord(Record):
     """One adapter that was fused into the denoiser."""
 
     source: str
@@ -24,7 +42,7 @@ class LoraRecord(_Record):
     scale: float
 
 
-class ModelRecord(_Record):
+class ModelRecord(Record):
     """Where the float model came from."""
 
     source: str
@@ -46,6 +64,17 @@ class ModelRecord(_Record):
     loras: tuple[LoraRecord, ...] = ()
     """Low-rank adapters that were fused into the weights before calibration."""
 
+    def check_parts(self, *, where: str, hint: str) -> None:
+        """Check what is kept as somebody else wrote it, once it was read from ``where``.
+
+        Raises:
+            ArtifactError: the scheduler's configuration or a condition is not one.
+        """
+        as_record(SchedulerRecord, self.scheduler, where=f"model.scheduler in {where}", hint=hint)
+        for name, said in self.conditioning.items():
+            place = f"model.conditioning.{shown(name)} in {where}"
+            as_record(ConditionRecord, said, where=place, hint=hint)
+
     @property
     def name(self) -> str:
         """What people call the model: the folder of its pipeline, the hub's name, or that of a built-in one."""
@@ -54,7 +83,7 @@ class ModelRecord(_Record):
         return (place.parent.name if inside else place.name) or place.name or self.source
 
 
-class SiteRecord(_Record):
+class SiteRecord(Record):
     """One planned site on disk."""
 
     site: str
@@ -70,7 +99,7 @@ class SiteRecord(_Record):
     """Of an input site; versions that do not know it refuse the artifact."""
 
 
-class BlockRecord(_Record):
+class BlockRecord(Record):
     """What happened in one reconstructed block."""
 
     name: str
@@ -85,7 +114,7 @@ class BlockRecord(_Record):
     """Warnings and fallbacks, in words."""
 
 
-class PolishRecord(_Record):
+class PolishRecord(Record):
     """What happened when scales and float parameters were trained jointly, after the last block."""
 
     steps: int
@@ -101,9 +130,42 @@ class PolishRecord(_Record):
     notes: tuple[str, ...] = ()
 
 
-class ParameterRecord(_Record):
+class ParameterRecord(Record):
     """One retrained parameter on disk."""
 
     name: str
     source_sha256: str
     """Digest of the float model's own value: the exporter finds the constant by it."""
+
+
+class StageRecord(Record):
+    """What one stage of calibration took and gave."""
+
+    seconds: float
+    sqnr_db: float
+    """Of the output in the worst timestep bucket, against the float model."""
+    kept: bool
+
+
+class BuildRecord(OpenRecord):
+    """Times and host facts of a calibration; versions of libraries lie among them."""
+
+    work_key: str | None = None
+    started_unix: float | None = Field(default=None, ge=0, lt=_YEAR_10000)
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+
+
+class ArtifactManifest(Record):
+    """What an artifact's ``manifest.json`` says under its digest."""
+
+    schema_: Literal["gacq-deploy/artifact"] = Field(default="gacq-deploy/artifact", alias="schema")
+    schema_version: int
+    model: ModelRecord
+    recipe: dict[str, Any]
+    """Sections of the recipe that decide what calibration learns."""
+    samples_sha256: str
+    plan: tuple[SiteRecord, ...]
+    parameters: tuple[ParameterRecord, ...]
+    history: tuple[BlockRecord, ...]
+    polish: PolishRecord | None
+    files: dict[str, ListedFile]

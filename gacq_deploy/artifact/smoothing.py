@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from gacq_deploy.storage.records import Record
 
 
-class SmoothingRecord(BaseModel):
+class SmoothingRecord(Record):
     """How an input site is smoothed, on disk; its factor is among the tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: float
     norm: str | None

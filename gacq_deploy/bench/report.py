@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from gacq_deploy.errors import ArtifactError
-from gacq_deploy.export.record import why_changed
+from gacq_deploy.export.record import SubjectRecord, why_changed
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.sealed import read_sealed, write_sealed
+from gacq_deploy.storage.records import Record, load_sealed_record, shaped_by
+from gacq_deploy.storage.sealed import write_sealed
 
 FLOAT_GRAPH = "float.onnx"
 BASELINE = f"ort-cpu/{FLOAT_GRAPH}"
 """What every candidate is compared with, beside the float graph in its own engine."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Spread(_Record):
+class Spread(Record):
     """Median, quartiles and extremes over the rounds."""
 
     median: float
@@ -39,7 +35,7 @@ class Spread(_Record):
         return cls(median=median, q1=q1, q3=q3, low=low, high=high)
 
 
-class Timing(_Record):
+class Timing(Record):
     """One engine call at one batch size, in milliseconds."""
 
     batch: int
@@ -50,7 +46,7 @@ class Timing(_Record):
     """Largest resident memory up to this batch size, above a process that only imported the library."""
 
 
-class IntegerShare(_Record):
+class IntegerShare(Record):
     """How many of the planned layers run in integer kernels."""
 
     planned: int
@@ -64,7 +60,7 @@ class IntegerShare(_Record):
         return self.integer / self.planned if self.planned else 0.0
 
 
-class BenchCandidate(_Record):
+class BenchCandidate(Record):
     """One graph in one engine."""
 
     name: str
@@ -82,7 +78,7 @@ class BenchCandidate(_Record):
     """None for a float graph."""
 
 
-class Ratio(_Record):
+class Ratio(Record):
     """How many times faster ``candidate`` is than ``baseline``, from rounds in which both ran."""
 
     candidate: str
@@ -92,7 +88,7 @@ class Ratio(_Record):
     wall: Spread
 
 
-class Host(_Record):
+class Host(Record):
     """Where it was measured."""
 
     cpu: str
@@ -103,16 +99,16 @@ class Host(_Record):
     """One-minute load when the benchmark began; 0 is a quiet machine."""
 
 
-class BenchReport(_Record):
+class BenchReport(Record):
     """What ``bench.json`` says."""
 
     schema_: Literal["gacq-deploy/bench/1"] = Field(default="gacq-deploy/bench/1", alias="schema")
-    subject: dict[str, Any]
+    subject: Annotated[dict[str, Any], shaped_by(SubjectRecord)]
     """``artifact_sha256``: its digest; ``files``: graph -> sha256."""
     host: Host
     threads: int
     repeats: int
-    batches: tuple[int, ...]
+    batches: tuple[int, ...] = Field(min_length=1)
     candidates: tuple[BenchCandidate, ...]
     ratios: tuple[Ratio, ...]
     skipped: dict[str, str]
@@ -153,8 +149,4 @@ def load_bench(path: Path) -> BenchReport:
         ArtifactError: missing, not JSON, altered, or not a report of this schema.
     """
     hint = "Run `gacq-deploy bench` on the run directory again."
-    document = read_sealed(path, what="Benchmark report", hint=hint)
-    try:
-        return BenchReport.model_validate(document)
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is not a benchmark report: {error.errors()[0]['msg']}.", hint) from error
+    return load_sealed_record(BenchReport, path, what="Benchmark report", hint=hint)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto
+from pydantic import Field
 
 from gacq_deploy.build_trt.layers import CompiledLayer, int8_nodes
 from gacq_deploy.errors import GateError
@@ -18,6 +19,7 @@ from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.graph.index import module_of
 from gacq_deploy.lint.lint import Finding, why_not_int8
 from gacq_deploy.lint.view import FAR, QuantView
+from gacq_deploy.storage.records import Record
 
 _SHOWN = 10
 """Nodes that an error names; layers.json lists all."""
@@ -119,6 +121,45 @@ class Coverage:
                 "lost": lost,
             }
         return plain
+
+
+class _LostNode(Record):
+    node: str
+    operator: str
+    module: str
+    kernel: str
+    rule: str
+    why: str
+    int8: bool
+
+
+class _LostWeight(Record):
+    node: str
+    operator: str
+    module: str
+    kernel: str
+    rule: str
+    why: str
+    int4: bool
+    in_product: bool
+
+
+class _WeightsRecord(Record):
+    planned: int = Field(ge=1)
+    int4: int = Field(ge=0)
+    in_product: int = Field(ge=0)
+    lost: tuple[_LostWeight, ...]
+
+
+class CoverageRecord(Record):
+    """The shape of :meth:`Coverage.document`."""
+
+    planned: int = Field(ge=0)
+    int8: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+    kernels: dict[str, int]
+    lost: tuple[_LostNode, ...]
+    weight_only: _WeightsRecord | None = None
 
 
 def measure_coverage(

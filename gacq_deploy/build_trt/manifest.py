@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from gacq_deploy.backends.trt.deserialized import Expected
 from gacq_deploy.backends.trt.library import Device
-from gacq_deploy.build_trt.coverage import holds
+from gacq_deploy.build_trt.coverage import CoverageRecord, holds
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName
 from gacq_deploy.errors import ArtifactError, quoted
-from gacq_deploy.export.record import ExportedFile, ExportRecord
+from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.recipe.build import FloatType
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json, verify_file
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import shown
+from gacq_deploy.storage.files import write_json
+from gacq_deploy.storage.records import ListedFile, Record, as_record, load_record, shaped_by
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 _SCHEMA = "gacq-deploy/engine/1"
 MANIFEST, ENGINE_FILE, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
-ORDER, _ORDER_SCHEMA = "order.json", "gacq-deploy/engine-order/1"
+ORDER = "order.json"
 _FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
 """What a manifest may vouch for: a name with a path in it must not lead out of the folder."""
 LICENCE = (
@@ -33,11 +35,7 @@ LICENCE = (
 _KEY_LENGTH = 16
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DeviceRecord(_Record):
+class DeviceRecord(Record):
     """The GPU an engine was tuned on."""
 
     name: str
@@ -45,7 +43,7 @@ class DeviceRecord(_Record):
     driver: int
 
 
-class EngineInputs(_Record):
+class EngineInputs(Record):
     """Everything an engine is made from; its digest is the engine's key."""
 
     graph: Literal["int8.onnx", "float.onnx"]
@@ -64,13 +62,23 @@ class EngineInputs(_Record):
         return digest_json(document)[:_KEY_LENGTH]
 
 
-class EngineManifest(_Record):
+class EngineOrder(Record):
+    """What ``engines/order.json`` says."""
+
+    schema_: Literal["gacq-deploy/engine-order/1"] = Field(
+        default="gacq-deploy/engine-order/1", alias="schema"
+    )
+    newest_first: tuple[str, ...]
+    """Keys of the engines, the one asked for last first."""
+
+
+class EngineManifest(Record):
     """What ``engines/<key>/manifest.json`` says."""
 
     schema_: Literal["gacq-deploy/engine/1"] = Field(default="gacq-deploy/engine/1", alias="schema")
     inputs: EngineInputs
-    files: dict[str, ExportedFile]
-    coverage: dict[str, Any] | None
+    files: dict[str, ListedFile]
+    coverage: Annotated[dict[str, Any], shaped_by(CoverageRecord)] | None
     """Of a quantized graph; see ``Coverage.document``."""
     least_coverage: float = Field(default=0.95, ge=0, le=1)
     """The gate it was last judged by: share of the planned layers that must be INT8."""
@@ -130,18 +138,12 @@ def read_engine(folder: Path, hint: str) -> EngineManifest:
         raise ArtifactError(
             f"{folder / MANIFEST} is not an engine manifest of this version ({_SCHEMA}).", hint
         )
-    try:
-        record = EngineManifest.model_validate(body)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ArtifactError(
-            f"{folder / MANIFEST} is inconsistent: {place}: {error.errors()[0]['msg']}.", hint
-        ) from None
+    record = as_record(EngineManifest, body, where=str(folder / MANIFEST), hint=hint)
     if record.inputs.key != folder.name:
         raise ArtifactError(f"{folder} holds the engine {record.inputs.key}: it was moved or copied.", hint)
     for name, entry in record.files.items():
         if name not in _FILES:
-            raise ArtifactError(f"{folder / MANIFEST} names a foreign file '{name}'.", hint)
+            raise ArtifactError(f"{folder / MANIFEST} names a foreign file '{shown(name)}'.", hint)
         verify_file(folder / name, entry.model_dump(), what="Engine file", hint=hint)
     return record
 
@@ -178,7 +180,8 @@ def make_newest(directory: RunDirectory, folder: Path) -> None:
     others = (key for key in before if key != folder.name and (directory.engines / key / MANIFEST).is_file())
     order = [folder.name, *others]
     if order != before:
-        write_json(directory.engines / ORDER, {"schema": _ORDER_SCHEMA, "newest_first": order})
+        record = EngineOrder(newest_first=tuple(order))
+        write_json(directory.engines / ORDER, record.model_dump(mode="json", by_alias=True))
 
 
 def _order(directory: RunDirectory) -> list[str]:
@@ -187,12 +190,7 @@ def _order(directory: RunDirectory) -> list[str]:
     if not path.exists():
         return []
     hint = f"Delete it, then run `gacq-deploy build-trt {quoted(directory.root)}`."
-    document = read_json(path, what="Order of the engines", hint=hint)
-    keys = document.get("newest_first")
-    is_whole = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    if not is_whole or document.get("schema") != _ORDER_SCHEMA:
-        raise ArtifactError(f"{path} is no order of engines.", hint)
-    return list(keys)
+    return list(load_record(EngineOrder, path, what="Order of the engines", hint=hint).newest_first)
 
 
 def find_engine(

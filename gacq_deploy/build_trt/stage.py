@@ -29,7 +29,7 @@ from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, GateError, UsageError, quoted
-from gacq_deploy.export.record import ExportedFile, ExportRecord, load_export
+from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph, write_graph
 from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.lint.lint import errors_in, lint_graph
@@ -44,6 +44,7 @@ from gacq_deploy.sampling.step_policy import policy_document, resolve_policy
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file
 from gacq_deploy.storage.files import atomic_directory, write_json
+from gacq_deploy.storage.records import ListedFile
 
 _SHOWN = 5
 _CHECKED_VALUES, _LEAST_ROWS, _MOST_ROWS, _CHECKED_BATCH = 2**17, 16, 256, 8
@@ -196,7 +197,7 @@ class _Stage:
         write_json(folder / manifest.LAYERS, {"layers": document(compiled.layers), "planned": nodes})
         shutil.rmtree(scratch)
         # everything that is left in the folder is vouched for
-        files = {path.name: ExportedFile(**describe_file(path)) for path in sorted(folder.iterdir())}
+        files = {path.name: ListedFile(**describe_file(path)) for path in sorted(folder.iterdir())}
         return EngineManifest(
             inputs=inputs,
             files=files,

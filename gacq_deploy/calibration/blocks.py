@@ -33,10 +33,13 @@ from gacq_deploy.calibration.weighting.weighting import (
     group_cosines,
     stage_weights,
 )
+from gacq_deploy.errors import RESTORE, ArtifactError
 from gacq_deploy.models.structure.graph import Block
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, input_quantizers
 from gacq_deploy.quant.trainable import free_weights
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.documents import Malformed, decode_json
+from gacq_deploy.storage.records import Record, as_record
 
 RECONSTRUCT = "reconstruct blocks"
 """The stage, as it is announced."""
@@ -294,15 +297,32 @@ def pack_weights(learned: LearnedWeights) -> dict[str, Array]:
     }
 
 
+class _Words(Record):
+    """What a step says of learned weights beside its arrays."""
+
+    mode: str
+    fallback: bool
+    notes: tuple[str, ...]
+
+
+def _read_words(written: Array) -> _Words:
+    what, hint = "'words' of a finished step", RESTORE
+    try:
+        words = decode_json(written.tobytes())
+    except Malformed as error:
+        raise ArtifactError(f"{what} are not JSON: {error}.", hint) from None
+    return as_record(_Words, words, where=what, hint=hint)
+
+
 def unpack_weights(step: Mapping[str, Array]) -> LearnedWeights:
     """Return what :func:`pack_weights` packed."""
-    words = json.loads(step["words"].tobytes())
+    words = _read_words(step["words"])
     return LearnedWeights(
         weights=step["weights"],
         logits=step["logits"],
-        mode=words["mode"],
-        fallback=words["fallback"],
-        notes=tuple(words["notes"]),
+        mode=words.mode,
+        fallback=words.fallback,
+        notes=words.notes,
         trace={k.removeprefix("trace:"): v for k, v in step.items() if k.startswith("trace:")},
         visits=step["visits"],
     )

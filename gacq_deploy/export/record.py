@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT
 from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_file, verify_file
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json, shown
+from gacq_deploy.storage.records import ListedFile, OpenRecord, Record, as_record
 from gacq_deploy.storage.sealed import require_current, unseal, write_sealed
 
 _SCHEMA = "gacq-deploy/export/1"
@@ -20,18 +21,14 @@ EXPORT_FILES = frozenset(name for graph in (FLOAT, CANONICAL, CPU) for name in (
 """Every file an export may write beside its manifest."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+class SubjectRecord(OpenRecord):
+    """What a report is about, as far as :func:`why_changed` compares it."""
+
+    artifact_sha256: str | None = None
+    files: dict[str, str] = Field(default_factory=dict)
 
 
-class ExportedFile(_Record):
-    """One file of the export."""
-
-    sha256: str
-    bytes: int
-
-
-class LintCounts(_Record):
+class LintCounts(Record):
     """What the lint found in one graph for one engine."""
 
     file: str
@@ -41,7 +38,7 @@ class LintCounts(_Record):
     info: int
 
 
-class ExportRecord(_Record):
+class ExportRecord(Record):
     """What ``onnx/manifest.json`` says."""
 
     schema_: Literal["gacq-deploy/export/1"] = Field(default="gacq-deploy/export/1", alias="schema")
@@ -52,7 +49,7 @@ class ExportRecord(_Record):
     settings_sha256: str
     """Digest of the recipe's export section, but for which graphs to write."""
     opset: int
-    files: dict[str, ExportedFile]
+    files: dict[str, ListedFile]
     """File name in ``onnx/`` -> digest and size, weight files included."""
     quantized_sites: dict[str, int]
     """Q/DQ graph -> planned sites that are quantized in it: all of them, or there is no record."""
@@ -90,7 +87,7 @@ def load_export(directory: RunDirectory) -> ExportRecord:
     for name, entry in record.files.items():
         if name not in EXPORT_FILES:
             raise ArtifactError(
-                f"Export manifest {directory.onnx_manifest} names a foreign file '{name}'.", hint
+                f"Export manifest {directory.onnx_manifest} names a foreign file '{shown(name)}'.", hint
             )
         verify_file(directory.onnx / name, entry.model_dump(), what="Exported file", hint=hint)
     require_current(directory.onnx_manifest, record.why_stale(directory), hint)
@@ -109,7 +106,7 @@ def why_changed(directory: RunDirectory, subject: Mapping[str, Any]) -> str | No
     """
     made_from = subject.get("artifact_sha256")
     if made_from is not None and made_from != (now := artifact_digest(directory)):
-        return f"it is about artifact {str(made_from)[:12]}, {directory.artifact} now is {now[:12]}"
+        return f"it is about artifact {shown(str(made_from)[:12])}, {directory.artifact} now is {now[:12]}"
     for name, sha256 in subject.get("files", {}).items():
         path = directory.onnx / Path(name).name
         if not path.is_file() or digest_file(path) != sha256:
@@ -127,7 +124,7 @@ def artifact_digest(directory: RunDirectory) -> str:
         f"Run `gacq-deploy calibrate -r {quoted(directory.recipe_path)} -o {quoted(directory.root)}` first."
     )
     manifest = read_json(directory.artifact / "manifest.json", what="Artifact manifest", hint=hint)
-    digest = manifest.get("digest") if isinstance(manifest, dict) else None
+    digest = manifest.get("digest")
     if not isinstance(digest, str):
         raise ArtifactError(f"Artifact manifest in {directory.artifact} states no digest.", hint)
     return digest
@@ -144,12 +141,7 @@ def read_record(directory: RunDirectory) -> ExportRecord:
     if document.get("schema") != _SCHEMA:
         raise ArtifactError(f"{path} is not an export manifest of this version ({_SCHEMA}).", hint)
     body = unseal(document, path, what="Export manifest", hint=hint)
-    try:
-        return ExportRecord.model_validate(body)
-    except ValidationError as error:
-        raise ArtifactError(
-            f"Export manifest {path} is inconsistent: {error.errors()[0]['msg']}.", hint
-        ) from None
+    return as_record(ExportRecord, body, where=f"Export manifest {path}", hint=hint)
 
 
 def _hint(directory: RunDirectory) -> str:

@@ -18,7 +18,6 @@ from gacq_deploy.export.cpu_flavour import to_cpu_flavour
 from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
     EXPORT_FILES,
-    ExportedFile,
     ExportRecord,
     LintCounts,
     artifact_digest,
@@ -34,6 +33,7 @@ from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import describe_file, digest_json
 from gacq_deploy.storage.files import atomic_directory, scratch
+from gacq_deploy.storage.records import ListedFile
 from gacq_deploy.storage.room import check_disk
 from gacq_deploy.storage.sealed import require_current
 
@@ -94,7 +94,7 @@ class _Export:
     wanted: tuple[str, ...]
     staging: Path
     report: Reporter
-    files: dict[str, ExportedFile] = field(default_factory=dict)
+    files: dict[str, ListedFile] = field(default_factory=dict)
     sites: dict[str, int] = field(default_factory=dict)
     lint: list[LintCounts] = field(default_factory=list)
 
@@ -161,7 +161,7 @@ class _Export:
     def _write(self, name: str, graph: onnx.ModelProto) -> None:
         limit = self.recipe.export.external_data_mb
         for path in write_graph(graph, self.staging / name, external_data_mb=limit):
-            self.files[path.name] = ExportedFile(**describe_file(path))
+            self.files[path.name] = ListedFile(**describe_file(path))
 
     def _publish(self) -> None:
         """Swap the folder; of the old one only files that no export wrote come along."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gacq_deploy.errors import GacqError, UsageError
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json
 
 
 def check_pixels(name: str, pixels: int, factor: int, latent: int | None) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gacq_deploy.artifact.artifact import ARTIFACT_FILES, load_artifact
+from gacq_deploy.artifact.samples_record import load_samples_record
 from gacq_deploy.bench import load_bench
 from gacq_deploy.build_trt.manifest import engines_of
+from gacq_deploy.calibration.checkpoint import load_checkpoint
 from gacq_deploy.errors import RESTORE, ArtifactError, GacqError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.commands import command_for
@@ -18,7 +20,7 @@ from gacq_deploy.parity.report import load_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
 from gacq_deploy.storage.digests import digest_file, verify_file
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import shown
 from gacq_deploy.storage.sealed import require_current
 from gacq_deploy.workflow.picture import load_comparison
 
@@ -135,15 +137,14 @@ def _check(name: str, path: Path, work: Callable[[], str | _Remark], *dependents
 
 def _samples(run: RunDirectory) -> str:
     hint = RESTORE
-    record = read_json(run.samples_record_path, what="Samples record", hint=hint)
-    recorded = record.get("sha256") if isinstance(record, dict) else None
+    recorded = load_samples_record(run.samples_record_path).sha256
     if not run.samples_path.is_file():
         raise ArtifactError(f"Calibration samples are missing: {run.samples_path}", hint)
     actual = digest_file(run.samples_path)
     if actual != recorded:
         raise ArtifactError(
             f"Calibration samples {run.samples_path} were altered: sha256 {actual[:12]}, recorded was "
-            f"{str(recorded)[:12]}.",
+            f"{shown(recorded[:12])}.",
             hint,
         )
     return f"sha256 {actual[:12]}"
@@ -151,14 +152,9 @@ def _samples(run: RunDirectory) -> str:
 
 def _checkpoint(run: RunDirectory) -> str:
     hint = RESTORE
-    checkpoint = read_json(run.work / "checkpoint.json", what="Calibration checkpoint", hint=hint)
-    steps = checkpoint.get("steps") if isinstance(checkpoint, dict) else None
-    if not isinstance(steps, dict):
-        raise ArtifactError(f"{run.work / 'checkpoint.json'} is not a calibration checkpoint.", hint)
+    steps = load_checkpoint(run.work / "checkpoint.json").steps
     for name, entry in steps.items():
-        if not isinstance(entry, dict) or Path(str(entry.get("file"))).name != entry.get("file"):
-            raise ArtifactError(f"The checkpoint's entry of step '{name}' is malformed.", hint)
-        verify_file(run.work / entry["file"], entry, what=f"Finished step '{name}'", hint=hint)
+        verify_file(run.work / entry.file, entry.model_dump(), what=f"Finished step '{name}'", hint=hint)
     return "1 step" if len(steps) == 1 else f"{len(steps)} steps"
 
 

@@ -8,7 +8,7 @@ from gacq_deploy.errors import GacqError, ModelError, UsageError
 from gacq_deploy.metrics.images import is_image
 from gacq_deploy.models.folders import BUILTIN_PREFIX, check_weights, locate_root
 from gacq_deploy.recipe.sections import ModelSection
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json
 
 _NAMES = ("vae", "vqvae")
 """What pipelines call their decoder."""

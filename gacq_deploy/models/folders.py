@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from gacq_deploy.errors import ArtifactError, ModelError, UsageError, did_you_mean
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.records import OpenRecord, load_record
 
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""
@@ -166,15 +167,29 @@ def check_weights(folder: Path) -> None:
                 f"Weights {file} are truncated or malformed: {error}", "Download them again."
             ) from error
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        named = read_json(index, what="Weight index", hint="Download the folder again.").get("weight_map")
-        shards = sorted(set(named.values())) if isinstance(named, dict) else []
-        lost = [shard for shard in shards if not (folder / str(shard)).is_file()]
+        shards = read_shards(index)
+        lost = [shard for shard in shards if not (folder / shard).is_file()]
         if lost or not shards:
             raise ModelError(
                 f"{folder} is not complete: {index.name} names {len(shards)} files, of which "
                 f"{len(lost)} are missing, first {lost[0] if lost else 'none'}.",
                 "Finish the download, then run again.",
             )
+
+
+class _WeightIndex(OpenRecord):
+    weight_map: dict[str, str]
+    """Tensor -> name of its file."""
+
+
+def read_shards(index: Path) -> list[str]:
+    """Return the names of the files that an index spreads the weights over.
+
+    Raises:
+        ArtifactError: missing, not JSON, or not an index.
+    """
+    record = load_record(_WeightIndex, index, what="Weight index", hint="Download the folder again.")
+    return sorted(set(record.weight_map.values()))
 
 
 def read_pipeline(root: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ bit for bit, and no operator has to exist in half precision.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+from gacq_deploy.models.folders import read_shards
 
 HALF = (torch.float16, torch.bfloat16)
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -142,8 +143,7 @@ def _without_weights() -> Iterator[None]:
 def _files(folder: Path) -> list[Path]:
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        shards = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / str(shard) for shard in sorted(shards)]
+        return [folder / shard for shard in read_shards(indexes[0])]
     return [folder / "diffusion_pytorch_model.safetensors"]
 
 

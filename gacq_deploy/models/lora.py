@@ -6,7 +6,6 @@ up. What they leave out without a word is checked here: half pairs, pairs withou
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from gacq_deploy.artifact.records import LoraRecord
 from gacq_deploy.errors import RESTORE, ArtifactError, BackendUnavailable, ModelError, UsageError
 from gacq_deploy.recipe.sections import LoraSection
 from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.documents import Malformed, decode_json
 
 FILE = "pytorch_lora_weights.safetensors"
 """What training scripts call the one file of a folder."""
@@ -234,7 +234,7 @@ def _read(section: LoraSection, module: nn.Module, pipeline_class: type[Any] | N
     with safe_open(path, framework="pt") as file:
         plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         written = (file.metadata() or {}).get(_METADATA)
-    metadata = None if written is None else json.loads(written)
+    metadata = None if written is None else _read_metadata(written, path)
     for name, value in plain.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"LoRA {path}: '{name}' holds NaN or Inf.", "Download it again.")
@@ -259,6 +259,13 @@ def _read(section: LoraSection, module: nn.Module, pipeline_class: type[Any] | N
             f"Pass a LoRA that was trained for this model. {_FUSE_IT}",
         )
     return _Adapter(path, section.scale, tensors, alphas or None, None if alphas else metadata)
+
+
+def _read_metadata(written: str, path: Path) -> Any:
+    try:
+        return decode_json(written)
+    except Malformed as error:
+        raise ModelError(f"LoRA {path}: its metadata are not JSON: {error}.", "Save it again.") from None
 
 
 def _count_pairs(names: Iterable[str]) -> int:

@@ -31,7 +31,7 @@ from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.digests import digest_array, digest_json
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
 """Those of which more is known than the name; any other class of diffusers is recorded from its pipeline."""

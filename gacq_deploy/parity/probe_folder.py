@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine
@@ -28,8 +29,9 @@ from gacq_deploy.parity.tool_commands import (
 )
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.files import atomic_directory, read_json, write_bytes, write_json
+from gacq_deploy.storage.files import atomic_directory, write_bytes, write_json
 from gacq_deploy.storage.outputs import require_folder_for
+from gacq_deploy.storage.records import Record, load_record
 
 _SCHEMA = "gacq-deploy/polygraphy/1"
 MANIFEST, INPUTS, FEW, LOADER, COMMANDS = (
@@ -50,6 +52,19 @@ def load_data():
     """Return the list of feeds: input name -> array."""
     return load_json(str(Path(__file__).with_name("inputs.json")))
 '''
+
+
+class _CommandRecord(Record):
+    about: str
+    line: str
+
+
+class _FolderRecord(Record):
+    """What the folder's ``manifest.json`` says."""
+
+    schema_: Literal["gacq-deploy/polygraphy/1"] = Field(alias="schema")
+    files: tuple[str, ...]
+    commands: tuple[_CommandRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ def saved_commands(folder: Path | str) -> tuple[ToolCommand, ...]:
     Raises:
         ArtifactError: it saved nothing there.
     """
-    return tuple(ToolCommand(**command) for command in _read(Path(folder))["commands"])
+    return tuple(ToolCommand(said.about, said.line) for said in _read(Path(folder)).commands)
 
 
 def _save_inputs(temp: Path, folder: Path, inputs: Mapping[str, Any], parts: list[slice]) -> SavedFiles:
@@ -175,14 +190,9 @@ def _rows(inputs: Mapping[str, Any], part: slice) -> dict[str, Array]:
     return {name: np.ascontiguousarray(inputs[name][part]) for name in sorted(inputs)}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> _FolderRecord:
     hint = f"Run `gacq-deploy parity --save-polygraphy {quoted(folder)}`."
-    document: dict[str, Any] = read_json(folder / MANIFEST, what="The list of saved files", hint=hint)
-    if document.get("schema") != _SCHEMA:
-        raise ArtifactError(
-            f"{folder / MANIFEST} is of schema {document.get('schema')}, not {_SCHEMA}.", hint
-        )
-    return document
+    return load_record(_FolderRecord, folder / MANIFEST, what="The list of saved files", hint=hint)
 
 
 def _require_ours(folder: Path) -> None:
@@ -204,7 +214,7 @@ def _require_ours(folder: Path) -> None:
     if not found:
         return
     try:
-        listed = {MANIFEST, *_read(folder)["files"]}
+        listed = {MANIFEST, *_read(folder).files}
     except ArtifactError:
         listed = set()  # without a list of ours every file in it is somebody else's
     if other := sorted(found - listed):

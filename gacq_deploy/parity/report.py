@@ -6,17 +6,19 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gacq_deploy.build_trt.open import why_others
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import why_changed
 from gacq_deploy.metrics.error_difference import Number, finite
-from gacq_deploy.recipe.sections import ParitySection, StepPolicySection
+from gacq_deploy.parity.records import BucketRecord, JudgedPolicy, JudgedSubject, TrajectoryRecord
+from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.sealed import read_sealed, write_sealed
+from gacq_deploy.storage.records import Record, load_sealed_record, shaped_by
+from gacq_deploy.storage.sealed import write_sealed
 
 Evidence = Literal["exact", "flavour", "exporter", "local", "error", "budget", "single", "mixed"]
 
@@ -124,11 +126,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SegmentRecord(_Record):
+class SegmentRecord(Record):
     """One segment of the local evidence: what ends in the quantizer of ``site``, in execution order."""
 
     site: str
@@ -142,7 +140,7 @@ AT_BATCH = " batch "
 """Between the name of a compiled engine's graph and the batch that a comparison is about."""
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """One comparison: ``candidate`` judged against ``reference`` by one kind of evidence."""
 
     evidence: Evidence
@@ -157,7 +155,7 @@ class Comparison(_Record):
     thresholds: dict[str, float]
     worst: dict[str, Any] = Field(default_factory=dict)
     """Where it is worst, in words and names."""
-    by_timestep: tuple[dict[str, int | Number], ...] = ()
+    by_timestep: tuple[Annotated[dict[str, int | Number], shaped_by(BucketRecord)], ...] = ()
     segments: tuple[SegmentRecord, ...] = ()
     exempt: dict[str, str] = Field(default_factory=dict)
     """Metric -> why it does not apply: its threshold is not declared."""
@@ -168,6 +166,12 @@ class Comparison(_Record):
         if wrong := sorted(exempt.keys() - EXEMPT):
             raise ValueError(f"{wrong[0]} applies to every model")
         return exempt
+
+    @model_validator(mode="after")
+    def _only_local_evidence_has_segments(self) -> Self:
+        if self.segments and self.evidence != "local":
+            raise ValueError(f"{self.evidence} evidence has no segments")
+        return self
 
     @property
     def subject(self) -> str:
@@ -225,16 +229,6 @@ def measured(
     )
 
 
-class JudgedPolicy(_Record):
-    """Which sampler steps ran in float when trajectories and images were judged."""
-
-    asked: StepPolicySection = StepPolicySection()
-    timesteps: tuple[int, ...] = ()
-    """Of the sampler, noisiest first."""
-    float_timesteps: tuple[int, ...] = ()
-    float_share: float = Field(default=0.0, ge=0, le=1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FailedGate:
     """A gate that does not hold: which metric of which comparison, how far off, and what to do."""
@@ -252,15 +246,15 @@ class FailedGate:
     advice: str
 
 
-class ParityReport(_Record):
+class ParityReport(Record):
     """The verdict of `parity`. True when every declared gate was evaluated and holds."""
 
     schema_: Literal["gacq-deploy/parity/1"] = Field(default="gacq-deploy/parity/1", alias="schema")
     passed: bool
     comparisons: tuple[Comparison, ...]
-    trajectory: dict[str, Any]
+    trajectory: Annotated[dict[str, Any], shaped_by(TrajectoryRecord)]
     noise_floor: dict[str, Any]
-    subject: dict[str, Any]
+    subject: Annotated[dict[str, Any], shaped_by(JudgedSubject)]
     """Digests of what was judged, and the software that ran it."""
     protocol: ParitySection
     """The recipe section it was measured and judged under."""
@@ -426,15 +420,7 @@ def load_report(path: Path) -> ParityReport:
             follow from its numbers and its protocol.
     """
     hint = "Run `gacq-deploy parity` on the run directory again."
-    document = read_sealed(path, what="Parity report", hint=hint)
-    try:
-        found = ParityReport.model_validate(document)
-        # a policy that nobody knows is refused here, not where it is read
-        _ = found.step_policy
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{path} is not a parity report: {error.error_count()} fields do not fit.", hint
-        ) from error
+    found = load_sealed_record(ParityReport, path, what="Parity report", hint=hint)
     judged = found.under(found.protocol)
     if judged != found:
         raise ArtifactError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -17,9 +17,13 @@ from gacq_deploy.errors import RecipeError, did_you_mean
 from gacq_deploy.recipe.presets import PRESETS, shown_presets
 from gacq_deploy.recipe.quantization import RANGE_METHODS
 from gacq_deploy.recipe.sections import Recipe
+from gacq_deploy.storage.documents import Malformed, decode_text, read_bytes, shown
+from gacq_deploy.storage.yaml_documents import YamlDocument, decode_yaml
 
 _ADDS = "+"
 """Behind a key, before ``=``: what follows is added to the end of the list."""
+_SHOWN = 20
+"""Faults that a message names."""
 _DOCS_HINT = "`gacq-deploy recipes schema` prints every key with its meaning."
 
 
@@ -60,7 +64,7 @@ def load_recipe(
         )
     path = builtin_recipes().get(str(name_or_path), Path(name_or_path))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode_text(read_bytes(path, pipes=True))
     except FileNotFoundError:
         known = builtin_recipes()
         meant = did_you_mean(name_or_path, known)
@@ -68,7 +72,7 @@ def load_recipe(
             f"Recipe '{name_or_path}' is neither a built-in recipe nor a file.",
             f"{meant}Built-in recipes: {', '.join(known) or 'none'}.",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, Malformed) as error:
         raise RecipeError(f"Recipe {path} cannot be read: {error}.", "Pass a UTF-8 YAML file.") from error
     return parse_recipe(text, origin=str(path), overrides=overrides, preset=preset, sections=sections)
 
@@ -92,54 +96,52 @@ def parse_recipe(
     Raises:
         RecipeError: as for :func:`load_recipe`.
     """
-    try:
-        # read twice: only the nodes know their lines and keep keys that stand twice
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(
-            f"{origin}{line}: not valid YAML: {problem}.", "Mend the file at that line."
-        ) from None
-    _refuse_duplicates(node, origin, set())
-    if not isinstance(document, dict):
-        raise RecipeError(f"{origin}: a recipe is a mapping, got {type(document).__name__}.", _DOCS_HINT)
+    if not (preset or overrides or sections):
+        # a command asks for the recipe of its run again and again, and one with many prompts takes its time
+        return _resolved(text, origin)
+    source = _read(text, origin)
+    document = dict(source.value)
     _merge(document, PRESETS[preset] if preset else {})
     for override in overrides:
         _apply_override(document, override)
     _merge(document, sections or {})
+    named = "source" in (sections or {}).get("model", {}) or any(_names_source(o) for o in overrides)
+    return _validated(document, source, origin, overrides, named=named)
+
+
+@lru_cache(maxsize=2)
+def _resolved(text: str, origin: str) -> Recipe:
+    """Return a recipe as it stands, which nobody can change."""
+    source = _read(text, origin)
+    return _validated(source.value, source, origin, (), named=False)
+
+
+def _read(text: str, origin: str) -> YamlDocument:
+    try:
+        source = decode_yaml(text)
+    except Malformed as error:
+        line = f":{error.line}" if error.line else ""
+        raise RecipeError(
+            f"{origin}{line}: not valid YAML: {error.problem}.", "Mend the file at that line."
+        ) from None
+    if not isinstance(source.value, dict):
+        raise RecipeError(f"{origin}: a recipe is a mapping, got {type(source.value).__name__}.", _DOCS_HINT)
+    return source
+
+
+def _validated(
+    document: dict[str, Any], source: YamlDocument, origin: str, overrides: Sequence[str], *, named: bool
+) -> Recipe:
+    """Return the recipe; ``named``: the caller named the model's source, and not the file."""
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(_explain(error, node, origin, overrides), _DOCS_HINT) from None
-    named = "source" in (sections or {}).get("model", {}) or any(_names_source(o) for o in overrides)
+        raise RecipeError(_explain(error, source, origin, overrides), _DOCS_HINT) from None
     return recipe.model_copy(update={"model": recipe.model.as_read(named_by_file=not named)})
 
 
 def _names_source(override: str) -> bool:
     return override.partition("=")[0] in ("model", "model.source")
-
-
-def _refuse_duplicates(node: yaml.Node | None, origin: str, seen_nodes: set[int]) -> None:
-    """YAML readers silently keep the last of two equal keys; here that is an error."""
-    if id(node) in seen_nodes:  # an alias: looked at already, and it may contain itself
-        return
-    seen_nodes.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, origin, seen_nodes)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise RecipeError(
-                    f"{origin}:{line}: duplicate key '{key.value}'.", "Keep one of the two lines."
-                )
-            seen.add(key.value)
-            _refuse_duplicates(value, origin, seen_nodes)
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -149,11 +151,10 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
             f"--set {override!r} is not of the form a.b=value.", "Example: --set samples.steps=10"
         )
     try:
-        given = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(
-            f"--set {override!r}: the value is not valid YAML.", "Quote it for the shell."
-        ) from None
+        given = decode_yaml(value).value
+    except Malformed as error:
+        said = f"--set {shown(override)}: the value is not valid YAML: {error.problem}."
+        raise RecipeError(said, "Quote it for the shell.") from None
     *parents, last = key.removesuffix(_ADDS).split(".")
     place: Any = document
     for depth, parent in enumerate(parents, start=1):
@@ -202,21 +203,23 @@ def _merge(document: dict[str, Any], values: Mapping[str, Any]) -> None:
         _merge(document[key], value)
 
 
-def _explain(error: ValidationError, node: yaml.Node | None, origin: str, overrides: Sequence[str]) -> str:
+def _explain(error: ValidationError, source: YamlDocument, origin: str, overrides: Sequence[str]) -> str:
     lines = []
-    for item in error.errors():
+    for item in error.errors(include_url=False)[:_SHOWN]:
         # of a tagged union pydantic names the chosen tag too, which is no key of the file
         loc = [part for part in item["loc"] if part not in RANGE_METHODS or part == item["loc"][-1]]
-        key = ".".join(str(part) for part in loc)
+        key = ".".join(shown(str(part)) for part in loc)
         from_override = next(
             (o for o in overrides if _concerns(o.partition("=")[0].removesuffix(_ADDS), key)), None
         )
-        place = f"--set {from_override}" if from_override else f"{origin}:{_line(node, loc)}"
-        given = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
+        place = f"--set {from_override}" if from_override else f"{origin}:{source.line(loc)}"
+        given = "" if isinstance(item["input"], dict | list) else f" (got {shown(repr(item['input']))})"
         said = f"{item['msg']}{given}"
         if item["type"] == "extra_forbidden":
             said = f"there is no such key{given}. {_near_key(loc)}".rstrip()
         lines.append(f"{place}: {key or 'recipe'}: {said}")
+    if error.error_count() > _SHOWN:
+        lines.append(f"and {error.error_count() - _SHOWN} more")
     return "\n".join(lines)
 
 
@@ -249,19 +252,3 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _concerns(override: str, key: str) -> bool:
     """Return whether one dotted name is the other, or lies inside it."""
     return bool(key) and (f"{key}.".startswith(f"{override}.") or f"{override}.".startswith(f"{key}."))
-
-
-def _line(node: yaml.Node | None, loc: Sequence[int | str]) -> int:
-    line = 1
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            match = next(((k, v) for k, v in node.value if k.value == part), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line + 1, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

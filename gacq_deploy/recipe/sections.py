@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from gacq_deploy.engines.catalogue import TARGETS
@@ -14,6 +13,7 @@ from gacq_deploy.recipe.calibration import PolishSection, ReconstructionSection,
 from gacq_deploy.recipe.quantization import QuantizationSection
 from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import write_bytes
+from gacq_deploy.storage.yaml_documents import encode_yaml
 
 SEED_MAX = 2**31 - 1
 PYTHON_PREFIX = "python:"
@@ -25,7 +25,7 @@ class LoraSection(Section):
 
     source: str
     """A safetensors file, or a folder that holds pytorch_lora_weights.safetensors."""
-    scale: float = Field(default=1.0, allow_inf_nan=False)
+    scale: float = 1.0
     """How much of it, beside the alpha that the file itself holds."""
 
 
@@ -265,7 +265,7 @@ class Recipe(Section):
     @property
     def text(self) -> str:
         """The resolved recipe as YAML."""
-        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=110)
+        return encode_yaml(self.document())
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe atomically."""

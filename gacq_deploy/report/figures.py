@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from gacq_deploy.artifact.diagnostics import ERROR_STAGES, Diagnostics, StageWeights, mean_between_groups
 from gacq_deploy.parity.report import ParityReport
@@ -31,7 +30,6 @@ _NAMED_GROUPS = 5
 """The timesteps of more groups than this run into each other below a heat map."""
 MOST_PANELS = 24
 """Stages with figures of their own; more would make the page large. All stand in the table."""
-_STEPS = TypeAdapter(dict[str, list[dict[str, float | None]]])
 _UNNAMED = "ort-cpu"
 """The engine that a label leaves out, to fit beside a line."""
 NOISY = "timestep (noisy → clean)"
@@ -132,7 +130,7 @@ def bucket_error_figure(parity: ParityReport) -> Figure | None:
 def trajectory_figure(parity: ParityReport) -> Figure | None:
     """How far free-running trajectories have drifted at every step."""
     lines, rows = [], []
-    for candidate, steps in _by_step(parity).items():
+    for candidate, steps in parity.trajectory.get("by_step", {}).items():
         shown = [s for s in steps if s.get("timestep") is not None]
         if not shown:
             continue
@@ -386,14 +384,6 @@ def _line(candidate: str, timesteps: Sequence[float | None], values: Sequence[fl
     """Return the line of a graph in an engine, in its own colour."""
     x, y = np.array(timesteps, float), np.array(values, float)
     return Series(_short(candidate), x, y, graph_colour(candidate), mixed=candidate.endswith(" mixed"))
-
-
-def _by_step(parity: ParityReport) -> dict[str, list[dict[str, float | None]]]:
-    """Return candidate -> one row a step; nothing if the report has something else there."""
-    try:
-        return _STEPS.validate_python(parity.trajectory.get("by_step", {}))
-    except ValidationError:
-        return {}
 
 
 def _range_of(bucket: Mapping[str, int | float | None]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gacq_deploy.errors import UsageError
+from gacq_deploy.storage.documents import Malformed, decode_json, decode_text, read_bytes
 
 MOST_CHARACTERS = 2000
 _ORDER = 1 << 43
@@ -91,28 +91,31 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         UsageError: no such file, not UTF-8, no prompt in it, an entry that is no text, or one of absurd length.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(read_bytes(path, pipes=True))
+    except (OSError, Malformed) as error:
         raise UsageError(f"Prompt file {path} cannot be read: {error}.", _HINT) from error
     match path.suffix.lower():
         case ".json":
             found = _of_json(text, path)
         case ".jsonl":
             found = [
-                _of_json(line, path, number)
-                for number, line in enumerate(text.splitlines(), 1)
-                if line.strip()
+                _of_json(line, path, number) for number, line in enumerate(_lines(text), 1) if line.strip()
             ]
         case _:
-            found = text.splitlines()
+            found = _lines(text)
     return _checked(found, path)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines as an editor counts them; Python's own would end at form feeds and U+2028, too."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _of_json(text: str, path: Path, line: int | None = None) -> list[object] | object:
     place = f"{path}:{line}" if line else str(path)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = decode_json(text)
+    except Malformed as error:
         raise UsageError(f"Prompt file {place} is not valid JSON: {error}.", _HINT) from error
     if line is not None:
         return _entry(value)

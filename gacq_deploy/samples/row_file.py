@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.documents import decode_json
 from gacq_deploy.storage.files import atomic_path
 
 _SCHEMA = "gacq-deploy/samples/1"
@@ -40,7 +41,7 @@ class RowFile:
         # safetensors' format: the header's length in 8 bytes, the header in JSON, the tensors one behind the other
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = decode_json(file.read(length))
         numpy_names = {code: name for name, code in _DTYPES.items()}
         self.tensors: dict[str, Array] = {
             name: np.memmap(

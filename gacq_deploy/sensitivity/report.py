@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
-from gacq_deploy.errors import ArtifactError, quoted
-from gacq_deploy.export.record import why_changed
+from gacq_deploy.errors import quoted
+from gacq_deploy.export.record import SubjectRecord, why_changed
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.spec import Role
-from gacq_deploy.storage.sealed import read_sealed, write_sealed
+from gacq_deploy.storage.records import Record, load_sealed_record, shaped_by
+from gacq_deploy.storage.sealed import write_sealed
 
 Levels = tuple[float, ...]
 """SQNR of the model output in dB, one value a timestep bucket, noisiest bucket first; 300 is no error."""
 Asked = Literal["budget", "min-sqnr", "max-drop"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class TimestepBucket(_Record):
+class TimestepBucket(Record):
     """The timesteps of one bucket, both ends included."""
 
     timestep_max: int
     timestep_min: int
 
 
-class ModuleSensitivity(_Record):
+class ModuleSensitivity(Record):
     """What quantizing one module costs. Its weight and its activations are one unit: no engine splits them."""
 
     module: str
@@ -49,14 +46,14 @@ class ModuleSensitivity(_Record):
     """
 
 
-class Step(_Record):
+class Step(Record):
     """One more module left float, and the worst bucket of the whole graph then, over all judged graphs."""
 
     module: str
     worst_db: float
 
 
-class Proposal(_Record):
+class Proposal(Record):
     """Which modules should stay float, and what that was measured to give."""
 
     asked: Asked
@@ -71,9 +68,9 @@ class Proposal(_Record):
     """The modules to leave float, the most effective first; the best set found where ``reached`` is false."""
     rules: tuple[str, ...]
     """The same as lines for the end of the recipe's ``quantization.rules``."""
-    before_db: dict[str, Levels]
+    before_db: dict[str, Levels] = Field(min_length=1)
     """Graph -> SQNR as it is."""
-    after_db: dict[str, Levels]
+    after_db: dict[str, Levels] = Field(min_length=1)
     """Graph -> SQNR with exactly ``modules`` left float, built and measured."""
     steps: tuple[Step, ...]
     """The search, in order; it may have gone beyond ``modules``."""
@@ -81,20 +78,20 @@ class Proposal(_Record):
     """What the lint finds wrong with the graphs of ``after_db``; ``reached`` is false when there is any."""
 
 
-class SensitivityReport(_Record):
+class SensitivityReport(Record):
     """What ``sensitivity.json`` says.
 
     ``modules`` are ranked by their share of the error in ``worst_bucket``, the most costly first.
     """
 
     schema_: Literal["gacq-deploy/sensitivity/1"] = Field(default="gacq-deploy/sensitivity/1", alias="schema")
-    subject: dict[str, Any]
+    subject: Annotated[dict[str, Any], shaped_by(SubjectRecord)]
     """``artifact_sha256``: its digest; ``files``: graph -> sha256."""
     engine: str
     """What really ran, with version."""
     graph: str
     """The quantized graph whose modules are ranked."""
-    buckets: tuple[TimestepBucket, ...]
+    buckets: tuple[TimestepBucket, ...] = Field(min_length=1)
     probe_states: int
     """States that whole graphs are measured on (``before_db``, ``after_db``, ``steps``)."""
     ranked_states: int
@@ -107,6 +104,17 @@ class SensitivityReport(_Record):
     """The whole quantized graph, on the ranked states."""
     modules: tuple[ModuleSensitivity, ...]
     proposal: Proposal
+
+    @model_validator(mode="after")
+    def _levels_are_of_buckets(self) -> Self:
+        levels = [self.unquantized_db, self.quantized_db, *self.proposal.before_db.values()]
+        levels += self.proposal.after_db.values()
+        for module in self.modules:
+            levels += [module.alone_db, module.share, module.left_float_db, module.gain_db]
+            levels += module.role_db.values()
+        if (counts := set(map(len, levels))) != {len(self.buckets)}:
+            raise ValueError(f"levels of {sorted(counts)} buckets stand beside {len(self.buckets)} buckets")
+        return self
 
     def why_stale(self, directory: RunDirectory) -> str | None:
         """Return why this was not measured on what the run holds now; None: it was."""
@@ -138,10 +146,4 @@ def load_sensitivity(directory: RunDirectory) -> SensitivityReport:
     """
     path = directory.sensitivity_json
     hint = f"Run `gacq-deploy sensitivity {quoted(directory.root)}` again."
-    document = read_sealed(path, what="Sensitivity report", hint=hint)
-    try:
-        return SensitivityReport.model_validate(document)
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{path} is not a sensitivity report: {error.errors()[0]['msg']}.", hint
-        ) from error
+    return load_sealed_record(SensitivityReport, path, what="Sensitivity report", hint=hint)

@@ -12,6 +12,7 @@ import numpy as np
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.documents import shown
 
 
 def canonical_json(document: Any) -> bytes:
@@ -70,7 +71,7 @@ def verify_file(path: Path, entry: Mapping[str, Any], *, what: str, hint: str) -
         )
     actual = digest_file(path)
     if actual != entry.get("sha256"):
+        stated = shown(str(entry.get("sha256"))[:12])
         raise ArtifactError(
-            f"{what} {path} was altered: sha256 {actual[:12]}, the manifest says {str(entry.get('sha256'))[:12]}",
-            hint,
+            f"{what} {path} was altered: sha256 {actual[:12]}, the manifest says {stated}", hint
         )

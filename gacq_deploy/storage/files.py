@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -178,29 +177,6 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write :func:`canonical_json` atomically."""
     write_bytes(path, canonical_json(document))
-
-
-def read_json(path: Path, *, what: str, hint: str) -> Any:
-    """Read a JSON object; NaN and Infinity, which are not JSON, are refused.
-
-    Raises:
-        ArtifactError: missing or not a JSON object; ``what`` names the file's role, ``hint`` the remedy.
-    """
-    try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise ArtifactError(f"{what} is missing: {path}", hint) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{what} {path} is not readable JSON: {error}", hint) from error
-    if not isinstance(document, dict):
-        raise ArtifactError(
-            f"{what} {path} is not readable JSON: a {type(document).__name__}, no object.", hint
-        )
-    return document
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}")
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array], *, schema: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.storage.digests import digest_json
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json, shown
+from gacq_deploy.storage.files import write_json
 
 
 def require_current(path: Path, why_stale: str | None, hint: str) -> None:
@@ -64,7 +65,7 @@ def unseal(
     actual = digest_json(body)
     if actual != document["digest"]:
         raise ArtifactError(
-            f"{what} {path} was altered: its digest is {actual[:12]}, it states {document['digest'][:12]}.",
+            f"{what} {path} was altered: its digest is {actual[:12]}, it states {shown(document['digest'][:12])}.",
             hint,
         )
     return body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from gacq_deploy.artifact.artifact import load_model_record
 from gacq_deploy.errors import ArtifactError, quoted
@@ -15,13 +15,12 @@ from gacq_deploy.progress import Reporter
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import describe_file, verify_file
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.files import write_json
+from gacq_deploy.storage.records import ListedFile, Record, load_record
 
 
-class PictureRecord(BaseModel):
+class PictureRecord(Record):
     """What ``comparison.json`` says of ``comparison.png``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_: Literal["gacq-deploy/comparison/2"] = Field(default="gacq-deploy/comparison/2", alias="schema")
     graphs: dict[str, str]
@@ -34,7 +33,7 @@ class PictureRecord(BaseModel):
     engine: str
     psnr_db: tuple[float, ...]
     """Of each image, in the same order."""
-    picture: dict[str, Any]
+    picture: ListedFile
 
     def why_stale(self, directory: RunDirectory) -> str | None:
         """Return why the picture is not of what the run holds now; None: it is."""
@@ -51,12 +50,8 @@ def load_comparison(directory: RunDirectory) -> PictureRecord:
         ArtifactError: missing, altered, or of another form.
     """
     hint = f"Run `gacq-deploy quickstart -o {quoted(directory.root)}` again."
-    document = read_json(directory.comparison_json, what="Comparison record", hint=hint)
-    try:
-        record = PictureRecord.model_validate(document)
-    except ValidationError as error:
-        raise ArtifactError(f"{directory.comparison_json} is not a comparison record.", hint) from error
-    verify_file(directory.comparison_png, record.picture, what="Comparison", hint=hint)
+    record = load_record(PictureRecord, directory.comparison_json, what="Comparison record", hint=hint)
+    verify_file(directory.comparison_png, record.picture.model_dump(), what="Comparison", hint=hint)
     return record
 
 
@@ -89,7 +84,7 @@ def ensure_comparison(directory: RunDirectory, export: ExportRecord, report: Rep
             conditions=tuple(pairs.conditions[i] for i in order),
             engine=pairs.engine,
             psnr_db=tuple(pairs.psnr_db[i] for i in order),
-            picture=describe_file(directory.comparison_png),
+            picture=ListedFile(**describe_file(directory.comparison_png)),
         )
         write_json(directory.comparison_json, record.model_dump(mode="json", by_alias=True))
 

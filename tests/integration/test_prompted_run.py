@@ -26,7 +26,8 @@ from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import Group
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.prompts import BUILTIN, draw_prompts
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.models.family_runs import UNETS
 from tests.support.programs.commands import invoke, run_child
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.loading import named_class, quiet_loading
 from gacq_deploy.spec import Float32
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json
 
 
 @torch.no_grad()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from gacq_deploy.artifact.call import CallRecord
+from gacq_deploy.artifact.samples_record import LayoutRecord, SamplesRecord, load_samples_record
 from gacq_deploy.errors import RESTORE, ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
@@ -26,7 +25,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet, load_samples
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.storage.digests import digest_file, digest_json
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.files import write_json
 
 
 def find_model(recipe: Recipe, found: Source | None = None) -> Source:
@@ -233,34 +232,31 @@ class _Memory:
 
     def write(self, directory: RunDirectory) -> None:
         recording = self.recorded.recording
-        write_json(
-            directory.samples_record_path,
-            {
-                "key": self.key,
-                "sha256": self.sha256,
-                "probe_sha256": self.probe_sha256,
-                "call": recording.call.model_dump(mode="json"),
-                "scheduler": recording.scheduler,
-                "layout": asdict(self.recorded.layout),
-                "guidance_scale": self.guidance_scale,
-            },
+        record = SamplesRecord(
+            key=self.key,
+            sha256=self.sha256,
+            probe_sha256=self.probe_sha256,
+            call=recording.call,
+            scheduler=recording.scheduler,
+            layout=LayoutRecord(**asdict(self.recorded.layout)),
+            guidance_scale=self.guidance_scale,
         )
+        write_json(directory.samples_record_path, record.model_dump(mode="json"))
 
     @classmethod
     def read(cls, directory: RunDirectory) -> _Memory | None:
         """Return what was recorded, None if nothing was, or what drawn trajectories left."""
         path = directory.samples_record_path
-        found: Mapping[str, Any] = _read_record(directory) if path.is_file() else {}
-        if "call" not in found:
+        found = load_samples_record(path) if path.is_file() else None
+        if found is None or found.call is None:
             return None
-        try:
-            recording = Recording(CallRecord.model_validate(found["call"]), dict(found["scheduler"]))
-            recorded = RecordedCall(recording, Layout(**found["layout"]))
-            return cls(
-                found["key"], found["sha256"], found["probe_sha256"], recorded, found["guidance_scale"]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is not whole: {error!r}.", RESTORE) from error
+        assert found.scheduler is not None, "recorded whole"
+        assert found.layout is not None, "recorded whole"
+        assert found.probe_sha256 is not None, "recorded whole"
+        assert found.guidance_scale is not None, "recorded whole"
+        recording = Recording(found.call, found.scheduler)
+        recorded = RecordedCall(recording, Layout(**found.layout.model_dump()))
+        return cls(found.key, found.sha256, found.probe_sha256, recorded, found.guidance_scale)
 
 
 def _key(denoiser: Denoiser, recipe: Recipe, *, prompted: bool) -> str:
@@ -281,7 +277,9 @@ def _key(denoiser: Denoiser, recipe: Recipe, *, prompted: bool) -> str:
     return digest_json(decisive)
 
 
-def _recorded_digest(directory: RunDirectory, key: str, path: Path, field: str = "sha256") -> str | None:
+def _recorded_digest(
+    directory: RunDirectory, key: str, path: Path, field: Literal["sha256", "probe_sha256"] = "sha256"
+) -> str | None:
     """Return the digest of a recorded file if it is of this key; None if it has to be made.
 
     Raises:
@@ -289,16 +287,12 @@ def _recorded_digest(directory: RunDirectory, key: str, path: Path, field: str =
     """
     if not (directory.samples_record_path.is_file() and path.is_file()):
         return None
-    record = _read_record(directory)
-    if record.get("key") != key:
+    record = load_samples_record(directory.samples_record_path)
+    if record.key != key:
         return None
-    if digest_file(path) != record.get(field):
+    recorded: str | None = getattr(record, field)
+    if digest_file(path) != recorded:
         raise ArtifactError(
             f"Calibration samples {path} were altered: sha256 differs from samples.json.", RESTORE
         )
-    return str(record[field])
-
-
-def _read_record(directory: RunDirectory) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(directory.samples_record_path, what="Samples record", hint=RESTORE)
-    return record
+    return recorded

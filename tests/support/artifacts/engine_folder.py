@@ -7,9 +7,9 @@ from typing import Any
 
 from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest, make_newest
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
-from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import describe_file
+from gacq_deploy.storage.records import ListedFile
 
 
 def made_from(graph_sha256: str, **changes: Any) -> EngineInputs:
@@ -34,8 +34,9 @@ def written(root: Path, inputs: EngineInputs, share: float = 1.0) -> Path:
     folder.mkdir(parents=True)
     (folder / "engine.plan").write_bytes(b"plan")
     (folder / "layers.json").write_text("{}")
-    files = {p.name: ExportedFile(**describe_file(p)) for p in folder.iterdir()}
-    record = EngineManifest(inputs=inputs, files=files, coverage={"share": share}, seconds=1.0, peak_mb=1)
+    files = {p.name: ListedFile(**describe_file(p)) for p in folder.iterdir()}
+    coverage = {"planned": 100, "int8": round(100 * share), "share": share, "kernels": {}, "lost": []}
+    record = EngineManifest(inputs=inputs, files=files, coverage=coverage, seconds=1.0, peak_mb=1)
     record.save(folder)
     make_newest(RunDirectory(root), folder)
     return folder

@@ -19,7 +19,8 @@ from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.progress import SILENT, Reporter, SilentReporter
 from gacq_deploy.samples.calibration_set import CalibrationSet
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.artifacts.quantized import Bench, answer, tiny_bench, tiny_samples
 from tests.support.models.one_level import MIDDLE, ONE_LEVEL
 from tests.support.models.tiny import tiny_denoiser

@@ -34,7 +34,8 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.spec import Site
 from gacq_deploy.storage.digests import digest_file
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.models.architectures import save_pipeline, small_dit, small_sd_unet
 
 QUICK = (

@@ -22,7 +22,8 @@ from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import load_samples, save_samples
 from gacq_deploy.storage.digests import digest_file
-from gacq_deploy.storage.files import TEMP_PREFIX, read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import TEMP_PREFIX, write_json
 from gacq_deploy.storage.lock import lock_directory
 from tests.support.programs.warm_process import WarmProcess
 

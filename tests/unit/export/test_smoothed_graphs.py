@@ -28,7 +28,8 @@ from gacq_deploy.parity.layout import fit_recordings
 from gacq_deploy.parity.local import LocalReference, compare_segments
 from gacq_deploy.sensitivity.variants import Variants
 from gacq_deploy.spec import Array, Site
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.artifacts.smoothed import SmoothedModel, smooth
 
 pytestmark = pytest.mark.slow

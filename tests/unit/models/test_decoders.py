@@ -9,7 +9,8 @@ import pytest
 from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.models.decoders import find_decoder
 from gacq_deploy.recipe.sections import ModelSection
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.models.pipelines import make_ddim, make_dit, make_ldm
 
 PIXELS, LATENTS = (3, 16, 16), (4, 8, 8)

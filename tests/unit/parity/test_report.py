@@ -27,6 +27,7 @@ from gacq_deploy.parity.report import (
 )
 from gacq_deploy.recipe.sections import ParitySection, StepPolicySection
 from gacq_deploy.storage.digests import digest_json
+from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 SECTION = ParitySection()
 GOOD: dict[Evidence, dict[str, float]] = {
@@ -134,10 +135,9 @@ def test_a_report_says_which_step_policy_it_is_about(tmp_path: Path) -> None:
         path
     )
     assert load_report(path).step_policy.asked == StepPolicySection(float_steps=2, where="first")
-    assemble(good, SECTION, trajectory={}, noise_floor={}, subject={"step_policy": {"asked": {"x": 1}}}).save(
-        path
-    )
-    with pytest.raises(ArtifactError, match="do not fit"):
+    document = read_sealed(path, what="", hint="") | {"subject": {"step_policy": {"asked": {"x": 1}}}}
+    write_sealed(path, document)
+    with pytest.raises(ArtifactError, match=r"subject: step_policy\.asked\.x: Extra inputs"):
         load_report(path)
 
 

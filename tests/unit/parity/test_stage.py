@@ -14,7 +14,8 @@ from gacq_deploy.parity import check_parity, load_report, rejudge
 from gacq_deploy.parity.budget import hold_out
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.artifacts.judged_run import make_run
 from tests.support.artifacts.samplers import record_of
 from tests.support.models.tiny import SCHEDULER

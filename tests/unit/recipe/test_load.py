@@ -44,7 +44,7 @@ def test_the_builtin_recipes_are_there() -> None:
         (
             BASE + "samples: {prompts: &loop [*loop]}\n",
             6,
-            "samples.prompts.0: Input should be a valid string",
+            "not valid YAML: *loop stands for nothing whole before it",
         ),
         (BASE.replace("recipe/1", "recipe/9"), 1, "schema: Input should be 'gacq-deploy/recipe/1'"),
     ],

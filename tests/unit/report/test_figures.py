@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from gacq_deploy.artifact.diagnostics import Diagnostics
@@ -198,9 +199,14 @@ def test_trajectories_are_drawn_step_by_step() -> None:
     assert len(drawn.numbers.rows) == 2
 
 
-@pytest.mark.parametrize("found", [{}, [], {"a": 3}, {"a": [{"timestep": "soon"}]}], ids=str)
-def test_a_report_without_trajectories_gives_no_figure(found: object) -> None:
-    assert trajectory_figure(_parity(found)) is None
+def test_a_report_without_trajectories_gives_no_figure() -> None:
+    assert trajectory_figure(_parity({})) is None
+
+
+@pytest.mark.parametrize("found", [[], {"a": 3}, {"a": [{"timestep": "soon"}]}], ids=str)
+def test_something_else_than_trajectories_is_no_report(found: object) -> None:
+    with pytest.raises(ValidationError, match=r"trajectory\s+by_step"):
+        _parity(found)
 
 
 def test_a_graph_has_one_colour_whatever_stands_beside_it() -> None:

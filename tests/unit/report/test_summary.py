@@ -12,7 +12,7 @@ from gacq_deploy.backends.processor import Processor
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Host, Ratio, Spread
 from gacq_deploy.doctor import machine
-from gacq_deploy.export.record import ExportedFile, ExportRecord
+from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.parity.report import ParityReport, assemble, measured
 from gacq_deploy.recipe.load import load_recipe
@@ -21,6 +21,7 @@ from gacq_deploy.report.collect import Collected, collect
 from gacq_deploy.report.pictures import Pictures, Tile
 from gacq_deploy.report.summary import BigNumber, big_numbers, heading, learning
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.records import ListedFile
 from tests.support.artifacts.diagnostics import example_diagnostics
 from tests.unit.report.conftest import write_recipe
 
@@ -71,7 +72,7 @@ def _export() -> ExportRecord:
     return ExportRecord(
         artifact_sha256="0", recipe_sha256="0", settings_sha256="0", opset=20, quantized_sites={}, lint=(),
         self_check={},
-        files={name: ExportedFile(sha256="0", bytes=size) for name, size in sizes.items()},
+        files={name: ListedFile(sha256="0", bytes=size) for name, size in sizes.items()},
     )  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from gacq_deploy.bench import BenchReport
 from gacq_deploy.bench.report import Host, Ratio, Spread
+from gacq_deploy.build_trt.coverage import Coverage, NodeCoverage, WeightCoverage
 from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest
 from gacq_deploy.build_trt.options import CompileOptions
-from gacq_deploy.export.record import ExportedFile
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.report.tables import (
@@ -23,6 +23,7 @@ from gacq_deploy.report.tables import (
     text,
 )
 from gacq_deploy.report.verdict import gate_rows
+from gacq_deploy.storage.records import ListedFile
 
 
 @pytest.mark.parametrize(
@@ -79,9 +80,10 @@ def test_engine_plans_say_what_is_int8_and_what_is_not() -> None:
         graph="int8.onnx", graph_sha256="0", float_type="float16", library="tensorrt-rtx", version="1.7",
         options=options, device=None,
     )  # fmt: skip
-    lost = [{"module": "mid.conv", "node": "n", "rule": "weight-axis"}]
-    files = {"engine.plan": ExportedFile(sha256="0", bytes=2_000_000)}
-    said = {"planned": 48, "int8": 47, "lost": lost}
+    lost = NodeCoverage("n", "Conv", "mid.conv", int8=False, kernel="", rule="weight-axis")
+    kept = NodeCoverage("m", "Conv", "conv", int8=True, kernel="")
+    files = {"engine.plan": ListedFile(sha256="0", bytes=2_000_000)}
+    said = Coverage((lost, *[kept] * 47), {}).document()
     quantized = EngineManifest(inputs=inputs, files=files, coverage=said, seconds=1, peak_mb=1)
     baseline = EngineManifest(
         inputs=inputs.model_copy(update={"graph": "float.onnx", "options": CompileOptions(backend="tensorrt-rtx")}),
@@ -100,10 +102,11 @@ def test_engine_plans_count_int4_weights_apart() -> None:
         graph="int8.onnx", graph_sha256="0", float_type="float16", library="tensorrt-rtx", version="1.7",
         options=CompileOptions(backend="tensorrt-rtx"), device=None,
     )  # fmt: skip
-    weights = {"planned": 7, "int4": 6, "in_product": 6, "lost": [{"module": "ff.net.2", "node": "n"}]}
+    lost = WeightCoverage("n", "MatMul", "ff.net.2", int4=False, in_product=False, kernel="")
+    kept = WeightCoverage("m", "MatMul", "ff.net.0", int4=True, in_product=True, kernel="")
     record = EngineManifest(
-        inputs=inputs, files={"engine.plan": ExportedFile(sha256="0", bytes=1)}, seconds=1, peak_mb=1,
-        coverage={"planned": 0, "int8": 0, "lost": [], "weight_only": weights},
+        inputs=inputs, files={"engine.plan": ListedFile(sha256="0", bytes=1)}, seconds=1, peak_mb=1,
+        coverage=Coverage((), {}, (lost, *[kept] * 6)).document(),
     )  # fmt: skip
     (row,) = compiled_table([record]).rows
     assert row[-1].text == "6 of 7 layers with INT4 weights alone; ff.net.2: weight not INT4"

@@ -20,11 +20,22 @@ from gacq_deploy.samples.prompts import BUILTIN, MOST_CHARACTERS, draw_prompts, 
         ("a.txt", "\ufeffa cat\r\na dog"),
         ("a.json", '["a cat", {"prompt": "a dog", "seed": 3}]'),
         ("a.jsonl", '{"caption": "a cat"}\n\n"a dog"\n'),
+        ("a.jsonl", '{"caption": "a cat"}\r"a dog"\r\n'),
     ],
 )
 def test_every_form_gives_the_same_prompts(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_prompts(tmp_path / name) == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0c", "\x1d"])
+def test_only_a_line_feed_or_a_carriage_return_ends_a_line(end: str, tmp_path: Path) -> None:
+    text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    text.write_text(f"a cat{end}on a mat\na dog", encoding="utf-8")
+    lines.write_text(
+        json.dumps(f"a cat{end}on a mat", ensure_ascii=ord(end) < 32) + '\n"a dog"', encoding="utf-8"
+    )
+    assert read_prompts(text) == read_prompts(lines) == (f"a cat{end}on a mat", "a dog")
 
 
 @pytest.mark.parametrize(

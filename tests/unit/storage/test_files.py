@@ -28,7 +28,6 @@ from gacq_deploy.storage.files import (
     atomic_path,
     load_arrays,
     map_scratch,
-    read_json,
     save_arrays,
     scratch,
     write_bytes,
@@ -143,18 +142,6 @@ def test_json_is_canonical(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"b": 1, "a": "ü"})
     assert (tmp_path / "a").read_bytes() == '{\n  "a": "ü",\n  "b": 1\n}\n'.encode()
     assert digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1})
-
-
-@pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"\xff\xfe", b"[]", b'"x"', b'{"a": NaN}', b"[" * 100_000]
-)
-def test_unreadable_json_is_an_artifact_error(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "x.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"The record.*(missing|not readable)") as caught:
-        read_json(path, what="The record", hint="mend it")
-    assert caught.value.hint == "mend it"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "symlink", "hard link"])

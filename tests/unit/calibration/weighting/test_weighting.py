@@ -24,7 +24,8 @@ from gacq_deploy.recipe.sections import CalibrationSection, Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.storage.digests import digest_file
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.artifacts.quantized import Bench, tiny_bench, tiny_samples, tiny_settings
 from tests.support.models.one_level import MIDDLE, ONE_LEVEL
 from tests.support.models.tiny import save_model, tiny_unet

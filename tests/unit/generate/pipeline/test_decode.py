@@ -11,7 +11,8 @@ from diffusers import DDIMPipeline, DiTPipeline, LDMPipeline
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.generate.pipeline.decode import decode_latents
-from gacq_deploy.storage.files import read_json, write_json
+from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.files import write_json
 from tests.support.models.pipelines import make_dit, make_ldm
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
