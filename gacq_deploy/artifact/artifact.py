@@ -25,10 +25,10 @@ from gacq_deploy.artifact.records import (
 from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
-from gacq_deploy.storage.digests import describe_file, verify_file
-from gacq_deploy.storage.documents import read_json, shown
+from gacq_deploy.storage.digests import describe_file
+from gacq_deploy.storage.documents import read_json
 from gacq_deploy.storage.files import atomic_directory, load_arrays, save_arrays
-from gacq_deploy.storage.records import as_record
+from gacq_deploy.storage.records import as_record, verify_listed
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
 _SCHEMA = "gacq-deploy/artifact"
@@ -284,10 +284,14 @@ def _read(sealed: _Sealed, directory: Path) -> CalibrationArtifact:
     """Read the files that a manifest of the current version vouches for, once they proved to be those."""
     manifest, named = sealed.manifest, sealed.manifest.files
     # all of them before the first is parsed: no parser sees a file that was altered
-    for name, entry in named.items():
-        if name not in ARTIFACT_FILES:
-            raise ArtifactError(f"Artifact manifest names a foreign file '{shown(name)}'.", _HINT)
-        verify_file(directory / name, entry.model_dump(), what="Artifact file", hint=_HINT)
+    verify_listed(
+        directory / "manifest.json",
+        named,
+        known=ARTIFACT_FILES,
+        needed=_TENSORS,
+        what="Artifact file",
+        hint=_HINT,
+    )
     records = manifest.plan
     tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
     planned = tuple(_planned(r) for r in records)

@@ -17,10 +17,9 @@ from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.export.record import ExportRecord
 from gacq_deploy.recipe.build import FloatType
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.digests import digest_json, verify_file
-from gacq_deploy.storage.documents import shown
+from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import write_json
-from gacq_deploy.storage.records import ListedFile, Record, as_record, load_record, shaped_by
+from gacq_deploy.storage.records import ListedFile, Record, as_record, load_record, shaped_by, verify_listed
 from gacq_deploy.storage.sealed import read_sealed, write_sealed
 
 _SCHEMA = "gacq-deploy/engine/1"
@@ -141,10 +140,9 @@ def read_engine(folder: Path, hint: str) -> EngineManifest:
     record = as_record(EngineManifest, body, where=str(folder / MANIFEST), hint=hint)
     if record.inputs.key != folder.name:
         raise ArtifactError(f"{folder} holds the engine {record.inputs.key}: it was moved or copied.", hint)
-    for name, entry in record.files.items():
-        if name not in _FILES:
-            raise ArtifactError(f"{folder / MANIFEST} names a foreign file '{shown(name)}'.", hint)
-        verify_file(folder / name, entry.model_dump(), what="Engine file", hint=hint)
+    verify_listed(
+        folder / MANIFEST, record.files, known=_FILES, needed=ENGINE_FILE, what="Engine file", hint=hint
+    )
     return record
 
 

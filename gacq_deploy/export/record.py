@@ -11,9 +11,9 @@ from pydantic import Field
 from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT
 from gacq_deploy.errors import ArtifactError, quoted
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage.digests import digest_file, verify_file
+from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.documents import read_json, shown
-from gacq_deploy.storage.records import ListedFile, OpenRecord, Record, as_record
+from gacq_deploy.storage.records import ListedFile, OpenRecord, Record, as_record, verify_listed
 from gacq_deploy.storage.sealed import require_current, unseal, write_sealed
 
 _SCHEMA = "gacq-deploy/export/1"
@@ -84,12 +84,14 @@ def load_export(directory: RunDirectory) -> ExportRecord:
     """
     hint = _hint(directory)
     record = read_record(directory)
-    for name, entry in record.files.items():
-        if name not in EXPORT_FILES:
-            raise ArtifactError(
-                f"Export manifest {directory.onnx_manifest} names a foreign file '{shown(name)}'.", hint
-            )
-        verify_file(directory.onnx / name, entry.model_dump(), what="Exported file", hint=hint)
+    verify_listed(
+        directory.onnx_manifest,
+        record.files,
+        known=EXPORT_FILES,
+        needed=FLOAT,
+        what="Exported file",
+        hint=hint,
+    )
     require_current(directory.onnx_manifest, record.why_stale(directory), hint)
     return record
 

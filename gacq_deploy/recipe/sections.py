@@ -56,7 +56,8 @@ class ModelSection(Section):
     def as_read(self, *, named_by_file: bool) -> ModelSection:
         """Return the same section, read from a file whose source nobody else named, or named by the caller."""
         section = self.model_copy()
-        section._named_by_file = named_by_file
+        # a section that names no function equals every other with its values
+        section._named_by_file = named_by_file and self.source.startswith(PYTHON_PREFIX)
         return section
 
 

@@ -79,15 +79,14 @@ def require_output(path: Path, suffix: str) -> None:
         UsageError: it does not end so, its folder is not there, or a file of another kind lies there.
     """
     require_suffix(path, suffix)
-    require_folder_for(path)
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise UsageError(f"Cannot write {path}: it is there, and no file.", "Choose another name.")
-    begins = _BEGINNINGS[suffix]
+    begins, found = _BEGINNINGS[suffix], b""
     try:
-        with path.open("rb") as file:
-            found = file.read(len(begins))
+        require_folder_for(path)
+        if path.exists() and not path.is_file():
+            raise UsageError(f"Cannot write {path}: it is there, and no file.", "Choose another name.")
+        if path.exists():
+            with path.open("rb") as file:
+                found = file.read(len(begins))
     except OSError as error:
         raise UsageError(f"Cannot write {path}: {error.strerror}.", "Choose another name.") from error
     if found and found.lower() != begins.lower():

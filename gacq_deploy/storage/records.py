@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.storage.digests import verify_file
 from gacq_deploy.storage.documents import read_json, shown
 from gacq_deploy.storage.sealed import read_sealed
 
@@ -33,6 +35,36 @@ class ListedFile(Record):
 
     sha256: str
     bytes: int
+
+
+def verify_listed(
+    manifest: Path,
+    listed: Mapping[str, ListedFile],
+    *,
+    known: Collection[str],
+    needed: str,
+    what: str,
+    hint: str,
+) -> None:
+    """Check every file that a manifest vouches for, before the first of them is parsed.
+
+    Args:
+        manifest: beside the files.
+        listed: name -> what it is vouched for with.
+        known: the names that may stand there.
+        needed: the name without which it vouches for nothing.
+        what: role of the files, for the message.
+        hint: the remedy.
+
+    Raises:
+        ArtifactError: a name is foreign or missing; a file is, or is not what was written.
+    """
+    if needed not in listed:
+        raise ArtifactError(f"{manifest} does not list {needed}, so nothing vouches for it.", hint)
+    for name, entry in listed.items():
+        if name not in known:
+            raise ArtifactError(f"{manifest} names a foreign file '{shown(name)}'.", hint)
+        verify_file(manifest.with_name(name), entry.model_dump(), what=what, hint=hint)
 
 
 def as_record(kind: type[KindT], document: Any, *, where: str, hint: str) -> KindT:

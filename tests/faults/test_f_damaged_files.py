@@ -1,0 +1,93 @@
+"""Group F: every kind of file, damaged in every way, is refused by its digest before a parser sees it (exit 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.build_trt.manifest import engines_of
+from gacq_deploy.errors import ArtifactError
+from gacq_deploy.export.record import load_export
+from gacq_deploy.inspection.verify import verify_run
+from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage import files
+from gacq_deploy.storage.sealed import write_sealed
+
+Reader = Callable[[RunDirectory], object]
+
+
+def _engines(run: RunDirectory) -> object:
+    return list(engines_of(run))
+
+
+KINDS: dict[str, tuple[str, Reader]] = {
+    "tensors": ("artifact/tensors.safetensors", lambda run: load_artifact(run.artifact)),
+    "artifact manifest": ("artifact/manifest.json", lambda run: load_artifact(run.artifact)),
+    "export manifest": ("onnx/manifest.json", load_export),
+    "graph": ("onnx/int8.onnx", load_export),
+    "external data": ("onnx/int8.onnx.data", load_export),
+    "engine": ("engines/*/engine.plan", _engines),
+}
+"""Kind of file -> where it lies, and who reads it first."""
+
+
+def _flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: data[:0],
+    "half": lambda data: data[: len(data) // 2],
+    "all but 1 %": lambda data: data[: min(len(data) * 99 // 100, len(data) - 1)],
+    "random": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "a bit of the head": lambda data: _flipped(data, 2),
+    "a bit of the body": lambda data: _flipped(data, len(data) * 2 // 3),
+    "another version": lambda data: (
+        data.replace(b'/1"', b'/9"').replace(b'version": 1', b'version": 9')
+        if data[:1] == b"{"
+        else data + b"\0"
+    ),
+    "foreign": lambda data: data[:0] + b'{"hello": "of another program"}',
+}
+"""Way of damage -> what is left of the file."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_f(kind: str, damage: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, read = KINDS[kind]
+    path = next(run.root.glob(place))
+    data = DAMAGES[damage](path.read_bytes())
+    assert data != path.read_bytes()
+    path.write_bytes(data)
+    if damage == "another version" and path.suffix == ".json":
+        document = json.loads(data)
+        document.pop("digest")
+        write_sealed(path, document)
+    if path.suffix == ".safetensors":
+        # whose digest is wrong is not parsed
+        monkeypatch.setattr(files, "safetensors_load", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(ArtifactError) as caught:
+        read(run)
+    assert path.name in caught.value.message or str(path.parent) in caught.value.message
+    assert caught.value.hint
+    broken = [link for link in verify_run(run).links if link.status == "fail"]
+    assert any(path.name in link.detail or str(path.parent) in link.detail for link in broken)
+    assert path.read_bytes() == data or path.suffix == ".json", "it is left for whoever wants to look at it"
+
+
+@pytest.mark.parametrize("kind", ["artifact manifest", "export manifest", "engine manifest"])
+def test_a_manifest_that_lists_nothing_vouches_for_nothing(kind: str, run: RunDirectory) -> None:
+    place, read = {**KINDS, "engine manifest": ("engines/*/manifest.json", _engines)}[kind]
+    path: Path = next(run.root.glob(place))
+    document = json.loads(path.read_bytes())
+    for beside in ("digest", "build"):
+        document.pop(beside, None)
+    write_sealed(path, {**document, "files": {}})
+    with pytest.raises(ArtifactError, match="does not list"):
+        read(run)
