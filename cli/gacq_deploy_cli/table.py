@@ -204,7 +204,7 @@ def is_colored(stream: TextIO) -> bool:
     return stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
 
-_STYLES = {"ok": "green", "warning": "yellow", "warn": "yellow", "absent": "dim"}
+_STYLES = {"ok": "green", "warning": "yellow", "warn": "yellow", "absent": "dim", "unchecked": "dim"}
 _STYLES |= dict.fromkeys(("fail", "error"), "red")
 
 

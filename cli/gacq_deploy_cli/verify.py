@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def verify(output: Output, directory: Path) -> int:
     """Check every digest from recipe to report; exit 5 when something is stale, corrupt or altered.
 
-    What was not made yet is absent, not wrong. A warning is for what was not altered, and still is not well: a parity
-    that failed, or a page of an earlier state.
+    What was not made yet is absent, not wrong; a file that no record names is listed as unchecked. A warning is for
+    what was not altered, and still is not well: a parity that failed, or a page of an earlier state.
     """
     from gacq_deploy.inspection.verify import verify_run
     from gacq_deploy.run_directory import RunDirectory
@@ -40,7 +40,7 @@ def verify(output: Output, directory: Path) -> int:
 
 def _ending(report: VerifyReport, directory: Path) -> Iterator[NextStep | str]:
     """Yield what all links amount to, and what comes next."""
-    made = [link for link in report.links if link.status != "absent"]
+    made = [link for link in report.links if link.status not in ("absent", "unchecked")]
     broken = [link for link in made if link.status == "fail"]
     if broken:
         names = ", ".join(link.name for link in broken)

@@ -126,11 +126,11 @@ class EngineManifest(Record):
         write_sealed(folder / MANIFEST, self.model_dump(mode="json", by_alias=True))
 
 
-def read_engine(folder: Path, hint: str) -> EngineManifest:
-    """Return what an engine's manifest says, every file checked against it.
+def read_manifest(folder: Path, hint: str) -> EngineManifest:
+    """Return what an engine's manifest says, without a look at the files.
 
     Raises:
-        ArtifactError: missing, altered, of another version, or a file is.
+        ArtifactError: missing, altered, of another version, or of another folder.
     """
     body = read_sealed(folder / MANIFEST, what="Engine manifest", hint=hint)
     if body.get("schema") != _SCHEMA:
@@ -140,6 +140,16 @@ def read_engine(folder: Path, hint: str) -> EngineManifest:
     record = as_record(EngineManifest, body, where=str(folder / MANIFEST), hint=hint)
     if record.inputs.key != folder.name:
         raise ArtifactError(f"{folder} holds the engine {record.inputs.key}: it was moved or copied.", hint)
+    return record
+
+
+def read_engine(folder: Path, hint: str) -> EngineManifest:
+    """Return what an engine's manifest says, every file checked against it.
+
+    Raises:
+        ArtifactError: as for :func:`read_manifest`, or a file is missing or altered.
+    """
+    record = read_manifest(folder, hint)
     verify_listed(
         folder / MANIFEST, record.files, known=_FILES, needed=ENGINE_FILE, what="Engine file", hint=hint
     )

@@ -15,6 +15,7 @@ from gacq_deploy.calibration.checkpoint import load_checkpoint
 from gacq_deploy.errors import RESTORE, ArtifactError, GacqError, quoted
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.commands import command_for
+from gacq_deploy.inspection.others import checkpoints_of, other_files
 from gacq_deploy.inspection.page import shows_now
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.run_directory import RunDirectory
@@ -24,8 +25,9 @@ from gacq_deploy.storage.documents import shown
 from gacq_deploy.storage.sealed import require_current
 from gacq_deploy.workflow.picture import load_comparison
 
-LinkStatus = Literal["ok", "warning", "absent", "fail"]
-"""``warning``: the file is what was written, and says or shows something that one has to know."""
+LinkStatus = Literal["ok", "warning", "absent", "fail", "unchecked"]
+"""``warning``: the file is what was written, and says or shows something that one has to know. ``unchecked``: no record
+says what it should be."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,18 @@ class VerifyReport:
 
 
 def verify_run(directory: RunDirectory) -> VerifyReport:
-    """Check all that :func:`verify_records` does, and the page that shows it.
+    """Check all that :func:`verify_records` does, and the page that shows it; list every other file with the reason.
 
     Raises:
         ArtifactError: ``directory`` is no run directory at all.
     """
     chain = verify_records(directory)
     page = _check("report", directory.report_html, lambda: _page(directory, chain))
-    return VerifyReport(chain.directory, (*chain.links, page))
+    others = [
+        Link("other file", "unchecked", str(path), f"{path.relative_to(directory.root)}: {reason}")
+        for path, reason in other_files(directory)
+    ]
+    return VerifyReport(chain.directory, (*chain.links, page, *others))
 
 
 def verify_records(directory: RunDirectory) -> VerifyReport:
@@ -97,8 +103,9 @@ def verify_records(directory: RunDirectory) -> VerifyReport:
 
 def _links(run: RunDirectory) -> Iterator[Link]:
     yield _check("recipe", run.recipe_path, lambda: f"digest {run.load_recipe().digest[:12]}", run.artifact)
+    blocks, polish = checkpoints_of(run)
     yield _check("samples", run.samples_record_path, lambda: _samples(run), run.samples_path)
-    yield _check("finished steps", run.work / "checkpoint.json", lambda: _checkpoint(run))
+    yield _check("finished steps", blocks, lambda: _checkpoint(run), polish)
     manifest = run.artifact / "manifest.json"
     files = [run.artifact / name for name in ARTIFACT_FILES]
     yield _check("artifact", manifest, lambda: _artifact(run), *files, run.onnx_manifest)
@@ -152,10 +159,14 @@ def _samples(run: RunDirectory) -> str:
 
 def _checkpoint(run: RunDirectory) -> str:
     hint = RESTORE
-    steps = load_checkpoint(run.work / "checkpoint.json").steps
-    for name, entry in steps.items():
-        verify_file(run.work / entry.file, entry.model_dump(), what=f"Finished step '{name}'", hint=hint)
-    return "1 step" if len(steps) == 1 else f"{len(steps)} steps"
+    count = 0
+    for path in filter(Path.is_file, checkpoints_of(run)):
+        steps = load_checkpoint(path).steps
+        count += len(steps)
+        for name, entry in steps.items():
+            step = path.with_name(entry.file)
+            verify_file(step, entry.model_dump(), what=f"Finished step '{name}'", hint=hint)
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _artifact(run: RunDirectory) -> str:

@@ -15,8 +15,8 @@ from gacq_deploy.progress import Reporter
 from gacq_deploy.recipe.sections import StepPolicySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import describe_file, verify_file
-from gacq_deploy.storage.files import write_json
-from gacq_deploy.storage.records import ListedFile, Record, load_record
+from gacq_deploy.storage.records import ListedFile, Record, load_sealed_record
+from gacq_deploy.storage.sealed import write_sealed
 
 
 class PictureRecord(Record):
@@ -50,7 +50,7 @@ def load_comparison(directory: RunDirectory) -> PictureRecord:
         ArtifactError: missing, altered, or of another form.
     """
     hint = f"Run `gacq-deploy quickstart -o {quoted(directory.root)}` again."
-    record = load_record(PictureRecord, directory.comparison_json, what="Comparison record", hint=hint)
+    record = load_sealed_record(PictureRecord, directory.comparison_json, what="Comparison record", hint=hint)
     verify_file(directory.comparison_png, record.picture.model_dump(), what="Comparison", hint=hint)
     return record
 
@@ -86,7 +86,7 @@ def ensure_comparison(directory: RunDirectory, export: ExportRecord, report: Rep
             psnr_db=tuple(pairs.psnr_db[i] for i in order),
             picture=ListedFile(**describe_file(directory.comparison_png)),
         )
-        write_json(directory.comparison_json, record.model_dump(mode="json", by_alias=True))
+        write_sealed(directory.comparison_json, record.model_dump(mode="json", by_alias=True))
 
 
 def _caption(pairs: ImagePairs, position: int) -> str:

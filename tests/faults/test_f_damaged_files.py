@@ -91,3 +91,27 @@ def test_a_manifest_that_lists_nothing_vouches_for_nothing(kind: str, run: RunDi
     write_sealed(path, {**document, "files": {}})
     with pytest.raises(ArtifactError, match="does not list"):
         read(run)
+
+
+def test_every_file_is_checked_or_listed_with_the_reason(run: RunDirectory) -> None:
+    """Whatever lies in a run: a bit of it flipped is a fault, or it stands among what is not checked."""
+    (run.root / "NOTES.txt").write_text("mine")
+    (run.root / "artifact" / "more").mkdir()
+    (run.root / "artifact" / "more" / "a.txt").write_text("mine")
+    (run.root / "link").symlink_to(run.root / "NOTES.txt")
+    (run.root / "recipe.yaml.1").write_text("name: old")
+    (run.root / ".gacq-tmp-1-x").write_text("half")
+    before = verify_run(run)
+    listed = {link.detail.partition(":")[0] for link in before.links if link.status == "unchecked"}
+    assert listed == {"NOTES.txt", "artifact/more/a.txt", "link", "recipe.yaml.1", ".gacq-tmp-1-x"}
+    failed = {link.name for link in before.links if link.status == "fail"}
+    for path in sorted(p for p in run.root.rglob("*") if p.is_file() and not p.is_symlink()):
+        name = path.relative_to(run.root).as_posix()
+        if name in {*listed, ".gacq-lock", ".gacq-run"}:
+            continue
+        data = path.read_bytes()
+        path.write_bytes(_flipped(data, len(data) // 2))
+        now = {link.name: link for link in verify_run(run).links}
+        path.write_bytes(data)
+        told = {link for link in now.values() if link.status == "fail" and link.name not in failed}
+        assert told or any(path.name in link.detail for link in now.values()), name

@@ -14,7 +14,7 @@ from gacq_deploy.export.record import load_export
 from gacq_deploy.parity import check_parity, load_report
 from gacq_deploy.parity.stage import installed_engines
 from gacq_deploy.progress import SILENT
-from gacq_deploy.storage.files import write_json
+from gacq_deploy.storage.sealed import write_sealed
 from gacq_deploy.workflow.picture import ensure_comparison, load_comparison
 from gacq_deploy.workflow.quickstart import run_chain
 from tests.support.artifacts.judged_run import make_run
@@ -55,7 +55,7 @@ def test_reports_on_other_engines_are_made_again(tmp_path: Path, monkeypatch: py
     classes = load_model_record(run.artifact).conditioning["class_labels"]["num_classes"]
     assert drawn.conditions == tuple(f"class {seed % classes}" for seed in drawn.seeds)
     older = {**drawn.model_dump(mode="json", by_alias=True), "schema": "gacq-deploy/comparison/1"}
-    write_json(run.comparison_json, older)
+    write_sealed(run.comparison_json, older)
     with pytest.raises(ArtifactError, match=r"Comparison record .* is inconsistent: schema: "):
         load_comparison(run)
     ensure_comparison(run, load_export(run), SILENT)
