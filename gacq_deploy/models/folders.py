@@ -9,11 +9,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gacq_deploy.errors import ArtifactError, ModelError, UsageError, did_you_mean
+from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError, did_you_mean
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
-from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.documents import read_json, shown
 from gacq_deploy.storage.records import OpenRecord, load_record
 
+CONFIG = "config.json"
+"""What a model's configuration is called in its folder."""
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""
 BUILTIN_PREFIX = "builtin:"
@@ -21,6 +23,7 @@ _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 """Components, by the beginning of their names, that hold no weights."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that no trajectory needs."""
+_INDEXES = "*.safetensors.index.json"
 _OTHER_PRECISIONS = ("*.fp16.safetensors", "*.bf16.safetensors", "safety_checker/*")
 """What a repository holds beside what is loaded."""
 
@@ -83,7 +86,7 @@ def read_configuration(section: ModelSection, *, weights: bool) -> tuple[Path, P
     root = locate_root(section, (section.component,) if section.component else COMPONENTS, weights=weights)
     folder = component_folder(root, section.component)
     hint = "Pass a diffusers model folder."
-    return root, folder, read_json(folder / "config.json", what="Model configuration", hint=hint)
+    return root, folder, read_json(folder / CONFIG, what="Model configuration", hint=hint)
 
 
 def _download(repo: str, revision: str | None, parts: Sequence[str], *, weights: bool) -> Path:
@@ -114,9 +117,15 @@ def component_folder(root: Path, component: str | None) -> Path:
     """Return the folder of the denoiser: of a pipeline the named component, or the one that it has.
 
     Raises:
+        RecipeError: the component's name leads elsewhere.
         ModelError: no such component, none, or several.
     """
     if component is not None:
+        if not component.isidentifier():
+            raise RecipeError(
+                f"model.component is {component!r}, which is no name of a folder in a pipeline.",
+                "Pass --model the folder that holds the pipeline, and name its component alone.",
+            )
         if not (root / component / "config.json").is_file():
             if (root / "config.json").is_file():
                 raise ModelError(
@@ -146,7 +155,7 @@ def check_weights(folder: Path) -> None:
 
     Raises:
         ModelError: no safetensors, or a shard that the index names is not there.
-        ArtifactError: a file is truncated or malformed.
+        ArtifactError: a file or an index is truncated or malformed.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -166,8 +175,8 @@ def check_weights(folder: Path) -> None:
             raise ArtifactError(
                 f"Weights {file} are truncated or malformed: {error}", "Download them again."
             ) from error
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        shards = read_shards(index)
+    for index in sorted(folder.glob(_INDEXES)):
+        shards = _shards(index)
         lost = [shard for shard in shards if not (folder / shard).is_file()]
         if lost or not shards:
             raise ModelError(
@@ -182,14 +191,58 @@ class _WeightIndex(OpenRecord):
     """Tensor -> name of its file."""
 
 
-def read_shards(index: Path) -> list[str]:
-    """Return the names of the files that an index spreads the weights over.
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a model of diffusers: what its index names, or the one.
 
     Raises:
-        ArtifactError: missing, not JSON, or not an index.
+        ModelError: there is neither.
+        ArtifactError: the index is damaged, or names what is no file beside it.
     """
-    record = load_record(_WeightIndex, index, what="Weight index", hint="Download the folder again.")
-    return sorted(set(record.weight_map.values()))
+    indexes = sorted(folder.glob(_INDEXES))
+    if indexes:
+        return [folder / shard for shard in _shards(indexes[0])]
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        have = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "none"
+        raise ModelError(
+            f"{folder} holds no {file.name}, but {have}.", "Rename it, or download the folder again."
+        )
+    return [file]
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in the weights of a model of diffusers, from their headers alone.
+
+    Raises:
+        ModelError, ArtifactError: as :func:`weight_files`.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="numpy") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the files that an index of weights names, sorted.
+
+    Raises:
+        ArtifactError: it is damaged, or names what is no file beside it.
+    """
+    hint = "Download the folder again."
+    named = load_record(_WeightIndex, index, what="Weight index", hint=hint).weight_map
+    for tensor, shard in named.items():
+        if not _is_plain(shard):
+            raise ArtifactError(
+                f"{index}: weight_map lays '{shown(tensor)}' into {shown(repr(shard))}, which is no file beside the index.",
+                hint,
+            )
+    return sorted(set(named.values()))
+
+
+def _is_plain(name: str) -> bool:
+    """Tell whether a name is that of something in its folder, and leads nowhere else."""
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def read_pipeline(root: Path) -> dict[str, Any]:
@@ -197,6 +250,7 @@ def read_pipeline(root: Path) -> dict[str, Any]:
 
     Raises:
         ModelError: there is none, or it asks for remote code.
+        ArtifactError: it names what can be no component.
     """
     path = root / "model_index.json"
     if not path.is_file():
@@ -211,7 +265,21 @@ def read_pipeline(root: Path) -> dict[str, Any]:
             "never run.",
             "Pass python:MODULE:FUNCTION, an installed function of yours that returns the pipeline.",
         )
+    for name, entry in index.items():
+        _check_component(path, name, entry)
     return index
+
+
+def _check_component(index: Path, name: str, entry: Any) -> None:
+    """Refuse an entry of a pipeline's index that is a component by a name, or of a kind, that none has."""
+    if name.startswith("_") or not isinstance(entry, list | dict):
+        return
+    hint = "Restore model_index.json from where the model came from."
+    if not name.isidentifier():
+        raise ArtifactError(f"{index}: {name!r} is no name of a component in the pipeline's folder.", hint)
+    words = entry if isinstance(entry, list) else [entry]
+    if len(words) == 2 and not all(word is None or (isinstance(word, str) and word) for word in words):
+        raise ArtifactError(f"{index}: {name} = {entry!r} names no library and class.", hint)
 
 
 def check_pipeline(root: Path, index: Mapping[str, Any]) -> None:

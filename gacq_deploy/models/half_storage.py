@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gacq_deploy.models.folders import read_shards
+from gacq_deploy.models.folders import weight_files
 
 HALF = (torch.float16, torch.bfloat16)
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -97,9 +97,8 @@ def load_half(kind: Any, config: Mapping[str, Any], folder: Path) -> nn.Module |
         The model, which shows itself as float32; None for one that is stored otherwise, whose names or shapes are not
         the class's own, or which has parameters that several layers share: diffusers' own loader knows more.
     """
-    files = _files(folder)
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
             kinds = {opened.get_slice(name).get_dtype() for name in names}
@@ -138,13 +137,6 @@ def _without_weights() -> Iterator[None]:
             yield
         finally:
             nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _files(folder: Path) -> list[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        return [folder / shard for shard in read_shards(indexes[0])]
-    return [folder / "diffusion_pytorch_model.safetensors"]
 
 
 def _put(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -9,6 +9,27 @@ from importlib.util import find_spec
 from typing import Any
 
 import diffusers
+from safetensors import SafetensorError
+
+FAILURES: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    NameError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    OSError,
+    SafetensorError,
+)
+"""What the classes of other libraries raise of a file or a value that they cannot use."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what fits into a message of ours."""
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager

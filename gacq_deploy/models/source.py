@@ -14,17 +14,18 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import GacqError, ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
+from gacq_deploy.models.blueprint import Blueprint
+from gacq_deploy.models.configuration import check_values, spell_out, state_shape
 from gacq_deploy.models.dit import DIT
-from gacq_deploy.models.folders import COMPONENTS, check_weights, read_configuration
+from gacq_deploy.models.folders import COMPONENTS, CONFIG, check_weights, read_configuration, stored_shapes
 from gacq_deploy.models.half_storage import keep_half, load_half
-from gacq_deploy.models.loading import named_class, quiet_loading
+from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noise_schedule import check_process, recorded_alphas
 from gacq_deploy.models.unet2d import UNET2D
@@ -133,6 +134,7 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
         return Source(section, family_of(type(module).__name__), config, pipeline=pipeline)
     root, folder, config = read_configuration(section, weights=weights)
     source = Source(section, _check_class(config, folder), config, root, folder)
+    check_values(source.denoiser_class, config, folder / CONFIG)
     check_loras(section.loras, source.denoiser_class)
     return source
 
@@ -155,9 +157,7 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
     else:
         assert source.folder is not None
         check_weights(source.folder)
-        module = _load_weights(
-            source.folder, source.config, keep_stored=keep_stored and not source.section.loras
-        )
+        module = _load_weights(source, source.folder, keep_stored=keep_stored and not source.section.loras)
     fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
     _check_finite(network, source.section.source)
@@ -175,7 +175,7 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
         call, scheduler = recording.call, recording.scheduler
     elif source.family.describe is not None and source.folder is not None and source.root is not None:
         scheduler = read_scheduler(source.root, source.folder)
-        call = source.family.describe(source.config, _state_shape(source))
+        call = source.family.describe(source.config, state_shape(source.config, source.section.sample_size))
     else:
         raise ModelError(
             f"How {source.family.name} is called was not recorded.", "Run `gacq-deploy calibrate` first."
@@ -297,16 +297,6 @@ def _check_class(config: Mapping[str, Any], folder: Path) -> Family:
     return family_of(name)
 
 
-def _state_shape(source: Source) -> tuple[int, ...]:
-    size = source.section.sample_size or source.config.get("sample_size")
-    if size is None:
-        raise ModelError(
-            "The model's configuration has no sample_size.", "Set model.sample_size in the recipe."
-        )
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    return int(source.config["in_channels"]), height, width
-
-
 def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str, Any]]:
     conditioning = call.conditioning()
     if section.classes is not None:
@@ -320,13 +310,15 @@ def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str
     return conditioning
 
 
-def _load_weights(folder: Path, config: Mapping[str, Any], *, keep_stored: bool) -> nn.Module:
+def _load_weights(source: Source, folder: Path, *, keep_stored: bool) -> nn.Module:
     """Load a denoiser; float32 weights stay in their files, mapped: read when used, dropped when memory is short."""
-    loader = named_class(config["_class_name"])
+    loader: Any = source.denoiser_class
+    blueprint = Blueprint(loader, source.config, folder / CONFIG, stored_shapes(folder))
+    blueprint.check(source.family, source.section.sample_size)
     hint = "Check that config.json and weights belong together."
     try:
         with quiet_loading():
-            if keep_stored and (half := load_half(loader, config, folder)) is not None:
+            if keep_stored and (half := load_half(loader, source.config, folder)) is not None:
                 return half
             module, info = loader.from_pretrained(
                 folder,
@@ -336,13 +328,16 @@ def _load_weights(folder: Path, config: Mapping[str, Any], *, keep_stored: bool)
                 low_cpu_mem_usage=True,  # or else every shard but the first is copied
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{folder} cannot be loaded: {first}", hint) from error
+    except FAILURES as error:
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", hint) from error
     for problem, names in (("lack", info["missing_keys"]), ("hold the unknown", info["unexpected_keys"])):
         if names:  # diffusers would only warn, and run with random weights
+            first = sorted(names)[0]
+            says = spell_out(blueprint.keys_behind(first), source.config)
+            cause = f"; {CONFIG} says {says}" if says else ""
             raise ModelError(
-                f"{folder}: the weights {problem} tensor '{sorted(names)[0]}' ({len(names)} in all).", hint
+                f"{folder}: the weights {problem} tensor '{first}' ({len(names)} in all){cause}.",
+                hint,
             )
     network: nn.Module = module
     return network

@@ -38,8 +38,8 @@ def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     taken, made = config.get("in_channels", 4), config.get("out_channels", 4)
     if taken != made:
         raise ModelError(
-            f"UNet2DConditionModel takes {taken} channels and predicts {made}: inpainting and upscaling models are "
-            "not supported.",
+            f"UNet2DConditionModel takes {taken} channels (in_channels) and predicts {made} (out_channels): inpainting "
+            "and upscaling models are not supported.",
             _SUPPORTED,
         )
     width = config.get("cross_attention_dim", 1280)

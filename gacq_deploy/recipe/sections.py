@@ -18,6 +18,8 @@ from gacq_deploy.storage.yaml_documents import encode_yaml
 SEED_MAX = 2**31 - 1
 PYTHON_PREFIX = "python:"
 """Of a source that is a function, `python:MODULE:FUNCTION`."""
+SAMPLE_SIZE_MAX = 1 << 14
+"""Height and width of the largest state that is thought of."""
 
 
 class LoraSection(Section):
@@ -41,7 +43,7 @@ class ModelSection(Section):
     """Hub revision."""
     classes: int | None = Field(default=None, ge=1)
     """Real classes, when the class table also holds a null class; default: the whole table."""
-    sample_size: int | None = Field(default=None, ge=1)
+    sample_size: int | None = Field(default=None, ge=1, le=SAMPLE_SIZE_MAX)
     """Height and width of a state, when the model's configuration does not tell, or those of a text-to-image model are
     not the ones wanted."""
     loras: tuple[LoraSection, ...] = ()

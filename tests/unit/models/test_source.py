@@ -129,7 +129,7 @@ def spoil(folder: Path, how: str) -> ModelSection:
         ("no weights", ModelError, "no weights"),
         ("truncated", ArtifactError, "truncated or malformed"),
         ("nan", ModelError, "'conv_in.bias' holds NaN"),
-        ("other shapes", ModelError, "cannot be loaded"),
+        ("other shapes", ArtifactError, r"block_out_channels = \[16, 32\] makes '.*', the weights hold"),
         ("remote code", ModelError, "remote code"),
         ("unknown class", ModelError, "'FancyNet' is no model class of diffusers"),
         ("class embedding type", ModelError, "class_embed_type='timestep'"),
