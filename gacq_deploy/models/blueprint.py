@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from gacq_deploy.errors import ModelError, RecipeError
 from gacq_deploy.models.base import Family, run_call
-from gacq_deploy.models.configuration import parameters_of, refused, state_shape
+from gacq_deploy.models.configuration import defaults_of, refused, state_shape
+from gacq_deploy.models.half_storage import without_weights
 from gacq_deploy.models.loading import FAILURES, first_line, quiet_loading
 
 _ROWS = 2
@@ -35,25 +36,37 @@ Look = Callable[[Config], str | None]
 """What is wrong with a model of this configuration; None: nothing."""
 
 
+_FAILURES: tuple[type[Exception], ...] = (*FAILURES, MemoryError)
+
+
 class _TooMany(RuntimeError):
     """A model grows past what its file of weights could fill."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A denoiser that is not built yet: its class, its configuration and the file of that, and what its weights are."""
+    """A model that is not built yet: its class, its configuration and the file of that, and what its weights are."""
 
     kind: type[Any]
     config: Config
     place: Path
     stored: Shapes
     """The tensors in the files of weights, from their headers."""
+    make: Callable[[dict[str, Any]], nn.Module]
+    """Builds it from a configuration."""
+    defaults: Config
+    """Key -> what the class takes where nothing is said."""
 
-    def check(self, family: Family, asked_size: int | None = None) -> None:
+    @classmethod
+    def of_diffusers(cls, kind: Any, config: Config, place: Path, stored: Shapes) -> Blueprint:
+        """Return that of a class of diffusers."""
+        return cls(kind, config, place, stored, kind.from_config, defaults_of(kind))
+
+    def check(self, family: Family | None = None, asked_size: int | None = None) -> None:
         """Refuse a configuration that cannot be built, makes other weights than the file's, or cannot run.
 
         Args:
-            family: if it tells how the model is called, one step is run.
+            family: of a denoiser; if it tells how the model is called, one step is run.
             asked_size: height and width that the recipe asks for, in place of the configuration's.
 
         Raises:
@@ -65,7 +78,7 @@ class Blueprint:
             raise refused(self.place, self._guilty(self._unbuilt, built), self.config, f"cannot be: {built}")
         self._check_shapes(_shapes(built))
         size = self.config.get("sample_size") if asked_size is None else asked_size
-        if size is None or not _tells_its_call(family, self.config):
+        if size is None or family is None or not _tells_its_call(family, self.config):
             return
 
         def fails(config: Config) -> str | None:
@@ -94,6 +107,11 @@ class Blueprint:
 
         return self._guilty(wrong, tensor)
 
+    def shapes(self) -> Shapes:
+        """Return the tensors that the model would have; none where it cannot be."""
+        built = self._build(self.config)
+        return {} if isinstance(built, str) else _shapes(built)
+
     def _check_shapes(self, own: Shapes) -> None:
         other = [name for name in sorted(own.keys() & self.stored.keys()) if own[name] != self.stored[name]]
         if not other:
@@ -111,15 +129,19 @@ class Blueprint:
 
     def _build(self, config: Config) -> nn.Module | str:
         """Return the model without memory, or why it cannot be."""
-        kind: Any = self.kind
         # constructors draw initial weights, and a check may not move torch's global generator
-        with _silent(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with _silent(), torch.random.fork_rng(devices=[]), _bounded(len(self.stored)):
             try:
-                with _bounded(len(self.stored)):
-                    module: nn.Module = kind.from_config(dict(config))
-            except FAILURES as error:
+                with torch.device("meta"):
+                    return self.make(dict(config))
+            except _FAILURES:
+                pass
+            try:
+                # a constructor may look at numbers of its own, which shapes alone have not
+                with without_weights():
+                    return self.make(dict(config))
+            except _FAILURES as error:
                 return _told(error)
-        return module
 
     def _unbuilt(self, config: Config) -> str | None:
         built = self._build(config)
@@ -135,18 +157,18 @@ class Blueprint:
         except ModelError as error:
             return error.message.removesuffix(".")
         except FAILURES as error:
-            return _told(error)
+            # what needs values cannot be told from shapes
+            return None if isinstance(error, NotImplementedError) or "meta" in str(error) else _told(error)
         return None
 
     def _guilty(self, look: Look, seen: str) -> list[str]:
         """Return the keys without whose values all would be well, or else those without which it looks different."""
-        parameters = parameters_of(self.kind)
         change: dict[bool, list[str]] = {False: [], True: []}
         # who lies rarely says what the class itself would have said
         for usual in (False, True):
             heal: list[str] = []
-            for key in sorted(self.config.keys() & parameters.keys()):
-                default = parameters[key].default
+            for key in sorted(self.config.keys() & self.defaults.keys()):
+                default = self.defaults[key]
                 if _is_same(self.config[key], default) is not usual:
                     continue
                 looks = self._looks(look, key, default)
@@ -177,6 +199,8 @@ def _tells_its_call(family: Family, config: Config) -> bool:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, _TooMany):
+        return str(error)
     return f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -222,7 +246,7 @@ def _step(module: nn.Module, family: Family, config: Config) -> None:
     call = family.describe(config, shape)
     inputs = {a.name: _empty(a.dtype, a.shape) for a in call.arguments}
     module.to("meta").eval()  # what a constructor made of numbers of its own is on the CPU
-    with torch.device("meta"):
+    with _silent(), torch.device("meta"):
         output = run_call(module, call, _empty("float32", shape), _empty(call.timestep.dtype, ()), inputs)
     if tuple(output.shape) != (_ROWS, *shape):
         raise ValueError(f"of a state {[*shape]} it makes {[*output.shape[1:]]}")

@@ -22,6 +22,7 @@ from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Place, 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.base import run_call
 from gacq_deploy.models.call_capture import CallCapture, CapturedCall, blank
+from gacq_deploy.models.loading import FAILURES
 from gacq_deploy.models.noise_schedule import check_process
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Recording, plain_scheduler
@@ -271,6 +272,11 @@ def _number(value: Any, rows: int) -> float | None:
 
 def _argument(opened: OpenPipeline, name: str, path: Place, single: _Run, double: _Run) -> ArgumentRecord:
     one, two = single.first.tensors[path], double.first.tensors[path]
+    if not bool(torch.isfinite(one).all()):
+        raise ModelError(
+            f"{opened.name} passes {_spell(path)} {[*one.shape]} with NaN or Inf in it, before anything is quantized.",
+            "Check what makes it, a text encoder as a rule: its configuration, and the type of its weights.",
+        )
     if not _equal(one, single.second.tensors[path]):
         raise ModelError(
             f"{opened.name} changes {_spell(path)} {[*one.shape]} from step to step, and it is not the timestep.",
@@ -384,7 +390,7 @@ def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
     kind = type(opened.denoiser).__name__
     try:
         predicted = run_call(opened.denoiser, call, state, both, conditioning)
-    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+    except FAILURES as error:
         first = str(error).partition("\n")[0]
         raise ModelError(
             f"{kind} does not take one timestep a row: {type(error).__name__}: {first}",

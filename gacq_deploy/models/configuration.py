@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import inspect
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gacq_deploy.errors import ArtifactError, ModelError
 from gacq_deploy.recipe.sections import SAMPLE_SIZE_MAX
+from gacq_deploy.sampling.timesteps import TIMESTEPS_MAX
 
-_LARGEST = 1 << 24
+_LARGEST = 10**8
 """No size, count or other number of a configuration is beyond."""
+_COUNTS = frozenset(
+    {
+        "num_train_timesteps",
+        "num_hidden_layers",
+        "num_layers",
+        "num_attention_heads",
+        "num_heads",
+        "hidden_size",
+        "intermediate_size",
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "d_kv",
+    }
+)
+"""Keys of which there has to be at least one, whatever a class makes of none."""
+_ANY_SIGN = ("_id", "_ids", "_index")
+"""Endings of keys that count nothing: transformers writes -1 for none."""
 _SHOWN = 60
 """Characters of a value in a message."""
 
@@ -31,13 +51,29 @@ def check_values(kind: type[Any], config: Mapping[str, Any], place: Path) -> Non
         ArtifactError: with file, key and value.
     """
     hints = _hints(kind)
-    for key, parameter in parameters_of(kind).items():
-        if key not in config:
-            continue
+    defaults = defaults_of(kind)
+    for key in config.keys() & defaults.keys():
         hint = hints.get(key, Any)
-        if not _fits(config[key], hint):
+        # some classes declare another type than that of their own default
+        if not _fits(config[key], hint) and type(config[key]) is not type(defaults[key]):
             raise refused(place, (key,), config, f"is no {_spelled(hint)}, as {kind.__name__} takes it")
-        problem = _problem(key, config[key], parameter.default)
+    check_numbers(config, defaults, place)
+
+
+def check_numbers(config: Mapping[str, Any], defaults: Mapping[str, Any], place: Path) -> None:
+    """Refuse a number that no size can be, and an empty list where there has to be something.
+
+    Args:
+        config: as its JSON file holds it.
+        defaults: key -> what its class takes where nothing is said: 0, a negative number and an empty list may stand
+            only where they can stand by themselves.
+        place: that file.
+
+    Raises:
+        ArtifactError: with file, key and value.
+    """
+    for key in sorted(config.keys() & defaults.keys()):
+        problem = None if config[key] == defaults[key] else _problem(key, config[key], defaults[key])
         if problem is not None:
             raise refused(place, (key,), config, problem)
 
@@ -55,10 +91,10 @@ def spell_out(keys: Sequence[str], config: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {_shortened(repr(config[key]))}" for key in keys)
 
 
-def parameters_of(kind: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return what a class is made from: the keys of its configuration."""
+def defaults_of(kind: type[Any]) -> dict[str, Any]:
+    """Return the keys of a class of diffusers, each with what it takes where nothing is said."""
     named = inspect.signature(kind.__init__).parameters.items()
-    return {key: p for key, p in named if key != "self" and p.kind is not p.VAR_KEYWORD}
+    return {key: p.default for key, p in named if key != "self" and p.kind is not p.VAR_KEYWORD}
 
 
 def state_shape(config: Mapping[str, Any], asked_size: int | None = None) -> tuple[int, ...]:
@@ -113,6 +149,8 @@ def _is_plain(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (kind is float or not isinstance(value, float) or value.is_integer())
+    if kind is np.ndarray:
+        return False  # JSON holds none
     return isinstance(value, kind) if kind in (bool, str, type(None)) else True
 
 
@@ -121,7 +159,16 @@ def _problem(key: str, value: Any, default: Any) -> str | None:
         return "is empty"
     if key == "sample_size" and not _is_size(value):
         return f"is no height and width from 1 to {SAMPLE_SIZE_MAX}"
-    return _number_problem(value, default)
+    if key in _COUNTS and value == 0:
+        return "has to be 1 or more"
+    if key == "num_train_timesteps" and isinstance(value, int) and value > TIMESTEPS_MAX:
+        return f"is beyond {TIMESTEPS_MAX}"
+    numbers = _numbers(value)
+    if not all(abs(number) <= _LARGEST for number in numbers):  # so written, NaN is none either
+        return f"is beyond {_LARGEST}, more than any model has"
+    may_be_negative = key.endswith(_ANY_SIGN) or any(number < 0 for number in _numbers(default))
+    checked = [n for n in numbers if isinstance(n, int) or key.endswith("eps")]  # fractions shift and scale
+    return None if may_be_negative or all(number >= 0 for number in checked) else "is negative"
 
 
 def _is_size(value: Any) -> bool:
@@ -129,16 +176,11 @@ def _is_size(value: Any) -> bool:
     return value is None or (len(sides) == 2 and all(0 < side <= SAMPLE_SIZE_MAX for side in sides))
 
 
-def _number_problem(value: Any, default: Any) -> str | None:
-    """Return what is wrong with a number, alone or in lists; negative is what the class's own value may be."""
+def _numbers(value: Any) -> list[int | float]:
+    """Return a number alone, or those in lists."""
     if isinstance(value, list | tuple):
-        return next((found for part in value if (found := _number_problem(part, 0)) is not None), None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if not math.isfinite(value) or abs(value) > _LARGEST:
-        return f"is beyond {_LARGEST}, more than any model has"
-    own_is_negative = isinstance(default, int | float) and default < 0
-    return "is negative" if value < 0 and not own_is_negative else None
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def _shortened(text: str) -> str:

@@ -14,13 +14,15 @@ import torch
 from diffusers import SchedulerMixin
 
 from gacq_deploy.errors import ModelError, UsageError
+from gacq_deploy.models.loading import FAILURES, first_line
 from gacq_deploy.sampling.scheduler_names import EXAMPLES, unknown_scheduler
-from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps, model_timesteps_from
+from gacq_deploy.sampling.timesteps import TIMESTEPS_MAX, Keys, ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
 _FLOW = "FlowMatch"
 _PIPELINE_KEYS = ("mu", "pipeline_sigmas")
 """Keys of a model's scheduler configuration that say what its pipeline gives to ``set_timesteps``."""
+_TRIED = 2
 _STEP_ARGUMENTS = ("self", "model_output", "timestep", "sample")
 """What sampling gives to a scheduler's ``step``."""
 
@@ -89,7 +91,21 @@ class DiffusersSampler:
         if lacking:
             raise UsageError(f"{name} has no {lacking[0]}, which denoising needs.", EXAMPLES)
         fed = model_timesteps_from(values, timestep_dtype, timestep_scale)
-        return cls(scheduler, steps, np.rint(values).astype(np.int64), fed, given)
+        made = cls(scheduler, steps, np.rint(values).astype(np.int64), fed, given)
+        made._try_out()
+        return made
+
+    def _try_out(self) -> None:
+        """Take the first steps with a state of nothing: what a scheduler needs beyond that shows here, before work.
+
+        Raises:
+            UsageError: it cannot step so.
+        """
+        run = self.begin((0,))
+        state = run.start(np.zeros((1, 4, 2, 2), np.float32))
+        for index in range(min(_TRIED, len(self.timesteps))):
+            output = run.model_input(state, index)
+            state = run.step(output, index, state)
 
     def begin(self, seeds: Sequence[int]) -> DiffusersRun:
         """Start a batch with its own copy of the scheduler: ``step`` changes it."""
@@ -118,17 +134,28 @@ class DiffusersRun:
         return np.asarray(scaled.numpy(), dtype=np.float32)
 
     def step(self, output: Float32, index: int, sample: Float32) -> Float32:
-        """Return the next state; random schedulers draw row i from its own generator."""
+        """Return the next state; random schedulers draw row i from its own generator.
+
+        Raises:
+            UsageError: the scheduler cannot take it.
+        """
         extra = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             extra["generator"] = self.generators
-        stepped = self.scheduler.step(
-            torch.from_numpy(np.ascontiguousarray(output)),
-            self.scheduler.timesteps[index],
-            torch.from_numpy(np.ascontiguousarray(sample)),
-            return_dict=False,
-            **extra,
-        )[0]
+        try:
+            stepped = self.scheduler.step(
+                torch.from_numpy(np.ascontiguousarray(output)),
+                self.scheduler.timesteps[index],
+                torch.from_numpy(np.ascontiguousarray(sample)),
+                return_dict=False,
+                **extra,
+            )[0]
+        except FAILURES as error:
+            raise UsageError(
+                f"{type(self.scheduler).__name__} cannot take step {index}: {type(error).__name__}: "
+                f"{first_line(error)}.",
+                f"Choose another. {EXAMPLES}",
+            ) from error
         return np.asarray(stepped.numpy(), dtype=np.float32)
 
 
@@ -152,9 +179,10 @@ def _find_scheduler(name: str) -> Any:
 
 def _trained_steps(config: Mapping[str, Any]) -> int:
     total = config.get("num_train_timesteps", 1000)
-    if not isinstance(total, int) or total < 1:
+    if not isinstance(total, int) or isinstance(total, bool) or not 1 <= total <= TIMESTEPS_MAX:
         raise ModelError(
-            f"Scheduler configuration: num_train_timesteps = {total!r} is not a whole number from 1.",
+            f"Scheduler configuration: num_train_timesteps = {total!r} is not a whole number from 1 "
+            f"to {TIMESTEPS_MAX}.",
             "Mend scheduler_config.json of the model, then calibrate again.",
         )
     return total
@@ -164,9 +192,10 @@ def _configure(kind: Any, config: Mapping[str, Any], steps: int) -> Any:
     try:
         scheduler = kind.from_config({k: v for k, v in config.items() if k not in _PIPELINE_KEYS})
         scheduler.set_timesteps(steps, **_given(kind, config, steps))
-    except (ValueError, NotImplementedError, TypeError, ImportError, LookupError) as error:
+    except FAILURES as error:
         raise ModelError(
-            f"{kind.__name__} cannot use this model's scheduler configuration: {error}.", "Use ddim."
+            f"{kind.__name__} cannot use this model's scheduler configuration: {first_line(error)}.",
+            "Use ddim.",
         ) from error
     return scheduler
 

@@ -19,7 +19,7 @@ def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     made = int(config.get("out_channels") or taken)
     if made not in (taken, 2 * taken):
         raise ModelError(
-            f"DiTTransformer2DModel takes {taken} channels (in_channels) and predicts {made} (out_channels).",
+            f"DiTTransformer2DModel takes {taken} channels and predicts {made} (in_channels, out_channels).",
             "Supported: as many, or twice as many (a learned variance).",
         )
     # the table's last row, behind these, is the null class of guidance

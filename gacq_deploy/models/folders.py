@@ -21,7 +21,7 @@ COMPONENTS = ("unet", "transformer")
 BUILTIN_PREFIX = "builtin:"
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 """Components, by the beginning of their names, that hold no weights."""
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that no trajectory needs."""
 _INDEXES = "*.safetensors.index.json"
 _OTHER_PRECISIONS = ("*.fp16.safetensors", "*.bf16.safetensors", "safety_checker/*")
@@ -191,8 +191,12 @@ class _WeightIndex(OpenRecord):
     """Tensor -> name of its file."""
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights of a model of diffusers: what its index names, or the one.
+def weight_files(folder: Path, single: str = "diffusion_pytorch_model.safetensors") -> list[Path]:
+    """Return the files that hold the weights of a model: what its index names, or the one.
+
+    Args:
+        folder: of the model.
+        single: what its library calls the one file.
 
     Raises:
         ModelError: there is neither.
@@ -201,7 +205,7 @@ def weight_files(folder: Path) -> list[Path]:
     indexes = sorted(folder.glob(_INDEXES))
     if indexes:
         return [folder / shard for shard in _shards(indexes[0])]
-    file = folder / "diffusion_pytorch_model.safetensors"
+    file = folder / single
     if not file.is_file():
         have = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "none"
         raise ModelError(
@@ -210,14 +214,20 @@ def weight_files(folder: Path) -> list[Path]:
     return [file]
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in the weights of a model of diffusers, from their headers alone.
+def stored_shapes(
+    folder: Path, single: str = "diffusion_pytorch_model.safetensors"
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in the weights of a model, from their headers alone.
+
+    Args:
+        folder: of the model.
+        single: what its library calls the one file.
 
     Raises:
         ModelError, ArtifactError: as :func:`weight_files`.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder):
+    for file in weight_files(folder, single):
         with safe_open(file, framework="numpy") as opened:
             shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return shapes
@@ -282,6 +292,11 @@ def _check_component(index: Path, name: str, entry: Any) -> None:
         raise ArtifactError(f"{index}: {name} = {entry!r} names no library and class.", hint)
 
 
+def listed_components(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the components of a pipeline's index: name -> library and class, both None where it has none."""
+    return {k: (v[0], v[1]) for k, v in index.items() if isinstance(v, list) and len(v) == 2}
+
+
 def check_pipeline(root: Path, index: Mapping[str, Any]) -> None:
     """Refuse a pipeline of which something is missing, before anything is loaded.
 
@@ -290,7 +305,7 @@ def check_pipeline(root: Path, index: Mapping[str, Any]) -> None:
             encoder is left.
         ArtifactError: a weight file is truncated or malformed.
     """
-    listed = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
+    listed = listed_components(index)
     encoders = [name for name in listed if name.startswith("text_encoder")]
     if encoders and not any(listed[name][1] for name in encoders):
         raise ModelError(
@@ -298,7 +313,7 @@ def check_pipeline(root: Path, index: Mapping[str, Any]) -> None:
             "Restore the encoders in the folder and in model_index.json.",
         )
     for name, (_library, kind) in listed.items():
-        if kind is None or name in _UNUSED:
+        if kind is None or name in UNUSED:
             continue
         folder = root / name
         if not folder.is_dir():

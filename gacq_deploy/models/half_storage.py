@@ -105,7 +105,7 @@ def load_half(kind: Any, config: Mapping[str, Any], folder: Path) -> nn.Module |
             if not kinds <= _STORED.keys():
                 return None
             tensors |= {name: opened.get_tensor(name) for name in names}
-    with _without_weights():
+    with without_weights():
         module: nn.Module = kind.from_config(dict(config))
     wanted = {name: value.shape for name, value in module.state_dict().items()}
     if wanted != {name: value.shape for name, value in tensors.items()}:
@@ -123,7 +123,7 @@ def load_half(kind: Any, config: Mapping[str, Any], folder: Path) -> nn.Module |
 
 
 @contextmanager
-def _without_weights() -> Iterator[None]:
+def without_weights() -> Iterator[None]:
     """Make parameters without memory inside the context; buffers, which no file may hold, are computed as always."""
     register = nn.Module.register_parameter
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import diffusers
+from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
 FAILURES: tuple[type[Exception], ...] = (
@@ -23,13 +24,16 @@ FAILURES: tuple[type[Exception], ...] = (
     ImportError,
     OSError,
     SafetensorError,
+    # of a configuration of transformers that its class refuses; older releases look at none
+    getattr(hub_errors, "StrictDataclassError", ValueError),
 )
 """What the classes of other libraries raise of a file or a value that they cannot use."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return what fits into a message of ours."""
-    return str(error).strip().partition("\n")[0]
+    """Return what fits into a message of ours, with the line that says why where the first does not."""
+    first, _, rest = str(error).strip().partition("\n")
+    return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") and rest else first
 
 
 @contextmanager

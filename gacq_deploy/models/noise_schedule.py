@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DDIMScheduler
 
 from gacq_deploy.errors import ModelError
+from gacq_deploy.models.loading import FAILURES, first_line
 from gacq_deploy.sampling.ddim import HINT, parse_scheduler
 from gacq_deploy.sampling.flow import FLOW_CLASS, parse_flow
 from gacq_deploy.sampling.loop import native_sampler
@@ -53,11 +54,16 @@ def alphas_cumprod(config: Mapping[str, Any]) -> tuple[float, ...]:
     total = parse_scheduler(config).num_train_timesteps
     try:
         alphas = DDIMScheduler.from_config(dict(config)).alphas_cumprod  # type: ignore[no-untyped-call]
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise ModelError(f"Scheduler configuration: {error}", HINT) from error
+    except FAILURES as error:
+        raise ModelError(f"Scheduler configuration: {first_line(error)}", HINT) from error
     if len(alphas) != total:
         raise ModelError(
             f"trained_betas has {len(alphas)} values, num_train_timesteps is {total}.",
             HINT,
+        )
+    if not bool(((alphas >= 0) & (alphas <= 1)).all()):
+        raise ModelError(
+            "Scheduler configuration: its betas make cumulative alphas that are not all between 0 and 1.",
+            "Restore beta_start, beta_end and trained_betas from where the model came from.",
         )
     return tuple(alphas.tolist())

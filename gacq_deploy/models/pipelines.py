@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from gacq_deploy.errors import ModelError
+from gacq_deploy.models.components import check_components, check_finite, name_culprit
 from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
-from gacq_deploy.models.loading import named_class, quiet_loading
+from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import SamplesSection
@@ -81,10 +82,9 @@ class OpenPipeline:
         given |= {k: False for k in ("use_resolution_binning", "clean_caption") if self.takes(k)}
         try:
             self.pipeline(**given)
-        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
-            first = str(error).strip().partition("\n")[0]
+        except FAILURES as error:
             raise ModelError(
-                f"{self.name} fails on its own: {type(error).__name__}: {first}",
+                f"{self.name} fails on its own: {type(error).__name__}: {first_line(error)}",
                 "Run it once without gacq-deploy: it must make an image from a prompt, a seed and a number of steps "
                 "alone. Where its default size does not suit the model, set model.sample_size.",
             ) from error
@@ -112,6 +112,7 @@ def check_conditioning(source: Source, samples: SamplesSection) -> None:
         )
     _check_class(kind, samples)
     check_pipeline(root, index)
+    check_components(root, index, denoiser=source.component)
 
 
 def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
@@ -137,15 +138,17 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
                 **{source.component: denoiser},
                 **closed,
             )
-    except (OSError, ValueError, RuntimeError, TypeError, ImportError, KeyError, AttributeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first}",
+    except Exception as error:
+        raise name_culprit(source.root, index) or ModelError(
+            f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first_line(error)}",
             "pip install 'gacq-deploy[text]' if a text encoder's library is missing; otherwise mend the folder.",
         ) from error
     for name, component in pipeline.components.items():
         # float16 overflows in some text encoders and is slow on a CPU; bfloat16, as the largest are stored, stays
-        if name != source.component and isinstance(component, nn.Module) and _is_half(component):
+        if name == source.component or not isinstance(component, nn.Module):
+            continue
+        check_finite(component, str(source.root / name))
+        if _is_half(component):
             component.float()
     fuse_text_parts(pipeline, source.section.loras, denoiser)
     return OpenPipeline(_silent(pipeline), source.component, denoiser, size)

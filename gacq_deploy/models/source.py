@@ -21,6 +21,7 @@ from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.errors import GacqError, ModelError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.blueprint import Blueprint
+from gacq_deploy.models.components import check_finite, check_scheduler
 from gacq_deploy.models.configuration import check_values, spell_out, state_shape
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import COMPONENTS, CONFIG, check_weights, read_configuration, stored_shapes
@@ -148,8 +149,10 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
             (:mod:`gacq_deploy.models.half_storage`); not where adapters are fused into them.
 
     Raises:
-        ModelError: pickled, missing or surplus weights, values that are not finite, an adapter that does not fit.
-        ArtifactError: a weight file is truncated or malformed.
+        ModelError: pickled, missing or surplus weights, or an adapter that does not fit.
+        ArtifactError: a weight file is truncated or malformed or holds NaN or Inf, or the configuration is not that
+            of these weights.
+        RecipeError: the model cannot run at model.sample_size.
     """
     if source.pipeline is not None:
         module: nn.Module = getattr(source.pipeline, source.component)
@@ -160,7 +163,7 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
         module = _load_weights(source, source.folder, keep_stored=keep_stored and not source.section.loras)
     fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
-    _check_finite(network, source.section.source)
+    check_finite(network, source.section.source)
     return network
 
 
@@ -313,7 +316,7 @@ def _conditioning(section: ModelSection, call: CallRecord) -> dict[str, dict[str
 def _load_weights(source: Source, folder: Path, *, keep_stored: bool) -> nn.Module:
     """Load a denoiser; float32 weights stay in their files, mapped: read when used, dropped when memory is short."""
     loader: Any = source.denoiser_class
-    blueprint = Blueprint(loader, source.config, folder / CONFIG, stored_shapes(folder))
+    blueprint = Blueprint.of_diffusers(loader, source.config, folder / CONFIG, stored_shapes(folder))
     blueprint.check(source.family, source.section.sample_size)
     hint = "Check that config.json and weights belong together."
     try:
@@ -343,15 +346,6 @@ def _load_weights(source: Source, folder: Path, *, keep_stored: bool) -> nn.Modu
     return network
 
 
-def _check_finite(module: nn.Module, source: str) -> None:
-    for name, value in module.state_dict().items():
-        # the extremes carry NaN and Inf; a comparison of all values would make copies
-        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax())):
-            raise ModelError(
-                f"{source}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source."
-            )
-
-
 def read_scheduler(root: Path, folder: Path) -> dict[str, Any]:
     """Return the scheduler's configuration, beside the denoiser or in its pipeline.
 
@@ -364,12 +358,20 @@ def read_scheduler(root: Path, folder: Path) -> dict[str, Any]:
             config: dict[str, Any] = read_json(
                 path, what="Scheduler configuration", hint="Mend the JSON file."
             )
+            check_scheduler(_scheduler_class(config), path)
             check_process(config, str(path), drawn=True)
             return config
     raise ModelError(
         f"{root} has no scheduler/scheduler_config.json; the noise schedule is unknown.",
         "Save the scheduler beside the model: scheduler.save_pretrained(folder / 'scheduler').",
     )
+
+
+def _scheduler_class(config: Mapping[str, Any]) -> Any:
+    """Return the class of a scheduler's configuration; one that diffusers does not have is refused by its process."""
+    kind = named_class(config.get("_class_name", "DDIMScheduler"))
+    is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    return kind if is_scheduler else diffusers.DDIMScheduler
 
 
 def describe_module(module: Any, *, source: str, scheduler: Mapping[str, Any]) -> Denoiser:

@@ -38,7 +38,7 @@ def _describe(config: Mapping[str, Any], shape: tuple[int, ...]) -> CallRecord:
     taken, made = config.get("in_channels", 4), config.get("out_channels", 4)
     if taken != made:
         raise ModelError(
-            f"UNet2DConditionModel takes {taken} channels (in_channels) and predicts {made} (out_channels): inpainting "
+            f"UNet2DConditionModel takes {taken} channels and predicts {made} (in_channels, out_channels): inpainting "
             "and upscaling models are not supported.",
             _SUPPORTED,
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import RESTORE, ModelError, UsageError
-from gacq_deploy.sampling.timesteps import ModelTimesteps, model_timesteps_from
+from gacq_deploy.sampling.timesteps import TIMESTEPS_MAX, ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
 
 SAME_PROCESS = frozenset(
@@ -50,7 +50,7 @@ class DdimConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    num_train_timesteps: int = Field(default=1000, ge=1)
+    num_train_timesteps: int = Field(default=1000, ge=1, le=TIMESTEPS_MAX)
     clip_sample: bool = True
     clip_sample_range: float = Field(default=1.0, gt=0)
     set_alpha_to_one: bool = True

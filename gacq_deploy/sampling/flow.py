@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError, UsageError
-from gacq_deploy.sampling.timesteps import Keys, ModelTimesteps, distinct_keys, model_timesteps_from
+from gacq_deploy.sampling.timesteps import (
+    TIMESTEPS_MAX,
+    Keys,
+    ModelTimesteps,
+    distinct_keys,
+    model_timesteps_from,
+)
 from gacq_deploy.spec import Float32
 
 FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -38,7 +44,7 @@ class FlowConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    num_train_timesteps: int = Field(default=1000, ge=1)
+    num_train_timesteps: int = Field(default=1000, ge=1, le=TIMESTEPS_MAX)
     shift: float = Field(default=1.0, gt=0)
     use_dynamic_shifting: bool = False
     shift_terminal: float | None = Field(default=None, ge=0, lt=1)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from gacq_deploy.errors import ModelError
 
+TIMESTEPS_MAX = 100_000
+"""The longest schedule that is thought of; a hundred times what models are trained with."""
 Keys = NDArray[np.int64]
 """Timesteps on the training scale, rounded."""
 ModelTimesteps = NDArray[np.int64] | NDArray[np.float32]

@@ -350,7 +350,7 @@ MODEL_CASES = (
          change_model_weights(lambda tensors: tensors.pop("conv_out.weight"))),
     Case("weights-hold-a-stranger", CALIBRATE, 2, ("unknown tensor 'evil.weight'",),
          change_model_weights(lambda tensors: tensors.setdefault("evil.weight", np.ones(3, np.float32)))),
-    Case("weights-nan", CALIBRATE, 2, ("'conv_in.bias' holds NaN or Inf",), poison_model_weights),
+    Case("weights-nan", CALIBRATE, 5, ("'conv_in.bias' holds NaN or Inf",), poison_model_weights),
     Case("no-scheduler", CALIBRATE, 2, ("scheduler_config.json", "save_pretrained"),
          lambda scene: shutil.rmtree(scene.model / "scheduler")),
     Case("prediction-unknown", CALIBRATE, 2, ("prediction_type 'flow'",),

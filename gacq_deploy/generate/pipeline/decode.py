@@ -8,10 +8,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from gacq_deploy.errors import ModelError
-from gacq_deploy.models.loading import named_class, quiet_loading
+from gacq_deploy.models.components import check_decoder, check_finite
+from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.spec import Float32
 from gacq_deploy.storage.documents import read_json
 
@@ -29,6 +29,7 @@ def decode_latents(folder: Path, latents: Float32) -> Float32:
 
     Raises:
         ModelError: it is no decoder of diffusers, cannot be loaded, or takes other latents.
+        ArtifactError: its configuration lies, or a weight is no number.
     """
     decoder = _load(folder)
     config = decoder.config
@@ -36,10 +37,10 @@ def decode_latents(folder: Path, latents: Float32) -> Float32:
     own = torch.from_numpy(np.ascontiguousarray(latents)) / scale + shift
     try:
         images = [decoder.decode(own[row : row + 1]).sample for row in range(len(own))]
-    except (RuntimeError, ValueError, TypeError) as error:
+    except FAILURES as error:
         raise ModelError(
             f"{type(decoder).__name__} in {folder} does not decode latents {list(latents.shape[1:])}: "
-            f"{str(error).partition(chr(10))[0]}",
+            f"{first_line(error)}",
             "Pass the pipeline that the model belongs to.",
         ) from error
     return np.asarray(torch.cat(images).clamp(-1, 1).numpy(), np.float32)
@@ -53,13 +54,13 @@ def _load(folder: Path) -> Any:
             f"{folder}: {config.get('_class_name')!r} is no decoder of diffusers {diffusers.__version__}.",
             "Upgrade diffusers if it is newer than yours.",
         )
+    check_decoder(kind, folder)
     try:
         with quiet_loading():
             decoder: Any = kind.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder} cannot be loaded: {str(error).partition(chr(10))[0]}", "Download it again."
-        ) from error
+    except FAILURES as error:
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", "Download it again.") from error
+    check_finite(decoder, str(folder))
     return decoder.float().eval()

@@ -16,6 +16,7 @@ from gacq_deploy.errors import BackendUnavailable, ModelError, UsageError
 from gacq_deploy.generate.pipeline.call import call_arguments, open_around, run_pipeline
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.generate.sampled import open_engines
+from gacq_deploy.models.components import check_components
 from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Source, find_source
@@ -123,6 +124,7 @@ def _find_pipeline(section: ModelSection, elsewhere: str | None) -> Source:
             "pip install 'gacq-deploy[text]'",
         )
     check_pipeline(root, others)
+    check_components(root, others)
     lost = [name for name in _DECODERS if isinstance(others.get(name), list) and not others[name][1]]
     if lost:
         raise ModelError(
