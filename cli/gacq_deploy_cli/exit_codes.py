@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from gacq_deploy.errors import (
     ResourceError,
     UsageError,
 )
+from gacq_deploy.storage.memory import lack_of_memory
+from gacq_deploy.storage.room import FULL, no_space
 from gacq_deploy_cli.entry import Ended
 
 DONE = 0
@@ -64,9 +65,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (Exception, FAILURE),
 )
 """The first class that fits decides."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""A full disk, a used-up quota and a file larger than allowed have one remedy."""
+_SAYS_IT = (ResourceError, GateError, click.ClickException, click.Abort, KeyboardInterrupt)
+"""What is said of these is right; behind any other may stand a library that was given no memory."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ def explain(error: BaseException) -> Failure:
     """Turn any error that left a command into what is said about it."""
     kind = type(error).__name__
     code = next((code for cls, code in EXIT_CODES if isinstance(error, cls)), FAILURE)
+    lack = None if isinstance(error, _SAYS_IT) else lack_of_memory(error)
+    if lack is not None:
+        return Failure(type(lack).__name__, lack.message, lack.hint, RESOURCES)
     if isinstance(error, GacqError):
         return Failure(kind, error.message, error.hint, code)
     if isinstance(error, click.UsageError):
@@ -112,23 +115,9 @@ def explain(error: BaseException) -> Failure:
 
 
 def _explain_system(error: BaseException, kind: str, code: int) -> Failure:
-    # PyTorch has no class of its own for an allocation on the CPU that failed
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    ):
-        return Failure(
-            kind,
-            f"Out of memory: {str(error) or 'the system gave no more'}. Earlier files are untouched.",
-            "Lower calibration.memory_mb with --set, or --batch; `--dry-run` estimates what is needed.",
-            RESOURCES,
-        )
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return Failure(
-            kind,
-            f"No space left for {error.filename or 'a file'} ({error.strerror}). Earlier files are untouched.",
-            "Free disk space, then run the same command again: it resumes.",
-            RESOURCES,
-        )
+    if isinstance(error, OSError) and error.errno in FULL:
+        full = no_space(error, error.filename)
+        return Failure(kind, full.message, full.hint, RESOURCES)
     if isinstance(error, OSError):
         return Failure(kind, f"The system refused: {error}.", "Check the path and its permissions.", code)
     return Failure(

@@ -13,10 +13,11 @@ from openvino import CompiledModel, Core, Model, get_version
 
 from gacq_deploy.backends.base import Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse
-from gacq_deploy.errors import EngineError, UsageError
+from gacq_deploy.errors import EngineError, ResourceError, UsageError
 from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.graph.quantized_layers import GraphLayer, graph_layers
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.memory import lack_of_memory
 
 _DEVICE = "CPU"
 _ADDED = re.compile(
@@ -56,7 +57,7 @@ class OpenVinoEngine(HostEngine):
                 request.start_async(arrays)
                 request.wait()
             except RuntimeError as error:
-                raise EngineError(
+                raise lack_of_memory(error, self._label) or EngineError(
                     f"{self._label}: the run failed: {_clean(error)}",
                     "Check that the graph and its inputs belong together.",
                 ) from error
@@ -112,10 +113,25 @@ def _compile(model: Path | bytes, threads: int) -> CompiledModel:
         network: Model = core.read_model(str(model) if isinstance(model, Path) else io.BytesIO(model))
         return core.compile_model(network, _DEVICE, settings)
     except RuntimeError as error:
-        raise EngineError(
-            f"OpenVINO {_version()} refuses the model: {_clean(error)}",
-            "Run `gacq-deploy lint` on the run directory; export again if the file was edited.",
+        raise (
+            lack_of_memory(error, f"OpenVINO {_version()}")
+            or _lost_front_end(error)
+            or EngineError(
+                f"OpenVINO {_version()} refuses the model: {_clean(error)}",
+                "Run `gacq-deploy lint` on the run directory; export again if the file was edited.",
+            )
         ) from error
+
+
+def _lost_front_end(error: Exception) -> ResourceError | None:
+    """Return what is to be said where OpenVINO could not map its library that reads ONNX: it drops it in silence."""
+    _, listed, front_ends = str(error).partition("Available frontends:")
+    if not listed or "onnx" in front_ends.split():
+        return None
+    return ResourceError(
+        f"OpenVINO {_version()} could not load its reader of ONNX files: it has {' '.join(front_ends.split())} alone.",
+        "Give the process more memory (`ulimit -v`), or install openvino again if there is no limit.",
+    )
 
 
 def _tensor_info(port: Any, declared: set[str], multiple: int) -> TensorInfo:

@@ -27,10 +27,11 @@ from gacq_deploy.backends.base import Feeds, HostEngine, TensorInfo
 from gacq_deploy.backends.kernels import KernelUse
 from gacq_deploy.backends.processor import Processor, this_processor
 from gacq_deploy.backends.wheels import require_one_onnxruntime
-from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError
 from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.graph.quantized_layers import GraphLayer, graph_layers
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.memory import lack_of_memory
 
 _FATAL = 4  # ONNX Runtime would print to stderr what it also raises
 _FAILURES: tuple[type[Exception], ...] = (
@@ -117,7 +118,7 @@ def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
     """Return what ONNX Runtime's CPU provider runs for each quantized layer, read from its optimized graph.
 
     Raises:
-        ArtifactError, EngineError, BackendUnavailable: as for opening the engine.
+        ArtifactError, EngineError, BackendUnavailable, ResourceError: as for opening the engine.
     """
     require_one_onnxruntime()
     layers = graph_layers(read_header(model))
@@ -189,6 +190,8 @@ def _create_session(model: Path | bytes, options: SessionOptions, provider: str)
         session = InferenceSession(source, options, providers=[provider], enable_fallback=0)
     except _FAILURES as error:
         text = _clean(error)
+        if (lack := lack_of_memory(error, f"ONNX Runtime {__version__}")) is not None:
+            raise lack from error
         if isinstance(error, _CORRUPT):
             raise ArtifactError(f"ONNX Runtime cannot read the model: {text}", "Export it again.") from error
         hint = "Run `gacq-deploy lint` on the run directory; export again if the file was edited."
@@ -223,12 +226,9 @@ def _fixed_size(dimension: Any) -> int | None:
 
 
 def _run_error(error: Exception, label: str) -> GacqError:
-    text = _clean(error)
-    # ONNX Runtime has no class of error for it
-    if "allocate memory" in text or "bad_alloc" in text or "out of memory" in text.lower():
-        return ResourceError(f"{label}: out of memory: {text}", "Use a smaller batch.")
-    return EngineError(
-        f"{label}: the run failed: {text}", "Check that the graph and its inputs belong together."
+    return lack_of_memory(error, label) or EngineError(
+        f"{label}: the run failed: {_clean(error)}",
+        "Check that the graph and its inputs belong together.",
     )
 
 

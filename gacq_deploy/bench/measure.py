@@ -14,10 +14,12 @@ from typing import Any, Self
 
 from gacq_deploy import errors
 from gacq_deploy.bench.report import BenchCandidate, IntegerShare, Ratio, Spread, Timing
+from gacq_deploy.engines.open import check_threads
 from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, ResourceError, UsageError
 from gacq_deploy.graph.quantized_layers import CODES
 from gacq_deploy.processes.spawn import child_environment, module_command
 from gacq_deploy.progress import SILENT, Reporter
+from gacq_deploy.storage.memory import MEMORY_HINT, says_no_memory, says_no_threads
 
 BENCH_STAGES = ("open engines", "measure", "read kernels")
 """As they are announced."""
@@ -86,6 +88,7 @@ class BenchSettings:
             raise UsageError(
                 f"Batch sizes {list(self.batches)} cannot be measured.", "Give distinct sizes from 1."
             )
+        check_threads(self.threads)
         if self.threads < 1 or self.repeats < 1:
             raise UsageError(
                 f"{self.threads} threads and {self.repeats} rounds were asked for.", "Both start at 1."
@@ -150,6 +153,10 @@ class WorkerProcess:
             return ResourceError(
                 f"{self._name}: the measuring process was killed by signal {-code}{said}.",
                 "Signal 9 is mostly the kernel out of memory: use smaller batches.",
+            )
+        if says_no_memory(said) or says_no_threads(said):
+            return ResourceError(
+                f"{self._name}: the measuring process was given no more memory{said}.", MEMORY_HINT
             )
         return EngineError(
             f"{self._name}: the measuring process ended with code {code}{said}.",

@@ -22,6 +22,7 @@ from gacq_deploy.build_trt.open import is_compiled, open_model
 from gacq_deploy.engines.catalogue import engine_named
 from gacq_deploy.errors import GacqError
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.memory import lack_of_memory
 
 
 class Worker:
@@ -120,8 +121,11 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = commands[request.pop("do")](**request)
-        except GacqError as error:
-            answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        except (GacqError, MemoryError, RuntimeError) as error:
+            said = error if isinstance(error, GacqError) else lack_of_memory(error)
+            if said is None:
+                raise
+            answer = {"error": type(said).__name__, "message": said.message, "hint": said.hint}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -28,6 +28,7 @@ from gacq_deploy.errors import BackendUnavailable, EngineError, GacqError, Resou
 from gacq_deploy.processes.spawn import child_environment, module_command, signal_name
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.storage.files import write_json
+from gacq_deploy.storage.memory import says_no_memory
 
 WORKER = module_command("gacq_deploy.build_trt.worker")
 """-P: a file in the working directory must not shadow a library."""
@@ -38,7 +39,6 @@ _TAIL = 3
 """Messages of the log that an error quotes: the first ones, or of a crash the last."""
 _LOADING_S = 120.0
 """Loading a library takes seconds; one that takes longer hangs."""
-_NO_MEMORY = ("out of memory", "bad_alloc", "outofmemory", "cannot allocate memory")
 """What CUDA, C++ and the system call it, in lower case."""
 _LOGGER = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ def _refusal(child: _Child, result: dict[str, Any]) -> GacqError:
     said = _errors(child.folder / worker.LOG)
     label = f"{result['library']}-{result['version']}"
     text = f"{label}: {result['message']}" + (f" It said: {' | '.join(said)}" if said else "")
-    if any(word in line.lower() for line in said for word in _NO_MEMORY):
+    if any(map(says_no_memory, said)):
         return ResourceError(
             text, "Lower the profiles' largest shapes, build.workspace_mb or build.opt_level."
         )
@@ -325,10 +325,7 @@ def _crash(child: _Child) -> GacqError:
         )
     last = " | ".join(_tail(child.folder / worker.LOG)) or "nothing"
     errors = " | ".join(_tail(child.folder / "stderr.txt"))
-    if (
-        any(word in f"{last} {errors}".lower() for word in (*_NO_MEMORY, "memoryerror"))
-        or code == -signal.SIGKILL
-    ):
+    if says_no_memory(f"{last} {errors}") or code == -signal.SIGKILL:
         return ResourceError(
             f"The builder was killed after {child.seconds:.0f} s at {child.peak_mb} MB, probably for memory "
             f"(phase '{child.phase}'). Its log ends: {last}",

@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     from gacq_deploy.backends.base import Engine
 
 
+THREADS_MAX = 1024
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that no library takes: of too many each one dies without a word.
+
+    Raises:
+        UsageError: below 0, or more than any machine has.
+    """
+    if not 0 <= threads <= THREADS_MAX:
+        raise UsageError(
+            f"{threads} threads were asked for.",
+            f"Pass 1 to {THREADS_MAX}, or 0 for the library's own choice.",
+        )
+
+
 def open_engine(
     name: str, model: Path | bytes, *, threads: int = 0, optimize: bool = True, allow_inexact: bool = False
 ) -> Engine:
@@ -25,16 +41,13 @@ def open_engine(
         allow_inexact: open it even where it would be computed wrong on this machine; only to measure what that does.
 
     Raises:
-        UsageError: unknown name, negative threads, or the backend cannot switch its optimizations off.
+        UsageError: unknown name, negative or too many threads, or the backend cannot switch its optimizations off.
         BackendUnavailable: its package, execution provider or device is missing, or it would compute the graph wrong
             on this machine.
         ArtifactError: the file is missing, corrupt, or its external data is not its own.
         EngineError: the graph cannot run in this engine.
     """
-    if threads < 0:
-        raise UsageError(
-            f"{threads} threads were asked for.", "Pass 1 or more, or 0 for the library's own choice."
-        )
+    check_threads(threads)
     record = engine_named(name)
     if record.compiled:
         raise UsageError(

@@ -34,6 +34,7 @@ from gacq_deploy.graph.header import SIZE_MULTIPLE_KEY
 from gacq_deploy.graph.index import GraphIndex, module_of, set_module
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.memory import lack_of_memory
 
 DEFAULT_OPSET = 20
 OUTPUT_NAME = "output"
@@ -154,7 +155,7 @@ def _export(
             )
         except (RuntimeError, ValueError, TypeError, KeyError, torch.onnx.OnnxExporterError) as error:
             first_line = str(error).strip().partition("\n")[0]
-            raise ExportError(
+            raise lack_of_memory(error, "Exporting the model") or ExportError(
                 f"torch could not export the model: {type(error).__name__}: {first_line}", _HINT
             ) from error
     assert exported is not None, "torch.onnx.export returned no program"

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from gacq_deploy.engines.catalogue import FLOAT_ENGINE, REFERENCE
 from gacq_deploy.errors import UsageError
+from gacq_deploy.recipe.calibration import COUNT_MAX
 from gacq_deploy.recipe.sections import StepPolicySection, Where
+from gacq_deploy.sampling.ddim import check_seeds
 from gacq_deploy.sampling.step_policy import StepPolicy
 
 
@@ -50,6 +52,18 @@ class ImageRequest:
     """Folder or hub id of the pipeline, where it is no longer where the recipe found it."""
     device: str | None = None
     """Of text encoders and decoder, as PyTorch names it; None: the GPU where the engine runs on one."""
+
+    def check_count(self) -> None:
+        """Refuse a number of images that cannot be made, and seeds that no generator takes.
+
+        Raises:
+            UsageError: below 1 or beyond all use, or a seed out of range.
+        """
+        if not 1 <= self.count <= COUNT_MAX:
+            raise UsageError(
+                f"{self.count} images were asked for.", f"Ask for at least one, and at most {COUNT_MAX}."
+            )
+        check_seeds((self.seed, self.seed + self.count - 1))
 
     def policy(self, asked: StepPolicySection) -> StepPolicySection:
         """Return what the recipe asks for, as far as this request does not say otherwise.

@@ -13,13 +13,11 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.backends.mixed_steps import SteppedEngine
 from gacq_deploy.build_trt.open import is_compiled, locate_engine, open_model
 from gacq_deploy.engines.catalogue import FLOAT, engine_named
-from gacq_deploy.errors import UsageError
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.conditioning import Conditions
-from gacq_deploy.sampling.ddim import check_seeds
 from gacq_deploy.sampling.loop import build_conditioning, generate, model_sampler, native_sampler
 from gacq_deploy.sampling.step_policy import StepPolicy, resolve_policy
 
@@ -35,9 +33,7 @@ def make_sampled_images(
         BackendUnavailable: the engine's package, provider or device is missing.
         EngineError: the engine failed, or its output is not finite.
     """
-    if request.count < 1:
-        raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
-    check_seeds((request.seed, request.seed + request.count - 1))
+    request.check_count()
     recipe = directory.load_recipe()
     artifact = load_artifact(directory.artifact)
     model = artifact.model

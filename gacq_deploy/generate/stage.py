@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,19 @@ from pathlib import Path
 from gacq_deploy.artifact.artifact import load_model_record
 from gacq_deploy.engines.attributes import import_attribute
 from gacq_deploy.engines.catalogue import engine_named
-from gacq_deploy.errors import GacqError, UsageError
+from gacq_deploy.errors import GacqError, ResourceError, UsageError
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.generate.sampled import make_sampled_images
 from gacq_deploy.generate.size import check_size
 from gacq_deploy.models.decoders import find_decoder
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
-from gacq_deploy.sampling.ddim import check_seeds
 from gacq_deploy.sampling.scheduler_names import check_scheduler_name
 from gacq_deploy.spec import Float32
+from gacq_deploy.storage.room import memory_shortage
 
+_BYTES = 2 * 4
+"""Of a value of an image, which is copied once into the sheet."""
 _PIPELINE = "gacq_deploy.generate.pipeline"
 """Imported by name and when needed: it takes PyTorch, without which all other models are sampled."""
 _STEERS = ("prompts", "negative_prompt", "guidance_scale", "width", "height", "device")
@@ -47,7 +50,9 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     """
     run = as_run(directory)
     run.require()
+    request.check_count()
     record = load_model_record(run.artifact)
+    _check_memory(record.sample_shape, request.count)
     if record.call is not None:
         _check_prompted(request)
         _check_size(run, record.sample_shape, request)
@@ -73,11 +78,23 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     return replace(made, images=decode(decoder, made.images))
 
 
+def _check_memory(shape: tuple[int, ...], count: int) -> None:
+    """Refuse more images than memory holds: all of them are kept until they are written together.
+
+    Raises:
+        ResourceError: the system has less.
+    """
+    short = memory_shortage(
+        count * math.prod(shape) * _BYTES, "all of them are kept until they are written together."
+    )
+    if short is not None:
+        raise ResourceError(
+            f"{count} images of {[*shape]}: {short}", "Lower -n; --seed goes on where another run ended."
+        )
+
+
 def _check_prompted(request: ImageRequest) -> None:
     """Refuse what needs no pipeline to be refused: its imports take seconds."""
-    if request.count < 1:
-        raise UsageError(f"{request.count} images were asked for.", "Ask for at least one.")
-    check_seeds((request.seed, request.seed + request.count - 1))
     if request.labels is not None:
         raise UsageError(
             "The model is conditioned on prompts and takes no class labels.",

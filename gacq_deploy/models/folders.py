@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError, did_you_mean
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.documents import read_json, shown
+from gacq_deploy.storage.memory import lack_of_memory
 from gacq_deploy.storage.records import OpenRecord, load_record
 
 CONFIG = "config.json"
@@ -172,7 +173,7 @@ def check_weights(folder: Path) -> None:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ArtifactError(
+            raise lack_of_memory(error, f"Opening {file}") or ArtifactError(
                 f"Weights {file} are truncated or malformed: {error}", "Download them again."
             ) from error
     for index in sorted(folder.glob(_INDEXES)):

@@ -18,6 +18,7 @@ from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_
 from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import SamplesSection
+from gacq_deploy.storage.memory import lack_of_memory
 
 _CLOSED = {
     "safety_checker": None,
@@ -83,7 +84,7 @@ class OpenPipeline:
         try:
             self.pipeline(**given)
         except FAILURES as error:
-            raise ModelError(
+            raise lack_of_memory(error, self.name) or ModelError(
                 f"{self.name} fails on its own: {type(error).__name__}: {first_line(error)}",
                 "Run it once without gacq-deploy: it must make an image from a prompt, a seed and a number of steps "
                 "alone. Where its default size does not suit the model, set model.sample_size.",
@@ -139,9 +140,14 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
                 **closed,
             )
     except Exception as error:
-        raise name_culprit(source.root, index) or ModelError(
-            f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first_line(error)}",
-            "pip install 'gacq-deploy[text]' if a text encoder's library is missing; otherwise mend the folder.",
+        lack = lack_of_memory(error, f"Opening {source.root}")
+        raise (
+            lack
+            or name_culprit(source.root, index)
+            or ModelError(
+                f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first_line(error)}",
+                "pip install 'gacq-deploy[text]' if a text encoder's library is missing; otherwise mend the folder.",
+            )
         ) from error
     for name, component in pipeline.components.items():
         # float16 overflows in some text encoders and is slow on a CPU; bfloat16, as the largest are stored, stays

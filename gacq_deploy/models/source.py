@@ -34,6 +34,7 @@ from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.digests import digest_array, digest_json
 from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.memory import lack_of_memory
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (UNET2D, UNET2D_CONDITION, DIT)}
 """Those of which more is known than the name; any other class of diffusers is recorded from its pipeline."""
@@ -332,7 +333,9 @@ def _load_weights(source: Source, folder: Path, *, keep_stored: bool) -> nn.Modu
                 output_loading_info=True,
             )
     except FAILURES as error:
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", hint) from error
+        raise lack_of_memory(error, f"Loading {folder}") or ModelError(
+            f"{folder} cannot be loaded: {first_line(error)}", hint
+        ) from error
     for problem, names in (("lack", info["missing_keys"]), ("hold the unknown", info["unexpected_keys"])):
         if names:  # diffusers would only warn, and run with random weights
             first = sorted(names)[0]

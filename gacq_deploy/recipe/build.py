@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gacq_deploy.engines.catalogue import TrtName
-from gacq_deploy.recipe.calibration import Section
+from gacq_deploy.recipe.calibration import MEGABYTES_MAX, Section
 
 FloatType = Literal["float16", "float32"]
 _Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}[.][0-9]$")]
@@ -46,5 +46,5 @@ class BuildSection(Section):
     """Least share of the planned layers that must compile to INT8, and of the INT4 weights that must stay INT4."""
     timeout_s: float = Field(default=3600, gt=0)
     """Seconds after which the builder is stopped."""
-    memory_mb: int | None = Field(default=None, ge=64)
+    memory_mb: int | None = Field(default=None, ge=64, le=MEGABYTES_MAX)
     """Bound on the builder process; none: what the machine has."""

@@ -6,6 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MEGABYTES_MAX = 1 << 24
+COUNT_MAX = 1_000_000
+"""More samples, steps or iterations than anyone has waited for: a slip of the keyboard takes no memory."""
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, unknown keys refused; a field's docstring is its help."""
@@ -16,9 +20,9 @@ class Section(BaseModel):
 class ReconstructionSection(Section):
     """AdaRound block reconstruction (Nagel et al. 2020, BRECQ 2021)."""
 
-    iterations: int = Field(default=400, ge=0)
+    iterations: int = Field(default=400, ge=0, le=COUNT_MAX)
     """Adam steps per block; 0 keeps nearest rounding and the estimated scales."""
-    batch: int = Field(default=32, ge=1)
+    batch: int = Field(default=32, ge=1, le=COUNT_MAX)
     """Samples of a step."""
     lr_rounding: float = Field(default=1e-2, gt=0)
     """Learning rate of the rounding logits."""
@@ -45,15 +49,15 @@ class WeightingSection(Section):
     gradients. `gac_faithful`: the paper's surrogate, raw inner products, from equal weights."""
     stages: tuple[WeightedStage, ...] = ("polish",)
     """Where the weights count."""
-    groups: int = Field(default=5, ge=2)
+    groups: int = Field(default=5, ge=2, le=COUNT_MAX)
     """Timestep groups whose gradients are aligned."""
-    iterations: int = Field(default=4, ge=1)
+    iterations: int = Field(default=4, ge=1, le=COUNT_MAX)
     """Meta iterations per block; one costs as much as some twenty reconstruction steps."""
-    polish_iterations: int = Field(default=10, ge=1)
+    polish_iterations: int = Field(default=10, ge=1, le=COUNT_MAX)
     """Meta iterations of the polish."""
-    batch: int = Field(default=32, ge=1)
+    batch: int = Field(default=32, ge=1, le=COUNT_MAX)
     """Training samples of a meta iteration; the softmax runs over them."""
-    validation_batch: int = Field(default=8, ge=1)
+    validation_batch: int = Field(default=8, ge=1, le=COUNT_MAX)
     """Validation samples per group of a meta iteration."""
     look_ahead: Literal["unit", "plain"] = "unit"
     """`plain`: the paper's step, which favours samples with large gradients. `unit`: its length is held fixed, so
@@ -82,9 +86,9 @@ PolishParameter = Literal["activation_scales", "biases", "weight_scales", "norm_
 class PolishSection(Section):
     """Joint fine-tuning after the blocks, with the rounding fixed: the graph stays the same, its numbers move."""
 
-    steps: int = Field(default=200, ge=0)
+    steps: int = Field(default=200, ge=0, le=COUNT_MAX)
     """Adam steps on the whole model; 0 leaves the polish out."""
-    batch: int = Field(default=32, ge=1)
+    batch: int = Field(default=32, ge=1, le=COUNT_MAX)
     """Samples of a step."""
     lr: float = Field(default=2e-3, gt=0)
     """Adam's step at the start; it falls to 5 % of it along a cosine."""
@@ -93,5 +97,5 @@ class PolishSection(Section):
     warmup: float = Field(default=0.25, ge=0, lt=1)
     """Share of the steps before weights are learned: first goes what all timesteps agree on, and what is left tells
     them apart. Until then the weights are those that learning starts from."""
-    save_every: int = Field(default=50, ge=1)
+    save_every: int = Field(default=50, ge=1, le=COUNT_MAX)
     """Steps between two states on disk; a killed run resumes at the last one."""

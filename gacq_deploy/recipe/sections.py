@@ -8,8 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from gacq_deploy.engines.catalogue import TARGETS
+from gacq_deploy.engines.open import THREADS_MAX
 from gacq_deploy.recipe.build import BuildSection
-from gacq_deploy.recipe.calibration import PolishSection, ReconstructionSection, Section, WeightingSection
+from gacq_deploy.recipe.calibration import (
+    COUNT_MAX,
+    MEGABYTES_MAX,
+    PolishSection,
+    ReconstructionSection,
+    Section,
+    WeightingSection,
+)
 from gacq_deploy.recipe.quantization import QuantizationSection
 from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import write_bytes
@@ -41,7 +49,7 @@ class ModelSection(Section):
     """Pipeline component that is the denoiser; found by itself when there is one of `unet`, `transformer`."""
     revision: str | None = None
     """Hub revision."""
-    classes: int | None = Field(default=None, ge=1)
+    classes: int | None = Field(default=None, ge=1, le=COUNT_MAX)
     """Real classes, when the class table also holds a null class; default: the whole table."""
     sample_size: int | None = Field(default=None, ge=1, le=SAMPLE_SIZE_MAX)
     """Height and width of a state, when the model's configuration does not tell, or those of a text-to-image model are
@@ -66,15 +74,15 @@ class ModelSection(Section):
 class SamplesSection(Section):
     """Which states of float trajectories the model is calibrated on."""
 
-    trajectories: int = Field(default=48, ge=1)
+    trajectories: int = Field(default=48, ge=1, le=COUNT_MAX)
     """Number of seeds; every chosen step of each is kept."""
-    steps: int = Field(default=20, ge=1)
+    steps: int = Field(default=20, ge=1, le=COUNT_MAX)
     """Sampler steps of a trajectory."""
-    keep_every: int = Field(default=1, ge=1)
+    keep_every: int = Field(default=1, ge=1, le=COUNT_MAX)
     """Keep every k-th step (timesteps stay evenly spread)."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of whole trajectories that is held out (at least one when above 0)."""
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=1, le=COUNT_MAX)
     """Trajectories run together; never changes which samples are taken."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Of the noise that trajectories start from, of the prompts' order, and of what is held out."""
@@ -95,10 +103,10 @@ class CalibrationSection(Section):
     reconstruction: ReconstructionSection = ReconstructionSection()
     weighting: WeightingSection = WeightingSection()
     polish: PolishSection = PolishSection()
-    memory_mb: int = Field(default=2048, ge=64)
+    memory_mb: int = Field(default=2048, ge=64, le=MEGABYTES_MAX)
     """Bound on the activations of one pass over the samples; the cache itself is memory-mapped on disk. A
     reconstruction step holds `reconstruction.batch` samples of one block, whatever this says."""
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1, le=THREADS_MAX)
     """CPU threads; part of the recipe because it changes the last bits of float sums."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Of the order in which learning sees the samples."""
@@ -117,7 +125,7 @@ class ExportSection(Section):
     """Version of ONNX's operators. INT4 weights in blocks need 21: the graphs then get that at least."""
     targets: tuple[Annotated[str, AfterValidator(_known_target)], ...] = Field(default=TARGETS, min_length=1)
     """Engines that the graphs are for: `ort-cpu` takes `int8.cpu.onnx`, the others `int8.onnx`."""
-    external_data_mb: int = Field(default=1024, ge=1)
+    external_data_mb: int = Field(default=1024, ge=1, le=MEGABYTES_MAX)
     """Larger graphs keep their weights in one file beside them."""
     dynamic_resolution: bool = False
     """Height and width stay open, in multiples of the UNet's downsampling; scales remain those of the calibrated
@@ -127,9 +135,9 @@ class ExportSection(Section):
 class ProbeSection(Section):
     """What the torch fake-quantized model is recorded on, as reference of the exported graphs."""
 
-    trajectories: int = Field(default=8, ge=1)
+    trajectories: int = Field(default=8, ge=1, le=COUNT_MAX)
     """Float trajectories whose states are recorded."""
-    local_samples: int = Field(default=8, ge=1)
+    local_samples: int = Field(default=8, ge=1, le=COUNT_MAX)
     """States for which every quantized tensor is recorded."""
     seed: int = Field(default=900_000, ge=0, le=SEED_MAX)
     """Far from those of the samples, so that nothing is judged by what it learned from."""
@@ -154,15 +162,15 @@ class ParitySection(Section):
     """What parity measures and which gates must hold."""
 
     probe: ProbeSection = ProbeSection()
-    buckets: int = Field(default=5, ge=1)
+    buckets: int = Field(default=5, ge=1, le=COUNT_MAX)
     """Ranges of timesteps, each judged by itself."""
-    images: int = Field(default=64, ge=1)
+    images: int = Field(default=64, ge=1, le=COUNT_MAX)
     """Same-seed images compared with the float model."""
-    steps: int = Field(default=20, ge=1)
+    steps: int = Field(default=20, ge=1, le=COUNT_MAX)
     """Sampler steps of an image."""
     seed: int = Field(default=700_000, ge=0, le=SEED_MAX)
     """Of the images' noise."""
-    noise_floor_runs: int = Field(default=3, ge=1)
+    noise_floor_runs: int = Field(default=3, ge=1, le=COUNT_MAX)
     """How often an engine runs again, with and without noise of 1e-5 on its inputs, to show what noise alone makes."""
     local_equal_share: float = Field(default=0.999, gt=0, le=1)
     """Share of values that must agree to `local_rtol` block by block."""
@@ -179,12 +187,12 @@ Where = Literal["worst", "first", "last", "both"]
 class StepPolicySection(Section):
     """Which sampler steps run in the float engine; by default none does."""
 
-    float_steps: int = Field(default=0, ge=0)
+    float_steps: int = Field(default=0, ge=0, le=COUNT_MAX)
     """How many; 0 runs every step in INT8."""
     where: Where = "worst"
     """Which ones. `worst`: those whose INT8 error moves the image most, by the artifact's probe. `first`: the noisiest.
     `last`: the cleanest. `both`: from both ends in turn, the noisiest first."""
-    steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    steps: tuple[Annotated[int, Field(ge=0, le=COUNT_MAX)], ...] = ()
     """Exactly these instead, counted from 0, the noisiest."""
 
     @model_validator(mode="after")
@@ -202,9 +210,9 @@ class StepPolicySection(Section):
 class RuntimeSection(Section):
     """Defaults of `run`."""
 
-    steps: int = Field(default=20, ge=1)
+    steps: int = Field(default=20, ge=1, le=COUNT_MAX)
     """Sampler steps of an image."""
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=1, le=COUNT_MAX)
     """Images run together."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """Noise that DDIM adds in every step: 0 none, 1 as much as DDPM."""

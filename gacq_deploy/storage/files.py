@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -18,9 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from gacq_deploy.errors import ArtifactError, GacqError, ResourceError, UsageError
+from gacq_deploy.errors import ArtifactError, GacqError, UsageError
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
+from gacq_deploy.storage.memory import lack_of_memory
+from gacq_deploy.storage.room import FULL, no_space
 
 TEMP_PREFIX = ".gacq-tmp-"
 """Of what is being written."""
@@ -28,8 +29,6 @@ OLD_PREFIX = f"{TEMP_PREFIX}old-"
 """Of a folder that is about to be replaced."""
 _LONGEST_NAME = 255
 """Bytes of a file's name on Linux."""
-# a quota and a limit on the size of files are a full disk to the user
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -199,17 +198,18 @@ def map_scratch(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Arr
     Raises:
         ResourceError: the disk is full.
     """
+    needed = int(np.prod(shape)) * dtype.itemsize
     try:
         # what lies there is of an earlier block; never through a link
         path.unlink(missing_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
         try:
-            os.posix_fallocate(handle, 0, int(np.prod(shape)) * dtype.itemsize)
+            os.posix_fallocate(handle, 0, needed)
         finally:
             os.close(handle)
         return np.memmap(path, dtype, "r+", shape=shape)
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise disk_error(error, path, needed) from error
 
 
 def load_arrays(path: Path, *, what: str, hint: str) -> dict[str, Array]:
@@ -244,19 +244,14 @@ def _fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def disk_error(error: OSError, path: Path) -> GacqError:
-    """Return what a failure to write ``path`` means: no disk, no memory, or a place that is not writable."""
-    if error.errno in _FULL:
-        return ResourceError(
-            f"No space left while writing {path} ({error.strerror}). Earlier files are untouched.",
-            "Free disk space, then run the same command again: it resumes.",
-        )
-    if error.errno == errno.ENOMEM:
-        return ResourceError(
-            f"Out of memory while writing {path}: the system gave no more. Earlier files are untouched.",
-            "Lower calibration.memory_mb with --set, or --batch; `--dry-run` estimates what is needed.",
-        )
-    return UsageError(
+def disk_error(error: OSError, path: Path, needed: int | None = None) -> GacqError:
+    """Return what a failure to write ``path`` means: no disk, no memory, or a place that is not writable.
+
+    ``needed`` are the bytes of it, where they are known.
+    """
+    if error.errno in FULL:
+        return no_space(error, path, needed)
+    return lack_of_memory(error, f"Writing {path}") or UsageError(
         f"Cannot write {path}: {error.strerror or error}.",
         "Choose a writable directory with -o, or mend its permissions.",
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 from pathlib import Path
 
 from gacq_deploy.errors import ResourceError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system answers where there is no space: a quota and a limit on the size of files are a full disk too."""
 
 
 def free_disk(folder: Path) -> tuple[Path, int]:
@@ -21,6 +26,28 @@ def available_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return None
+
+
+def no_space(error: OSError, path: Path | str | None, needed: int | None = None) -> ResourceError:
+    """Return what is said of a full disk, a used-up quota or a file larger than allowed: they have one remedy.
+
+    Args:
+        error: of the system.
+        path: what was written.
+        needed: bytes of it, where they are known.
+    """
+    parts = [] if needed is None else [f"{needed} bytes are needed"]
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
+        parts.append(f"a file may have {limit} bytes (ulimit -f)")
+    elif path is not None:
+        place, free = free_disk(Path(path).parent)
+        parts.append(f"{place} has {free} bytes free")
+    room = f": {', '.join(parts)}" if parts else ""
+    return ResourceError(
+        f"No space left while writing {path or 'a file'} ({error.strerror}){room}. Earlier files are untouched.",
+        "Free disk space, then run the same command again: it resumes.",
+    )
 
 
 def check_disk(needed: float, folder: Path, what: str, *, otherwise: str = "") -> None:

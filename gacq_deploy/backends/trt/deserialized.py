@@ -15,6 +15,7 @@ from gacq_deploy.backends.trt.library import TrtLibrary
 from gacq_deploy.backends.trt.profiles import Profile, Range
 from gacq_deploy.engines.catalogue import TrtName
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError, GacqError, ResourceError
+from gacq_deploy.storage.memory import says_no_memory
 
 _REBUILD = "Run `gacq-deploy build-trt` on this machine."
 _DTYPES = {
@@ -77,10 +78,7 @@ class Messages:
         """Return the error to raise, with the last thing that the library said about it."""
         reason = self._errors[-1].strip()[:500] if self._errors else "it gave no reason"
         text = f"{message}: {reason}"
-        short = any(
-            word in reason.lower() for word in ("out of memory", "outofmemory", "bad_alloc", "cudaerror 2:")
-        )
-        if short:
+        if says_no_memory(reason):
             return ResourceError(text, "Use a smaller batch, or free memory on the GPU.")
         return EngineError(text, hint)
 

@@ -16,11 +16,12 @@ from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.errors import EngineError, GacqError, ModelError, ResourceError, UsageError
 from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.generate.size import check_pixels
+from gacq_deploy.models.loading import FAILURES
 from gacq_deploy.models.pipelines import OpenPipeline, open_pipeline
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import Recipe
+from gacq_deploy.storage.memory import lack_of_memory
 
-_FAILURES = (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError)
 """A pipeline is somebody else's code: what does not suit it may raise any of these."""
 
 
@@ -139,7 +140,7 @@ def run_pipeline(
             result = opened.pipeline(**call)
     except GacqError:
         raise
-    except _FAILURES as error:
+    except FAILURES as error:
         raise _failure(
             f"{opened.name} fails", error, "Run it once without gacq-deploy, with the same prompt."
         ) from error
@@ -165,4 +166,4 @@ def _failure(what: str, error: Exception, hint: str) -> GacqError:
     message = f"{what}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if isinstance(error, torch.OutOfMemoryError):
         return ResourceError(message, "Pass --batch 1, or --device cpu for text encoders and decoder.")
-    return ModelError(message, hint)
+    return lack_of_memory(error, what) or ModelError(message, hint)

@@ -14,6 +14,7 @@ from gacq_deploy.models.components import check_decoder, check_finite
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.spec import Float32
 from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.memory import lack_of_memory
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def decode_latents(folder: Path, latents: Float32) -> Float32:
     try:
         images = [decoder.decode(own[row : row + 1]).sample for row in range(len(own))]
     except FAILURES as error:
-        raise ModelError(
+        raise lack_of_memory(error, type(decoder).__name__) or ModelError(
             f"{type(decoder).__name__} in {folder} does not decode latents {list(latents.shape[1:])}: "
             f"{first_line(error)}",
             "Pass the pipeline that the model belongs to.",
@@ -61,6 +62,8 @@ def _load(folder: Path) -> Any:
                 folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
     except FAILURES as error:
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", "Download it again.") from error
+        raise lack_of_memory(error, f"Loading {folder}") or ModelError(
+            f"{folder} cannot be loaded: {first_line(error)}", "Download it again."
+        ) from error
     check_finite(decoder, str(folder))
     return decoder.float().eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import inspect
+import re
+from pathlib import Path
 
 import click
 import pytest
@@ -49,6 +51,8 @@ def test_every_error_of_the_family_has_its_code() -> None:
             6,
             "Out of memory",
         ),
+        (RuntimeError("could not create a primitive"), 6, "Out of memory: could not create a primitive"),
+        (RuntimeError("can't start new thread"), 6, "no more threads"),
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 6, "a.bin"),
         (OSError(errno.EFBIG, "File too large", "a.bin"), 6, "a.bin"),
         (OSError(errno.EACCES, "Permission denied", "a.bin"), 1, "a.bin"),
@@ -75,3 +79,16 @@ def test_the_document_holds_what_the_text_says() -> None:
         }
     }
     assert failure.text() == "It was altered.\nExport again."
+
+
+def test_what_memory_led_to_is_no_other_failure() -> None:
+    error = errors.EngineError("The engine refuses the model.", "Lint it.")
+    error.__cause__ = RuntimeError("std::bad_alloc")
+    failure = explain(error)
+    assert (failure.kind, failure.exit_code) == ("ResourceError", 6)
+    assert failure.message.startswith("Out of memory: std::bad_alloc. ")
+
+
+def test_a_full_disk_says_how_much_is_free(tmp_path: Path) -> None:
+    failure = explain(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a.bin")))
+    assert re.search(rf"while writing {tmp_path}/a.bin .*: {tmp_path} has \d+ bytes free", failure.message)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gacq_deploy.engines.open import open_engine
+from gacq_deploy.engines.open import check_threads, open_engine
 from gacq_deploy.errors import BackendUnavailable, UsageError
 from tests.support.graphs.onnx_graphs import denoiser_graph
 from tests.support.programs.engine_records import change_engine
@@ -62,3 +62,10 @@ def test_our_own_mistakes_are_not_a_missing_library(
     )
     with pytest.raises((ImportError, RuntimeError)):
         open_engine("ort-cpu", b"")
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 100_000])
+def test_a_number_of_threads_that_no_library_takes_is_refused(threads: int) -> None:
+    with pytest.raises(UsageError, match=f"{threads} threads were asked for") as caught:
+        check_threads(threads)
+    assert "1024" in caught.value.hint

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.recipe.load import builtin_recipes, load_recipe, parse_recipe
 from gacq_deploy.recipe.presets import PRESETS, preset_of
+from gacq_deploy.recipe.sections import Recipe
 
 HEAD = "schema: gacq-deploy/recipe/1\nname: x\nquantization:\n  rules:\n"
 BASE = HEAD + "    - {match: '*', bits: 8}\n"
@@ -222,3 +225,26 @@ def test_a_section_that_is_wrong_is_named() -> None:
 def test_a_recipe_tells_its_preset(preset: str) -> None:
     assert preset_of(load_recipe("fashion-w8a8", preset=preset)) == preset
     assert preset_of(load_recipe("fashion-w8a8", ["samples.trajectories=7"], preset=preset)) is None
+
+
+def _whole_numbers(schema: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every place of a recipe where a whole number may stand."""
+    for key, value in schema.items():
+        place = f"{where}/{key}"
+        if isinstance(value, dict):
+            if value.get("type") == "integer" and "const" not in value and "enum" not in value:
+                yield place, value
+            yield from _whole_numbers(value, place)
+        elif isinstance(value, list):
+            yield from _whole_numbers(dict(enumerate(value)), place)
+
+
+def test_every_whole_number_has_an_upper_bound() -> None:
+    found = dict(_whole_numbers(Recipe.model_json_schema()))
+    assert len(found) > 30
+    assert not [place for place, said in found.items() if not {"maximum", "exclusiveMaximum"} & said.keys()]
+
+
+def test_more_threads_than_any_machine_has_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"calibration.threads.*1024"):
+        load_recipe("fashion-w8a8", ["calibration.threads=100000"])
