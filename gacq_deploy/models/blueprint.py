@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gacq_deploy.errors import ModelError, RecipeError
-from gacq_deploy.models.base import Family, run_call
+from gacq_deploy.models.base import Config, Family, run_call
 from gacq_deploy.models.configuration import defaults_of, refused, state_shape
 from gacq_deploy.models.half_storage import without_weights
 from gacq_deploy.models.loading import FAILURES, first_line, quiet_loading
@@ -29,8 +29,7 @@ _USUAL_SIZE = 64
 _SPARE = 64
 """Parameters that a model may have beyond twice those of its file: a class may share or rename some."""
 
-Config = Mapping[str, Any]
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
 Look = Callable[[Config], str | None]
 """What is wrong with a model of this configuration; None: nothing."""
@@ -50,7 +49,7 @@ class Blueprint:
     kind: type[Any]
     config: Config
     place: Path
-    stored: Shapes
+    stored: TensorShapes
     """The tensors in the files of weights, from their headers."""
     make: Callable[[dict[str, Any]], nn.Module]
     """Builds it from a configuration."""
@@ -58,7 +57,7 @@ class Blueprint:
     """Key -> what the class takes where nothing is said."""
 
     @classmethod
-    def of_diffusers(cls, kind: Any, config: Config, place: Path, stored: Shapes) -> Blueprint:
+    def of_diffusers(cls, kind: Any, config: Config, place: Path, stored: TensorShapes) -> Blueprint:
         """Return that of a class of diffusers."""
         return cls(kind, config, place, stored, kind.from_config, defaults_of(kind))
 
@@ -107,12 +106,12 @@ class Blueprint:
 
         return self._guilty(wrong, tensor)
 
-    def shapes(self) -> Shapes:
+    def shapes(self) -> TensorShapes:
         """Return the tensors that the model would have; none where it cannot be."""
         built = self._build(self.config)
         return {} if isinstance(built, str) else _shapes(built)
 
-    def _check_shapes(self, own: Shapes) -> None:
+    def _check_shapes(self, own: TensorShapes) -> None:
         other = [name for name in sorted(own.keys() & self.stored.keys()) if own[name] != self.stored[name]]
         if not other:
             return
@@ -229,7 +228,7 @@ def _bounded(tensors: int) -> Iterator[None]:
         handle.remove()
 
 
-def _shapes(module: nn.Module) -> Shapes:
+def _shapes(module: nn.Module) -> TensorShapes:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 

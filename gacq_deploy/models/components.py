@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ _RESTORE = "Restore the file from where the model came from."
 _LONGEST_PROMPT = 1 << 20
 """Tokens; transformers writes a number of thirty digits where there is no limit."""
 _NO_LIMIT = 10**29
+_SMALLEST = torch.finfo(torch.float32).tiny
 _MOST_ENTRIES = 1 << 24
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -98,20 +100,30 @@ def trouble(kind: Any, config: Mapping[str, Any]) -> str | None:
 
 
 def check_finite(module: nn.Module, place: str) -> None:
-    """Refuse a loaded model of which a weight is no number.
+    """Refuse a loaded model of which a weight is no number, or a whole matrix next to none.
 
     Args:
         module: as it was loaded.
         place: where it lies, for the message.
 
     Raises:
-        ArtifactError: a weight holds NaN or Inf.
+        ArtifactError: a weight holds NaN or Inf, or denormal numbers alone.
     """
     for name, value in module.state_dict().items():
+        if not value.is_floating_point() or not value.numel():
+            continue
         # the extremes carry NaN and Inf; a comparison of all values would make copies
-        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax())):
+        low, high = (float(extreme) for extreme in value.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ArtifactError(
                 f"{place}: weight '{name}' holds NaN or Inf.", "Restore the weights from their source."
+            )
+        largest = max(-low, high)
+        if value.ndim > 1 and 0 < largest < _SMALLEST:
+            raise ArtifactError(
+                f"{place}: no number in weight '{name}' is larger than {largest:.3g}: all of it is denormal, which "
+                "processors take for 0.",
+                "Restore the weights from their source.",
             )
 
 

@@ -32,7 +32,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 def first_line(error: BaseException) -> str:
     """Return what fits into a message of ours, with the line that says why where the first does not."""
-    first, _, rest = str(error).strip().partition("\n")
+    first, _, rest = str(error).strip().removesuffix(".").partition("\n")
     return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") and rest else first
 
 

@@ -107,6 +107,11 @@ def spoil_merges(root: Path) -> None:
     (root / MERGES).write_bytes(bytes(range(256)))
 
 
+def shrink(root: Path) -> None:
+    state = {name: value * 1e-42 for name, value in load_file(root / TEXT_WEIGHTS).items()}
+    save_file(state, root / TEXT_WEIGHTS, metadata={"format": "pt"})
+
+
 def poison(file: str, value: float) -> Callable[[Path], None]:
     def spoil(root: Path) -> None:
         state: dict[str, Any] = load_file(root / file)
@@ -121,6 +126,11 @@ def poison(file: str, value: float) -> Callable[[Path], None]:
     [
         (spoil_merges, ModelError, "Tokenizer .*/tokenizer cannot be loaded: .*Merges text file invalid"),
         (poison(TEXT_WEIGHTS, float("nan")), ArtifactError, "/text_encoder: weight '.*' holds NaN or Inf"),
+        (
+            shrink,
+            ArtifactError,
+            "/text_encoder: no number in weight '.*' is larger than .*: all of it is denormal",
+        ),
         (poison(DECODER_WEIGHTS, float("-inf")), ArtifactError, "/vae: weight '.*' holds NaN or Inf"),
     ],
 )
