@@ -17,7 +17,7 @@ from gacq_deploy.errors import (
     ResourceError,
     UsageError,
 )
-from gacq_deploy.storage.memory import lack_of_memory
+from gacq_deploy.storage.memory import lack_of_memory, starved
 from gacq_deploy.storage.room import FULL, no_space
 from gacq_deploy_cli.entry import Ended
 
@@ -120,6 +120,8 @@ def _explain_system(error: BaseException, kind: str, code: int) -> Failure:
         return Failure(kind, full.message, full.hint, RESOURCES)
     if isinstance(error, OSError):
         return Failure(kind, f"The system refused: {error}.", "Check the path and its permissions.", code)
+    if (lack := starved(error)) is not None:
+        return Failure(type(lack).__name__, lack.message, lack.hint, RESOURCES)
     return Failure(
         kind,
         f"Internal error: {kind}: {error}",

@@ -46,6 +46,8 @@ _ASKED = re.compile(
     r"(?:allocate|of size|requested bytes of)\s+(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>bytes|[KMGT]iB|B)?",
     re.IGNORECASE,
 )
+_SCARCE = 16 << 20
+"""Bytes that are left of an address space when hardly any library can still do its work."""
 _LONGEST = 300
 """Characters of a library's own words."""
 
@@ -74,7 +76,7 @@ def lack_of_memory(error: BaseException, doing: str = "") -> ResourceError | Non
     """
     place = f"{doing}: " if doing else ""
     for cause in _causes(error):
-        words = " ".join(str(cause).split())[:_LONGEST] or "the system gave no more"
+        words = _telling(str(cause)) or "the system gave no more"
         if is_no_memory(cause):
             return ResourceError(
                 f"Out of memory: {place}{words.rstrip('.')}. {_wanted(words)}Earlier files are untouched.",
@@ -89,11 +91,32 @@ def lack_of_memory(error: BaseException, doing: str = "") -> ResourceError | Non
     return None
 
 
+def starved(error: BaseException) -> ResourceError | None:
+    """Return what is to be said of an error that tells nothing, in a process that has used up its address space.
+
+    Libraries that are given no memory also fail without a word of it. None where there is room, or no limit.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit - _mapped() > _SCARCE:
+        return None
+    words = _telling(f"{type(error).__name__}: {error}")
+    return ResourceError(
+        f"Out of memory: {words.rstrip('.')}. {_room()}Earlier files are untouched.", MEMORY_HINT
+    )
+
+
 def is_no_memory(error: BaseException) -> bool:
     """Tell whether an error itself, not what caused it, means that memory ran out."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return "OutOfMemory" in type(error).__name__ or says_no_memory(str(error))
+
+
+def _telling(text: str) -> str:
+    """Return the line of a library's words that says it, or the first one."""
+    lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+    said = (line for line in lines if says_no_memory(line) or says_no_threads(line))
+    return next(said, lines[0] if lines else "")[-_LONGEST:]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

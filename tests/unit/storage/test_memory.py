@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gacq_deploy.errors import ExportError, ResourceError
-from gacq_deploy.storage.memory import MEMORY_HINT, lack_of_memory, says_no_memory
+from gacq_deploy.storage.memory import MEMORY_HINT, lack_of_memory, says_no_memory, starved
 
 RECORDED = (
     RuntimeError(
@@ -89,6 +89,18 @@ def test_numpy_s_own_error_tells_how_much_was_asked_for() -> None:
     assert "1.3 MB were asked for at once." in said.message
 
 
+def test_the_line_that_tells_is_shown() -> None:
+    said = lack_of_memory(
+        RuntimeError("Failed to import x because of:\nlibx.so: failed to map segment\n(see above)")
+    )
+    assert said is not None
+    assert said.message.startswith("Out of memory: libx.so: failed to map segment. ")
+
+
+def test_an_error_that_tells_nothing_is_a_bug_where_there_is_room() -> None:
+    assert starved(SystemError("error return without exception set")) is None
+
+
 def test_a_limit_of_the_process_is_said() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 44, hard))
@@ -118,6 +130,8 @@ def _starve(send: Callable[[str], None]) -> None:
         except (RuntimeError, MemoryError) as error:
             said = lack_of_memory(error)
             send("nothing" if said is None else said.message)
+    said = starved(SystemError("error return without exception set"))
+    send("nothing" if said is None else said.message)
 
 
 def test_what_libraries_really_say_is_recognised() -> None:
@@ -133,7 +147,8 @@ def test_what_libraries_really_say_is_recognised() -> None:
     with os.fdopen(reader, encoding="utf-8") as pipe:
         said = pipe.read().splitlines()
     os.waitpid(child, 0)
-    assert len(said) == 3
+    assert len(said) == 4
     assert all("1073.7 MB were asked for at once" in text or "2147.5 MB" in text for text in said[:2]), said
     assert all("this process may have" in text for text in said), said
+    assert said[3].startswith("Out of memory: SystemError: error return without exception set. "), said
     assert said[2].startswith("The system gives no more threads: can't start new thread"), said
