@@ -18,7 +18,7 @@ from gacq_deploy.models.blueprint import Blueprint
 from gacq_deploy.models.configuration import check_numbers, check_values, refused
 from gacq_deploy.models.folders import CONFIG, UNUSED, listed_components, stored_shapes
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
-from gacq_deploy.storage.files import read_json
+from gacq_deploy.storage.documents import read_json
 
 _RESTORE = "Restore the file from where the model came from."
 _LONGEST_PROMPT = 1 << 20

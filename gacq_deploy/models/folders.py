@@ -245,7 +245,7 @@ def _shards(index: Path) -> list[str]:
     for tensor, shard in named.items():
         if not _is_plain(shard):
             raise ArtifactError(
-                f"{index}: weight_map lays '{shown(tensor)}' into {shown(repr(shard))}, which is no file beside the index.",
+                f"{index}: weight_map lays '{shown(tensor)}' into {shown(repr(shard))}, which is no file beside it.",
                 hint,
             )
     return sorted(set(named.values()))
