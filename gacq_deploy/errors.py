@@ -15,21 +15,42 @@ GacqError                  message (what, with the values; where) and hint (what
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 RESTORE = "Restore it from a copy, or calibrate into another folder with -o."
 """What to do where something that calibration wrote is no longer what it was; never to throw away what is left."""
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys instead of showing it."""
+_LAYOUT = "\n\t"
+"""Of these what our own texts hold."""
+
+
+def printable(name: str) -> str:
+    """Return a name that others gave, with escapes in place of control characters."""
+    return _UNPRINTABLE.sub(_escaped, name)
+
+
+def printable_text(text: str) -> str:
+    """Return a text of ours with others' names in it: as :func:`printable`, but for its own lines and tabs.
+
+    JSON stays JSON, with the same values.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in _LAYOUT else _escaped(found), text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 class GacqError(Exception):
-    """Something a user can mend. ``str()`` is the message and, on a new line, the hint."""
+    """Something a user can mend. ``str()`` is the message and, on a new line, the hint; both are printable."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = printable_text(message), printable_text(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

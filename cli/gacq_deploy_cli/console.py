@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from gacq_deploy.errors import shell_command
+from gacq_deploy.errors import printable_text, shell_command
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy_cli.interruption import attentive
 from gacq_deploy_cli.progress import BarReporter, lines_on
@@ -84,7 +84,7 @@ class Output:
     def note(self, text: str) -> None:
         """Say something on the way, on stderr, folded to its width; nothing with ``-q``."""
         if self.verbosity >= 0:
-            click.echo(folded(text, output_width(sys.stderr)), err=True)
+            click.echo(folded(printable_text(text), output_width(sys.stderr)), err=True)
 
     def emit(self, document: Any, *tables: Table | NextStep | Verbatim | str) -> None:
         """Print the result: ``document`` with ``--json``, else the tables and lines, folded to the width there is."""
@@ -93,13 +93,14 @@ class Output:
         if self.as_json:
             # what a stream cannot hold is escaped as JSON does it
             escaped = not is_unicode(sys.stdout)
-            click.echo(json.dumps(document, indent=2, ensure_ascii=escaped, default=str))
+            text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
+            click.echo(printable_text(text))
             return
         for item in tables:
             match item:
                 case Table():
                     item.show()
                 case NextStep() | Verbatim():
-                    click.echo(str(item))
+                    click.echo(printable_text(str(item)))
                 case _:
-                    click.echo(folded(item, output_width()))
+                    click.echo(folded(printable_text(item), output_width()))

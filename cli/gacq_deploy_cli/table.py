@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 import click
 
+from gacq_deploy.errors import printable_text
+
 _GAP = 3
 """Blanks between two columns, the style's own."""
 _NARROWEST_PROSE = 24
@@ -52,12 +54,12 @@ def _folded(text: str, width: int, indent: str = "") -> str:
 
 
 class Table:
-    """Rows of text under a header; cells are shown as they are, never parsed as markup."""
+    """Rows of text under a header; cells are shown as they are, without control characters, never parsed as markup."""
 
     def __init__(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        self._title = title
+        self._title = printable_text(title)
         self._columns = columns
-        self._rows = [list(map(str, row)) for row in rows]
+        self._rows = [[printable_text(str(cell)) for cell in row] for row in rows]
 
     def show(self) -> None:
         """Print to stdout without the columns that are empty."""

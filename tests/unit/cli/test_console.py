@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gacq_deploy_cli.console import NextStep, Output
@@ -40,3 +42,21 @@ def test_the_next_command_can_be_pasted_in_any_width(
     assert max(map(len, prose)) <= 20
     assert why == "Next, writes the graphs:"
     assert command == "    gacq-deploy export 'my runs/mine'"
+
+
+HOSTILE = "mm\x1b]0;title\x07\x1b[2J\x9b2J\x7f\u202egnp"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_names_of_others_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    output = Output(as_json=as_json, verbosity=0)
+    output.note(f"a {HOSTILE}")
+    output.emit(
+        {"node": HOSTILE}, Table(f"b {HOSTILE}", ["node"], [(HOSTILE,)]), f"c {HOSTILE}", NextStep((HOSTILE,))
+    )
+    shown = capsys.readouterr()
+    assert all(letter.isprintable() or letter == "\n" for letter in shown.out + shown.err)
+    if as_json:
+        assert json.loads(shown.out) == {"node": HOSTILE}
+    else:
+        assert shown.out.count("mm\\u001b]0;title\\u0007") == 4
