@@ -254,9 +254,7 @@ def _is_quantized(view: QuantView, node: NodeProto) -> bool:
 
 def _is_int4_weight_only(view: QuantView, node: NodeProto) -> bool:
     item = view.weight(node)
-    return (
-        item is not None and view.code_type(item) == TensorProto.INT4 and not view.is_quantized(node.input[0])
-    )
+    return item is not None and item.code_type == TensorProto.INT4 and not view.is_quantized(node.input[0])
 
 
 def _weight_coverage(view: QuantView, node: NodeProto, compiled: Sequence[CompiledLayer]) -> WeightCoverage:

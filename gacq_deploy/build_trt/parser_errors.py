@@ -56,9 +56,9 @@ def _look(graph: Path) -> tuple[ModelProto | None, dict[str, str]]:
     """Return the graph and what the lint says of its nodes; nothing where the file is not readable."""
     try:
         model = read_graph(graph)
+        found = errors_in(lint_graph(model, target="tensorrt"))
     except GacqError:
         return None, {}  # the parser's refusal is told without them
-    found = errors_in(lint_graph(model, target="tensorrt"))
     return model, {f.node: f"{f.effect} {f.remedy}" for f in reversed(found)}
 
 

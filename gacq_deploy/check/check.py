@@ -8,27 +8,28 @@ compiled (ONNX Runtime: loaded and run) here, with integer layers as predicted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, NodeProto
 
 from gacq_deploy.check.evidence import WEIGHTS, CheckRequest, Reason, Weight, ask_onnxruntime, ask_tensorrt
 from gacq_deploy.check.targets import FACTS, Target, TargetFacts
+from gacq_deploy.errors import printable
 from gacq_deploy.graph.files import read_graph
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, opset_of
-from gacq_deploy.lint.lint import Finding, lint_graph, predict_compilation
-from gacq_deploy.lint.view import LAYERS, QuantView, name_of
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, STANDARD_DOMAINS, GraphIndex, opset_of
+from gacq_deploy.graph.nodes import name_of, subgraphs
+from gacq_deploy.graph.wellformed import require_wellformed
+from gacq_deploy.lint.lint import Finding, look_at, prediction_of
+from gacq_deploy.lint.view import LAYERS, QuantView
 
 __all__ = ["CheckRequest", "CheckVerdict", "Layers", "Preflight", "Reason", "check_file"]
 
 CheckVerdict = Literal["blocked", "unverified", "likely", "verified"]
 _UNMEASURED = ("Einsum", "LSTM", "GRU", "RNN", "Attention")
 """Operators that compute on quantized operands in ways nobody measured."""
-_STANDARD = ("", "ai.onnx")
-"""Two spellings of ONNX's own domain."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,24 @@ def check_file(path: Path, target: Target, request: CheckRequest | None = None) 
     """Check an ONNX file, whoever made it, for one target.
 
     Raises:
-        ArtifactError: missing, or not a whole ONNX file.
+        ArtifactError: missing, not a whole ONNX file, or the graph is malformed.
         UsageError: a shape is missing, or does not fit the input.
         BackendUnavailable: compiling was asked for, and the target's library is not installed.
-        ResourceError: out of time or memory.
+        ResourceError: out of time or memory, or the graph is too large to look through.
     """
     request = request or CheckRequest()
     facts = FACTS[target]
-    model = read_graph(path)
-    reasons = list(_from_rules(lint_graph(model, target=facts.rules)))
-    reasons += _open_questions(model, facts, {r.node for r in reasons if r.weight == "blocked"})
+    index = require_wellformed(read_graph(path), f"ONNX file {path}")
+    model, look = index.model, look_at(index, target=facts.rules)
+    reasons = list(_from_rules(look.findings))
+    reasons += _open_questions(index, facts, {r.node for r in reasons if r.weight == "blocked"})
     examined = ["rules", f"operators and opset {opset_of(model)}"]
     if facts.library is None:
         predicted = None
         examination = ask_onnxruntime(path, model, request)
-        quantized = len(list(QuantView(model).quantized_layers()))
+        quantized = len(list(look.view.quantized_layers()))
     else:
-        layers = predict_compilation(model).layers
+        layers = prediction_of(look).layers
         quantized, predicted = len(layers), sum(outcome == "int8" for outcome in layers.values())
         examination = ask_tensorrt(path, model, layers, facts, request)
     reasons += examination.reasons
@@ -104,22 +106,24 @@ def _from_rules(findings: list[Finding]) -> Iterator[Reason]:
         yield Reason(weight, f.rule, f.node, f"{f.detail}. {f.effect}", f.remedy)
 
 
-def _open_questions(model: ModelProto, facts: TargetFacts, blocked: Collection[str]) -> Iterator[Reason]:
+def _open_questions(index: GraphIndex, facts: TargetFacts, blocked: Collection[str]) -> Iterator[Reason]:
     """Yield what no rule sees: other operators and operator sets, hidden graphs, unusual quantized operators.
 
     Nodes that a rule has ``blocked`` need no second reason.
     """
+    model = index.model
     opset = opset_of(model)
     if opset not in facts.opsets:
         known = f"{facts.opsets.start} to {facts.opsets.stop - 1}"
         yield Reason(
             "unverified", "opset", "(graph)", f"Opset {opset}; known are {known}.", "Export at opset 20."
         )
-    view = QuantView(model)
-    for node in view.index.nodes:
+    # only what asks of quantized operands needs it
+    view = QuantView(index) if any(index.of_type(*_UNMEASURED)) else None
+    for node in index.nodes:
         if name_of(node) not in blocked:
             yield from _about_operator(node, view, facts)
-        if any(_quantized(graph) for graph in _subgraphs(node.attribute)):
+        if any(map(_quantized, subgraphs(node))):
             detail = "No rule looks at the quantizers or layers inside."
             yield Reason(
                 "unverified", "subgraph", name_of(node), detail, "Inline it, or compile it (--compile)."
@@ -131,29 +135,29 @@ def _open_questions(model: ModelProto, facts: TargetFacts, blocked: Collection[s
         )
 
 
-def _about_operator(node: NodeProto, view: QuantView, facts: TargetFacts) -> Iterator[Reason]:
-    where, operator = name_of(node), f"{node.domain}.{node.op_type}".lstrip(".")
+def _about_operator(node: NodeProto, view: QuantView | None, facts: TargetFacts) -> Iterator[Reason]:
+    where, operator = name_of(node), printable(f"{node.domain}.{node.op_type}".lstrip("."))
     if node.op_type in facts.refused:
         yield Reason("blocked", "operator", where, f"The parser does not know {operator}.", "Replace it.")
-    elif facts.compiled is not None and (node.domain not in _STANDARD or node.op_type not in facts.compiled):
+    elif facts.compiled is not None and (
+        node.domain not in STANDARD_DOMAINS or node.op_type not in facts.compiled
+    ):
         detail = f"{operator} was not seen to compile."
         yield Reason("unverified", "operator", where, detail, "Compile the graph (--compile).")
-    elif node.op_type in _UNMEASURED and any(view.is_quantized(name) for name in node.input if name):
+    elif (
+        view is not None
+        and node.op_type in _UNMEASURED
+        and any(view.is_quantized(name) for name in node.input if name)
+    ):
         detail = f"Quantized operands of {operator} were not measured."
         yield Reason("unverified", "quantized-operator", where, detail, "Compile the graph (--compile).")
 
 
-def _subgraphs(attributes: Iterable[AttributeProto]) -> Iterator[GraphProto]:
-    for attribute in attributes:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _quantized(graph: GraphProto) -> bool:
-    for node in graph.node:
-        if node.op_type in (QUANTIZE, DEQUANTIZE, *LAYERS):
-            return True
-        if any(_quantized(inner) for inner in _subgraphs(node.attribute)):
-            return True
+    pending = [graph]
+    while pending:
+        for node in pending.pop().node:
+            if node.op_type in (QUANTIZE, DEQUANTIZE, *LAYERS):
+                return True
+            pending += subgraphs(node)
     return False

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.graph.stored import tensors_in, tensors_of
 
 SIZE_MULTIPLE_KEY = "gacq.size_multiple"
 """Model metadata: what open height and width must be multiples of."""
+_NUMBER = re.compile("[0-9]{1,19}")
+_LONGEST_NAME, _LONGEST_PATH = 255, 2048
+"""Bytes of a file name on every common file system, and characters of a path below the model's folder."""
 WHOLE_FILE_HINT = (
     "Name a whole ONNX file, or a run; `gacq-deploy export --onnx RUN` makes a run's graphs again."
 )
@@ -54,32 +59,9 @@ def size_multiple(model: ModelProto) -> int:
 
 
 def _tensors_of_model(proto: ModelProto) -> Iterator[TensorProto]:
-    yield from _tensors_of_graph(proto.graph)
+    yield from tensors_in(proto.graph)
     for function in proto.functions:
-        yield from _tensors_of_nodes(function.node)
-
-
-def _tensors_of_graph(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    yield from _tensors_of_nodes(graph.node)
-
-
-def _tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            match attribute.type:
-                case AttributeProto.TENSOR:
-                    yield attribute.t
-                case AttributeProto.TENSORS:
-                    yield from attribute.tensors
-                case AttributeProto.GRAPH:
-                    yield from _tensors_of_graph(attribute.g)
-                case AttributeProto.GRAPHS:
-                    for graph in attribute.graphs:
-                        yield from _tensors_of_graph(graph)
+        yield from tensors_of(function.node)
 
 
 def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> None:
@@ -89,6 +71,12 @@ def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> Non
         raise ArtifactError(
             f"{where}: tensor '{tensor.name}' lies in a file '{location}', which bytes cannot have.",
             "Pass the path of the ONNX file instead.",
+        )
+    # protobuf hands on as bytes what is no UTF-8
+    if not all(isinstance(text, str) for text in entries.values()) or not _is_file_name(location):
+        raise ArtifactError(
+            f"{where}: tensor '{tensor.name}' lies in a file '{location!r:.99}', which no file can be called.",
+            WHOLE_FILE_HINT,
         )
     folder = model.parent.resolve()
     relative = PurePosixPath(location)
@@ -105,14 +93,20 @@ def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> Non
     stat = path.stat()
     if stat.st_nlink != 1:
         raise ArtifactError(f"{where}: external data {path} has {stat.st_nlink} hard links.", WHOLE_FILE_HINT)
-    try:
-        end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-    except ValueError:
+    position = [entries.get(key, "0") for key in ("offset", "length")]
+    if not all(_NUMBER.fullmatch(text) for text in position):
         raise ArtifactError(
             f"{where}: tensor '{tensor.name}' has a malformed external position.", WHOLE_FILE_HINT
-        ) from None
+        )
+    end = sum(map(int, position))
     if end > stat.st_size:
         raise ArtifactError(
             f"{where}: external data {path} has {stat.st_size} bytes, tensor '{tensor.name}' ends at {end}.",
             WHOLE_FILE_HINT,
         )
+
+
+def _is_file_name(location: str) -> bool:
+    """Tell whether a file system could hold this path at all: others are not asked for."""
+    longest = max(len(part.encode(errors="replace")) for part in location.split("/"))
+    return "\0" not in location and longest <= _LONGEST_NAME and len(location) < _LONGEST_PATH

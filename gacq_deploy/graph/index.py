@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from gacq_deploy.graph.nodes import malformed
+from gacq_deploy.graph.order import in_order
 from gacq_deploy.spec import Array
 
 MODULE_KEY = "gacq.module"
 """Node metadata: dotted name of the module the node came from."""
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""Two spellings of ONNX's own domain."""
+_LISTED_INPUTS = 16
+"""Graph inputs that are named of those that a tensor depends on: no list may grow with the graph."""
 _KEPT_BYTES = 2**20
 """Larger constants are read anew each time: kept, they would hold a second copy of the model's weights."""
 
@@ -42,15 +49,33 @@ class GraphIndex:
         self.producers: dict[str, NodeProto] = {}
         self.consumers: dict[str, list[Use]] = {}
         for node in self.nodes:
-            for name in node.output:
+            # "" stands for what is left out
+            for name in filter(None, node.output):
                 self.producers[name] = node
             for position, name in enumerate(node.input):
-                self.consumers.setdefault(name, []).append(Use(node, position))
+                if name:
+                    self.consumers.setdefault(name, []).append(Use(node, position))
+        self._stored = {t.name: t for t in graph.initializer}
+        for node in self.of_type("Constant"):
+            value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+            if value is not None:
+                self._stored.update(dict.fromkeys(filter(None, node.output), value))
         self._constants: dict[str, Array | None] = {}
+        self._in_order: list[NodeProto] | None = None
+
+    def in_order(self) -> list[NodeProto]:
+        """Return the nodes, each behind those that it reads from.
+
+        Raises:
+            ArtifactError: a node depends on its own output.
+        """
+        if self._in_order is None:
+            self._in_order = in_order(self.nodes)
+        return self._in_order
 
     def of_type(self, *op_types: str) -> Iterator[NodeProto]:
         """Yield the nodes of these types, in graph order."""
-        return (n for n in self.nodes if n.op_type in op_types)
+        return (self.nodes[i] for i in sorted(i for kind in op_types for i in self._positions.get(kind, ())))
 
     def readers(self, tensor: str) -> list[Use]:
         """Return every place that reads ``tensor``."""
@@ -61,7 +86,7 @@ class GraphIndex:
         return self.producers.get(tensor)
 
     def constant(self, tensor: str) -> Array | None:
-        """Return the value of an initializer or ``Constant`` node, else None."""
+        """Return the numbers of an initializer or ``Constant`` node, else None."""
         if tensor in self._constants:
             return self._constants[tensor]
         value = self._read_constant(tensor)
@@ -71,33 +96,37 @@ class GraphIndex:
 
     def tensor(self, name: str) -> TensorProto | None:
         """Return the stored tensor behind an initializer or ``Constant`` node, else None."""
-        if name in self.initializers:
-            return self.initializers[name]
-        node = self.producers.get(name)
-        if node is not None and node.op_type == "Constant":
-            return next((a.t for a in node.attribute if a.name == "value"), None)
-        return None
+        return self._stored.get(name)
 
-    def computed_from(self, tensor: str) -> set[str]:
-        """Return the graph inputs that ``tensor`` depends on; empty for constants and what folds into one."""
-        seen: set[str] = set()
-        pending = [tensor]
-        found: set[str] = set()
-        inputs = set(self.inputs)
-        while pending:
-            name = pending.pop()
-            if not name or name in seen:
+    def computed_from(self, tensor: str) -> tuple[str, ...]:
+        """Return the graph inputs that ``tensor`` depends on, the first few in the alphabet.
+
+        Empty for constants and what folds into one.
+        """
+        return self._sources.get(tensor, ())
+
+    @cached_property
+    def _sources(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {name: (name,) for name in self.inputs}
+        for node in self.in_order():
+            parts = {found[name] for name in node.input if name in found}
+            if not parts:
                 continue
-            seen.add(name)
-            if name in inputs:
-                found.add(name)
-            elif name in self.producers:
-                pending += self.producers[name].input
+            joined = parts.pop() if len(parts) == 1 else tuple(sorted(set().union(*parts))[:_LISTED_INPUTS])
+            for name in node.output:
+                found.setdefault(name, joined)
+        return found
+
+    @cached_property
+    def _positions(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for position, node in enumerate(self.nodes):
+            found.setdefault(node.op_type, []).append(position)
         return found
 
     def _read_constant(self, tensor: str) -> Array | None:
         stored = self.tensor(tensor)
-        return None if stored is None else to_array(stored)
+        return None if stored is None or stored.data_type == TensorProto.STRING else to_array(stored)
 
 
 def to_array(tensor: TensorProto) -> Array:
@@ -106,10 +135,19 @@ def to_array(tensor: TensorProto) -> Array:
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """Return an attribute's value, or ``default``."""
+    """Return an attribute's value, or ``default``.
+
+    Raises:
+        ArtifactError: it is of another kind than ``default``.
+    """
     for item in node.attribute:
         if item.name == name:
-            return helper.get_attribute_value(item)
+            value = helper.get_attribute_value(item) if item.type else None
+            if default is not None and type(value) is not type(default):
+                raise malformed(
+                    node, f"has an attribute '{name}' of value {value!r:.99}, no {type(default).__name__}"
+                )
+            return value
     return default
 
 
@@ -126,7 +164,7 @@ def set_module(node: NodeProto, module: str) -> NodeProto:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the standard operator set; 0 if the model imports none."""
-    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return next((int(o.version) for o in model.opset_import if o.domain in STANDARD_DOMAINS), 0)
 
 
 def replace_nodes(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, attribute, opset_of, weight_axis
-from gacq_deploy.lint.view import LAYERS, Hit, Linear, QuantView, name_of, type_name
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, Use, attribute, opset_of, to_array, weight_axis
+from gacq_deploy.graph.nodes import malformed, name_of, operand, result
+from gacq_deploy.graph.stored import type_text
+from gacq_deploy.lint.view import LAYERS, Hit, Linear, QuantView
 from gacq_deploy.spec import Array
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -26,29 +28,35 @@ _SIGNED_OPSET = 21
 
 def zero_point_not_zero(view: QuantView) -> Iterator[Hit]:
     """Find zero points other than 0."""
+    found: dict[str, str] = {}
     for item in view.linears:
-        if item.zero_point is not None and np.any(item.zero_point.astype(np.float32)):
-            yield Hit(name_of(item.node), f"zero point {item.zero_point.reshape(-1)[0]}")
+        name = item.zero_name
+        if item.zero_point is not None and name not in found:
+            # one tensor may serve many nodes
+            others = np.any(item.zero_point.astype(np.float32))
+            found[name] = f"zero point {item.zero_point.reshape(-1)[0]}" if others else ""
+        if detail := found.get(name):
+            yield Hit(name_of(item.node), detail)
 
 
 def uint8_codes(view: QuantView) -> Iterator[Hit]:
     """Find activations with unsigned codes."""
     for item in view.linears:
-        if view.code_type(item) == TensorProto.UINT8 and view.index.constant(item.data) is None:
+        if item.code_type == TensorProto.UINT8 and not item.stored:
             yield Hit(name_of(item.node), "uint8 codes")
 
 
 def uint8_weights(view: QuantView) -> Iterator[Hit]:
     """Find stored unsigned codes."""
     for item in view.dequantizers:
-        if view.code_type(item) == TensorProto.UINT8 and view.index.constant(item.data) is not None:
+        if item.code_type == TensorProto.UINT8 and item.stored:
             yield Hit(name_of(item.node), "stored uint8 codes")
 
 
 def signed_activations(view: QuantView) -> Iterator[Hit]:
     """Find activations quantized to int8."""
     for item in view.quantizers:
-        if view.code_type(item) == TensorProto.INT8 and view.index.constant(item.data) is None:
+        if item.code_type == TensorProto.INT8 and not item.stored:
             yield Hit(name_of(item.node), "int8 codes")
 
 
@@ -63,18 +71,16 @@ def signed_activations_new_opset(view: QuantView) -> Iterator[Hit]:
 def zero_point_missing(view: QuantView) -> Iterator[Hit]:
     """Find quantizers that do not say which integer type they write."""
     for item in view.quantizers:
-        if (len(item.node.input) < 3 or not item.node.input[2]) and not attribute(
-            item.node, "output_dtype", 0
-        ):
+        if not item.zero_name and not attribute(item.node, "output_dtype", 0):
             yield Hit(name_of(item.node), "no zero point")
 
 
 def zero_point_type(view: QuantView) -> Iterator[Hit]:
     """Find code types that no Q/DQ takes, and zero points of another type than their codes."""
     for item in view.linears:
-        codes = view.code_type(item)
+        codes = item.code_type
         if codes is not None and codes not in _CODES and codes not in _LOW_BIT:
-            yield Hit(name_of(item.node), f"{type_name(codes)} codes")
+            yield Hit(name_of(item.node), f"{type_text(codes)} codes")
         elif (
             item.node.op_type == DEQUANTIZE
             and item.zero_point_type not in (None, codes)
@@ -82,7 +88,7 @@ def zero_point_type(view: QuantView) -> Iterator[Hit]:
         ):
             yield Hit(
                 name_of(item.node),
-                f"{type_name(codes)} codes, {type_name(item.zero_point_type or 0)} zero point",
+                f"{type_text(codes)} codes, {type_text(item.zero_point_type or 0)} zero point",
             )
 
 
@@ -91,15 +97,6 @@ def zero_point_shape(view: QuantView) -> Iterator[Hit]:
     for item in view.linears:
         if item.scale is not None and item.zero_point is not None and item.scale.size != item.zero_point.size:
             yield Hit(name_of(item.node), f"{item.scale.size} scales, {item.zero_point.size} zero points")
-
-
-def scale_missing(view: QuantView) -> Iterator[Hit]:
-    """Find Q/DQ nodes without a scale."""
-    known = set(view.index.initializers) | set(view.index.producers) | set(view.index.inputs)
-    for item in view.linears:
-        name = item.node.input[1] if len(item.node.input) > 1 else ""
-        if name not in known:
-            yield Hit(name_of(item.node), f"scale '{name}' does not exist" if name else "no scale")
 
 
 def scale_at_run_time(view: QuantView) -> Iterator[Hit]:
@@ -132,42 +129,37 @@ def scale_denormal(view: QuantView) -> Iterator[Hit]:
 def scale_half(view: QuantView) -> Iterator[Hit]:
     """Find scales in half precision, but those of stored blocks: there the engine multiplies in half anyway."""
     for item in view.linears:
-        if attribute(item.node, "block_size", 0) and view.index.constant(item.data) is not None:
+        if item.block and item.stored:
             continue
-        stored = view.index.tensor(item.node.input[1]) if len(item.node.input) > 1 else None
+        stored = view.index.tensor(item.scale_name)
         if stored is not None and stored.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            yield Hit(name_of(item.node), f"{type_name(stored.data_type)} scale")
+            yield Hit(name_of(item.node), f"{type_text(stored.data_type)} scale")
 
 
 def channel_count(view: QuantView) -> Iterator[Hit]:
     """Find per-channel scales whose number is not the codes' number of channels."""
     for item in view.dequantizers:
-        codes = _codes(view, item)
-        if (
-            codes is None
-            or item.scale is None
-            or item.scale.ndim != 1
-            or attribute(item.node, "block_size", 0)
-        ):
+        shape = _shape_of_codes(view, item)
+        if shape is None or item.scale is None or item.scale.ndim != 1 or item.block:
             continue
-        axis = attribute(item.node, "axis", 1)
-        count = codes.shape[axis] if -codes.ndim <= axis < codes.ndim else None
-        if codes.ndim and item.scale.size not in (1, count):
+        axis = item.axis
+        count = shape[axis] if -len(shape) <= axis < len(shape) else None
+        if shape and item.scale.size not in (1, count):
             yield Hit(
-                name_of(item.node), f"{item.scale.size} scales along axis {axis} of shape {list(codes.shape)}"
+                name_of(item.node), f"{item.scale.size} scales along axis {axis} of shape {list(shape)}"
             )
 
 
 def wrong_axis(view: QuantView) -> Iterator[Hit]:
     """Find per-channel weights quantized along another axis than the layer's output channels."""
     for item in view.dequantizers:
-        codes = _codes(view, item)
-        if codes is None or codes.ndim < 2 or item.scale is None or item.scale.size < 2:
+        shape = _shape_of_codes(view, item)
+        if shape is None or len(shape) < 2 or item.scale is None or item.scale.size < 2:
             continue
-        if attribute(item.node, "block_size", 0):
+        if item.block:
             continue
-        axis = attribute(item.node, "axis", 1) % codes.ndim
-        for node, wanted in _channel_axes(view, item.node.output[0], codes.ndim):
+        axis = item.axis % len(shape)
+        for node, wanted in _channel_axes(view, item.node.output[0], len(shape)):
             if wanted != axis:
                 yield Hit(name_of(item.node), f"axis {axis}, {node.op_type} '{name_of(node)}' needs {wanted}")
 
@@ -175,7 +167,7 @@ def wrong_axis(view: QuantView) -> Iterator[Hit]:
 def per_channel_activation(view: QuantView) -> Iterator[Hit]:
     """Find activations with more than one scale."""
     for item in view.quantizers:
-        if view.index.constant(item.data) is None and item.scale is not None and item.scale.size > 1:
+        if not item.stored and item.scale is not None and item.scale.size > 1:
             yield Hit(name_of(item.node), f"{item.scale.size} scales")
 
 
@@ -184,8 +176,7 @@ def activation_scale_rank(view: QuantView) -> Iterator[Hit]:
     for item in view.dequantizers:
         if view.is_weight(item) or item.scale is None or item.scale.shape != (1,):
             continue
-        readers = view.readers_behind(item.node.output[0], joins=True)
-        if any(n.op_type == "Conv" and position == 0 for n, position in readers):
+        if view.reader_behind(item.node.output[0], _is_convolved, joins=True) is not None:
             yield Hit(name_of(item.node), "scale of shape [1]")
 
 
@@ -193,18 +184,18 @@ def block_scales(view: QuantView) -> Iterator[Hit]:
     """Find blocked weights of layers whose activation is quantized too."""
     for node in view.index.of_type(*LAYERS):
         item = view.weight(node)
-        if item is None or item.scale is None or not view.is_quantized(node.input[0]):
+        if item is None or item.scale is None or not view.is_quantized(operand(node, 0)):
             continue
-        block = attribute(item.node, "block_size", 0)
+        block = item.block
         if block and _blocks_along_axis(item) > 1:
             yield Hit(name_of(item.node), f"block size {block}")
 
 
 def ragged_blocks(view: QuantView) -> Iterator[Hit]:
     """Find blocked weights whose last block is smaller than the others."""
-    for item, codes, blocks in _blocked(view):
-        size = codes.shape[attribute(item.node, "axis", 1)]
-        given = attribute(item.node, "block_size", 0)
+    for item, shape, blocks in _blocked(view):
+        size = shape[item.axis]
+        given = item.block
         if size != blocks * given:
             yield Hit(name_of(item.node), f"{size} values in {blocks} blocks of {given}")
 
@@ -213,13 +204,13 @@ def one_block(view: QuantView) -> Iterator[Hit]:
     """Find 4-bit weights of float products with a single block along their input features, or none at all."""
     for node in view.index.of_type("Gemm", "MatMul"):
         item = view.weight(node)
-        if item is None or view.code_type(item) not in _FOUR_BITS or item.scale is None:
+        if item is None or item.code_type not in _FOUR_BITS or item.scale is None:
             continue
-        if view.is_quantized(node.input[0]):
+        if view.is_quantized(operand(node, 0)):
             continue
-        blocked = attribute(item.node, "block_size", 0)
+        blocked = item.block
         if not blocked or _blocks_along_axis(item) == 1:
-            yield Hit(name_of(item.node), f"{type_name(view.code_type(item) or 0)} codes in one block")
+            yield Hit(name_of(item.node), f"{type_text(item.code_type or 0)} codes in one block")
 
 
 def cast_blocks(view: QuantView) -> Iterator[Hit]:
@@ -237,49 +228,49 @@ def low_bit_opset(view: QuantView) -> Iterator[Hit]:
     if opset >= _BLOCK_OPSET:
         return
     for item in view.dequantizers:
-        if view.code_type(item) in _FOUR_BITS or attribute(item.node, "block_size", 0):
-            yield Hit(name_of(item.node), f"{type_name(view.code_type(item) or 0)} codes, opset {opset}")
+        if item.code_type in _FOUR_BITS or item.block:
+            yield Hit(name_of(item.node), f"{type_text(item.code_type or 0)} codes, opset {opset}")
             return
 
 
 def _blocks_along_axis(item: Linear) -> int:
     """Return how many scales lie along the axis of a dequantizer in blocks; 0 where they have no such axis."""
-    axis = attribute(item.node, "axis", 1)
+    axis = item.axis
     shape = () if item.scale is None else item.scale.shape
     return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
 
-def _blocked(view: QuantView) -> Iterator[tuple[Linear, Array, int]]:
-    """Yield every dequantizer of stored codes in blocks, its codes, and how many blocks lie along its axis."""
+def _blocked(view: QuantView) -> Iterator[tuple[Linear, tuple[int, ...], int]]:
+    """Yield every dequantizer of stored codes in blocks, their shape, and how many blocks lie along its axis."""
     for item in view.dequantizers:
-        codes = view.index.constant(item.data)
-        if attribute(item.node, "block_size", 0) and codes is not None and item.scale is not None:
-            axis = attribute(item.node, "axis", 1)
-            if item.scale.ndim == codes.ndim and -codes.ndim <= axis < codes.ndim:
-                yield item, codes, item.scale.shape[axis]
+        shape = view.stored_shape(item.data)
+        if item.block and shape is not None and item.scale is not None:
+            axis = item.axis
+            if item.scale.ndim == len(shape) and -len(shape) <= axis < len(shape):
+                yield item, shape, item.scale.shape[axis]
 
 
 def low_bit_convolution(view: QuantView) -> Iterator[Hit]:
     """Find convolutions with weight codes below 8 bits."""
     for node in view.index.of_type("Conv"):
         item = view.weight(node)
-        codes = view.code_type(item) if item is not None else None
+        codes = item.code_type if item is not None else None
         if item is not None and codes in _FOUR_BITS:
-            yield Hit(name_of(item.node), f"{type_name(codes)} codes")
+            yield Hit(name_of(item.node), f"{type_text(codes)} codes")
 
 
 def float8_codes(view: QuantView) -> Iterator[Hit]:
     """Find floating-point codes."""
     for item in view.linears:
-        codes = view.code_type(item)
+        codes = item.code_type
         if codes in (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.FLOAT4E2M1):
-            yield Hit(name_of(item.node), f"{type_name(codes)} codes")
+            yield Hit(name_of(item.node), f"{type_text(codes)} codes")
 
 
 def weight_rounded_by_engine(view: QuantView) -> Iterator[Hit]:
     """Find float weights that go through a quantizer in the graph."""
     for item in view.quantizers:
-        if view.index.constant(item.data) is not None:
+        if item.stored:
             yield Hit(name_of(item.node), f"stored float tensor '{item.data}'")
 
 
@@ -287,43 +278,50 @@ def weight_per_tensor(view: QuantView) -> Iterator[Hit]:
     """Find layer weights with a single scale for several output channels."""
     for node in view.index.of_type(*LAYERS):
         item = view.weight(node)
-        codes = _codes(view, item) if item is not None else None
-        if item is None or codes is None or item.scale is None or codes.ndim < 2:
+        shape = _shape_of_codes(view, item) if item is not None else None
+        if item is None or shape is None or item.scale is None or len(shape) < 2:
             continue
-        if item.scale.size == 1 < codes.shape[weight_axis(node, codes.ndim)]:
-            yield Hit(name_of(item.node), f"one scale for shape {list(codes.shape)}")
+        if item.scale.size == 1 < shape[weight_axis(node, len(shape))]:
+            yield Hit(name_of(item.node), f"one scale for shape {list(shape)}")
 
 
 def code_minus_128(view: QuantView) -> Iterator[Hit]:
     """Find int8 weight codes of -128."""
+    counts: dict[str, int] = {}
     for item in view.dequantizers:
-        codes = view.index.constant(item.data)
-        if codes is not None and codes.dtype == np.int8 and np.any(codes == -128):
-            yield Hit(name_of(item.node), f"{int((codes == -128).sum())} codes of -128")
+        stored = view.index.tensor(item.data)
+        if stored is None or stored.data_type != TensorProto.INT8:
+            continue
+        if item.data not in counts:
+            counts[item.data] = int(np.count_nonzero(to_array(stored) == -128))
+        if counts[item.data]:
+            yield Hit(name_of(item.node), f"{counts[item.data]} codes of -128")
 
 
 def integer_bias(view: QuantView) -> Iterator[Hit]:
     """Find int32 bias behind a dequantizer."""
     for item in view.dequantizers:
-        if view.code_type(item) == TensorProto.INT32:
+        if item.code_type == TensorProto.INT32:
             yield Hit(name_of(item.node), "int32 codes")
 
 
 def float_bias(view: QuantView) -> Iterator[Hit]:
     """Find quantized convolutions with a float bias."""
     for node in view.index.of_type("Conv"):
-        has_bias = len(node.input) > 2 and bool(node.input[2])
-        if has_bias and view.weight(node) is not None and view.dequantizer(node.input[2]) is None:
-            yield Hit(name_of(node), f"float bias '{node.input[2]}'")
+        bias = operand(node, 2)
+        if bias and view.weight(node) is not None and view.dequantizer(bias) is None:
+            yield Hit(name_of(node), f"float bias '{bias}'")
 
 
 def bias_overflow(view: QuantView) -> Iterator[Hit]:
     """Find float biases that ONNX Runtime will convert to int32 and cannot: the output is quantized."""
     for node in view.index.of_type("Conv"):
-        bias = view.index.constant(node.input[2]) if len(node.input) > 2 else None
-        unit = _accumulator_scale(view, node)
+        bias = view.numbers(operand(node, 2))
+        unit = _accumulator_scale(view, node) if bias is not None else None
         quantized = any(r.op_type == QUANTIZE for r in view.readers(node.output[0]))
         if bias is None or unit is None or not quantized or not np.issubdtype(bias.dtype, np.floating):
+            continue
+        if bias.ndim != 1 or unit.size not in (1, bias.size):
             continue
         # a scale of 0 has a rule of its own; what is divided by it counts as an overflow here
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -335,9 +333,9 @@ def bias_overflow(view: QuantView) -> Iterator[Hit]:
 def bias_scale(view: QuantView) -> Iterator[Hit]:
     """Find integer biases on another grid than the accumulator's."""
     for node in view.index.of_type("Conv", "Gemm"):
-        bias = view.dequantizer(node.input[2]) if len(node.input) > 2 else None
-        unit = _accumulator_scale(view, node)
-        if bias is None or bias.scale is None or unit is None:
+        bias = view.dequantizer(operand(node, 2))
+        unit = _accumulator_scale(view, node) if bias is not None else None
+        if bias is None or bias.scale is None or unit is None or not bias.scale.size or not unit.size:
             continue
         given = bias.scale.astype(np.float64).reshape(-1)
         if given.size not in (1, unit.size) or not np.allclose(given, unit, rtol=1e-5, atol=0):
@@ -346,10 +344,14 @@ def bias_scale(view: QuantView) -> Iterator[Hit]:
 
 def _accumulator_scale(view: QuantView, node: NodeProto) -> Array | None:
     """Return activation scale x weight scale per output channel, float64."""
-    data, weight = view.activation(node.input[0]), view.weight(node)
+    data, weight = view.activation(operand(node, 0)), view.weight(node)
     if data is None or weight is None or data.scale is None or weight.scale is None or data.scale.size != 1:
         return None
-    return np.asarray(data.scale.astype(np.float64).reshape(-1) * weight.scale.astype(np.float64).reshape(-1))
+    # scales that are no numbers have rules of their own
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return np.asarray(
+            data.scale.astype(np.float64).reshape(-1) * weight.scale.astype(np.float64).reshape(-1)
+        )
 
 
 def mixed_floats(view: QuantView) -> Iterator[Hit]:
@@ -357,35 +359,46 @@ def mixed_floats(view: QuantView) -> Iterator[Hit]:
     for node in view.index.of_type(*LAYERS):
         types = [_float_type(view, name) for name in node.input[:2]]
         if len(types) == 2 and None not in types and types[0] != types[1]:
-            yield Hit(name_of(node), " and ".join(type_name(t) for t in types if t is not None))
+            yield Hit(name_of(node), " and ".join(type_text(t) for t in types if t is not None))
 
 
 def code_type_unsupported(view: QuantView) -> Iterator[Hit]:
     """Find codes of a type that TensorRT does not parse (int16 and the like)."""
     for item in view.linears:
-        codes = view.code_type(item)
+        codes = item.code_type
         if codes in (TensorProto.INT16, TensorProto.UINT16):
-            yield Hit(name_of(item.node), f"{type_name(codes)} codes")
+            yield Hit(name_of(item.node), f"{type_text(codes)} codes")
 
 
 def _scales(view: QuantView, wrong: Callable[[Array], Array]) -> Iterator[Hit]:
+    found: dict[str, str] = {}
     for item in view.linears:
-        if item.scale is None:
-            continue
-        flat = item.scale.reshape(-1)
-        bad = np.flatnonzero(wrong(flat))
-        if bad.size:
-            where = f" in channel {bad[0]} of {flat.size}" if flat.size > 1 else ""
-            yield Hit(name_of(item.node), f"scale {flat[bad[0]]}{where}")
+        # one tensor may serve many nodes
+        if item.scale is not None and item.scale_name not in found:
+            found[item.scale_name] = _first_wrong(item.scale.reshape(-1), wrong)
+        if detail := found.get(item.scale_name):
+            yield Hit(name_of(item.node), detail)
 
 
-def _codes(view: QuantView, item: Linear) -> Array | None:
-    """Return the stored tensor a weight DQ reads, before or after its quantizer."""
-    codes = view.index.constant(item.data)
-    if codes is not None:
-        return codes
+def _first_wrong(scales: Array, wrong: Callable[[Array], Array]) -> str:
+    bad = np.flatnonzero(wrong(scales))
+    if not bad.size:
+        return ""
+    where = f" in channel {bad[0]} of {scales.size}" if scales.size > 1 else ""
+    return f"scale {scales[bad[0]]}{where}"
+
+
+def _shape_of_codes(view: QuantView, item: Linear) -> tuple[int, ...] | None:
+    """Return the shape of the stored tensor that a weight DQ reads, before or after its quantizer."""
+    shape = view.stored_shape(item.data)
+    if shape is not None:
+        return shape
     source = view.float_weight(item)
-    return view.index.constant(source.input[0]) if source is not None else None
+    return view.stored_shape(operand(source, 0)) if source is not None else None
+
+
+def _is_convolved(use: Use) -> bool:
+    return use.node.op_type == "Conv" and use.position == 0
 
 
 def _channel_axes(view: QuantView, tensor: str, rank: int) -> Iterator[tuple[NodeProto, int]]:
@@ -394,11 +407,13 @@ def _channel_axes(view: QuantView, tensor: str, rank: int) -> Iterator[tuple[Nod
     while pending:
         name, axes = pending.pop()
         for node, position in view.index.readers(name):
-            if node.op_type == "Transpose":
+            if node.op_type == "Transpose" and position == 0:
                 order = attribute(node, "perm", list(reversed(range(rank))))
-                pending.append((node.output[0], [axes[i] for i in order]))
-            elif node.op_type in ("Identity", "Cast"):
-                pending.append((node.output[0], axes))
+                if sorted(order) != list(range(rank)):
+                    raise malformed(node, f"has the order {order} for {rank} axes")
+                pending.append((result(node), [axes[i] for i in order]))
+            elif node.op_type in ("Identity", "Cast") and position == 0:
+                pending.append((result(node), axes))
             elif node.op_type in (*LAYERS, "ConvTranspose") and position == 1:
                 yield node, axes[weight_axis(node, rank)]
             elif node.op_type == "MatMul" and position == 0:
@@ -407,16 +422,16 @@ def _channel_axes(view: QuantView, tensor: str, rank: int) -> Iterator[tuple[Nod
 
 def _at_run_time(view: QuantView, *, stored: bool) -> Iterator[Hit]:
     for item in view.linears:
-        sources = view.index.computed_from(item.node.input[1]) if len(item.node.input) > 1 else set()
-        if sources and stored == (view.index.constant(item.data) is not None):
-            yield Hit(name_of(item.node), f"scale computed from {', '.join(sorted(sources))}")
+        sources = view.index.computed_from(item.scale_name)
+        if sources and stored == item.stored:
+            yield Hit(name_of(item.node), f"scale computed from {', '.join(sources)}")
 
 
 def _float_type(view: QuantView, tensor: str) -> int | None:
     """Return the float type of a layer operand: a DQ writes the type of its scale."""
     node = view.index.producer(tensor)
     if node is not None and node.op_type in (DEQUANTIZE, QUANTIZE):
-        stored = view.index.tensor(node.input[1])
+        stored = view.index.tensor(operand(node, 1))
         written = attribute(node, "output_dtype", 0)
         return written or (stored.data_type if stored is not None else None)
     if node is not None and node.op_type == "Cast":

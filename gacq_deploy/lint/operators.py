@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, defs
 
-from gacq_deploy.graph.index import opset_of
-from gacq_deploy.lint.view import Hit, QuantView, name_of
+from gacq_deploy.graph.index import STANDARD_DOMAINS, opset_of
+from gacq_deploy.graph.nodes import name_of
+from gacq_deploy.lint.view import Hit, QuantView
 
 _INTEGER_OPERATORS = (
     "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "ConvInteger", "MatMulInteger",
     "MatMulIntegerToFloat", "DynamicQuantizeLinear",
 )  # fmt: skip
-_STANDARD_DOMAINS = ("", "ai.onnx")
-_ONNXRUNTIME_DOMAINS = (*_STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
+_ONNXRUNTIME_DOMAINS = (*STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 _OLDEST, _NEWEST = 13, 25
 """Older opsets have no per-channel Q/DQ; the engines' parsers end at the newest."""
 _TESTED = range(19, 23)
@@ -38,7 +38,7 @@ def opset_untested(view: QuantView) -> Iterator[Hit]:
 def attention_operator(view: QuantView) -> Iterator[Hit]:
     """Find the fused Attention of opset 23."""
     for node in view.index.of_type("Attention"):
-        if node.domain in _STANDARD_DOMAINS:
+        if node.domain in STANDARD_DOMAINS:
             yield Hit(name_of(node), f"Attention, opset {opset_of(view.index.model)}")
 
 
@@ -50,12 +50,12 @@ def integer_operator(view: QuantView) -> Iterator[Hit]:
 
 def foreign_domain(view: QuantView) -> Iterator[Hit]:
     """Find operators outside the standard domain that have no standard namesake."""
-    yield from (hit for node, hit in _foreign(view, _STANDARD_DOMAINS) if not defs.has(node.op_type))
+    yield from (hit for node, hit in _foreign(view, STANDARD_DOMAINS) if not defs.has(node.op_type))
 
 
 def foreign_namesake(view: QuantView) -> Iterator[Hit]:
     """Find operators outside the standard domain that are called like a standard one."""
-    yield from (hit for node, hit in _foreign(view, _STANDARD_DOMAINS) if defs.has(node.op_type))
+    yield from (hit for node, hit in _foreign(view, STANDARD_DOMAINS) if defs.has(node.op_type))
 
 
 def foreign_domain_onnxruntime(view: QuantView) -> Iterator[Hit]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx import NodeProto
-
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE
-from gacq_deploy.lint.view import LAYERS, Hit, Linear, QuantView, name_of, same_values
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, Use
+from gacq_deploy.graph.nodes import name_of, operand, result
+from gacq_deploy.lint.view import LAYERS, MOST_BRANCHES, Hit, Linear, QuantView
 
 _NORMS = (
     "InstanceNormalization",
@@ -25,7 +24,7 @@ def activation_only(view: QuantView) -> Iterator[Hit]:
     for node in view.index.of_type(*LAYERS):
         if not view.stored_weight(node) or view.weight(node) is not None:
             continue
-        if view.is_quantized(node.input[0]):
+        if view.is_quantized(operand(node, 0)):
             yield Hit(name_of(node), "activation quantized, weight float")
 
 
@@ -43,8 +42,7 @@ def several_scales(view: QuantView) -> Iterator[Hit]:
     """Find tensors that are quantized more than once, with different scales."""
     for tensor, uses in view.index.consumers.items():
         nodes = [u.node for u in uses if u.node.op_type == QUANTIZE and u.position == 0]
-        scales = [view.index.constant(n.input[1]) for n in nodes]
-        if any(not same_values(scales[0], s) for s in scales[1:]):
+        if any(not view.same_numbers(operand(nodes[0], 1), operand(n, 1)) for n in nodes[1:]):
             yield Hit(
                 name_of(nodes[0]), f"tensor '{tensor}' has {len(nodes)} quantizers with different scales"
             )
@@ -53,16 +51,12 @@ def several_scales(view: QuantView) -> Iterator[Hit]:
 def concat_branches(view: QuantView) -> Iterator[Hit]:
     """Find layers that read a concatenation of tensors with different scales."""
     for node in view.index.of_type("Concat"):
-        scales = [b.scale for b in view.leaves(node.output[0]) if b is not None]
-        if len(scales) < 2 or all(same_values(scales[0], s) for s in scales[1:]):
-            continue
-        readers = [
-            n for n, i in view.readers_behind(node.output[0], joins=True) if n.op_type in LAYERS and i == 0
-        ]
-        if readers:
-            yield Hit(
-                name_of(node), f"{len(scales)} branches feed '{name_of(readers[0])}' with different scales"
-            )
+        found = view.branches(result(node))
+        count = len(found.dequantizers)
+        reader = view.reader_behind(result(node), _is_layers_data, joins=True)
+        if count > 1 and not found.alike and reader is not None:
+            more = " or more" if count == MOST_BRANCHES else ""
+            yield Hit(name_of(node), f"{count}{more} branches feed '{name_of(reader)}' with different scales")
 
 
 def attention_product(view: QuantView) -> Iterator[Hit]:
@@ -78,7 +72,7 @@ def product_of_one(view: QuantView) -> Iterator[Hit]:
 def transposed_convolution(view: QuantView) -> Iterator[Hit]:
     """Find quantized transposed convolutions."""
     for node in view.index.of_type("ConvTranspose"):
-        if view.weight(node) is not None or view.activation(node.input[0]) is not None:
+        if view.weight(node) is not None or view.activation(operand(node, 0)) is not None:
             yield Hit(name_of(node), "quantized ConvTranspose")
 
 
@@ -86,16 +80,18 @@ def quantized_conv_output(view: QuantView) -> Iterator[Hit]:
     """Find convolutions whose output is quantized for others than the next layer."""
     for item in view.quantizers:
         node = view.index.producer(item.data)
-        readers = [r for d in view.readers(item.node.output[0]) for r in view.readers_behind(d.output[0])]
-        for_layers = bool(readers) and all(n.op_type in LAYERS and position == 0 for n, position in readers)
-        if node is not None and node.op_type == "Conv" and not for_layers:
+        if node is None or node.op_type != "Conv":
+            continue
+        values = [name for reader in view.readers(item.node.output[0]) for name in reader.output[:1]]
+        is_read = any(view.reader_behind(name, _is_any) for name in values)
+        if not is_read or any(view.reader_behind(name, _is_no_layers_data) for name in values):
             yield Hit(name_of(item.node), f"output of '{name_of(node)}'")
 
 
 def float_conv_output(view: QuantView) -> Iterator[Hit]:
     """Find quantized convolutions whose output is not quantized."""
     for node in view.index.of_type("Conv"):
-        if view.weight(node) is None or not view.is_quantized(node.input[0]):
+        if view.weight(node) is None or not view.is_quantized(operand(node, 0)):
             continue
         readers = view.readers(node.output[0])
         if not readers or any(r.op_type != QUANTIZE for r in readers):
@@ -105,19 +101,16 @@ def float_conv_output(view: QuantView) -> Iterator[Hit]:
 def orphan_quantizer(view: QuantView) -> Iterator[Hit]:
     """Find quantizers whose codes no dequantizer reads."""
     for item in view.quantizers:
-        readers = [n for n, _ in view.readers_behind(item.node.output[0], joins=True)]
-        if not any(
-            n.op_type == DEQUANTIZE or "Integer" in n.op_type or n.op_type.startswith("QLinear")
-            for n in readers
-        ):
+        if view.reader_behind(item.node.output[0], _takes_codes, joins=True) is None:
             yield Hit(name_of(item.node), f"codes '{item.node.output[0]}' are never dequantized")
 
 
 def orphan_dequantizer(view: QuantView) -> Iterator[Hit]:
     """Find dequantizers that nobody reads, or whose codes come from no quantizer."""
+    outputs = frozenset(view.index.outputs)
     for item in view.dequantizers:
         output = item.node.output[0]
-        if not view.readers(output) and output not in view.index.outputs:
+        if not view.readers(output) and output not in outputs:
             yield Hit(name_of(item.node), f"'{output}' is never read")
         elif not _has_source(view, item):
             yield Hit(name_of(item.node), f"'{item.data}' is neither stored nor quantized")
@@ -144,14 +137,12 @@ def inside_normalization(view: QuantView) -> Iterator[Hit]:
         source = view.index.producer(item.data)
         if view.is_weight(item) or source is None or source.op_type != QUANTIZE:
             continue
-        origin = view.index.producer(source.input[0])
+        origin = view.index.producer(operand(source, 0))
         if origin is not None and origin.op_type == "Conv":
             continue
-        readers = [
-            n for n, index in view.readers_behind(item.node.output[0]) if n.op_type in _INSIDE and index == 0
-        ]
-        if readers:
-            yield Hit(name_of(item.node), f"feeds {readers[0].op_type} '{name_of(readers[0])}'")
+        reader = view.reader_behind(item.node.output[0], _is_inside)
+        if reader is not None:
+            yield Hit(name_of(item.node), f"feeds {reader.op_type} '{name_of(reader)}'")
 
 
 def nothing_quantized(view: QuantView) -> Iterator[Hit]:
@@ -162,7 +153,7 @@ def nothing_quantized(view: QuantView) -> Iterator[Hit]:
 
 def _weight_only(view: QuantView, op_types: tuple[str, ...]) -> Iterator[Hit]:
     for node in view.index.of_type(*op_types):
-        if view.weight(node) is not None and not view.is_quantized(node.input[0]):
+        if view.weight(node) is not None and not view.is_quantized(operand(node, 0)):
             yield Hit(name_of(node), "weight quantized, activation float")
 
 
@@ -175,14 +166,28 @@ def _products(view: QuantView, *, operands: int, detail: str) -> Iterator[Hit]:
 def _has_source(view: QuantView, item: Linear) -> bool:
     if not view.index.computed_from(item.data):
         return True
-    node = view.index.producer(item.data)
-    while node is not None and (origin := next(iter(_sources(view, node)), None)) is not None:
-        node = view.index.producer(origin)
+    node = view.source(item.data)
     return node is not None and (
         node.op_type == QUANTIZE or "Linear" in node.op_type or "Integer" in node.op_type
     )
 
 
-def _sources(view: QuantView, node: NodeProto) -> list[str]:
-    origin = view.handed_on(node)
-    return view.joined(node) if origin is None else [origin]
+def _is_any(_: Use) -> bool:
+    return True
+
+
+def _is_layers_data(use: Use) -> bool:
+    return use.node.op_type in LAYERS and use.position == 0
+
+
+def _is_no_layers_data(use: Use) -> bool:
+    return not _is_layers_data(use)
+
+
+def _takes_codes(use: Use) -> bool:
+    kind = use.node.op_type
+    return kind == DEQUANTIZE or "Integer" in kind or kind.startswith("QLinear")
+
+
+def _is_inside(use: Use) -> bool:
+    return use.node.op_type in _INSIDE and use.position == 0

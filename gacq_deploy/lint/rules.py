@@ -63,8 +63,6 @@ _STRICT: dict[LintRules, Severity] = {"tensorrt": "error", "ort-cpu": "warn", "o
 # fmt: off
 RULES: tuple[LintRule, ...] = (
     # numbers and types
-    LintRule("scale-missing", numbers.scale_missing, _everywhere("error"),
-         "The graph cannot be loaded.", "Give every Q and DQ a stored scale.", "refused"),
     LintRule("scale-not-positive", numbers.scale_not_positive, _everywhere("error"),
          "TensorRT refuses it; ONNX and ONNX Runtime accept it and compute nonsense.",
          "Clamp the scales of dead channels to a small positive number.", "refused"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, attribute
+from gacq_deploy.graph.nodes import operand
+from gacq_deploy.lint.flow import Flow, UseFilter
 from gacq_deploy.spec import Array
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -61,25 +64,64 @@ class Hit(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A ``QuantizeLinear`` or ``DequantizeLinear`` node; None for what is absent or not stored."""
+    """A ``QuantizeLinear`` or ``DequantizeLinear`` node; None for what is absent or not stored.
+
+    ``code_type`` is the integer type that a Q writes or a DQ reads, if the graph tells; ``stored``: the data stands in
+    the file; ``block`` is 0 without blocks of scales.
+    """
 
     node: NodeProto
     data: str
+    scale_name: str
     scale: Array | None
+    zero_name: str
     zero_point: Array | None
     zero_point_type: int | None
+    code_type: int | None
+    stored: bool
+    axis: int
+    block: int
+
+
+class Branches(NamedTuple):
+    """What a tensor is joined from: one branch, or several.
+
+    ``quantized``: every branch is an activation behind a dequantizer. ``dequantizers`` are their outputs, the first
+    ``MOST_BRANCHES`` in the alphabet; ``scale`` names the scale of one of them, ``alike``: all scales are equal.
+    """
+
+    quantized: bool
+    dequantizers: tuple[str, ...] = ()
+    scale: str = ""
+    alike: bool = True
+
+
+MOST_BRANCHES = 64
+"""More are not counted: no list may grow with the graph."""
+_FLOAT = Branches(quantized=False)
 
 
 class QuantView:
-    """A graph as the lint rules see it, through the eyes of one engine."""
+    """A graph as the lint rules see it, through the eyes of one engine.
 
-    def __init__(self, model: onnx.ModelProto, reach: Reach = NEAR) -> None:
-        self.index = GraphIndex(model)
+    Args:
+        graph: well formed (``graph/wellformed.py``), or its index.
+        reach: of the engine.
+    """
+
+    def __init__(self, graph: onnx.ModelProto | GraphIndex, reach: Reach = NEAR) -> None:
+        self.index = graph if isinstance(graph, GraphIndex) else GraphIndex(graph)
         self._reach = reach
-        self._leaves: dict[str, dict[str, Linear | None]] = {}
+        self._numbers: dict[str, Array | None] = {}
+        self._equal: dict[tuple[str, str], bool] = {}
+        self._types = _element_types(self.index)
         self.quantizers = [self._linear(n) for n in self.index.of_type(QUANTIZE)]
         self.dequantizers = [self._linear(n) for n in self.index.of_type(DEQUANTIZE)]
-        self._types = _element_types(model)
+        self._written = {name: item for item in self.dequantizers for name in item.node.output if name}
+        self._flow = Flow(self.index, self._handed_on, self._joined)
+        self._branches: dict[str, Branches] = {}
+        for tensor, sources in self._flow.joins():
+            self._branches[tensor] = self._join([self.branches(name) for name in sources])
 
     @property
     def linears(self) -> Iterator[Linear]:
@@ -92,78 +134,102 @@ class QuantView:
         stored = self.index.tensor(tensor)
         return stored.data_type if stored is not None else self._types.get(tensor)
 
-    def code_type(self, item: Linear) -> int | None:
-        """Return the integer type that a Q writes or a DQ reads, if the graph tells."""
-        if item.node.op_type == DEQUANTIZE:
-            stored = self.element_type(item.data)
-            return stored if stored is not None else item.zero_point_type
-        if item.zero_point_type is not None:
-            return item.zero_point_type
-        return attribute(item.node, "output_dtype", 0) or None
+    def numbers(self, tensor: str) -> Array | None:
+        """Return the values of a stored scale, zero point or bias, read once however many nodes share it; else None."""
+        if tensor not in self._numbers:
+            self._numbers[tensor] = self.index.constant(tensor)
+        return self._numbers[tensor]
+
+    def same_numbers(self, one: str, other: str) -> bool:
+        """Tell whether two tensors are stored and have equal values."""
+        if (one, other) not in self._equal:
+            a, b = self.numbers(one), self.numbers(other)
+            if a is None or b is None:
+                self._equal[one, other] = False
+            else:
+                self._equal[one, other] = bool(np.array_equal(a.reshape(-1), b.reshape(-1)))
+        return self._equal[one, other]
+
+    def is_stored(self, tensor: str) -> bool:
+        """Tell whether the values of a tensor stand in the file."""
+        return self.index.tensor(tensor) is not None
+
+    def stored_shape(self, tensor: str) -> tuple[int, ...] | None:
+        """Return the shape of a stored tensor, whose values are not read; else None."""
+        stored = self.index.tensor(tensor)
+        return None if stored is None else tuple(stored.dims)
 
     def dequantizer(self, tensor: str) -> Linear | None:
         """Return the DQ behind ``tensor``, seen through operators that only move data."""
-        node = self.index.producer(tensor)
-        casts = 0
-        while node is not None and (origin := self.handed_on(node)) is not None:
-            casts += node.op_type == "Cast"
-            node = self.index.producer(origin)
+        origin = self._flow.origin(tensor)
         # two casts are a rounding of their own
-        if node is None or node.op_type != DEQUANTIZE or casts > 1:
-            return None
-        return self._linear(node)
+        return self._written.get(origin.tensor) if origin.casts <= 1 else None
 
-    def handed_on(self, node: NodeProto) -> str | None:
+    def source(self, tensor: str) -> NodeProto | None:
+        """Return the node that made a tensor's values, seen through moves and the first branch of each join."""
+        return self.index.producer(self._flow.first_source(tensor))
+
+    def first_named(self, node: NodeProto, names: Collection[str]) -> str | None:
+        """Return which of ``names`` stands first among a layer and what brings its operands (:class:`Flow`)."""
+        return self._flow.first_named(node, names)
+
+    def reader_behind(self, tensor: str, wanted: UseFilter, *, joins: bool = False) -> NodeProto | None:
+        """Return the first reader of ``tensor`` that is wanted, seen through moves and joins (:class:`Flow`)."""
+        return self._flow.reader_behind(tensor, wanted, joins=joins)
+
+    def branches(self, tensor: str) -> Branches:
+        """Return what a tensor's values come from, through moves and joins."""
+        item = self.dequantizer(tensor)
+        if item is not None:
+            return Branches(not self.is_weight(item), (item.node.output[0],), item.scale_name)
+        return self._branches.get(self._flow.origin(tensor).tensor, _FLOAT)
+
+    def _join(self, parts: Sequence[Branches]) -> Branches:
+        distinct = list(dict.fromkeys(parts))
+        if len(distinct) == 1:
+            return distinct[0]
+        known = [part for part in distinct if part.dequantizers]
+        names = {name for part in known for name in part.dequantizers}
+        return Branches(
+            all(part.quantized for part in distinct),
+            tuple(sorted(names)[:MOST_BRANCHES]),
+            known[0].scale if known else "",
+            all(part.alike and self.same_numbers(known[0].scale, part.scale) for part in known),
+        )
+
+    def _handed_on(self, node: NodeProto) -> str | None:
         """Return the input whose values an operator hands on, or None where it makes new ones."""
         if node.op_type == "Pad":
             # zero is a value of every symmetric scale; another border would need one of its own
-            value = self.index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+            value = self.numbers(operand(node, 2))
             zero = attribute(node, "mode", b"constant") != b"constant" or value is None or not np.any(value)
-            return node.input[0] if zero and "Pad" in self._reach.moves else None
+            return operand(node, 0) if zero and "Pad" in self._reach.moves else None
         if node.op_type in self._reach.moves:
-            return str(node.input[0])
+            return operand(node, 0)
         if self._reach.factors and node.op_type in ("Mul", "Div"):
             # the number may be either factor of a product, but of a quotient only the divisor
             for data, factor in ((0, 1), (1, 0))[: 2 if node.op_type == "Mul" else 1]:
-                stored = self.index.constant(node.input[factor])
-                if stored is not None and stored.size == 1:
-                    return str(node.input[data])
+                shape = self.stored_shape(operand(node, factor))
+                if shape is not None and math.prod(shape) == 1:
+                    return operand(node, data)
         return None
 
-    def joined(self, node: NodeProto) -> list[str]:
+    def _joined(self, node: NodeProto) -> list[str]:
         """Return the inputs that an operator joins into one tensor; none if it does not."""
         if node.op_type not in self._reach.joins:
             return []
-        return list(node.input) if node.op_type == "Concat" else [node.input[0]]
-
-    def leaves(self, tensor: str) -> list[Linear | None]:
-        """Return the DQs that a tensor's values come from, through moves and joins; None for a float source."""
-        return list(self._leaves_of(tensor).values())
-
-    def _leaves_of(self, tensor: str) -> dict[str, Linear | None]:
-        if tensor not in self._leaves:
-            item, node = self.dequantizer(tensor), self.index.producer(tensor)
-            while node is not None and (origin := self.handed_on(node)) is not None:
-                node = self.index.producer(origin)
-            branches = self.joined(node) if item is None and node is not None else []
-            found: dict[str, Linear | None] = {}
-            for name in branches:
-                found.update(self._leaves_of(name))
-            if not branches:
-                found[item.node.output[0] if item else ""] = item
-            self._leaves[tensor] = found
-        return self._leaves[tensor]
+        return list(node.input) if node.op_type == "Concat" else [operand(node, 0)]
 
     def is_weight(self, item: Linear) -> bool:
         """Tell whether a DQ reads stored codes, or codes quantized from a stored float tensor."""
-        return self.index.constant(item.data) is not None or self.float_weight(item) is not None
+        return item.stored or self.float_weight(item) is not None
 
     def float_weight(self, item: Linear) -> NodeProto | None:
         """Return the Q that quantizes a stored float tensor for this DQ."""
         source = self.index.producer(item.data)
         if source is None or source.op_type != QUANTIZE:
             return None
-        return source if self.index.constant(source.input[0]) is not None else None
+        return source if self.is_stored(operand(source, 0)) else None
 
     def activation(self, tensor: str) -> Linear | None:
         """Return the DQ behind ``tensor`` if it dequantizes an activation."""
@@ -172,18 +238,18 @@ class QuantView:
 
     def is_quantized(self, tensor: str) -> bool:
         """Tell whether an activation is quantized: by its own pair, or every branch it is joined from."""
-        return all(leaf is not None and not self.is_weight(leaf) for leaf in self.leaves(tensor))
+        return self.branches(tensor).quantized
 
     def weight(self, node: NodeProto) -> Linear | None:
         """Return the weight's DQ of a layer node."""
-        item = self.dequantizer(node.input[1]) if len(node.input) > 1 else None
+        item = self.dequantizer(operand(node, 1))
         return item if item is not None and self.is_weight(item) else None
 
     def stored_weight(self, node: NodeProto) -> bool:
         """Tell whether a layer's second operand is stored, in whatever form (no attention product)."""
         if len(node.input) < 2:
             return False
-        return self.weight(node) is not None or not self.index.computed_from(node.input[1])
+        return self.weight(node) is not None or not self.index.computed_from(operand(node, 1))
 
     def quantized_layers(self) -> Iterator[NodeProto]:
         """Yield the layers with a quantized weight or activation, transposed convolutions included."""
@@ -195,79 +261,39 @@ class QuantView:
         """Tell whether a matrix product multiplies two activations."""
         return all(self.index.computed_from(name) for name in node.input[:2])
 
-    def operand_nodes(self, node: NodeProto) -> list[str]:
-        """Return the names of a layer and of the nodes that bring it its operands, back to their quantizers."""
-        names = [name_of(node)]
-        pending = list(reversed(node.input))
-        while pending:
-            source = self.index.producer(pending.pop())
-            if source is None:
-                continue
-            if source.op_type in (QUANTIZE, DEQUANTIZE):
-                names.append(name_of(source))
-                pending += source.input[:1] if source.op_type == DEQUANTIZE else []
-                continue
-            origin = self.handed_on(source)
-            branches = [origin] if origin is not None else self.joined(source)
-            if branches:
-                names.append(name_of(source))
-                pending += reversed(branches)
-        return names
-
     def readers(self, tensor: str) -> list[NodeProto]:
         """Return the nodes that read ``tensor``."""
         return [use.node for use in self.index.readers(tensor)]
 
-    def readers_behind(self, tensor: str, *, joins: bool = False) -> list[tuple[NodeProto, int]]:
-        """Return the readers of ``tensor`` and their input's position, seen through moves of data (and joins)."""
-        found: list[tuple[NodeProto, int]] = []
-        pending, seen = [tensor], {tensor}
-        while pending:
-            name = pending.pop()
-            for node, position in self.index.readers(name):
-                if self.handed_on(node) == name or (joins and name in self.joined(node)):
-                    pending += [o for o in node.output if o not in seen]
-                    seen.update(node.output)
-                else:
-                    found.append((node, position))
-        return found
-
     def _linear(self, node: NodeProto) -> Linear:
-        def at(position: int) -> str:
-            return node.input[position] if len(node.input) > position else ""
-
-        stored = self.index.tensor(at(2))
+        data, scale, zero = (operand(node, position) for position in range(3))
+        stored = self.index.tensor(zero)
+        zero_point_type = None if stored is None else stored.data_type
+        if node.op_type == QUANTIZE:
+            code_type = zero_point_type or attribute(node, "output_dtype", 0) or None
+        else:
+            code_type = self.element_type(data) or zero_point_type
         return Linear(
             node,
-            at(0),
-            self.index.constant(at(1)),
-            self.index.constant(at(2)),
-            stored.data_type if stored is not None else None,
+            data,
+            scale,
+            self.numbers(scale),
+            zero,
+            self.numbers(zero),
+            zero_point_type,
+            code_type,
+            stored=self.is_stored(data),
+            axis=attribute(node, "axis", 1),
+            block=attribute(node, "block_size", 0),
         )
 
 
-def name_of(node: NodeProto) -> str:
-    """Return the node's name, or what identifies it where it has none."""
-    return node.name or f"{node.op_type} -> {node.output[0] if node.output else '?'}"
-
-
-def type_name(element_type: int) -> str:
-    """Return an ONNX element type as text."""
-    return str(TensorProto.DataType.Name(element_type)).lower()
-
-
-def same_values(one: Array | None, other: Array | None) -> bool:
-    """Tell whether two scales are known and equal."""
-    return one is not None and other is not None and bool(np.array_equal(one.reshape(-1), other.reshape(-1)))
-
-
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    graph = model.graph
+def _element_types(index: GraphIndex) -> dict[str, int]:
+    graph = index.model.graph
     infos = (*graph.input, *graph.output, *graph.value_info)
     types = {i.name: i.type.tensor_type.elem_type for i in infos if i.type.tensor_type.elem_type}
-    for node in graph.node:
-        if node.op_type == QUANTIZE and len(node.input) > 2:
-            stored = next((t for t in graph.initializer if t.name == node.input[2]), None)
-            if stored is not None:
-                types.setdefault(node.output[0], stored.data_type)
+    for node in index.of_type(QUANTIZE):
+        stored = index.initializers.get(operand(node, 2))
+        if stored is not None:
+            types.setdefault(node.output[0], stored.data_type)
     return types

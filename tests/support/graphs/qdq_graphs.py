@@ -450,10 +450,3 @@ def nameless() -> onnx.ModelProto:
     for node in model.graph.node:
         node.name = ""
     return model
-
-
-def scale_lost() -> onnx.ModelProto:
-    """A pair whose scale is not in the file."""
-    model = conv()
-    del model.graph.initializer[0]
-    return model

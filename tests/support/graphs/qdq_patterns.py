@@ -104,7 +104,6 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("weight-scale-is-an-input", graphs.weight_scale_at_run_time, "refused"),
     Pattern("activation-scale-vector-Conv", lambda: graphs.scale_vector("Conv"), "float"),
     Pattern("activation-scale-vector-MatMul", lambda: graphs.scale_vector("MatMul"), "int8"),
-    Pattern("scale-lost", graphs.scale_lost, "refused"),
     Pattern("activation-scale-per-channel", lambda: graphs.conv(scale=graphs.SCALES, axis=1), "float"),
     # weights
     Pattern("weight-codes-per-channel", graphs.conv_weight, "int8"),

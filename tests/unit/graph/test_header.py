@@ -84,6 +84,30 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
         read_header(path)
 
 
+IMPOSSIBLE: dict[str, dict[str, str]] = {
+    "zero byte": {"location": "w\0.data"},
+    "name too long": {"location": "w" * 300},
+    "path too long": {"location": "w/" * 3000 + "w"},
+    "negative": {"location": "float.data", "offset": "-4"},
+    "other digits": {"location": "float.data", "offset": "\u0663"},
+    "thousands of digits": {"location": "float.data", "length": "9" * 5000},
+}
+
+
+@pytest.mark.parametrize("entries", IMPOSSIBLE.values(), ids=list(IMPOSSIBLE))
+def test_places_that_cannot_be_are_refused(entries: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "float.data").write_bytes(bytes(4096))
+    model = denoiser_graph()
+    tensor = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    path = tmp_path / "float.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="tensor 'w'"):
+        read_header(path)
+
+
 def test_external_data_in_a_subgraph_is_found(tmp_path: Path) -> None:
     constant = helper.make_tensor("hidden", TensorProto.FLOAT, [1], [1.0])
     constant.ClearField("float_data")
