@@ -80,13 +80,15 @@ def _graph(path: Path, target: str) -> Path:
     if not path.is_dir():
         return path
     from gacq_deploy.errors import ArtifactError
+    from gacq_deploy.export.record import load_export
     from gacq_deploy.inspection.commands import command_for
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(path)
+    directory.require()
     graph = directory.cpu_onnx if target == REFERENCE else directory.int8_onnx
-    if not graph.is_file():
-        directory.require()
+    # a graph that is not the one that was exported is not judged in its name
+    if graph.name not in load_export(directory).graphs:
         raise ArtifactError(
             f"{path} holds no {graph.name}.", f"Run `{command_for('graphs', directory)}` first."
         )

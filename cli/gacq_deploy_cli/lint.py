@@ -70,14 +70,17 @@ def _subjects(path: Path, target: str | None) -> Sequence[tuple[Path, str]]:
     if not path.is_dir():
         return [(path, rules or RULED["tensorrt"])]
     from gacq_deploy.errors import ArtifactError
+    from gacq_deploy.export.record import load_export
     from gacq_deploy.inspection.commands import command_for
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(path)
+    directory.require()
+    # a graph that is not the one that was exported is not judged in its name
+    exported = load_export(directory).graphs
     pairs = [(directory.onnx / graph, of) for graph in (CANONICAL, CPU) for of in rules_for(graph)]
-    present = [(file, of) for file, of in pairs if file.is_file() and rules in (None, of)]
+    present = [(file, of) for file, of in pairs if file.name in exported and rules in (None, of)]
     if not present:
-        directory.require()
         raise ArtifactError(
             f"{path} holds no INT8 graph for {target or 'any engine'}.",
             f"Run `{command_for('graphs', directory)}` first.",

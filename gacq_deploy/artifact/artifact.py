@@ -293,12 +293,17 @@ def _read(sealed: _Sealed, directory: Path) -> CalibrationArtifact:
         hint=_HINT,
     )
     records = manifest.plan
-    tensors = load_arrays(directory / _TENSORS, what="Artifact tensors", hint=_HINT)
+    tensors = load_arrays(
+        directory / _TENSORS, what="Artifact tensors", hint=_HINT, sha256=named[_TENSORS].sha256
+    )
     planned = tuple(_planned(r) for r in records)
     params = {Site.parse(r.site): _params(r, tensors) for r in records}
     digests = {r.site: r.source_sha256 for r in records if r.source_sha256}
-    probe = load_probe(directory / _PROBE, hint=_HINT) if _PROBE in named else None
-    diagnostics = load_diagnostics(directory / _DIAGNOSTICS) if _DIAGNOSTICS in named else None
+    probe = diagnostics = None
+    if _PROBE in named:
+        probe = load_probe(directory / _PROBE, hint=_HINT, sha256=named[_PROBE].sha256)
+    if _DIAGNOSTICS in named:
+        diagnostics = load_diagnostics(directory / _DIAGNOSTICS, sha256=named[_DIAGNOSTICS].sha256)
     return CalibrationArtifact(
         model=_model(manifest.model, tensors.get(_ALPHAS)),
         plan=QuantPlan(planned),

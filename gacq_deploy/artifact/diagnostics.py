@@ -182,13 +182,13 @@ def save_diagnostics(path: Path, diagnostics: Diagnostics) -> None:
     save_arrays(path, arrays, schema=_SCHEMA)
 
 
-def load_diagnostics(path: Path) -> Diagnostics:
+def load_diagnostics(path: Path, *, sha256: str | None = None) -> Diagnostics:
     """Read what :func:`save_diagnostics` wrote.
 
     Raises:
-        ArtifactError: missing, truncated, of another version, or inconsistent.
+        ArtifactError: missing, truncated, of another version or digest, or inconsistent.
     """
-    arrays = load_arrays(path, what="Diagnostics", hint=_HINT)
+    arrays = load_arrays(path, what="Diagnostics", hint=_HINT, sha256=sha256)
     try:
         words = decode_json(arrays[_RECORD].tobytes())
         where = f"'{_RECORD}' of diagnostics {path}"

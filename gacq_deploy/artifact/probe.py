@@ -38,13 +38,13 @@ def save_probe(path: Path, probe: Probe, *, schema: str) -> None:
     save_arrays(path, _flatten(probe), schema=schema)
 
 
-def load_probe(path: Path, *, hint: str) -> Probe:
+def load_probe(path: Path, *, hint: str, sha256: str | None = None) -> Probe:
     """Read a probe.
 
     Raises:
-        ArtifactError: the file is missing or malformed.
+        ArtifactError: the file is missing, malformed, or not of that digest.
     """
-    flat = load_arrays(path, what="Artifact probe", hint=hint)
+    flat = load_arrays(path, what="Artifact probe", hint=hint, sha256=sha256)
     local: dict[str, dict[str, Array]] = {}
     for key, value in flat.items():
         if key.startswith("local/"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -21,8 +22,10 @@ from gacq_deploy.build_trt.profiles import corners
 from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, TrtName, engine_named
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, quoted
-from gacq_deploy.export.record import load_export
+from gacq_deploy.export.record import load_export, read_record
+from gacq_deploy.graph.files import data_path
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.digests import held
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,32 @@ def why_others(directory: RunDirectory, judged: Mapping[str, str]) -> str | None
 def open_model(engine: str, path: Path, *, threads: int = 0, allow_host_code: bool = False) -> Engine:
     """Open a graph in an engine, or the engine at ``path`` with the manifest beside it.
 
+    Libraries open files by their path: those of a run are held while they do, so that it is the ones that the manifest
+    vouches for.
+
     ``allow_host_code`` lets a version-compatible engine run the code it carries; graphs carry none.
 
     Raises:
         UsageError, BackendUnavailable, ArtifactError, EngineError: as ``open_engine``, or :meth:`LocatedEngine.open`.
     """
     if not is_compiled(engine):
-        return open_engine(engine, path, threads=threads)
-    record = read_engine(path.parent, "Run `gacq-deploy build-trt` again.")
-    return LocatedEngine(path.parent, record).open(allow_host_code=allow_host_code)
+        with _held_graph(path):
+            return open_engine(engine, path, threads=threads)
+    hint = "Run `gacq-deploy build-trt` again."
+    record = read_engine(path.parent, hint)
+    with held(path, record.files[path.name].sha256, what="Engine file", hint=hint):
+        return LocatedEngine(path.parent, record).open(allow_host_code=allow_host_code)
+
+
+@contextmanager
+def _held_graph(path: Path) -> Iterator[None]:
+    """Hold an exported graph and its weights; one that is in no run has nothing to be held against."""
+    run = RunDirectory(path.parent.parent)
+    with ExitStack() as stack:
+        if path.parent == run.onnx and run.onnx_manifest.is_file():
+            files = read_record(run).files
+            for file in (path, data_path(path)):
+                if file.name in files:
+                    sha256 = files[file.name].sha256
+                    stack.enter_context(held(file, sha256, what="Exported file", hint="Export again."))
+        yield

@@ -84,7 +84,9 @@ class Checkpoint:
             return None
         path, what = self.folder / str(entry["file"]), f"Finished step '{step}'"
         verify_file(path, entry, what=what, hint=RESTORE)
-        return _StepArrays(load_arrays(path, what=what, hint=RESTORE), f"{what} in {path}")
+        return _StepArrays(
+            load_arrays(path, what=what, hint=RESTORE, sha256=str(entry["sha256"])), f"{what} in {path}"
+        )
 
     def put(self, step: str, arrays: Mapping[str, Array]) -> None:
         """Save a finished step: its file first, then the checkpoint."""

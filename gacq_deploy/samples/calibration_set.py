@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from gacq_deploy.errors import RESTORE, ArtifactError, UsageError
 from gacq_deploy.samples.row_file import Rows, SampleWriter
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.digests import digest_file
+from gacq_deploy.storage.digests import held
 
 CONDITION_PREFIX = "cond."
 INDEX_PREFIX = "cond-index."
@@ -193,12 +194,9 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
     hint = RESTORE
     if not path.is_file():
         raise ArtifactError(f"Calibration samples are missing: {path}", hint)
-    if sha256 is not None and digest_file(path) != sha256:
-        raise ArtifactError(
-            f"Calibration samples {path} were altered: sha256 differs from the recorded one.", hint
-        )
+    reading = nullcontext() if sha256 is None else held(path, sha256, what="Calibration samples", hint=hint)
     try:
-        with safe_open(path, framework="numpy") as file:
+        with reading, safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         samples = CalibrationSet(
             conditioning=_conditioning(tensors),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,28 @@ def digest_file(path: Path) -> str:
     """Return the sha256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def held(path: Path, sha256: str, *, what: str, hint: str) -> Iterator[None]:
+    """Hold a file that a library opens by its path: hash it through a descriptor, and see that it stayed that file.
+
+    Who may write in the folder can still put another there and the first back in between.
+
+    Raises:
+        ArtifactError: it is not of that digest, or another lies there in the end.
+    """
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ArtifactError(f"{what} {path} was altered: its sha256 is not the recorded one.", hint)
+        before = _identity(os.fstat(file.fileno()))
+        yield
+        if not path.exists() or _identity(path.stat()) != before:
+            raise ArtifactError(f"{what} {path} was replaced or altered while it was read.", hint)
+
+
+def _identity(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safetensors.numpy import save as safetensors_save
 
 from gacq_deploy.errors import ArtifactError, GacqError, UsageError
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.digests import canonical_json
+from gacq_deploy.storage.digests import canonical_json, digest_bytes
 from gacq_deploy.storage.memory import lack_of_memory
 from gacq_deploy.storage.room import FULL, no_space
 
@@ -212,14 +212,17 @@ def map_scratch(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Arr
         raise disk_error(error, path, needed) from error
 
 
-def load_arrays(path: Path, *, what: str, hint: str) -> dict[str, Array]:
-    """Read a safetensors file.
+def load_arrays(path: Path, *, what: str, hint: str, sha256: str | None = None) -> dict[str, Array]:
+    """Read a safetensors file; with a digest, these very bytes are held against it before they are parsed.
 
     Raises:
-        ArtifactError: missing, truncated or malformed.
+        ArtifactError: missing, truncated, malformed, or not of that digest.
     """
     try:
-        return dict(safetensors_load(path.read_bytes()))
+        data = path.read_bytes()
+        if sha256 is not None and digest_bytes(data) != sha256:
+            raise ArtifactError(f"{what} {path} was altered while it was read.", hint)
+        return dict(safetensors_load(data))
     except FileNotFoundError:
         raise ArtifactError(f"{what} is missing: {path}", hint) from None
     except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gacq_deploy.artifact import artifact
 from gacq_deploy.artifact.artifact import load_artifact
+from gacq_deploy.build_trt import open as build_trt_open
 from gacq_deploy.build_trt.manifest import engines_of
+from gacq_deploy.build_trt.open import open_model
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.verify import verify_run
 from gacq_deploy.run_directory import RunDirectory
-from gacq_deploy.storage import files
+from gacq_deploy.samples import calibration_set
+from gacq_deploy.samples.calibration_set import load_samples
+from gacq_deploy.storage import files, records
+from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.sealed import write_sealed
 
 Reader = Callable[[RunDirectory], object]
@@ -115,3 +121,57 @@ def test_every_file_is_checked_or_listed_with_the_reason(run: RunDirectory) -> N
         path.write_bytes(data)
         told = {link for link in now.values() if link.status == "fail" and link.name not in failed}
         assert told or any(path.name in link.detail for link in now.values()), name
+
+
+@pytest.mark.parametrize(
+    "place", ["onnx/int8.cpu.onnx", "samples.safetensors", "artifact/tensors.safetensors"]
+)
+@pytest.mark.parametrize("moment", ["before it is opened", "while it is open"])
+def test_what_is_swapped_after_the_check_is_noticed(
+    place: str, moment: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who may write there waits for the check, and then puts another file in the place."""
+    path = run.root / place
+    openers: dict[str, tuple[object, str, Callable[[], object]]] = {
+        "onnx/int8.cpu.onnx": (
+            build_trt_open, "open_engine", lambda: open_model("ort-cpu", run.cpu_onnx)
+        ),
+        "samples.safetensors": (
+            calibration_set, "safe_open", lambda: load_samples(path, sha256=digest_file(path))
+        ),
+        "artifact/tensors.safetensors": (files, "safetensors_load", lambda: load_artifact(run.artifact)),
+    }  # fmt: skip
+    module, name, use = openers[place]
+    opened = getattr(module, name)
+
+    def swap() -> None:
+        other = path.with_suffix(".other")
+        data = path.read_bytes()
+        other.write_bytes(_flipped(data, len(data) * 2 // 3))
+        other.replace(path)
+
+    def opening(*args: object, **more: object) -> object:
+        if moment == "while it is open":
+            swap()
+        return opened(*args, **more)
+
+    monkeypatch.setattr(module, name, opening)
+    if moment == "before it is opened":
+        if place == "artifact/tensors.safetensors":
+            checked = records.verify_listed
+
+            def then_swap(*args: object, **more: object) -> None:
+                checked(*args, **more)  # type: ignore[arg-type]
+                swap()
+
+            monkeypatch.setattr(artifact, "verify_listed", then_swap)
+        else:
+            sha256 = digest_file(path)
+            swap()
+            if place == "samples.safetensors":
+                use = lambda: load_samples(path, sha256=sha256)  # noqa: E731
+    if place == "artifact/tensors.safetensors" and moment == "while it is open":
+        use()  # the bytes that were checked are in memory: what lies there now is not read any more
+        return
+    with pytest.raises(ArtifactError, match="altered"):
+        use()
