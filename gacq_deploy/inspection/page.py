@@ -31,6 +31,8 @@ def digest_page(run: RunDirectory, chain: Mapping[str, Any], *, images: bool) ->
 
 def shown_by(path: Path) -> str:
     """Return what the head of a page states, "" for none."""
+    if not path.is_file():
+        return ""  # a fifo would be waited for
     try:
         with path.open(encoding="utf-8", errors="replace") as page:
             head = page.read(_HEAD)

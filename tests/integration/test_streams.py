@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,25 @@ def test_a_file_that_may_not_be_read_does_not_end_the_check(
     links = {link["name"]: link for link in json.loads(done.stdout)["links"]}
     assert "samples.safetensors cannot be read: Permission denied" in links["samples"]["detail"]
     assert links["graphs"]["status"] == "ok"
+
+
+def test_a_fifo_in_the_place_of_a_file_is_not_waited_for(run_copy: Path) -> None:
+    invoke(["report", str(run_copy), "--no-images"])
+    names = [p.relative_to(run_copy) for p in sorted(run_copy.rglob("*")) if p.is_file()]
+    waits = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it is waited for"))
+    try:
+        for name in names:
+            path = run_copy / name
+            data = path.read_bytes()
+            path.unlink()
+            os.mkfifo(path)
+            signal.alarm(20)
+            done = invoke(["verify", str(run_copy), "--json"])
+            signal.alarm(0)
+            path.unlink()
+            path.write_bytes(data)
+            assert done.exit_code in (0, 2, 5), (name, done.output)
+            assert "Traceback" not in done.output
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, waits)
