@@ -36,7 +36,7 @@ def factor_of(decoder: Path) -> int | None:
     Every level but one doubles the size.
     """
     try:
-        config = read_json(decoder / "config.json", what="Decoder configuration", hint="")
+        config = read_json(decoder / "config.json", what="Decoder configuration", hint="", others=True)
     except GacqError:
         return None  # the pipeline itself will say what is wrong
     levels = config.get("block_out_channels")

@@ -80,11 +80,7 @@ def verify_run(directory: RunDirectory) -> VerifyReport:
     """
     chain = verify_records(directory)
     page = _check("report", directory.report_html, lambda: _page(directory, chain))
-    others = [
-        Link("other file", "unchecked", str(path), f"{path.relative_to(directory.root)}: {reason}")
-        for path, reason in other_files(directory)
-    ]
-    return VerifyReport(chain.directory, (*chain.links, page, *others))
+    return VerifyReport(chain.directory, (*chain.links, page, *_others(directory)))
 
 
 def verify_records(directory: RunDirectory) -> VerifyReport:
@@ -99,6 +95,15 @@ def verify_records(directory: RunDirectory) -> VerifyReport:
     if not directory.artifact.is_dir():
         directory.require()
     return VerifyReport(str(directory.root), tuple(_links(directory)))
+
+
+def _others(run: RunDirectory) -> Iterator[Link]:
+    try:
+        for path, reason in other_files(run):
+            yield Link("other file", "unchecked", str(path), f"{path.relative_to(run.root)}: {reason}")
+    except OSError as error:
+        said = f"{error.filename or run.root} cannot be read: {error.strerror}."
+        yield Link("other files", "fail", str(run.root), said, "Mend its permissions, or the disk.")
 
 
 def _links(run: RunDirectory) -> Iterator[Link]:

@@ -31,7 +31,7 @@ _SPARE = 64
 
 TensorShapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
-Look = Callable[[Config], str | None]
+_Look = Callable[[Config], str | None]
 """What is wrong with a model of this configuration; None: nothing."""
 
 
@@ -160,7 +160,7 @@ class Blueprint:
             return None if isinstance(error, NotImplementedError) or "meta" in str(error) else _told(error)
         return None
 
-    def _guilty(self, look: Look, seen: str) -> list[str]:
+    def _guilty(self, look: _Look, seen: str) -> list[str]:
         """Return the keys without whose values all would be well, or else those without which it looks different."""
         change: dict[bool, list[str]] = {False: [], True: []}
         # who lies rarely says what the class itself would have said
@@ -179,7 +179,7 @@ class Blueprint:
                 return heal
         return change[False] or change[True]
 
-    def _looks(self, look: Look, key: str, default: Any) -> list[str | None]:
+    def _looks(self, look: _Look, key: str, default: Any) -> list[str | None]:
         """Return what is seen with other values of a key, up to one with which all is well."""
         looks: list[str | None] = []
         for other in _others(self.config[key], default):

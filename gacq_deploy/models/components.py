@@ -63,7 +63,7 @@ def check_decoder(kind: Any, folder: Path) -> None:
         ArtifactError: with file, key and value.
         ModelError: weights are missing.
     """
-    config = read_json(folder / CONFIG, what="Model configuration", hint=_RESTORE)
+    config = read_json(folder / CONFIG, what="Model configuration", hint=_RESTORE, others=True)
     check_values(kind, config, folder / CONFIG)
     Blueprint.of_diffusers(kind, config, folder / CONFIG, stored_shapes(folder)).check()
 
@@ -76,7 +76,7 @@ def check_scheduler(kind: Any, place: Path) -> None:
     """
     if not place.is_file():
         return
-    config = read_json(place, what="Scheduler configuration", hint=_RESTORE)
+    config = read_json(place, what="Scheduler configuration", hint=_RESTORE, others=True)
     check_values(kind, config, place)
     problem = trouble(kind, config)
     if problem is None:
@@ -139,7 +139,7 @@ def _kind(library: Any, name: Any) -> Any:
 def _check_text_model(kind: Any, folder: Path) -> None:
     """Refuse a text encoder's configuration; of what its weights lack transformers would only warn."""
     place = folder / CONFIG
-    config = read_json(place, what="Model configuration", hint=_RESTORE)
+    config = read_json(place, what="Model configuration", hint=_RESTORE, others=True)
     configuration: Any = kind.config_class
     try:
         defaults = configuration().to_dict()
@@ -179,21 +179,21 @@ def _layers(names: Any) -> Iterator[int]:
 def _check_tokenizer(folder: Path) -> None:
     place = folder / "tokenizer_config.json"
     if place.is_file():
-        config = read_json(place, what="Tokenizer configuration", hint=_RESTORE)
+        config = read_json(place, what="Tokenizer configuration", hint=_RESTORE, others=True)
         length = config.get("model_max_length")
         is_length = isinstance(length, int | float) and not isinstance(length, bool)
         if length is not None and not (is_length and (1 <= length <= _LONGEST_PROMPT or length >= _NO_LIMIT)):
             raise refused(place, ("model_max_length",), config, f"is no length from 1 to {_LONGEST_PROMPT}")
     for file in ("special_tokens_map.json", "added_tokens.json", "tokenizer.json"):
         if (folder / file).is_file():
-            read_json(folder / file, what="Tokenizer", hint=_RESTORE)
+            read_json(folder / file, what="Tokenizer", hint=_RESTORE, others=True)
     vocabulary = folder / "vocab.json"
     if vocabulary.is_file():
         _check_vocabulary(vocabulary)
 
 
 def _check_vocabulary(place: Path) -> None:
-    entries = read_json(place, what="Tokenizer vocabulary", hint=_RESTORE)
+    entries = read_json(place, what="Tokenizer vocabulary", hint=_RESTORE, others=True)
     if not entries:
         raise ArtifactError(f"{place} holds no entry.", _RESTORE)
     for token, number in entries.items():

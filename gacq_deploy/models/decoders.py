@@ -38,7 +38,7 @@ def find_decoder(section: ModelSection, shape: tuple[int, ...]) -> Path | None:
         raise type(error)(f"Latents need their decoder. {error.message}", f"{hint} {error.hint}") from error
     index_file = root / "model_index.json"
     index = (
-        read_json(index_file, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
+        read_json(index_file, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
         if index_file.is_file()
         else {}
     )

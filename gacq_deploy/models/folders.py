@@ -87,7 +87,7 @@ def read_configuration(section: ModelSection, *, weights: bool) -> tuple[Path, P
     root = locate_root(section, (section.component,) if section.component else COMPONENTS, weights=weights)
     folder = component_folder(root, section.component)
     hint = "Pass a diffusers model folder."
-    return root, folder, read_json(folder / CONFIG, what="Model configuration", hint=hint)
+    return root, folder, read_json(folder / CONFIG, what="Model configuration", hint=hint, others=True)
 
 
 def _download(repo: str, revision: str | None, parts: Sequence[str], *, weights: bool) -> Path:
@@ -177,7 +177,7 @@ def check_weights(folder: Path) -> None:
                 f"Weights {file} are truncated or malformed: {error}", "Download them again."
             ) from error
     for index in sorted(folder.glob(_INDEXES)):
-        shards = _shards(index)
+        shards = read_shards(index)
         lost = [shard for shard in shards if not (folder / shard).is_file()]
         if lost or not shards:
             raise ModelError(
@@ -205,7 +205,7 @@ def weight_files(folder: Path, single: str = "diffusion_pytorch_model.safetensor
     """
     indexes = sorted(folder.glob(_INDEXES))
     if indexes:
-        return [folder / shard for shard in _shards(indexes[0])]
+        return [folder / shard for shard in read_shards(indexes[0])]
     file = folder / single
     if not file.is_file():
         have = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "none"
@@ -234,7 +234,7 @@ def stored_shapes(
     return shapes
 
 
-def _shards(index: Path) -> list[str]:
+def read_shards(index: Path) -> list[str]:
     """Return the files that an index of weights names, sorted.
 
     Raises:
@@ -269,7 +269,9 @@ def read_pipeline(root: Path) -> dict[str, Any]:
             f"{root} is no pipeline: it has no model_index.json.",
             "A denoiser that is conditioned on text is calibrated inside its pipeline: pass the pipeline's folder.",
         )
-    index: dict[str, Any] = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
+    index: dict[str, Any] = read_json(
+        path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True
+    )
     if not isinstance(index.get("_class_name"), str):
         raise ModelError(
             f"{path} names no stock pipeline class ({index.get('_class_name')!r}): it asks for remote code, which is "

@@ -101,7 +101,7 @@ class Source:
         path = None if self.root is None else self.root / "model_index.json"
         if path is None or not path.is_file():
             return None
-        index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.")
+        index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
         kind = named_class(index.get("_class_name"))
         return kind if isinstance(kind, type) else None
 
@@ -359,7 +359,7 @@ def read_scheduler(root: Path, folder: Path) -> dict[str, Any]:
         path = candidate / "scheduler" / "scheduler_config.json"
         if path.is_file():
             config: dict[str, Any] = read_json(
-                path, what="Scheduler configuration", hint="Mend the JSON file."
+                path, what="Scheduler configuration", hint="Mend the JSON file.", others=True
             )
             check_scheduler(_scheduler_class(config), path)
             check_process(config, str(path), drawn=True)

@@ -55,9 +55,13 @@ def held(path: Path, sha256: str, *, what: str, hint: str) -> Iterator[None]:
     Who may write in the folder can still put another there and the first back in between.
 
     Raises:
-        ArtifactError: it is not of that digest, or another lies there in the end.
+        ArtifactError: it cannot be read, is not of that digest, or another lies there in the end.
     """
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ArtifactError(f"{what} {path} cannot be read: {error.strerror}.", hint) from error
+    with file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise ArtifactError(f"{what} {path} was altered: its sha256 is not the recorded one.", hint)
         before = _identity(os.fstat(file.fileno()))

@@ -19,6 +19,7 @@ MOST_BYTES = 64 << 20
 """Of a document; half a million captions are half of it."""
 MOST_VALUES = 1_000_000
 """In a document; an alias of YAML counts as all that it stands for."""
+_OTHERS_VALUES = 10 * MOST_VALUES
 DEEPEST = 100
 """Containers inside each other."""
 LONGEST_NUMBER = 100
@@ -78,34 +79,40 @@ def decode_text(data: bytes) -> str:
         raise Malformed(f"byte {error.start} is not UTF-8") from None
 
 
-def decode_json(data: bytes | str) -> Any:
+def decode_json(data: bytes | str, *, others: bool = False) -> Any:
     """Return a JSON document as plain data.
 
+    Args:
+        data: the document.
+        others: of a library that is not ours. Diffusers writes ``-Infinity`` into schedulers' configurations,
+            transformers 10**30 for no limit, and a tokenizer's vocabulary holds millions of values.
+
     Raises:
-        Malformed: not JSON, not UTF-8, NaN or an infinity by any spelling, half a surrogate pair, an integer of more
-            than 64 bits, a key that stands twice, or larger or deeper than any document of ours.
+        Malformed: not JSON, not UTF-8, half a surrogate pair, a key that stands twice, larger or deeper than any
+            document of its kind; of ours also NaN or an infinity by any spelling, or an integer of more than 64 bits.
     """
     text = decode_text(data) if isinstance(data, bytes) else data
+    most = _OTHERS_VALUES if others else MOST_VALUES
     # no value is shorter than a character
-    if len(text) > MOST_VALUES:
-        _count_values(text)
+    if len(text) > most:
+        _count_values(text, most)
     try:
-        value = _JSON.decode(text)
+        value = (_OTHERS_JSON if others else _JSON).decode(text)
     except json.JSONDecodeError as error:
         raise Malformed(f"{error.msg}, column {error.colno}", error.lineno) from None
     except RecursionError:
         raise too_deep() from None
-    return plain(value)
+    return plain(value, integers=None if others else _INTEGERS)
 
 
-def read_json(path: Path, *, what: str, hint: str) -> dict[str, Any]:
-    """Read a JSON object through :func:`decode_json`.
+def read_json(path: Path, *, what: str, hint: str, others: bool = False) -> dict[str, Any]:
+    """Read a JSON object through :func:`decode_json`; ``others``: of a library that is not ours.
 
     Raises:
         ArtifactError: missing or not a JSON object; ``what`` names the file's role, ``hint`` the remedy.
     """
     try:
-        document = decode_json(read_bytes(path))
+        document = decode_json(read_bytes(path), others=others)
     except FileNotFoundError:
         raise ArtifactError(f"{what} is missing: {path}", hint) from None
     except (OSError, Malformed) as error:
@@ -127,10 +134,10 @@ def too_many() -> Malformed:
     return Malformed(f"it holds more than {MOST_VALUES:,} values, or {MOST_BYTES:,} characters in them")
 
 
-def _count_values(text: str) -> None:
+def _count_values(text: str, most: int) -> None:
     """Refuse a JSON text of too many values before they take memory."""
     bare = _JSON_STRING.sub("", text)
-    if sum(map(bare.count, ",[{")) >= MOST_VALUES:
+    if sum(map(bare.count, ",[{")) >= most:
         raise too_many()
 
 
@@ -164,18 +171,24 @@ _JSON = json.JSONDecoder(
 )
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a copy in which nothing lies twice, as an alias of YAML does; refuse what is no plain data."""
+_OTHERS_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+
+
+def plain(value: Any, depth: int = 0, integers: range | None = _INTEGERS) -> Any:
+    """Return a copy in which nothing lies twice, as an alias of YAML does; refuse what is no plain data.
+
+    ``integers`` are those that are taken; None: all that there are.
+    """
     match value:
         case dict() | list() if depth == DEEPEST:
             raise too_deep()
         case dict():
-            return {_key(key): plain(inner, depth + 1) for key, inner in value.items()}
+            return {_key(key): plain(inner, depth + 1, integers) for key, inner in value.items()}
         case list():
-            return [plain(inner, depth + 1) for inner in value]
+            return [plain(inner, depth + 1, integers) for inner in value]
         case str() if SURROGATE.search(value):
             raise Malformed(f"{shown(value)!r} holds half a surrogate pair")
-        case int() if value not in _INTEGERS:
+        case int() if integers is not None and value not in integers:
             raise Malformed(f"{shown(str(value))} has more than 64 bits")
         case _:
             return value

@@ -40,6 +40,7 @@ from gacq_deploy.sensitivity.report import load_sensitivity, save_sensitivity
 from gacq_deploy.storage.digests import canonical_json, describe_file, digest_json
 from gacq_deploy.storage.files import write_json
 from gacq_deploy.storage.records import ListedFile
+from gacq_deploy.storage.sealed import write_sealed
 from gacq_deploy.workflow.picture import PictureRecord, load_comparison
 from tests.support.artifacts.engine_folder import made_from, written
 from tests.support.artifacts.sensitivity import example_study
@@ -98,7 +99,7 @@ READERS = {
     ),
     "engine": Reader("engines/KEY/manifest.json", _read_engines, sealed=True),
     "engine order": Reader("engines/order.json", _read_engines),
-    "comparison": Reader("comparison.json", lambda run: load_comparison(run).why_stale(run)),
+    "comparison": Reader("comparison.json", lambda run: load_comparison(run).why_stale(run), sealed=True),
     "probe folder": Reader("saved/manifest.json", lambda run: saved_commands(run.root / "saved")),
     "weight index": Reader(
         "model.safetensors.index.json", lambda run: read_shards(run.root / "model.safetensors.index.json")
@@ -202,7 +203,7 @@ def _write_comparison(run: RunDirectory) -> None:
     record = PictureRecord(
         graphs={}, step_policy=None, seeds=(0,), conditions=("",), engine="e", psnr_db=(1.0,), picture=picture
     )
-    write_json(run.comparison_json, record.model_dump(mode="json", by_alias=True))
+    write_sealed(run.comparison_json, record.model_dump(mode="json", by_alias=True))
 
 
 def _file(run: RunDirectory, reader: Reader) -> Path:

@@ -98,7 +98,7 @@ def test_d_no_more_files_may_be_open(run: RunDirectory) -> None:
     invoke(["verify", str(run.root)])  # what it imports is imported
     with _few_files():
         done = invoke(["verify", str(run.root), "--json"])
-    assert done.exit_code == 5
+    assert done.exit_code == 5, done.output
     assert "Too many open files" in done.stdout, done.stdout
 
 

@@ -48,7 +48,9 @@ def decode_latents(folder: Path, latents: Float32) -> Float32:
 
 
 def _load(folder: Path) -> Any:
-    config = read_json(folder / "config.json", what="Decoder configuration", hint="Download it again.")
+    config = read_json(
+        folder / "config.json", what="Decoder configuration", hint="Download it again.", others=True
+    )
     kind = named_class(config.get("_class_name"))
     if kind is None or not hasattr(kind, "decode"):
         raise ModelError(

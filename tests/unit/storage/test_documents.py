@@ -143,3 +143,17 @@ def test_what_is_shown_stays_on_its_line_and_is_short() -> None:
     assert shown("für 🙂") == "für 🙂"
     assert shown("a\x1b[2J\nb") == r"a\x1b[2J\nb"
     assert shown("x" * 1000) == "x" * 80 + "..."
+
+
+def test_what_libraries_write_is_read_of_theirs_and_not_of_ours() -> None:
+    """Diffusers writes ``-Infinity`` into a scheduler's configuration, transformers 10**30 for no limit."""
+    for text in (
+        '{"lambda_min_clipped": -Infinity}',
+        '{"model_max_length": 1000000000000000019884624838656}',
+    ):
+        assert decode_json(text, others=True) == json.loads(text)
+        with pytest.raises(Malformed):
+            decode_json(text)
+    for text in ('{"a": 1, "a": 2}', "[" * 200, '{"a": ' + "9" * 200 + "}"):
+        with pytest.raises(Malformed):
+            decode_json(text, others=True)

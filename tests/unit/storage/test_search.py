@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gacq_deploy.storage.search import find_holders
@@ -18,6 +18,7 @@ def _hold(folder: Path) -> None:
     (folder / NAME).touch()
 
 
+@settings(deadline=None)
 @given(
     places=st.sets(st.lists(st.sampled_from(["a", "b", "c"]), max_size=5).map(tuple)), depth=st.integers(0, 5)
 )
