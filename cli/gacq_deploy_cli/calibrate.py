@@ -306,11 +306,19 @@ def _notes(artifact: CalibrationArtifact) -> list[str]:
     return [f"{stage.stage}: {note}" for stage in stages for note in stage.notes]
 
 
+def _seconds(estimate: CalibrationEstimate) -> dict[str, float]:
+    """Return the seconds of each stage by name: one that comes again, such as a measurement, stands once."""
+    seconds: dict[str, float] = {}
+    for stage in estimate.stages:
+        seconds[stage.name] = seconds.get(stage.name, 0.0) + (stage.seconds or 0.0)
+    return seconds
+
+
 def _show_plan(output: Output, recipe: Recipe, found: Source | None) -> None:
     with needs_extra("calibrate", "calibrate --dry-run"):
         from gacq_deploy.calibration.cost.estimate import estimate_calibration
     estimate = estimate_calibration(recipe, source=found)
-    seconds = {stage.name: stage.seconds for stage in estimate.stages}
+    seconds = _seconds(estimate)
     costs = asdict(estimate) | {"stages": seconds, "seconds": estimate.seconds}
     tensors = _each_tensor(estimate) if output.verbosity > 0 else _kinds_of_tensors(estimate)
     document = {"recipe": recipe.document(), "estimate": costs}
@@ -330,7 +338,7 @@ def plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | 
         ("sample weights", estimate.weights),
         ("polish", estimate.polish),
         ("time", f"{about(estimate.seconds)} on this machine"),
-        *((f"- {stage.name}", about(stage.seconds or 0.0)) for stage in estimate.stages),
+        *((f"- {name}", about(seconds)) for name, seconds in _seconds(estimate).items()),
         (
             "memory",
             f"about {size(estimate.memory_mb * 2**20)}, of it {size(estimate.mapped_mb * 2**20)} of weights mapped "
