@@ -182,13 +182,13 @@ def _polish(
 def _weighing_costs(session: Session) -> list[float]:
     """Return the cost of each unit of weighing: meta iterations, how the samples' gradients lie, and what is kept.
 
-    What is tried out before the first iteration costs about one.
+    What is tried out before the first iteration costs one and a half.
     """
     section, split = session.recipe.calibration.weighting, session.split
     iterations = [1.0] * session.weighting.iterations(POLISH)
     if not iterations:
         return [1.0]
-    costs = [2.0, *iterations[1:]]
+    costs = [2.5, *iterations[1:]]
     if len(split.held_out):
         rows = len(split.training)
         chunks = -(-rows // session.graph_chunk)

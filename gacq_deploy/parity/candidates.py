@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.parity.exact import CANONICAL, CPU, Flavour
 
 FLOAT = f"float.onnx@{REFERENCE}"
 """The float graph, from which all trajectories start."""
-FILES = "parity: files"
-"""The stage in which files are compared with the artifact."""
+FILES, FLOAT_STAGE = "parity: files", f"parity: {FLOAT}"
+"""The stages in which files are compared with the artifact, and the float graph with torch."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def candidates_of(files: Sequence[str], engines: Sequence[str]) -> tuple[Candida
 
 def stages_of(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     """Return the stages that :func:`gacq_deploy.parity.comparisons.measure_comparisons` announces, in order."""
-    return (FILES, *map(announced, (FLOAT, *(c.name for c in candidates))))
+    return (FILES, FLOAT_STAGE, *chain.from_iterable(map(stages_of_candidate, candidates)))
 
 
-def announced(name: str) -> str:
-    """Return the stage in which what is called ``name`` is judged."""
-    return f"parity: {name}"
+def stages_of_candidate(candidate: Candidate) -> tuple[str, str]:
+    """Return the stages in which a candidate is judged: on single states, and on whole trajectories."""
+    return f"parity: {candidate.name}, states", f"parity: {candidate.name}, images"

@@ -33,7 +33,7 @@ from gacq_deploy.parity.budget import (
     hold_out,
     run_freely,
 )
-from gacq_deploy.parity.candidates import FILES, FLOAT, Candidate, announced
+from gacq_deploy.parity.candidates import FILES, FLOAT, FLOAT_STAGE, Candidate, stages_of_candidate
 from gacq_deploy.parity.cut import cut_at_quantizers, expose_quantized
 from gacq_deploy.parity.difference import ErrorMeasure, measure_noise_floor
 from gacq_deploy.parity.exact import (
@@ -177,7 +177,7 @@ class _Stage:
     def exporter(self) -> Iterator[Comparison]:
         """Torch float against the float graph; the float trajectories start from the same engine."""
         expected = self._probe_rows * self._runs_on_probe + self._walked
-        with self._counting(announced(FLOAT), expected):
+        with self._counting(FLOAT_STAGE, expected):
             yield from self._guarded("exporter", ("torch/float", FLOAT), self._exporter)
 
     def candidate(self, candidate: Candidate) -> Iterator[Comparison]:
@@ -190,14 +190,16 @@ class _Stage:
         # what the graph computes as it is written is recorded in torch for the reference, and run for the others
         runs = self._runs_on_probe + (candidate.engine != REFERENCE)
         walks = 2 if policy is None else 3
-        expected = len(batches) * runs * self._probe_rows + walks * self._walked
-        with self._counting(announced(candidate.name), expected):
+        # stages of their own: an engine may be several times as fast, row for row, in one as in the other
+        states, images = stages_of_candidate(candidate)
+        with self._counting(states, len(batches) * runs * self._probe_rows):
             if compiled is None:
                 yield from self._guarded("local", names, lambda: self._local(candidate))
             for batch in batches:
                 named = names if compiled is None else (names[0], f"{names[1]}{AT_BATCH}{batch}")
                 yield from self._guarded("error", named, partial(self._error, candidate, batch, named))
-            names = (FLOAT, candidate.name)
+        names = (FLOAT, candidate.name)
+        with self._counting(images, walks * self._walked):
             yield from self._guarded(evidence, names, lambda: self._budget(candidate, evidence))
             if policy is not None:
                 yield from self._guarded("mixed", names, lambda: self._mixed(candidate, policy))

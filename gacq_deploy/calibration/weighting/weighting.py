@@ -38,8 +38,8 @@ _FIXED = ("uniform", "relative")
 """Modes that learn nothing."""
 _EQUAL_START = ("uniform", "given", "gac_faithful")
 """Modes that start from equal weights, as the paper does; the others start from those of ``relative``."""
-_ALIGNMENT = 0.7
-"""Cost of a row's alignment beside a row of a meta iteration: 0.5 on the demo UNet, 0.8 on a small Stable Diffusion."""
+_ALIGNMENT = 0.5
+"""Cost of a row's alignment beside a row of a meta iteration; measured on the demo and a small Stable Diffusion."""
 Float64 = NDArray[np.float64]
 
 

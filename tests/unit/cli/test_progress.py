@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from benchmarks.eta import LEAST_S, STREAMS, replayed
+from benchmarks.store import load_rows
+from gacq_deploy.export.stage import EXPORT_STAGES
 from gacq_deploy.progress import PlannedStage, Reporter
 from gacq_deploy_cli.progress import BarReporter, Course, LineReporter
 
@@ -27,6 +31,8 @@ RECORDED = (
     ("polish", 100, 10, 3.6, {"loss": 0.0001239}),
 )
 """Stage, units, units a report, seconds a report, values."""
+RUNS = load_rows(STREAMS)
+"""What real commands reported, and when."""
 
 
 class Clock:
@@ -115,6 +121,15 @@ def test_what_is_left_is_right_within_a_factor_of_two_once_a_tenth_is_done(slowe
             if clock.now > ends / 10 and ends - clock.now > 10:
                 assert said is not None
                 assert 0.5 < said / (ends - clock.now) < 2
+
+
+@pytest.mark.parametrize("stream", RUNS.values(), ids=RUNS)
+def test_what_is_left_of_a_real_stage_is_right_within_a_factor_of_two(stream: dict[str, Any]) -> None:
+    long = [said for said in replayed(stream["events"]) if said.seconds >= LEAST_S]
+    wrong = {said.name: said.worst for said in long if said.worst is not None and said.worst > 2}
+    assert not wrong
+    silent = {said.name for said in long if said.unknown > 0}
+    assert silent <= {EXPORT_STAGES[0]}, "all but torch's exporter say how far they are"
 
 
 def test_units_that_cost_more_count_for_more() -> None:
