@@ -10,6 +10,7 @@ from .export.stage import export_onnx as export_onnx
 from .build_trt.stage import build_engines as build_engines
 from .parity.stage import check_parity as check_parity
 from .bench.stage import run_bench as run_bench
+from .sign.stage import sign_run as sign_run
 from .generate.stage import make_images as make_images
 from .diffusers.load import load_denoiser as load_denoiser
 from .generate.grid import write_grid as write_grid
@@ -27,6 +28,7 @@ from .parity.report import FailedGate as FailedGate
 from .parity.report import ParityReport as ParityReport
 from .bench.measure import BenchSettings as BenchSettings
 from .bench.report import BenchReport as BenchReport
+from .origin.signature import RunSignature as RunSignature
 from .generate.request import GeneratedImages as GeneratedImages
 from .generate.request import ImageRequest as ImageRequest
 from .compare.stage import RunComparison as RunComparison

@@ -137,6 +137,11 @@ class RunDirectory:
         return self.root / "comparison.json"
 
     @property
+    def signature_json(self) -> Path:
+        """Who stands behind the files that production reads."""
+        return self.root / "signature.json"
+
+    @property
     def report_html(self) -> Path:
         """Everything above on one page."""
         return self.root / "report.html"

@@ -37,6 +37,7 @@ COMMANDS = (
     "lint",
     "check",
     "verify",
+    "sign",
     "doctor",
     "recipes",
 )

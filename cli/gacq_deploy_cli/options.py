@@ -207,6 +207,12 @@ python_option = click.option(
 failed_option = click.option(
     "--allow-failed", is_flag=True, help="Take an engine that failed parity on this machine, too."
 )
+trusted_option = click.option(
+    "--trusted-keys",
+    type=GivenPath(dir_okay=False),
+    metavar="FILE",
+    help="Public ed25519 keys, PEM; refuse a run that none of them signed (see sign).",
+)
 preset_option = choose_preset()
 run_directory_argument = click.argument("directory", type=GivenPath(), metavar="DIR")
 recipe_option = click.option(

@@ -20,6 +20,7 @@ from gacq_deploy_cli.options import (
     host_code_option,
     python_option,
     run_directory_argument,
+    trusted_option,
     with_output,
 )
 from gacq_deploy_cli.table import Table
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
 @host_code_option
 @failed_option
 @python_option
+@trusted_option
 @common
 @with_output
 def run(
@@ -133,6 +135,7 @@ def run(
     allow_host_code: bool,
     allow_failed: bool,
     allow_python: bool,
+    trusted_keys: Path | None,
 ) -> None:
     """Generate images with an exported graph and write them as one PNG grid.
 
@@ -163,6 +166,7 @@ def run(
         allow_host_code=allow_host_code,
         allow_failed=allow_failed,
         allow_python=allow_python,
+        trusted_keys=trusted_keys,
         prompts=prompts,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,

@@ -25,7 +25,7 @@ from gacq_deploy.storage.sealed import read_sealed, write_sealed
 _SCHEMA = "gacq-deploy/engine/1"
 MANIFEST, ENGINE_FILE, LAYERS, NETWORK = "manifest.json", "engine.plan", "layers.json", "network.onnx"
 ORDER = "order.json"
-_FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
+ENGINE_FILES = (ENGINE_FILE, LAYERS, NETWORK, f"{NETWORK}.data")
 """What a manifest may vouch for: a name with a path in it must not lead out of the folder."""
 LICENCE = (
     "The engine was made by NVIDIA's library under its own licence; it holds weights of the model and kernels of the "
@@ -151,7 +151,7 @@ def read_engine(folder: Path, hint: str) -> EngineManifest:
     """
     record = read_manifest(folder, hint)
     verify_listed(
-        folder / MANIFEST, record.files, known=_FILES, needed=ENGINE_FILE, what="Engine file", hint=hint
+        folder / MANIFEST, record.files, known=ENGINE_FILES, needed=ENGINE_FILE, what="Engine file", hint=hint
     )
     return record
 

@@ -16,6 +16,7 @@ from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.engines.catalogue import FLOAT_ENGINE, engine_named
 from gacq_deploy.errors import GacqError
 from gacq_deploy.models.source import Source, find_source
+from gacq_deploy.origin.check import require_origin
 from gacq_deploy.parity.deployable import graph_for
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -32,6 +33,7 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
     like: nn.Module | None = None,
     allow_host_code: bool = False,
     allow_failed: bool = False,
+    trusted_keys: Path | str | None = None,
 ) -> EngineDenoiser:
     """Open the engine of a run directory as the denoiser of a diffusers pipeline.
 
@@ -47,10 +49,11 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
             recipe's model is a ``python:`` function it is needed: code that a file names is not run.
         allow_host_code: let a version-compatible engine run the code it carries.
         allow_failed: open an engine that failed parity on this machine.
+        trusted_keys: PEM file of public ed25519 keys; a run that none of them signed is refused.
 
     Raises:
-        UsageError: unknown engine, or the model is no longer where the recipe found it.
-        ArtifactError: recipe, artifact, graph or engine is missing, stale or altered.
+        UsageError: unknown engine, the model is no longer where the recipe found it, or the file of keys is none.
+        ArtifactError: recipe, artifact, graph or engine is missing, stale, altered, or not signed by a trusted key.
         GateError: too little of the engine is INT8, or the engine failed parity on this machine.
         ModelError: the configuration is not that of the calibrated model.
         BackendUnavailable: the engine's package, provider or device is missing, or it would compute the graph wrong on
@@ -58,6 +61,8 @@ def load_denoiser(  # noqa: PLR0913 (a public function: each argument is one cho
         EngineError, ResourceError: it does not load.
     """
     run = RunDirectory(Path(directory))
+    run.require()
+    require_origin(run, trusted_keys)
     recipe = run.load_recipe()
     record = load_artifact(run.artifact).model
     graph = graph_for(run, engine, allow_failed=allow_failed)

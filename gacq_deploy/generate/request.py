@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ class ImageRequest:
     """Run the Python function that the run's recipe names as its model."""
     allow_failed: bool = False
     """Run an engine that failed parity on this machine."""
+    trusted_keys: Path | None = None
+    """PEM file of public ed25519 keys: a run that none of them signed is refused."""
     prompts: Sequence[str] = ()
     """Of a text-to-image model, repeated in turn; none: the recipe's, image i that of number seed + i in their seeded
     order."""

@@ -15,6 +15,7 @@ from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.generate.sampled import make_sampled_images
 from gacq_deploy.generate.size import check_size
 from gacq_deploy.models.decoders import find_decoder
+from gacq_deploy.origin.check import require_origin
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
 from gacq_deploy.sampling.scheduler_names import check_scheduler_name
@@ -41,16 +42,18 @@ def make_images(directory: AnyRun, request: ImageRequest, report: Reporter = SIL
     Raises:
         UsageError: a count, seed, label, engine, scheduler, number of steps or of float steps out of range, or
             something that the model does not take.
-        ArtifactError: recipe, artifact or graphs are missing, stale or altered.
+        ArtifactError: recipe, artifact or graphs are missing, stale or altered, or not signed by a trusted key.
         GateError: the engine failed parity on this machine.
         ModelError: the pipeline is not whole, cannot be opened, or fails.
-        BackendUnavailable: the engine's package, provider or device is missing, or what the pipeline needs.
+        BackendUnavailable: the engine's package, provider or device is missing, or what the pipeline or a signature
+            needs.
         EngineError: the engine failed, or its output is not finite.
         ResourceError: out of memory.
     """
     run = as_run(directory)
     run.require()
     request.check_count()
+    require_origin(run, request.trusted_keys)
     record = load_model_record(run.artifact)
     _check_memory(record.sample_shape, request.count)
     if record.call is not None:

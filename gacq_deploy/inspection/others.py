@@ -11,6 +11,7 @@ from gacq_deploy.build_trt.manifest import MANIFEST, ORDER, read_manifest
 from gacq_deploy.calibration.checkpoint import load_checkpoint
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import EXPORT_FILES, read_record
+from gacq_deploy.origin.signature import load_signature
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.files import TEMP_PREFIX
 from gacq_deploy.storage.lock import LOCK_NAME
@@ -53,6 +54,8 @@ def _named(run: RunDirectory) -> Iterator[Path]:
     yield from _beside(manifest, lambda: ARTIFACT_FILES)
     yield run.onnx_manifest
     yield from _beside(run.onnx_manifest, lambda: read_record(run).files, EXPORT_FILES)
+    yield run.signature_json
+    yield from _beside(run.signature_json, lambda: load_signature(run).files)
     yield run.engines / ORDER
     for path in run.engines.glob(f"*/{MANIFEST}"):
         yield path
@@ -73,4 +76,4 @@ def _beside(path: Path, names: Callable[[], Iterable[str]], otherwise: Iterable[
         found = list(names()) if path.is_file() else []
     except ArtifactError:
         found = list(otherwise)
-    yield from map(path.with_name, found)
+    yield from map(path.parent.joinpath, found)

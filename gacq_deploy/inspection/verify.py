@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gacq_deploy.artifact.artifact import ARTIFACT_FILES, load_artifact
 from gacq_deploy.artifact.samples_record import load_samples_record
@@ -17,6 +17,8 @@ from gacq_deploy.export.record import load_export
 from gacq_deploy.inspection.commands import command_for
 from gacq_deploy.inspection.others import checkpoints_of, other_files
 from gacq_deploy.inspection.page import shows_now
+from gacq_deploy.origin.check import check_origin, trusted_keys
+from gacq_deploy.origin.signature import load_signature, require_signed_files
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.sensitivity import load_sensitivity
@@ -24,6 +26,9 @@ from gacq_deploy.storage.digests import digest_file, verify_file
 from gacq_deploy.storage.documents import shown
 from gacq_deploy.storage.sealed import require_current
 from gacq_deploy.workflow.picture import load_comparison
+
+if TYPE_CHECKING:
+    from gacq_deploy.origin.keys import TrustedKeys
 
 LinkStatus = Literal["ok", "warning", "absent", "fail", "unchecked"]
 """``warning``: the file is what was written, and says or shows something that one has to know. ``unchecked``: no record
@@ -72,15 +77,25 @@ class VerifyReport:
         }
 
 
-def verify_run(directory: RunDirectory) -> VerifyReport:
-    """Check all that :func:`verify_records` does, and the page that shows it; list every other file with the reason.
+def verify_run(directory: RunDirectory, keys: Path | None = None) -> VerifyReport:
+    """Check all that :func:`verify_records` does, the page that shows it, and the signature.
+
+    Every file that no record names is listed with the reason.
+
+    Args:
+        directory: the run.
+        keys: PEM file of public ed25519 keys; a run that none of them signed then fails.
 
     Raises:
         ArtifactError: ``directory`` is no run directory at all.
+        UsageError: the file of keys cannot be read as such.
+        BackendUnavailable: there are keys, and `cryptography` is missing.
     """
+    trusted = None if keys is None else trusted_keys(keys)
     chain = verify_records(directory)
     page = _check("report", directory.report_html, lambda: _page(directory, chain))
-    return VerifyReport(chain.directory, (*chain.links, page, *_others(directory)))
+    signature = _signature(directory, trusted)
+    return VerifyReport(chain.directory, (*chain.links, page, signature, *_others(directory)))
 
 
 def verify_records(directory: RunDirectory) -> VerifyReport:
@@ -135,6 +150,10 @@ def _check(name: str, path: Path, work: Callable[[], str | _Remark], *dependents
             f"{path} is missing, so nothing vouches for {', '.join(orphans)}.",
             "Run the command that makes it again.",
         )
+    return _judge(name, path, work)
+
+
+def _judge(name: str, path: Path, work: Callable[[], str | _Remark]) -> Link:
     try:
         found = work()
     except GacqError as error:
@@ -213,6 +232,22 @@ def _page(run: RunDirectory, chain: VerifyReport) -> str | _Remark:
         return "shows what stands in this run"
     said = "shows an earlier state of this run, or was written at another place or by another version."
     return _Remark(said, f"`{command_for('report', run)}` writes it anew.")
+
+
+def _signature(run: RunDirectory, trusted: TrustedKeys | None) -> Link:
+    if trusted is None:
+        return _check("signature", run.signature_json, lambda: _unasked_signature(run))
+    return _judge(
+        "signature",
+        run.signature_json,
+        lambda: f"of key {check_origin(run, trusted).key}, which {trusted.path} trusts",
+    )
+
+
+def _unasked_signature(run: RunDirectory) -> str:
+    signature = load_signature(run)
+    require_signed_files(run, signature)
+    return f"names these files, and key {signature.key}; whether that signed them, only --trusted-keys checks"
 
 
 def _bench(run: RunDirectory) -> str:

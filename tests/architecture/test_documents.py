@@ -15,6 +15,7 @@ import pytest
 
 from gacq_deploy_cli.main import cli
 from tests.support.programs.commands import invoke
+from tests.support.programs.keys import write_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(
@@ -192,6 +193,7 @@ def _save_own_model(folder: Path) -> None:
 def test_the_commands_of_the_documents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _save_own_model(tmp_path)
+    write_keys(tmp_path).trusted.rename("trusted.pem")  # as the page on signing makes them by openssl
     commands = _own_model_commands()
     assert any(OWN_MODEL in arguments for arguments in commands)
     assert {arguments[0] for arguments in commands} >= {

@@ -205,6 +205,7 @@ def test_verify_names_what_is_absent(run_copy: Path) -> None:
         "sensitivity": "absent",
         "comparison": "absent",
         "report": "absent",
+        "signature": "absent",
     }  # fmt: skip
 
 
@@ -307,6 +308,7 @@ def test_quickstart_runs_once_and_says_so(
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
     assert links.pop("sensitivity") == "absent"
     assert links.pop("engines") == "absent"
+    assert links.pop("signature") == "absent"
     assert set(links.values()) == {"ok"}
     picture_bytes = Path(first["comparison"]).read_bytes()
     Path(first["comparison"]).write_bytes(b"not a picture")

@@ -1,0 +1,1 @@
+"""How does a run get the signature of whoever answers for it?"""
