@@ -47,6 +47,7 @@ class ModelRecord(Record):
 
     source: str
     revision: str | None
+    """Commit that was taken of a model of the hub; of any other what the recipe names, which means nothing there."""
     family: str
     weights_sha256: str
     prediction_type: str

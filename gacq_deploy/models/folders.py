@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ CONFIG = "config.json"
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""
 BUILTIN_PREFIX = "builtin:"
+_COMMIT = re.compile("[0-9a-f]{40}")
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 """Components, by the beginning of their names, that hold no weights."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -75,6 +77,18 @@ def is_on_hub(section: ModelSection) -> bool:
     source = section.source
     is_id = source.count("/") == 1 and not source.startswith((".", "/", "~", BUILTIN_PREFIX, PYTHON_PREFIX))
     return is_id and not Path(source).expanduser().exists()
+
+
+def resolved_revision(section: ModelSection, root: Path | None) -> str | None:
+    """Return the commit that was taken of a hub's model, whatever branch or tag was asked for; else what was asked for.
+
+    Args:
+        section: names the source.
+        root: what :func:`locate_root` gave: of the hub the folder of a snapshot, which has the commit as its name.
+    """
+    if root is None or not is_on_hub(section) or not _COMMIT.fullmatch(root.name):
+        return section.revision
+    return root.name
 
 
 def read_configuration(section: ModelSection, *, weights: bool) -> tuple[Path, Path, dict[str, Any]]:

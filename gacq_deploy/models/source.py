@@ -24,7 +24,14 @@ from gacq_deploy.models.blueprint import Blueprint
 from gacq_deploy.models.components import check_finite, check_scheduler
 from gacq_deploy.models.configuration import check_values, spell_out, state_shape
 from gacq_deploy.models.dit import DIT
-from gacq_deploy.models.folders import COMPONENTS, CONFIG, check_weights, read_configuration, stored_shapes
+from gacq_deploy.models.folders import (
+    COMPONENTS,
+    CONFIG,
+    check_weights,
+    read_configuration,
+    resolved_revision,
+    stored_shapes,
+)
 from gacq_deploy.models.half_storage import keep_half, load_half
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
@@ -187,7 +194,7 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
     call = with_classes(call, _conditioning(source.section, call))
     record = ModelRecord(
         source=source.section.source,
-        revision=source.section.revision,
+        revision=resolved_revision(source.section, source.root),
         family=source.family.name,
         weights_sha256=digest_weights(module),
         prediction_type=scheduler.get("prediction_type", "epsilon"),

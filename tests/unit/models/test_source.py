@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,22 @@ def test_a_hub_id_that_cannot_be_fetched_says_so(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UsageError, match=r"'someone/some-model'.*cannot be fetched") as caught:
         load_float_denoiser(ModelSection(source="someone/some-model"))
     assert "pass its path" in caught.value.hint
+
+
+@pytest.mark.parametrize("asked", [None, "v1", "ab" * 20])
+def test_the_commit_of_a_hub_model_is_recorded(
+    asked: str | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "ab" * 20
+    repository = tmp_path / "cache" / "models--owner--tiny"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    for name in ("main", "v1"):
+        (repository / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    record = load_float_denoiser(ModelSection(source="owner/tiny", revision=asked)).record
+    assert (record.source, record.revision) == ("owner/tiny", commit)
+    # a folder is what it is, whatever its name
+    snapshot = str(repository / "snapshots" / commit)
+    assert load_float_denoiser(ModelSection(source=snapshot)).record.revision is None
