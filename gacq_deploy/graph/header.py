@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -18,6 +18,8 @@ SIZE_MULTIPLE_KEY = "gacq.size_multiple"
 _NUMBER = re.compile("[0-9]{1,19}")
 _LONGEST_NAME, _LONGEST_PATH = 255, 2048
 """Bytes of a file name on every common file system, and characters of a path below the model's folder."""
+_ORT_MARK = "_ORT_"
+"""In a location: what ONNX Runtime itself gives a meaning, such as ``*/_ORT_MEM_ADDR_/*``."""
 WHOLE_FILE_HINT = (
     "Name a whole ONNX file, or a run; `gacq-deploy export --onnx RUN` makes a run's graphs again."
 )
@@ -72,12 +74,7 @@ def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> Non
             f"{where}: tensor '{tensor.name}' lies in a file '{location}', which bytes cannot have.",
             "Pass the path of the ONNX file instead.",
         )
-    # protobuf hands on as bytes what is no UTF-8
-    if not all(isinstance(text, str) for text in entries.values()) or not _is_file_name(location):
-        raise ArtifactError(
-            f"{where}: tensor '{tensor.name}' lies in a file '{location!r:.99}', which no file can be called.",
-            WHOLE_FILE_HINT,
-        )
+    _check_location(tensor, entries, where)
     folder = model.parent.resolve()
     relative = PurePosixPath(location)
     path = folder / relative
@@ -102,6 +99,21 @@ def _check_external(tensor: TensorProto, model: Path | bytes, where: str) -> Non
     if end > stat.st_size:
         raise ArtifactError(
             f"{where}: external data {path} has {stat.st_size} bytes, tensor '{tensor.name}' ends at {end}.",
+            WHOLE_FILE_HINT,
+        )
+
+
+def _check_location(tensor: TensorProto, entries: Mapping[str, str], where: str) -> None:
+    location = entries.get("location", "")
+    # protobuf hands on as bytes what is no UTF-8
+    if not all(isinstance(text, str) for text in entries.values()) or not _is_file_name(location):
+        raise ArtifactError(
+            f"{where}: tensor '{tensor.name}' lies in a file '{location!r:.99}', which no file can be called.",
+            WHOLE_FILE_HINT,
+        )
+    if "*" in location or _ORT_MARK in location.upper():
+        raise ArtifactError(
+            f"{where}: external data '{location}' is no file: ONNX Runtime reads such a name as an address in memory.",
             WHOLE_FILE_HINT,
         )
 

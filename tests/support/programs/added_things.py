@@ -44,7 +44,7 @@ class PatientEngine(OrtCpuEngine):
         "| `float` |",
         "| `patient` | patient | `int8.onnx` | `pip install 'gacq-deploy[patient]'` | no |\n",
     )
-    checkout.put_before("pyproject.toml", 'openvino = ["', 'patient = ["onnxruntime>=1.22"]\n')
+    checkout.put_before("pyproject.toml", 'openvino = ["', 'patient = ["onnxruntime>=1.24"]\n')
 
 
 def _add_recipe(checkout: EditedCheckout) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper
 
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.graph.files import read_graph
 from gacq_deploy.graph.header import read_header
 from tests.support.graphs.onnx_graphs import denoiser_graph, feeds, reference, save_external
 
@@ -70,6 +72,27 @@ def test_spoiled_external_data_is_refused(engine: str, case: str, tmp_path: Path
 
 @pytest.mark.parametrize("location", ["../float.data", "/etc/hostname", "a\\b", "", "sub/../../float.data"])
 def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="outside its folder or is a link"):
+        read_header(_located(location, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "location", ["*/_ORT_MEM_ADDR_/*", "_ORT_X", "sub/_ort_mem_addr_", "*", "float.*", "a*b"]
+)
+def test_a_location_that_means_an_address_is_refused_though_the_file_is_there(
+    location: str, tmp_path: Path
+) -> None:
+    path = _located(location, tmp_path)
+    (path.parent / location).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path.with_name("float.onnx.data"), path.parent / location)
+    for read in (read_header, read_graph):
+        with pytest.raises(ArtifactError, match="an address in memory") as caught:
+            read(path)
+        assert location in caught.value.message
+
+
+def _located(location: str, tmp_path: Path) -> Path:
+    """Write a graph whose weights are said to lie in ``location``."""
     (tmp_path / "float.data").write_bytes(bytes(4096))
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "float.onnx"
@@ -80,8 +103,7 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
             if entry.key == "location":
                 entry.value = location
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="outside its folder or is a link"):
-        read_header(path)
+    return path
 
 
 IMPOSSIBLE: dict[str, dict[str, str]] = {
