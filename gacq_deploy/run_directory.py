@@ -146,6 +146,10 @@ class RunDirectory:
         """Everything above on one page."""
         return self.root / "report.html"
 
+    def holds(self, path: Path) -> bool:
+        """Tell whether a path lies in the run, wherever links lead."""
+        return path.resolve().is_relative_to(self.root.resolve())
+
     def require(self) -> None:
         """Refuse a path that is no run directory before anything is locked or written there.
 

@@ -88,10 +88,10 @@ def verify_run(directory: RunDirectory, keys: Path | None = None) -> VerifyRepor
 
     Raises:
         ArtifactError: ``directory`` is no run directory at all.
-        UsageError: the file of keys cannot be read as such.
+        UsageError: the file of keys cannot be read as such, or lies in the run.
         BackendUnavailable: there are keys, and `cryptography` is missing.
     """
-    trusted = None if keys is None else trusted_keys(keys)
+    trusted = None if keys is None else trusted_keys(keys, directory)
     chain = verify_records(directory)
     page = _check("report", directory.report_html, lambda: _page(directory, chain))
     signature = _signature(directory, trusted)

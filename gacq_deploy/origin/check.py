@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gacq_deploy.engines.attributes import import_attribute
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.origin.signature import RunSignature, load_signature, require_signed_files, sign_hint
 from gacq_deploy.run_directory import RunDirectory
 
@@ -35,15 +36,21 @@ def signing_key(path: Path) -> SigningKey:
     return read(path)
 
 
-def trusted_keys(path: Path) -> TrustedKeys:
-    """Read public keys.
+def trusted_keys(path: Path, run: RunDirectory) -> TrustedKeys:
+    """Read the public keys that ``run`` is to be judged by.
 
     Raises:
-        UsageError: as :func:`gacq_deploy.origin.keys.read_trusted_keys`.
+        UsageError: as :func:`gacq_deploy.origin.keys.read_trusted_keys`; or the file lies in the run itself.
         BackendUnavailable: `cryptography` is missing.
     """
     read: Callable[[Path], TrustedKeys] = _of_keys("read_trusted_keys")
-    return read(path)
+    trusted = read(path)
+    if run.holds(path):
+        raise UsageError(
+            f"The trusted keys {path} lie in the run that they are to judge: whoever made the run chose them.",
+            "Name a file of your own, with keys that reached you another way.",
+        )
+    return trusted
 
 
 def check_origin(run: RunDirectory, trusted: TrustedKeys) -> RunSignature:
@@ -52,7 +59,7 @@ def check_origin(run: RunDirectory, trusted: TrustedKeys) -> RunSignature:
     Raises:
         ArtifactError: the run is not signed, by none of these keys, or is not what was signed.
     """
-    if not run.signature_json.exists():
+    if not os.path.lexists(run.signature_json):
         raise ArtifactError(
             f"{run.root} is not signed ({run.signature_json} is missing), and only what {trusted.path} trusts may run.",
             sign_hint(run),
@@ -79,9 +86,9 @@ def require_origin(run: RunDirectory, keys: Path | str | None) -> None:
     """Refuse a run that none of the keys in a file signed; without a file nothing is asked.
 
     Raises:
-        UsageError: the file of keys cannot be read as such.
+        UsageError: the file of keys cannot be read as such, or lies in the run.
         ArtifactError: as :func:`check_origin`.
         BackendUnavailable: `cryptography` is missing.
     """
     if keys is not None:
-        check_origin(run, trusted_keys(Path(keys)))
+        check_origin(run, trusted_keys(Path(keys), run))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from gacq_deploy.errors import UsageError, quoted
+from gacq_deploy.storage.documents import Malformed, read_bytes
 
 _LARGEST = 2**16
 """Bytes of a file of keys."""
@@ -62,7 +62,7 @@ def read_signing_key(path: Path) -> SigningKey:
     if label == _ENCRYPTED:
         raise UsageError(
             f"The key in {path} is encrypted.",
-            f"Decrypt it for as long as it is used: openssl pkey -in {quoted(path)} -out plain.pem",
+            f"Decrypt it on the way: --key <(openssl pkey -in {quoted(path)})",
         )
     if label != _PRIVATE:
         raise UsageError(f"{path} holds a {label}, no {_PRIVATE}.", _MAKE)
@@ -137,24 +137,17 @@ def _blocks(path: Path, data: bytes) -> list[tuple[str, bytes]]:
 
 
 def _read(path: Path, what: str) -> tuple[bytes, int]:
-    """Return a file's bytes and the bits of its mode."""
+    """Return a file's bytes, or those of a pipe, and the bits of its mode."""
     try:
-        # a pipe that nobody writes to is not waited for
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        raise UsageError(f"The file of the {what} {path} cannot be read: {error.strerror}.", _MAKE) from error
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"The file of the {what} {path} is no regular file.", "Name a PEM file.")
-        if status.st_size > _LARGEST:
-            raise UsageError(
-                f"{path} has {status.st_size} bytes; a file of keys has {_LARGEST} at most.",
-                "Name a PEM file.",
-            )
-        return os.read(handle, _LARGEST), stat.S_IMODE(status.st_mode)
-    finally:
-        os.close(handle)
+        data, mode = read_bytes(path, pipes=True), stat.S_IMODE(path.stat().st_mode)
+    except (OSError, Malformed) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"The file of the {what} {path} cannot be read: {said}.", _MAKE) from error
+    if len(data) > _LARGEST:
+        raise UsageError(
+            f"{path} has {len(data)} bytes; a file of keys has {_LARGEST} at most.", "Name a PEM file."
+        )
+    return data, mode
 
 
 def _first_line(error: Exception) -> str:

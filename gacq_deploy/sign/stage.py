@@ -37,7 +37,7 @@ def sign_run(directory: AnyRun, key: Path | str) -> RunSignature:
     run, path = as_run(directory), Path(key)
     run.require()
     signer = signing_key(path)
-    if path.resolve().is_relative_to(run.root.resolve()):
+    if run.holds(path):
         raise UsageError(
             f"The key {path} lies in the run that it signs: whoever gets the run gets the key.",
             f"Move it out of {run.root}, and make another if the run was given away.",

@@ -92,6 +92,18 @@ def _altered(path: Path) -> None:
     path.write_bytes(write_keys(path.parent).key.read_bytes().replace(b"MC4C", b"MD4C"))
 
 
+def test_a_key_may_come_through_a_pipe(tmp_path: Path) -> None:
+    files = write_keys(tmp_path)
+    source, sink = os.pipe()
+    with os.fdopen(sink, "wb") as pipe:
+        pipe.write(files.key.read_bytes())
+    try:
+        key = read_signing_key(Path(f"/dev/fd/{source}"))
+    finally:
+        os.close(source)
+    assert read_trusted_keys(files.trusted).keys == {key.public}
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "encrypted": (_encrypted, "is encrypted"),
     "cut off": (_cut_off, "has no end"),
@@ -114,8 +126,10 @@ def test_a_damaged_key_is_refused(case: str, tmp_path: Path) -> None:
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (os.fspath, "No such file"),
-    "folder": (Path.mkdir, "no regular file"),
-    "pipe": (os.mkfifo, "no regular file"),
+    "folder": (Path.mkdir, "Is a directory"),
+    "loop": (lambda path: path.symlink_to(path), "Too many levels"),
+    "device": (lambda path: path.symlink_to("/dev/null"), "not a regular file"),
+    "pipe that nobody writes": (os.mkfifo, "holds no key"),
     "empty": (Path.touch, "holds no key"),
     "large": (lambda path: path.write_bytes(bytes(2**17)), "131072 bytes"),
 }

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gacq_deploy.errors import ArtifactError
+from gacq_deploy.errors import ArtifactError, UsageError
 from gacq_deploy.origin.check import check_origin, require_origin, signing_key, trusted_keys
 from gacq_deploy.origin.signature import RunSignature, load_signature, production_files
 from gacq_deploy.run_directory import RunDirectory
@@ -78,7 +78,7 @@ def _refused(run: RunDirectory, keys: KeyFiles) -> str:
 def test_a_signed_run_is_taken(run: RunDirectory, keys: KeyFiles) -> None:
     signed = _sign(run, keys)
     assert tuple(sorted(SIGNED)) == tuple(sorted(signed.files))
-    assert check_origin(run, trusted_keys(keys.trusted)) == signed == load_signature(run)
+    assert check_origin(run, trusted_keys(keys.trusted, run)) == signed == load_signature(run)
     require_origin(run, None)
 
 
@@ -166,6 +166,27 @@ def test_a_run_that_is_not_signed_is_refused(run: RunDirectory, keys: KeyFiles) 
     message = _refused(run, keys)
     assert "is not signed" in message
     assert str(run.signature_json) in message
+
+
+@pytest.mark.parametrize("damage", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_a_signature_that_is_no_file_is_refused(
+    damage: Callable[[Path], object], run: RunDirectory, keys: KeyFiles
+) -> None:
+    damage(run.signature_json)
+    assert f"Signature {run.signature_json}" in _refused(run, keys) or not run.signature_json.exists()
+
+
+def test_keys_that_lie_in_the_run_do_not_judge_it(run: RunDirectory, keys: KeyFiles, tmp_path: Path) -> None:
+    _sign(run, keys)
+    inside = run.root / "trusted.pem"
+    inside.write_bytes(keys.trusted.read_bytes())
+    (tmp_path / "link.pem").symlink_to(inside)
+    (tmp_path / "loop.pem").symlink_to(tmp_path / "loop.pem")
+    with pytest.raises(UsageError, match="cannot be read"):
+        require_origin(run, tmp_path / "loop.pem")
+    for path in (inside, tmp_path / "link.pem"):
+        with pytest.raises(UsageError, match="lie in the run"):
+            require_origin(run, path)
 
 
 def test_a_key_that_is_not_trusted_is_refused(run: RunDirectory, keys: KeyFiles, tmp_path: Path) -> None:
