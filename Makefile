@@ -6,7 +6,9 @@
 #   make soak         what a test tries a few times, many times over: minutes, and not part of make test
 #   make format       let ruff format the tree
 #   make docs         write the pages of docs/ that the code itself tells: recipes, Python API, exit codes
+#   make lock         write what the release image installs, with the hash of every wheel
 #   make wheel        build the wheel into dist/: what pip installs where there is no clone
+#   make sbom         the wheel, and beside it what it brings with it, as CycloneDX
 #   make clean        remove the environment, caches and builds; runs/ stays
 #
 # torch: pip takes the build its own configuration offers. On a machine without a GPU point pip at a CPU build first
@@ -23,7 +25,7 @@ PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt $(PIP_FLAGS)
-SOURCES := gacq_deploy cli tests examples benchmarks docs
+SOURCES := gacq_deploy cli tests examples benchmarks docker docs
 
 # some containers set it: every process of the tests would then compile each module anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,7 +35,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check soak lint format docs wheel clean
+.PHONY: help quickstart test check soak lint format docs lock wheel sbom clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -94,9 +96,15 @@ format: $(VENV)/.stamp-dev
 docs: $(VENV)/.stamp-runtime
 	$(BIN)/python -m docs.generate
 
+lock: $(VENV)/.stamp-dev
+	$(BIN)/python -m docker.lock
+
 # without isolation: the build backend is one of the development tools, and nothing is fetched
 wheel: $(VENV)/.stamp-dev
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+sbom: wheel
+	$(BIN)/python -m docker.sbom dist/gacq_deploy-*.whl
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

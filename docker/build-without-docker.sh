@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the Dockerfile's cpu target without Docker, a daemon or an image registry, and try what it built.
+# Build the Dockerfile's targets cpu and release without Docker, a daemon or an image registry, and try what it built.
 #
 #   apt-get install buildah debootstrap
 #   docker/build-without-docker.sh [WORK_DIRECTORY]
@@ -7,7 +7,7 @@
 # Needs root, 6 GB of disk, and a Python of the base's minor version (3.11) with pip: its own configuration decides where
 # wheels come from, a CPU build of torch among them. The images are built offline from those wheels.
 #
-# 1. a Debian base by debootstrap, 2. a folder of wheels, 3. two images: with `calibrate`, and one without PyTorch.
+# 1. a Debian base by debootstrap, 2. a folder of wheels, 3. two images: cpu, and release, without PyTorch and by hashes.
 # Then, as UID 10001: --version, doctor and quickstart in the first; and in the second, on a read-only root, doctor and
 # what is done with a finished run. Writes benchmarks/results/container.jsonl. Everything else stays in WORK_DIRECTORY
 # (default: a folder in TMPDIR) and in buildah's storage; run again, the base and the wheels are reused.
@@ -52,17 +52,16 @@ make_base() {
 
 gather_wheels() {
     "$python" -m pip wheel --quiet --constraint constraints.txt --wheel-dir "$work/wheels" \
-        torch==2.13.0 hatchling '.[cpu,calibrate]'
+        torch==2.13.0 hatchling '.[cpu,calibrate,sign]'
     rm -f "$work"/wheels/gacq_deploy-*.whl # the Dockerfile makes it
 }
 
-build() { # TAG EXTRAS
+build() { # TARGET BASE
     buildah bud --quiet --isolation chroot --network host --pull-never --format docker \
         --volume "$work/wheels:/wheels:ro" \
-        --build-arg PYTHON_IMAGE="$base" \
+        --build-arg PYTHON_IMAGE="$2" \
         --build-arg PIP_FLAGS="--no-index --find-links /wheels" \
-        --build-arg EXTRAS="$2" \
-        --target cpu --tag "$image:$1" . >"$work/build-$1.log" 2>&1 || { tail -n 30 "$work/build-$1.log" >&2; return 1; }
+        --target "$1" --tag "$image:$1" . >"$work/build-$1.log" 2>&1 || { tail -n 30 "$work/build-$1.log" >&2; return 1; }
 }
 
 inside() { # CONTAINER ARGUMENTS...: gacq-deploy as the image would run it
@@ -98,19 +97,21 @@ buildah inspect "$base" >/dev/null 2>&1 || { say "Debian $suite base"; timed bas
 say "wheels"
 timed wheels gather_wheels
 say "image with calibrate"
-timed build build cpu cpu,calibrate
-say "image without PyTorch"
-timed build-slim build cpu-slim cpu
+timed build build cpu "$base"
+say "release"
+! build release "$base" 2>"$work/said/refused" || fail "a release was built on a base without a digest"
+grep -q "known by its digest" "$work/said/refused" || fail "the release failed for another reason: $(<"$work/said/refused")"
+timed build-release build release "${base%:*}@$(buildah images --format '{{.Digest}}' "$base")"
 
 say "tried as UID $uid"
 rm -rf "$work/data"
 install --directory --owner "$uid" --group "$uid" "$work/data"
 full=$(buildah from --pull-never "$image:cpu")
-slim=$(buildah from --pull-never "$image:cpu-slim")
-trap 'buildah rm "$full" "$slim" >/dev/null' EXIT
+release=$(buildah from --pull-never "$image:release")
+trap 'buildah rm "$full" "$release" >/dev/null' EXIT
 # buildah would put a volume of its own over the one given to it
 buildah config --volume /data- "$full"
-buildah config --volume /data- "$slim"
+buildah config --volume /data- "$release"
 
 inside "$full" --version | tee "$work/said/version" >&2
 timed doctor inside "$full" doctor --json >"$work/said/doctor.json"
@@ -120,15 +121,15 @@ for arguments in "doctor" "verify /data/quickstart" "parity /data/quickstart" \
     "run /data/quickstart -n 4 --seed 0 -o /data/images.png"; do
     # words on purpose
     # shellcheck disable=SC2086
-    timed "slim-${arguments%% *}" inside_read_only "$slim" $arguments --json >"$work/said/slim-${arguments%% *}.json"
+    timed "release-${arguments%% *}" inside_read_only "$release" $arguments --json >"$work/said/release-${arguments%% *}.json"
 done
 [[ -s $work/data/images.png ]] || fail "no images were made"
 
 say "result"
-for tag in cpu cpu-slim; do
+for tag in cpu release; do
     buildah images --json "$image:$tag" >"$work/said/image-$tag.json"
 done
 buildah images --json "$base" >"$work/said/image-base.json"
 du --summarize --bytes "$(buildah mount "$full")" | cut -f1 >"$work/said/bytes-cpu"
-du --summarize --bytes "$(buildah mount "$slim")" | cut -f1 >"$work/said/bytes-cpu-slim"
+du --summarize --bytes "$(buildah mount "$release")" | cut -f1 >"$work/said/bytes-release"
 "$python" docker/record.py "$work" benchmarks/results/container.jsonl

@@ -17,7 +17,7 @@ def main(work: Path, out: Path) -> None:
     quickstart = json.loads((said / "quickstart.json").read_text())
     verdicts = {
         name: bool(json.loads((said / f"{name}.json").read_text())["passed"])
-        for name in ("doctor", "quickstart", "slim-doctor", "slim-verify", "slim-parity")
+        for name in ("doctor", "quickstart", "release-doctor", "release-verify", "release-parity")
     }
     document = {
         "schema": "gacq-deploy/container/1",
@@ -28,8 +28,8 @@ def main(work: Path, out: Path) -> None:
         "passed": all(verdicts.values()),
         "verdicts": verdicts,
         "images": {
-            "cpu": {"extras": "cpu,calibrate", "bytes": int((said / "bytes-cpu").read_text())},
-            "cpu-slim": {"extras": "cpu", "bytes": int((said / "bytes-cpu-slim").read_text())},
+            "cpu": {"extras": "cpu,calibrate,sign", "bytes": int((said / "bytes-cpu").read_text())},
+            "release": {"extras": "cpu,sign", "bytes": int((said / "bytes-release").read_text())},
         },
         "seconds": {path.name: float(path.read_text()) for path in sorted((work / "times").iterdir())},
         "quickstart": _shown(quickstart["rows"]),

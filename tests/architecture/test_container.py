@@ -15,7 +15,7 @@ STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, 
 RECORD = ROOT / "benchmarks" / "results" / "container.jsonl"
 
 
-@pytest.mark.parametrize("target", ["cpu", "gpu"])
+@pytest.mark.parametrize("target", ["cpu", "release", "gpu"])
 def test_a_target_runs_without_root_and_carries_no_pip(target: str) -> None:
     instructions = [line.split() for line in STAGES[target].splitlines() if line and not line.startswith("#")]
     words = [line[0] for line in instructions]
@@ -44,7 +44,8 @@ def test_the_context_is_what_the_wheel_is_made_of() -> None:
     for included in settings["tool"]["hatch"]["build"]["targets"]["wheel"]["include"]:
         assert any(included.strip("/").startswith(path) for path in allowed), f"{included} is ignored"
     assert allowed <= {
-        "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "gacq_deploy", "cli", "recipes", "examples/models"
+        "pyproject.toml", "constraints.txt", "docker/build.txt", "docker/serving.txt", "README.md", "LICENSE",
+        "gacq_deploy", "cli", "recipes", "examples/models",
     }  # fmt: skip
 
 
@@ -54,4 +55,4 @@ def test_the_recorded_build_passed() -> None:
     assert record["passed"]
     assert all(record["verdicts"].values())
     assert (ROOT / record["command"]).is_file()
-    assert 0 < record["images"]["cpu-slim"]["bytes"] < record["images"]["cpu"]["bytes"]
+    assert 0 < record["images"]["release"]["bytes"] < record["images"]["cpu"]["bytes"]

@@ -8,10 +8,14 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 import pytest
+from cyclonedx.model.bom import Bom
 
+from docker.lock import LOCK, read_lock
+from docker.sbom import describe
 from gacq_deploy import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +97,26 @@ def test_the_unpacked_wheel_finds_its_recipes_and_its_model(wheel: Path, tmp_pat
     found = json.loads(done.stdout)
     assert found
     assert all(Path(path).is_relative_to(tmp_path / "gacq_deploy") for path in found)
+
+
+def test_the_bill_of_materials_lists_the_pinned_packages_that_the_wheel_needs(wheel: Path) -> None:
+    text = describe(wheel)
+    document = json.loads(text)
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    bom = Bom.from_json(document)
+    bom.validate()
+    root = bom.metadata.component
+    assert root is not None
+    assert (root.name, root.version) == ("gacq-deploy", __version__)
+    assert {h.content for h in root.hashes} == {sha256(wheel.read_bytes()).hexdigest()}
+    pinned = {f"{c.name}=={c.version}": {h.content for h in c.hashes} for c in bom.components}
+    assert pinned == {f"{name}=={version}": set(hashes) for name, version, hashes in read_lock(LOCK)}
+    constraints = {
+        line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    assert pinned.keys() <= constraints
+    needs = {d.ref.value: {n.ref.value.partition("@")[0] for n in d.dependencies} for d in bom.dependencies}
+    direct = needs[root.bom_ref.value]
+    assert {"pkg:pypi/numpy", "pkg:pypi/onnx", "pkg:pypi/onnxruntime", "pkg:pypi/cryptography"} <= direct
+    assert "pkg:pypi/pycparser" not in direct
+    assert any("pkg:pypi/pycparser" in found for found in needs.values())
