@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.artifact.call import CallRecord, StateRecord
@@ -28,6 +29,9 @@ from gacq_deploy.calibration.checkpoint import Checkpoint, load_checkpoint
 from gacq_deploy.errors import ArtifactError, GacqError, RecipeError, UsageError
 from gacq_deploy.export.record import ExportRecord, read_record
 from gacq_deploy.models.folders import read_shards
+from gacq_deploy.origin.check import check_origin
+from gacq_deploy.origin.keys import SigningKey, TrustedKeys
+from gacq_deploy.origin.signature import RunSignature, load_signature, production_files
 from gacq_deploy.parity.probe_folder import saved_commands
 from gacq_deploy.parity.report import SegmentRecord, assemble, load_report, measured
 from gacq_deploy.recipe.load import load_recipe
@@ -79,6 +83,12 @@ def _read_engines(run: RunDirectory) -> object:
     return compiled_table([record for _, record in engines_of(run)])
 
 
+def _read_signature(run: RunDirectory) -> object:
+    signature = load_signature(run)
+    check_origin(run, TrustedKeys(run.root / "keys.pem", frozenset((signature.key,))))
+    return signature
+
+
 def _engine(run: RunDirectory) -> Path:
     return next(run.engines.glob("*/"))
 
@@ -100,6 +110,7 @@ READERS = {
     "engine": Reader("engines/KEY/manifest.json", _read_engines, sealed=True),
     "engine order": Reader("engines/order.json", _read_engines),
     "comparison": Reader("comparison.json", lambda run: load_comparison(run).why_stale(run), sealed=True),
+    "signature": Reader("signature.json", _read_signature, sealed=True),
     "probe folder": Reader("saved/manifest.json", lambda run: saved_commands(run.root / "saved")),
     "weight index": Reader(
         "model.safetensors.index.json", lambda run: read_shards(run.root / "model.safetensors.index.json")
@@ -130,8 +141,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     (run.root / "saved").mkdir()
     listed = {"files": ["inputs.json"], "commands": [{"about": "compare", "line": "polygraphy run"}]}
     write_json(run.root / "saved" / "manifest.json", {"schema": "gacq-deploy/polygraphy/1", **listed})
+    _sign(run)
     write_json(run.root / "model.safetensors.index.json", {"metadata": {}, "weight_map": {"a": "b"}})
     return run
+
+
+def _sign(run: RunDirectory) -> None:
+    key = SigningKey(Ed25519PrivateKey.generate())
+    files = {name: ListedFile(**describe_file(path)) for name, path in production_files(run).items()}
+    unsigned = RunSignature(key=key.public, files=files)
+    unsigned.model_copy(update={"signature": key.sign(unsigned.message)}).save(run.signature_json)
 
 
 def _write_samples(run: RunDirectory) -> None:

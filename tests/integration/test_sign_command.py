@@ -58,6 +58,13 @@ def test_a_signed_run_opens_to_whoever_trusts_the_key(run_copy: Path, keys: KeyF
     *_, sentence, last = invoke(["sign", str(run_copy), "--key", str(keys.key)]).stdout.splitlines()
     assert f"with key {signed['key']}" in sentence
     assert last.startswith("Next: gacq-deploy")
+    in_model = run_copy / "model" / "vae" / "config.json"
+    in_model.parent.mkdir(parents=True)
+    in_model.write_text("{}")
+    assert _json("verify", run_copy, code=5)["links"][-1]["path"] == str(in_model), (
+        "it is not signed, or unchecked"
+    )
+    assert str(in_model.relative_to(run_copy)) in _json("sign", run_copy, "--key", keys.key)["files"]
     for options in ([], ["--trusted-keys", keys.trusted]):
         link = _json("verify", run_copy, *options)["links"][-1]
         assert link["status"] == "ok"
@@ -101,6 +108,20 @@ def test_a_bad_key_signs_nothing(case: str, run_copy: Path, keys: KeyFiles, tmp_
         shutil.copy(keys.trusted, tmp_path / name)
     if case != "open":  # a public key may be
         assert _json("verify", run_copy, "--trusted-keys", tmp_path / name, code=2)["error"]["hint"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../recipe.yaml", "/etc/hostname", "", "."])
+def test_a_manifest_that_names_a_place_elsewhere_is_a_fault_of_the_run(
+    name: str, run_copy: Path, keys: KeyFiles
+) -> None:
+    path = run_copy / "onnx" / "manifest.json"
+    body = json.loads(path.read_bytes())
+    del body["digest"]
+    body["files"][name] = {"sha256": "0" * 64, "bytes": 0}
+    write_sealed(path, body)
+    links = {link["name"]: link for link in _json("verify", run_copy, code=5)["links"]}
+    assert links["graphs"]["status"] == "fail"
+    assert "foreign file" in _json("sign", run_copy, "--key", keys.key, code=5)["error"]["message"]
 
 
 def test_what_is_not_intact_is_not_signed(run_copy: Path, keys: KeyFiles) -> None:
