@@ -59,6 +59,11 @@ class RunningStage:
         """How much of it is done, 0 to 1."""
         return self._share(self.done)
 
+    @property
+    def next_share(self) -> float:
+        """How much of it will be done with the unit that runs."""
+        return self._share(self.done + 1)
+
     def pace(self) -> float | None:
         """Return the seconds that the whole stage takes at the pace so far; None where too little is done to tell."""
         if not self.reports:
@@ -72,7 +77,7 @@ class RunningStage:
         if not pace:
             return self.share
         kept = self.share + (now - self.reports[1][0]) / pace
-        return min(kept, self._share(self.done + 1))
+        return min(kept, self.next_share)
 
     def _share(self, units: int) -> float:
         if len(self.costs) == self.total and (whole := sum(self.costs)) > 0:
@@ -158,7 +163,10 @@ class Course:
         share, pace = stage.share_at(now), stage.pace()
         if pace is None:
             took = now - stage.began
-            return planned - took if planned is not None and planned > took else None
+            if planned is None:
+                return None
+            # a unit that takes longer than it should says that all will
+            return max(planned, took / (stage.next_share or 1.0)) - took
         trust = min(1.0, share / _FULL_TRUST)
         return (1 - share) * (pace if planned is None else trust * pace + (1 - trust) * planned)
 
