@@ -22,8 +22,8 @@ from difflib import get_close_matches
 
 RESTORE = "Restore it from a copy, or calibrate into another folder with -o."
 """What to do where something that calibration wrote is no longer what it was; never to throw away what is left."""
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""What a terminal obeys instead of showing it."""
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it, and halves of characters: bytes that are no UTF-8."""
 _LAYOUT = "\n\t"
 """Of these what our own texts hold."""
 

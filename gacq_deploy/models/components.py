@@ -13,12 +13,14 @@ import diffusers
 import torch
 from torch import nn
 
+from gacq_deploy.artifact.records import SchedulerRecord
 from gacq_deploy.errors import ArtifactError, ModelError
 from gacq_deploy.models.blueprint import Blueprint
 from gacq_deploy.models.configuration import check_numbers, check_values, refused
 from gacq_deploy.models.folders import CONFIG, UNUSED, listed_components, stored_shapes
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.storage.documents import read_json
+from gacq_deploy.storage.records import as_record
 
 _RESTORE = "Restore the file from where the model came from."
 _LONGEST_PROMPT = 1 << 20
@@ -80,6 +82,7 @@ def check_scheduler(kind: Any, place: Path) -> None:
     check_values(kind, config, place)
     problem = trouble(kind, config)
     if problem is None:
+        as_record(SchedulerRecord, config, where=f"Scheduler configuration {place}", hint=_RESTORE)
         return
     # who is guilty heals it by being left out
     keys = [k for k in sorted(config) if trouble(kind, {n: v for n, v in config.items() if n != k}) is None]

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError, did_you_mean
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.documents import read_json, shown
+from gacq_deploy.storage.files import LONGEST_NAME
 from gacq_deploy.storage.memory import lack_of_memory
 from gacq_deploy.storage.records import OpenRecord, load_record
 
@@ -136,9 +137,9 @@ def component_folder(root: Path, component: str | None) -> Path:
         ModelError: no such component, none, or several.
     """
     if component is not None:
-        if not component.isidentifier():
+        if not (component.isidentifier() and _is_plain(component)):
             raise RecipeError(
-                f"model.component is {component!r}, which is no name of a folder in a pipeline.",
+                f"model.component is {shown(repr(component))}, which is no name of a folder in a pipeline.",
                 "Pass --model the folder that holds the pipeline, and name its component alone.",
             )
         if not (root / component / "config.json").is_file():
@@ -267,7 +268,8 @@ def read_shards(index: Path) -> list[str]:
 
 def _is_plain(name: str) -> bool:
     """Tell whether a name is that of something in its folder, and leads nowhere else."""
-    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+    leads_nowhere_else = name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+    return 0 < len(name.encode()) <= LONGEST_NAME and leads_nowhere_else
 
 
 def read_pipeline(root: Path) -> dict[str, Any]:
@@ -302,8 +304,10 @@ def _check_component(index: Path, name: str, entry: Any) -> None:
     if name.startswith("_") or not isinstance(entry, list | dict):
         return
     hint = "Restore model_index.json from where the model came from."
-    if not name.isidentifier():
-        raise ArtifactError(f"{index}: {name!r} is no name of a component in the pipeline's folder.", hint)
+    if not (name.isidentifier() and _is_plain(name)):
+        raise ArtifactError(
+            f"{index}: {shown(repr(name))} is no name of a component in the pipeline's folder.", hint
+        )
     words = entry if isinstance(entry, list) else [entry]
     if len(words) == 2 and not all(word is None or (isinstance(word, str) and word) for word in words):
         raise ArtifactError(f"{index}: {name} = {entry!r} names no library and class.", hint)

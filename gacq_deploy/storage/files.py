@@ -27,7 +27,7 @@ TEMP_PREFIX = ".gacq-tmp-"
 """Of what is being written."""
 OLD_PREFIX = f"{TEMP_PREFIX}old-"
 """Of a folder that is about to be replaced."""
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 """Bytes of a file's name on Linux."""
 
 
@@ -59,7 +59,7 @@ def _temp_name(path: Path) -> Path:
     """Return a random name beside ``path``; one too long for that is shortened."""
     start = f"{TEMP_PREFIX}{secrets.token_hex(8)}-"
     name = f"{start}{path.name}"
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{start}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{path.suffix}"
     return path.with_name(name)
 

@@ -26,3 +26,8 @@ def test_no_error_holds_a_control_character(name: str) -> None:
     assert error.message.endswith("' is odd.\n\tSecond line.")
     if name.isprintable():
         assert error.message.startswith(f"Node '{name}' is")
+
+
+def test_bytes_that_are_no_text_are_shown_as_escapes() -> None:
+    error = GacqError(b"There is no caf\xe9.".decode(errors="surrogateescape"))
+    assert str(error) == "There is no caf\\udce9."
