@@ -2,116 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from gacq_deploy.check import check
 from gacq_deploy.check.check import check_file
 from gacq_deploy.check.evidence import Examination
-from gacq_deploy.errors import ArtifactError, GacqError
-from gacq_deploy.graph.files import read_graph
+from gacq_deploy.errors import ArtifactError
 from gacq_deploy.lint.lint import RULE_SETS, lint_file, lint_graph, predict_compilation
-from tests.support.graphs import qdq_blocks as blocks
+from tests.support.fuzz.bounded import counted
 from tests.support.graphs import qdq_graphs as graphs
-from tests.support.graphs.foreign_graphs import SIGNED, quantized_by_onnxruntime
 from tests.support.graphs.graph_sketch import DQ, Q, Sketch
 from tests.support.graphs.large import FAMILIES
-from tests.support.graphs.mutations import damaged, mutated
-from tests.support.graphs.qdq_patterns import RESIZE
-
-MUTATED, DAMAGED = 800, 200
-MOST_CALLS = 400_000
-"""Of a mutated graph of 30 nodes at most: a hundred times what a healthy one takes."""
-BASES: dict[str, Callable[[], onnx.ModelProto]] = {
-    "nested joins": lambda: graphs.joined("nested"),
-    "pooled joins": lambda: graphs.joined("then-pooled"),
-    "blocks": lambda: graphs.int4_blocks(32),
-    "integer bias": graphs.integer_bias,
-    "computed scale": lambda: graphs.scale_from("data"),
-    "resize": lambda: graphs.behind(RESIZE, before=True),
-    "attention": lambda: blocks.attention(quantized="q"),
-    "foreign pair": graphs.foreign_pair,
-}
-
-
-class Unbounded(BaseException):
-    """More calls than allowed; nothing between here and the test may catch it."""
-
-
-@contextmanager
-def counted(most: int) -> Iterator[list[int]]:
-    """Count the calls of functions, compiled ones too; end the work beyond ``most``."""
-    calls = [0]
-
-    def count(frame: FrameType, event: str, arg: Any) -> None:
-        calls[0] += event in ("call", "c_call")
-        if calls[0] > most:
-            raise Unbounded
-
-    sys.setprofile(count)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(None)
 
 
 @pytest.fixture(autouse=True)
 def parser_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask no library: that is a process of its own each time, and its answer is not in question here."""
     monkeypatch.setattr(check, "ask_tensorrt", lambda *_: Examination())
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> list[onnx.ModelProto]:
-    path = quantized_by_onnxruntime(tmp_path_factory.mktemp("real") / "real.onnx", **SIGNED)
-    real = onnx.load(path)
-    # every other one is of a real tool's graph
-    return [model for build in BASES.values() for model in (real, build())]
-
-
-def refusals(path: Path, seed: int) -> list[GacqError]:
-    """Ask all three questions of a file; return what they refuse."""
-    refused = []
-    with counted(MOST_CALLS):
-        for question in (
-            lambda: lint_file(path, target=RULE_SETS[seed % len(RULE_SETS)]),
-            lambda: predict_compilation(read_graph(path)),
-            lambda: check_file(path, ("tensorrt-10", "tensorrt-11")[seed % 2]),
-        ):
-            try:
-                question()
-            except GacqError as error:
-                refused.append(error)
-    return refused
-
-
-@pytest.mark.parametrize("part", range(4))
-def test_mutated_graphs_are_answered_or_refused(
-    bases: list[onnx.ModelProto], tmp_path: Path, part: int
-) -> None:
-    path = tmp_path / "graph.onnx"
-    for seed in range(part, MUTATED, 4):
-        changed, names = mutated(bases[seed % len(bases)], seed)
-        path.write_bytes(changed.SerializeToString())
-        for refused in refusals(path, seed):
-            assert refused.message.replace("\n", "").isprintable(), f"seed {seed}: {names}"
-            assert refused.hint, f"seed {seed}: {names}"
-
-
-def test_damaged_files_are_answered_or_refused(bases: list[onnx.ModelProto], tmp_path: Path) -> None:
-    path = tmp_path / "graph.onnx"
-    for seed in range(DAMAGED):
-        path.write_bytes(damaged(bases[seed % len(bases)].SerializeToString(), seed))
-        assert all(refused.hint for refused in refusals(path, seed)), f"seed {seed}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
