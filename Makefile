@@ -3,7 +3,8 @@
 #   make quickstart   install, then the whole chain on the shipped demo model (no GPU needed)
 #   make test         everything that needs no GPU: ruff, mypy, import contracts, hadolint, pytest
 #   make check        the same without the slow tests: the gate before a commit
-#   make soak         what a test tries a few times, many times over: minutes, and not part of make test
+#   make soak         what a test tries a few times, many times over: hours, and not part of make test; the fuzzed
+#                     readers alone, or some of them: make soak MINUTES=1 READERS=recipe,lint
 #   make format       let ruff format the tree
 #   make docs         write the pages of docs/ that the code itself tells: recipes, Python API, exit codes
 #   make lock         write what the release image installs, with the hash of every wheel
@@ -87,7 +88,8 @@ check: lint $(VENV)/.stamp-rtx
 	$(BIN)/python -m pytest -m "not gpu and not slow and not soak" $(PYTEST_FLAGS)
 
 soak: $(VENV)/.stamp-rtx
-	$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS)
+	$(if $(READERS),,$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS))
+	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(READERS),--readers $(READERS))
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
