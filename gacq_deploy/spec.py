@@ -78,10 +78,15 @@ class TensorSpec(BaseModel):
         """Return the shape of the scales of a tensor of this shape.
 
         Raises:
-            ValueError: blocks do not fit: no matrix, or input features that are no multiple of the block.
+            ValueError: the axis is none of the tensor's, or blocks do not fit: no matrix, or input features that are
+                no multiple of the block.
         """
         if self.block is None:
-            return () if self.axis is None else (shape[self.axis],)
+            if self.axis is None:
+                return ()
+            if not -len(shape) <= self.axis < len(shape):
+                raise ValueError(f"axis {self.axis} is none of a weight of shape {list(shape)}")
+            return (shape[self.axis],)
         if len(shape) != 2 or shape[1] % self.block:
             raise ValueError(f"blocks of {self.block} do not divide a weight of shape {list(shape)}")
         return shape[0], shape[1] // self.block

@@ -109,6 +109,8 @@ class SensitivityReport(Record):
     def _levels_are_of_buckets(self) -> Self:
         levels = [self.unquantized_db, self.quantized_db, *self.proposal.before_db.values()]
         levels += self.proposal.after_db.values()
+        if self.proposal.before_db.keys() != self.proposal.after_db.keys():
+            raise ValueError("the proposal's levels before and after are of other graphs")
         for module in self.modules:
             levels += [module.alone_db, module.share, module.left_float_db, module.gain_db]
             levels += module.role_db.values()

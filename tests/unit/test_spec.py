@@ -66,6 +66,12 @@ def test_blocks_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
         TensorSpec(bits=4, axis=0, block=4).scale_shape(shape)
 
 
+@pytest.mark.parametrize("axis", [2, -3])
+def test_an_axis_that_the_tensor_lacks_is_refused(axis: int) -> None:
+    with pytest.raises(ValueError, match=rf"axis {axis} is none of a weight of shape \[4, 6\]"):
+        TensorSpec(bits=8, axis=axis).scale_shape((4, 6))
+
+
 def test_scales_have_at_most_two_axes() -> None:
     TensorParams(np.ones((3, 2), np.float32))
     with pytest.raises(ValueError, match="rank 0, 1 or 2"):
