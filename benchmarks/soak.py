@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.store import RESULTS, keep_row
+from gacq_deploy.models.loading import quiet_loading
 from tests.support.fuzz.bounded import Unbounded
 from tests.support.fuzz.inputs import CORPUS, Input, keep
 from tests.support.fuzz.reader import FuzzedReader, Outcome, changed_input, try_input
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := sorted(set(names) - set(READERS)):
         parser.error(f"no readers: {', '.join(unknown)}; there are {', '.join(READERS)}")
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="gacq-soak-") as base:
+    with tempfile.TemporaryDirectory(prefix="gacq-soak-") as base, quiet_loading():
         print(f"seed {asked.seed}, {asked.minutes:g} CPU minutes a reader, in {base}")
         for name in names:
             folder = Path(base) / name / "run"
