@@ -15,6 +15,9 @@ from gacq_deploy.build_trt.manifest import engines_of
 from gacq_deploy.calibration.checkpoint import load_checkpoint
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.export.record import read_record
+from gacq_deploy.origin.check import check_origin
+from gacq_deploy.origin.keys import TrustedKeys
+from gacq_deploy.origin.signature import load_signature
 from gacq_deploy.parity.probe_folder import saved_commands
 from gacq_deploy.parity.report import load_report
 from gacq_deploy.report.sensitivity import sensitivity_part
@@ -53,6 +56,12 @@ def _read_engines(run: RunDirectory) -> object:
     return compiled_table([record for _, record in engines_of(run)])
 
 
+def _read_signature(run: RunDirectory) -> object:
+    signature = load_signature(run)
+    check_origin(run, TrustedKeys(run.root / "keys.pem", frozenset((signature.key,))))
+    return signature
+
+
 FILES: Mapping[str, RecordFile] = {
     "artifact": RecordFile(
         "artifact/manifest.json", lambda run: load_artifact(run.artifact), beside=("build",)
@@ -68,6 +77,7 @@ FILES: Mapping[str, RecordFile] = {
     "engine": RecordFile("engines/KEY/manifest.json", _read_engines),
     "engine-order": RecordFile("engines/order.json", _read_engines),
     "comparison": RecordFile("comparison.json", lambda run: load_comparison(run).why_stale(run)),
+    "signature": RecordFile("signature.json", _read_signature),
     "probe-folder": RecordFile(f"{SAVED}/manifest.json", lambda run: saved_commands(run.root / SAVED)),
 }
 """Reader -> its file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.artifact.call import CallRecord, StateRecord
@@ -16,6 +17,8 @@ from gacq_deploy.build_trt.coverage import Coverage, NodeCoverage
 from gacq_deploy.build_trt.manifest import read_engine
 from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.export.record import ExportRecord
+from gacq_deploy.origin.keys import SigningKey
+from gacq_deploy.origin.signature import RunSignature, production_files
 from gacq_deploy.parity.report import SegmentRecord, assemble, measured
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import ParitySection
@@ -54,7 +57,15 @@ def run_of_records(root: Path) -> RunDirectory:
     read_engine(engine, "").model_copy(update={"coverage": coverage.document()}).save(engine)
     _write_comparison(run)
     _write_saved(run.root / SAVED)
+    _sign(run)
     return run
+
+
+def _sign(run: RunDirectory) -> None:
+    key = SigningKey(Ed25519PrivateKey.generate())
+    files = {name: ListedFile(**describe_file(path)) for name, path in production_files(run).items()}
+    unsigned = RunSignature(key=key.public, files=files)
+    unsigned.model_copy(update={"signature": key.sign(unsigned.message)}).save(run.signature_json)
 
 
 def _write_saved(folder: Path) -> None:
