@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from torch import nn
 
 from gacq_deploy.calibration.smoothing import smoothing_groups
-from gacq_deploy.errors import RecipeError
+from gacq_deploy.errors import RESTORE, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.recipe.quantization import BLOCKS
 from gacq_deploy.recipe.sections import Recipe
+from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.sampling.loop import model_sampler
 from gacq_deploy.spec import QuantPlan, Site
 
@@ -106,3 +108,40 @@ def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
     """
     for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
         model_sampler(denoiser.record, steps)
+
+
+def check_samples(samples: CalibrationSet, denoiser: Denoiser, *, where: str) -> None:
+    """Refuse samples that this model cannot be called with, whoever put them there.
+
+    Args:
+        samples: whole and finite.
+        denoiser: the model.
+        where: what the error calls them.
+
+    Raises:
+        UsageError: states or targets of another shape or type, a timestep outside of the model's, or an input that
+            is missing or of another shape.
+    """
+    call = denoiser.call
+    expected = {"latents": call.state.shape, "targets": call.state.shape}
+    expected |= {argument.name: argument.shape for argument in call.arguments}
+    held = {"latents": samples.latents, "targets": samples.targets, **samples.conditioning}
+    for name, shape in expected.items():
+        if name not in held:
+            raise UsageError(f"{where}: there is no '{name}', which the model takes.", RESTORE)
+        if held[name].shape[1:] != shape:
+            raise UsageError(
+                f"{where}: a row of '{name}' has the shape {held[name].shape[1:]}, the model takes {shape}.",
+                RESTORE,
+            )
+    for name, value in (("latents", samples.latents), ("targets", samples.targets)):
+        if value.dtype != np.float32:
+            raise UsageError(f"{where}: '{name}' are of type {value.dtype}, not float32.", RESTORE)
+    # a network that is fed fractions may have a scale of its own
+    low, high = int(samples.timesteps.min()), int(samples.timesteps.max())
+    trained = denoiser.num_train_timesteps
+    if samples.float_timesteps is None and (low < 0 or high > trained):
+        raise UsageError(
+            f"{where}: timesteps reach from {low} to {high}; the model was trained on 0 to {trained}.",
+            RESTORE,
+        )

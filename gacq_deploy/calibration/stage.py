@@ -21,7 +21,7 @@ from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_block
 from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_planned
 from gacq_deploy.calibration.limits import too_large_to_learn
-from gacq_deploy.calibration.planning import check_blocks, check_steps, make_plan
+from gacq_deploy.calibration.planning import check_blocks, check_samples, check_steps, make_plan
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.ranges import ensure_ranges
@@ -145,6 +145,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
             report.note("calibration is already done")
             return finished
         samples = load_samples(directory.samples_path, sha256=samples_sha256)
+        check_samples(samples, denoiser, where=str(directory.samples_path))
         split = Split(samples, recipe.calibration.weighting.groups)
         if len(split.training) == 0:
             raise CalibrationError(
