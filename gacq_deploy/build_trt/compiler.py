@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from gacq_deploy.processes.spawn import child_environment, module_command, signa
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.storage.files import write_json
 from gacq_deploy.storage.memory import says_no_memory
+from gacq_deploy.storage.room import no_space
 
 WORKER = module_command("gacq_deploy.build_trt.worker")
 """-P: a file in the working directory must not shadow a library."""
@@ -319,10 +321,7 @@ def _refusal(child: _Child, result: dict[str, Any]) -> GacqError:
 def _crash(child: _Child) -> GacqError:
     code = child.process.returncode
     if code == worker.DISK_FULL:
-        return ResourceError(
-            f"No space left in {child.folder.parent} for the engine. Earlier engines are untouched.",
-            "Free disk space, then run the same command again.",
-        )
+        return no_space(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), child.folder / worker.ENGINE_FILE)
     last = " | ".join(_tail(child.folder / worker.LOG)) or "nothing"
     errors = " | ".join(_tail(child.folder / "stderr.txt"))
     if says_no_memory(f"{last} {errors}") or code == -signal.SIGKILL:
