@@ -6,7 +6,7 @@
 #   make soak         what a test tries a few times, many times over: hours, and not part of make test; the fuzzed
 #                     readers alone, or some of them: make soak MINUTES=1 READERS=recipe,lint
 #   make format       let ruff format the tree
-#   make docs         write the pages of docs/ that the code itself tells: recipes, Python API, exit codes
+#   make docs         write the pages of docs/ that the code itself tells: recipes, Python API, exit codes, faults
 #   make lock         write what the release image installs, with the hash of every wheel
 #   make wheel        build the wheel into dist/: what pip installs where there is no clone
 #   make sbom         the wheel, and beside it what it brings with it, as CycloneDX

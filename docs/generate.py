@@ -1,4 +1,4 @@
-"""Write the pages that the code itself tells: recipes, Python API, exit codes. `python -m docs.generate` in a checkout.
+"""Write the pages that the code itself tells: recipes, Python API, exit codes, faults. `python -m docs.generate`.
 
 Nothing of the package is imported for the Python API: it is read as a type checker reads it, so the page is the same
 on every machine.
@@ -10,6 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,12 @@ NOTE = "<!-- written by `make docs` from {source}: edit that, not this page -->"
 
 def pages() -> dict[str, str]:
     """Return file name -> text of every page that is made from the code."""
-    return {"recipes.md": recipes(), "python-api.md": python_api(), "exit-codes.md": exit_codes()}
+    return {
+        "recipes.md": recipes(),
+        "python-api.md": python_api(),
+        "exit-codes.md": exit_codes(),
+        "reliability.md": reliability(),
+    }
 
 
 def _page(title: str, source: str, parts: Iterable[str]) -> str:
@@ -393,6 +399,39 @@ def exit_codes() -> str:
 def _error_name(error: type[BaseException]) -> str:
     library = error.__module__.partition(".")[0]
     return error.__name__ if library in ("gacq_deploy", "builtins") else f"{library}.{error.__name__}"
+
+
+# --- reliability
+
+
+def reliability() -> str:
+    """Return the page of faults that are tried, from the table that the tests keep to."""
+    from gacq_deploy_cli.exit_codes import MEANINGS
+    from tests.faults.matrix import GROUPS, NO_SERVER, NOT_YET, ROWS
+
+    count = Counter(row.shown_by for row in ROWS)
+    shown = len(ROWS) - count[NOT_YET] - count[NO_SERVER]
+    parts = [
+        f"{len(ROWS)} faults are tried on purpose: {shown} are shown by a test, {count[NOT_YET]} not yet,\n"
+        f"and {count[NO_SERVER]} speak of a server, which there is not.",
+        "A row is held as long as its test passes. `make test` runs them all but those that take minutes: of kills at\n"
+        "random moments it tries a tenth, `make soak` the others. That every test of the table exists is tested, too.",
+        "What holds of all: the exit code is the one of its kind, the message names file or field and the remedy, no\n"
+        "traceback is shown, what was good before is the same to the byte, and nothing half written stays under a\n"
+        "final name.",
+        "## Exit codes",
+        "[Exit codes](exit-codes.md) says which errors lead to which.",
+        _table(("code", "meaning"), ((str(code), meaning) for code, meaning in MEANINGS.items())),
+    ]
+    for letter, group in GROUPS.items():
+        rows = [row for row in ROWS if row.group == letter]
+        table = ((r.name, r.expected, "yes" if r.tested else "-", r.where) for r in rows)
+        parts += [
+            f"## {letter}. {group.title}",
+            f"{sum(row.tested for row in rows)} of {len(rows)} cases.",
+            _table(("case", "what has to happen", "held", "where tested"), table),
+        ]
+    return _page("Reliability", "`tests/faults/matrix.py`", parts)
 
 
 def main() -> None:

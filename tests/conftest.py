@@ -17,6 +17,16 @@ os.environ.pop("COLUMNS", None)
 RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 
 
+COLLECTED = pytest.StashKey[frozenset[str]]()
+"""Node ids of this session, those that marks then leave out too."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what there is, for the table that names tests."""
+    config.stash[COLLECTED] = frozenset(item.nodeid for item in items)
+
+
 def pytest_collection_finish() -> None:
     """Let no garbage collection look at what was imported: a tenth of what torch's exporter takes."""
     gc.freeze()

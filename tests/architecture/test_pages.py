@@ -55,7 +55,7 @@ def test_the_readme_leads_to_every_page() -> None:
     assert set(PAGES) <= set(re.findall(r"\]\(docs/([\w-]+\.md)", README))
 
 
-@pytest.mark.parametrize("name", ["recipes.md", "python-api.md", "exit-codes.md"])
+@pytest.mark.parametrize("name", ["recipes.md", "python-api.md", "exit-codes.md", "reliability.md"])
 def test_a_generated_page_is_what_the_generator_gives(name: str) -> None:
     assert PAGES[name] == generate.pages()[name], "run `make docs`"
 
