@@ -487,7 +487,8 @@ REQUEST_CASES = (
     Case("lint-nan-scale", "lint {tmp}/bad.onnx --target ort-cpu", 3, ("scale-not-finite",), spoil_scale(float("nan")),
          is_report=True),
     Case("lint-target-unknown", "lint {tmp}/bad.onnx --target warp", 2, ("--target", "tensorrt")),
-    Case("lint-not-exported", "lint {run}", 5, ("holds no INT8 graph", "export --onnx"), remove(INT8, CPU)),
+    Case("lint-not-exported", "lint {run}", 5, ("is missing or not a regular file", "export --onnx"),
+         remove(INT8, CPU)),
 )  # fmt: skip
 
 ENVIRONMENT_CASES = (

@@ -36,6 +36,7 @@ READS = {
     "lint": "lint {place}",
     "check": "check {place} --target tensorrt",
     "verify": "verify {place}",
+    "sign": "sign {place} --key {tmp}/key.pem",
 }
 """Command that takes a run -> how it is called."""
 WRITES = {
