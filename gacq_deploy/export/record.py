@@ -136,14 +136,19 @@ def read_record(directory: RunDirectory) -> ExportRecord:
     """Return what the manifest says, without a look at the graphs or at the artifact.
 
     Raises:
-        ArtifactError: missing, altered, or of another version.
+        ArtifactError: missing, altered, of another version, or without the float graph.
     """
     path, hint = directory.onnx_manifest, _hint(directory)
     document = read_json(path, what="Export manifest", hint=hint)
     if document.get("schema") != _SCHEMA:
         raise ArtifactError(f"{path} is not an export manifest of this version ({_SCHEMA}).", hint)
     body = unseal(document, path, what="Export manifest", hint=hint)
-    return as_record(ExportRecord, body, where=f"Export manifest {path}", hint=hint)
+    record = as_record(ExportRecord, body, where=f"Export manifest {path}", hint=hint)
+    if FLOAT not in record.files:
+        raise ArtifactError(f"{path} does not list {FLOAT}, so nothing vouches for it.", hint)
+    if empty := [name for name in record.graphs if record.files[name].bytes == 0]:
+        raise ArtifactError(f"{path} lists {empty[0]} with no byte.", hint)
+    return record
 
 
 def _hint(directory: RunDirectory) -> str:

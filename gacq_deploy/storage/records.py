@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from gacq_deploy.errors import ArtifactError
@@ -34,7 +34,7 @@ class ListedFile(Record):
     """What a record vouches for a file with."""
 
     sha256: str
-    bytes: int
+    bytes: int = Field(ge=0)
 
 
 def verify_listed(

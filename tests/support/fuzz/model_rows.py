@@ -96,7 +96,7 @@ def _open_shards(folder: Path) -> Opened:
 
 MODEL_FILES: Mapping[str, FuzzedReader] = {
     "model-config": FuzzedReader(
-        _open_configurations, restructured, GacqError, tries=24, most_calls=2_000_000
+        _open_configurations, restructured, GacqError, tries=24, most_calls=8_000_000
     ),
     "scheduler-config": FuzzedReader(_open_scheduler, restructured, GacqError, tries=60),
     "pipeline": FuzzedReader(_open_pipeline, restructured, GacqError, tries=24, most_calls=2_000_000),
