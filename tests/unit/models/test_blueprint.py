@@ -22,7 +22,7 @@ from tests.support.models.configurations import MODELS
 from tests.support.models.tiny import SCHEDULER, tiny_unet
 
 LIES = (0, -1, 10**9, "8", [], None, True, 1.5)
-STRIDES = {UNet2DModel: 5, UNet2DConditionModel: 11, DiTTransformer2DModel: 3}
+STRIDES = {UNet2DModel: 3, UNet2DConditionModel: 7, DiTTransformer2DModel: 1}
 """Every so manieth case of the table is tried: all of them hold, and take twenty seconds; `model-config` of the fuzzed
 readers tries others."""
 
