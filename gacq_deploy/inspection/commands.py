@@ -17,12 +17,14 @@ def words_for(part: RunPart, run: RunDirectory) -> tuple[str, ...]:
     root, recipe = str(run.root), str(run.recipe_path)
     others: dict[RunPart, tuple[str, ...]] = {
         "recipe": ("recipes", "validate", recipe),
-        "artifact": ("calibrate", "-r", recipe, "-o", root, *consent_for(run)),
-        "graphs": ("export", "--onnx", root, *consent_for(run)),
+        "artifact": ("calibrate", "-r", recipe, "-o", root),
+        "graphs": ("export", "--onnx", root),
         "engines": ("build-trt", root),
         "images": ("run", root, "-o", "images.png"),
     }
-    return others.get(part, (part, root))
+    words = others.get(part, (part, root))
+    # only these open the model; the recipe is not read for the others
+    return (*words, *consent_for(run)) if part in ("artifact", "graphs") else words
 
 
 def consent_for(run: RunDirectory) -> tuple[str, ...]:

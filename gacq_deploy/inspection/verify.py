@@ -167,29 +167,27 @@ def _judge(name: str, path: Path, work: Callable[[], str | _Remark]) -> Link:
 
 
 def _samples(run: RunDirectory) -> str:
-    hint = RESTORE
     recorded = load_samples_record(run.samples_record_path).sha256
     if not run.samples_path.is_file():
-        raise ArtifactError(f"Calibration samples are missing: {run.samples_path}", hint)
+        raise ArtifactError(f"Calibration samples are missing: {run.samples_path}", RESTORE)
     actual = digest_file(run.samples_path)
     if actual != recorded:
         raise ArtifactError(
             f"Calibration samples {run.samples_path} were altered: sha256 {actual[:12]}, recorded was "
             f"{shown(recorded[:12])}.",
-            hint,
+            RESTORE,
         )
     return f"sha256 {actual[:12]}"
 
 
 def _checkpoint(run: RunDirectory) -> str:
-    hint = RESTORE
     count = 0
     for path in filter(Path.is_file, checkpoints_of(run)):
         steps = load_checkpoint(path).steps
         count += len(steps)
         for name, entry in steps.items():
             step = path.with_name(entry.file)
-            verify_file(step, entry.model_dump(), what=f"Finished step '{name}'", hint=hint)
+            verify_file(step, entry.model_dump(), what=f"Finished step '{name}'", hint=RESTORE)
     return "1 step" if count == 1 else f"{count} steps"
 
 

@@ -191,10 +191,11 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
         ArtifactError: missing, truncated, altered, or a tensor is missing.
         UsageError: the content is empty or not finite.
     """
-    hint = RESTORE
     if not path.is_file():
-        raise ArtifactError(f"Calibration samples are missing: {path}", hint)
-    reading = nullcontext() if sha256 is None else held(path, sha256, what="Calibration samples", hint=hint)
+        raise ArtifactError(f"Calibration samples are missing: {path}", RESTORE)
+    reading = (
+        nullcontext() if sha256 is None else held(path, sha256, what="Calibration samples", hint=RESTORE)
+    )
     try:
         with reading, safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -203,7 +204,7 @@ def load_samples(path: Path, *, sha256: str | None = None) -> CalibrationSet:
             **{k: v for k, v in tensors.items() if not k.startswith((CONDITION_PREFIX, INDEX_PREFIX))},
         )
     except (OSError, SafetensorError, TypeError) as error:
-        raise ArtifactError(f"Calibration samples {path} are not whole: {error}", hint) from error
+        raise ArtifactError(f"Calibration samples {path} are not whole: {error}", RESTORE) from error
     samples.check(where=str(path))
     return samples
 

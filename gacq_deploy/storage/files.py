@@ -32,6 +32,15 @@ LONGEST_NAME = 255
 
 
 @contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Make what the system says of writing ``path`` an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+@contextmanager
 def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
     """Yield a new temporary file or folder beside ``path`` that has its suffix; what is left of it is removed.
 
@@ -98,16 +107,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    try:
-        with _temporary(path, folder=False) as temp:
-            yield temp
-            # content before name: after a loss of power the name may not stand for a file without content
-            with temp.open("rb") as file:
-                os.fsync(file.fileno())
-            temp.replace(path)
-            _fsync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    with _told(path), _temporary(path, folder=False) as temp:
+        yield temp
+        # content before name: after a loss of power the name may not stand for a file without content
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        temp.replace(path)
+        _fsync_directory(path.parent)
 
 
 @contextmanager
@@ -118,11 +124,8 @@ def scratch(path: Path, *, folder: bool) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    try:
-        with _temporary(path, folder=folder) as temp:
-            yield temp
-    except OSError as error:
-        raise disk_error(error, path) from error
+    with _told(path), _temporary(path, folder=folder) as temp:
+        yield temp
 
 
 @contextmanager
@@ -140,7 +143,7 @@ def atomic_directory(path: Path, own: Iterable[str]) -> Iterator[Path]:
     """
     old = path.parent / f"{OLD_PREFIX}{path.name}"
     try:
-        with _temporary(path, folder=True) as temp:
+        with _told(path), _temporary(path, folder=True) as temp:
             yield temp
             _bring_along(path, temp, (*own, f"{TEMP_PREFIX}*"))
             _fsync_directory(temp)
@@ -149,8 +152,6 @@ def atomic_directory(path: Path, own: Iterable[str]) -> Iterator[Path]:
                 path.rename(old)
             temp.rename(path)
             _fsync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(error, path) from error
     finally:
         settle(old, path)
 
