@@ -123,23 +123,20 @@ class Coverage:
         return plain
 
 
-class _LostNode(Record):
+class _Lost(Record):
     node: str
     operator: str
     module: str
     kernel: str
     rule: str
     why: str
+
+
+class _LostNode(_Lost):
     int8: bool
 
 
-class _LostWeight(Record):
-    node: str
-    operator: str
-    module: str
-    kernel: str
-    rule: str
-    why: str
+class _LostWeight(_Lost):
     int4: bool
     in_product: bool
 
