@@ -131,6 +131,8 @@ def ensure_blocks(
 
 def _costs(session: Session, remaining: Collection[int]) -> list[float]:
     """Return about how long each block will take beside the others: those that are loaded take no time."""
+    if not remaining:
+        return []
     rows = min(session.recipe.calibration.reconstruction.batch, session.chunk)
     seconds = time_blocks(session.denoiser, session.graph, session.split.samples, rows)
     return [seconds[b.name] if i in remaining else 0.0 for i, b in enumerate(session.graph.blocks)]
