@@ -5,6 +5,7 @@
 #   make check        the same without the slow tests: the gate before a commit
 #   make soak         what a test tries a few times, many times over: hours, and not part of make test; the fuzzed
 #                     readers alone, or some of them: make soak MINUTES=1 READERS=recipe,lint
+#   make mutants      take each mend out of a copy, and see the test of it fail: an hour, and not part of make test
 #   make format       let ruff format the tree
 #   make docs         write the pages of docs/ that the code itself tells: recipes, Python API, exit codes, faults
 #   make lock         write what the release image installs, with the hash of every wheel
@@ -36,7 +37,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check soak lint format docs lock wheel sbom clean
+.PHONY: help quickstart test check soak mutants lint format docs lock wheel sbom clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -90,6 +91,9 @@ check: lint $(VENV)/.stamp-rtx
 soak: $(VENV)/.stamp-rtx
 	$(if $(READERS),,$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS))
 	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(READERS),--readers $(READERS))
+
+mutants: $(VENV)/.stamp-rtx
+	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
