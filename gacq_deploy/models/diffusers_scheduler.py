@@ -14,7 +14,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from gacq_deploy.errors import ModelError, UsageError
-from gacq_deploy.models.loading import FAILURES, first_line
+from gacq_deploy.models.loading import FAILURES, first_line, named_class
 from gacq_deploy.sampling.scheduler_names import EXAMPLES, unknown_scheduler
 from gacq_deploy.sampling.timesteps import TIMESTEPS_MAX, Keys, ModelTimesteps, model_timesteps_from
 from gacq_deploy.spec import Float32
@@ -161,7 +161,7 @@ class DiffusersRun:
 
 def _find_scheduler(name: str) -> Any:
     """Return the scheduler class ``name``, if one step of it takes output, timestep and state."""
-    kind = getattr(diffusers, name, None)
+    kind = named_class(name)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise unknown_scheduler(name, [one for one in dir(diffusers) if one.endswith("Scheduler")])
     lacking = [m for m in ("from_config", "set_timesteps", "step") if not hasattr(kind, m)]

@@ -12,6 +12,8 @@ import diffusers
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
+from gacq_deploy.errors import BackendUnavailable
+
 FAILURES: tuple[type[Exception], ...] = (
     ValueError,
     TypeError,
@@ -28,6 +30,10 @@ FAILURES: tuple[type[Exception], ...] = (
     getattr(hub_errors, "StrictDataclassError", ValueError),
 )
 """What the classes of other libraries raise of a file or a value that they cannot use."""
+
+
+_TEXT = {"transformers", "sentencepiece"}
+"""What the extra ``text`` installs."""
 
 
 def first_line(error: BaseException) -> str:
@@ -52,9 +58,22 @@ def quiet_loading() -> Iterator[None]:
 
 
 def named_class(name: object) -> Any:
-    """Return what diffusers calls so, None for nothing; the import names no packages that only others would need."""
+    """Return what diffusers calls so, None for nothing; the import names no packages that only others would need.
+
+    Raises:
+        BackendUnavailable: it needs packages that are not installed. diffusers then has a stand-in of its name.
+    """
     with quiet_loading():
-        return getattr(diffusers, str(name), None)
+        found = getattr(diffusers, str(name), None)
+    if isinstance(found, diffusers.utils.DummyObject):
+        needed: list[str] = found._backends
+        lacking = [package for package in needed if find_spec(package) is None] or needed
+        ours = not set(lacking) - _TEXT
+        raise BackendUnavailable(
+            f"{name} needs {' and '.join(lacking)}, which diffusers {diffusers.__version__} does not find.",
+            "pip install 'gacq-deploy[text]'" if ours else f"pip install {' '.join(lacking)}",
+        )
+    return found
 
 
 def _logs() -> Iterator[Any]:

@@ -169,7 +169,8 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
         assert source.folder is not None
         check_weights(source.folder)
         module = _load_weights(source, source.folder, keep_stored=keep_stored and not source.section.loras)
-    fuse_loras(module, source.section.loras, source.pipeline_class)
+    if source.section.loras:
+        fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
     check_finite(network, source.section.source)
     return network

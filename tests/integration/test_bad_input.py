@@ -11,9 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import onnx
 import pytest
@@ -23,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from gacq_deploy.storage.digests import digest_file, digest_json
 from gacq_deploy.storage.lock import LOCK_NAME
+from tests.support.models.pipelines import make_stable_diffusion
 from tests.support.models.tiny import tiny_unet
 from tests.support.programs.commands import invoke
 
@@ -287,6 +290,22 @@ def without(library: str, owner: str) -> Setup:
     return setup
 
 
+def stand_in(name: str, module: str, library: str) -> Setup:
+    """Let diffusers have what it has of a class where a library is not installed."""
+
+    def setup(scene: Scene) -> None:
+        scene.monkeypatch.setitem(sys.modules, library, None)
+        scene.monkeypatch.setattr(diffusers, name, getattr(import_module(f"diffusers.utils.{module}"), name))
+
+    return setup
+
+
+def text_to_image_without_its_library(scene: Scene) -> None:
+    """Leave a small pipeline that reads text, and no transformers."""
+    make_stable_diffusion(scene.tmp / "sd")
+    stand_in("StableDiffusionPipeline", "dummy_torch_and_transformers_objects", "transformers")(scene)
+
+
 def hub_offline(scene: Scene) -> None:
     scene.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     scene.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(scene.tmp / "cache"))
@@ -502,6 +521,11 @@ ENVIRONMENT_CASES = (
          without("onnxruntime", "gacq_deploy.backends.ort")),
     Case("no-onnxruntime-doctor", "doctor", 4, ("gacq-deploy[cpu]",),
          without("onnxruntime", "gacq_deploy.backends.ort"), is_report=True),
+    Case("no-transformers", "calibrate --model {tmp}/sd -o {tmp}/new", 4,
+         ("StableDiffusionPipeline needs transformers", "gacq-deploy[text]"), text_to_image_without_its_library),
+    Case("no-scipy", RUN + " --scheduler LMSDiscreteScheduler", 4,
+         ("LMSDiscreteScheduler needs scipy", "pip install scipy"),
+         stand_in("LMSDiscreteScheduler", "dummy_torch_and_scipy_objects", "scipy")),
     Case("no-openvino", RUN + " --engine openvino", 4, ("openvino", "gacq-deploy[openvino]"),
          without("openvino", "gacq_deploy.backends.openvino")),
 )  # fmt: skip

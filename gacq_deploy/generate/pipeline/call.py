@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.errors import EngineError, GacqError, ModelError, ResourceError, UsageError
 from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.generate.size import check_pixels
-from gacq_deploy.models.loading import FAILURES
+from gacq_deploy.models.loading import FAILURES, named_class
 from gacq_deploy.models.pipelines import OpenPipeline, open_pipeline
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import Recipe
@@ -41,7 +40,7 @@ def open_around(source: Source, denoiser: EngineDenoiser, scheduler: str | None,
     except (RuntimeError, AssertionError) as error:
         raise _failure(f"The pipeline cannot be moved to '{device}'", error, "Pass --device cpu.") from error
     if scheduler is not None:
-        pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+        pipeline.scheduler = named_class(scheduler).from_config(pipeline.scheduler.config)
     return opened
 
 
