@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import diffusers
+from diffusers.utils.import_utils import DummyObject
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
@@ -65,7 +66,7 @@ def named_class(name: object) -> Any:
     """
     with quiet_loading():
         found = getattr(diffusers, str(name), None)
-    if isinstance(found, diffusers.utils.DummyObject):
+    if isinstance(found, DummyObject):
         needed: list[str] = found._backends
         lacking = [package for package in needed if find_spec(package) is None] or needed
         ours = not set(lacking) - _TEXT

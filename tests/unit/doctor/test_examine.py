@@ -47,7 +47,7 @@ def test_a_missing_required_package_fails_and_an_optional_one_is_absent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def version(name: str) -> str:
-        if name in ("numpy", "diffusers"):
+        if name in ("numpy", "diffusers", "transformers"):
             raise packages.metadata.PackageNotFoundError(name)
         return "1.0"
 
@@ -60,6 +60,8 @@ def test_a_missing_required_package_fails_and_an_optional_one_is_absent(
         "absent",
         "pip install 'gacq-deploy[calibrate]'",
     )
+    assert checks["transformers"].value == "not installed: for models that read prompts"
+    assert checks["transformers"].hint == "pip install 'gacq-deploy[text]'"
 
 
 @pytest.mark.parametrize(
