@@ -152,12 +152,13 @@ def _suiting(output: Output, model: Mapping[str, Any]) -> tuple[str, Source | No
 
 
 def _check_folder(section: ModelSection) -> None:
-    """Refuse a model's folder that is not there, or holds no denoiser; what lies on the hub is found later."""
-    from gacq_deploy.models.folders import is_on_hub, read_configuration
+    """Refuse a folder that is not there, holds no denoiser or cannot be opened here; of the hub it is found later."""
+    from gacq_deploy.models.folders import check_text_library, is_on_hub, read_configuration
     from gacq_deploy.recipe.sections import PYTHON_PREFIX
 
     if not section.source.startswith(PYTHON_PREFIX) and not is_on_hub(section):
-        read_configuration(section, weights=False)
+        root, _, _ = read_configuration(section, weights=False)
+        check_text_library(root)
 
 
 def announce(report: Reporter, preset: str | None, estimate: CalibrationEstimate) -> None:

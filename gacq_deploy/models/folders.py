@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gacq_deploy.errors import ArtifactError, ModelError, RecipeError, UsageError, did_you_mean
+from gacq_deploy.errors import (
+    ArtifactError,
+    BackendUnavailable,
+    ModelError,
+    RecipeError,
+    UsageError,
+    did_you_mean,
+)
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
 from gacq_deploy.storage.documents import read_json, shown
 from gacq_deploy.storage.files import LONGEST_NAME
@@ -27,6 +35,7 @@ _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 """Components, by the beginning of their names, that hold no weights."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that no trajectory needs."""
+_TEXT_LIBRARY = "transformers"
 _INDEXES = "*.safetensors.index.json"
 _OTHER_PRECISIONS = ("*.fp16.safetensors", "*.bf16.safetensors", "safety_checker/*")
 """What a repository holds beside what is loaded."""
@@ -316,6 +325,25 @@ def _check_component(index: Path, name: str, entry: Any) -> None:
 def listed_components(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the components of a pipeline's index: name -> library and class, both None where it has none."""
     return {k: (v[0], v[1]) for k, v in index.items() if isinstance(v, list) and len(v) == 2}
+
+
+def check_text_library(root: Path) -> None:
+    """Refuse a pipeline whose text encoders nothing can open here; a folder without an index is none.
+
+    Raises:
+        BackendUnavailable: their library is not installed.
+        ArtifactError: the index is damaged.
+    """
+    path = root / "model_index.json"
+    if not path.is_file() or find_spec(_TEXT_LIBRARY) is not None:
+        return
+    index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
+    parts = listed_components(index).items()
+    if any(library == _TEXT_LIBRARY for name, (library, kind) in parts if kind and name not in UNUSED):
+        raise BackendUnavailable(
+            f"The text encoders of {root} need {_TEXT_LIBRARY}, which is not installed.",
+            "pip install 'gacq-deploy[text]'",
+        )
 
 
 def check_pipeline(root: Path, index: Mapping[str, Any]) -> None:

@@ -25,7 +25,6 @@ from safetensors.numpy import load_file, save_file
 
 from gacq_deploy.storage.digests import digest_file, digest_json
 from gacq_deploy.storage.lock import LOCK_NAME
-from tests.support.models.pipelines import make_stable_diffusion
 from tests.support.models.tiny import tiny_unet
 from tests.support.programs.commands import invoke
 
@@ -300,12 +299,6 @@ def stand_in(name: str, module: str, library: str) -> Setup:
     return setup
 
 
-def text_to_image_without_its_library(scene: Scene) -> None:
-    """Leave a small pipeline that reads text, and no transformers."""
-    make_stable_diffusion(scene.tmp / "sd")
-    stand_in("StableDiffusionPipeline", "dummy_torch_and_transformers_objects", "transformers")(scene)
-
-
 def hub_offline(scene: Scene) -> None:
     scene.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     scene.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(scene.tmp / "cache"))
@@ -521,8 +514,6 @@ ENVIRONMENT_CASES = (
          without("onnxruntime", "gacq_deploy.backends.ort")),
     Case("no-onnxruntime-doctor", "doctor", 4, ("gacq-deploy[cpu]",),
          without("onnxruntime", "gacq_deploy.backends.ort"), is_report=True),
-    Case("no-transformers", "calibrate --model {tmp}/sd -o {tmp}/new", 4,
-         ("StableDiffusionPipeline needs transformers", "gacq-deploy[text]"), text_to_image_without_its_library),
     Case("no-scipy", RUN + " --scheduler LMSDiscreteScheduler", 4,
          ("LMSDiscreteScheduler needs scipy", "pip install scipy"),
          stand_in("LMSDiscreteScheduler", "dummy_torch_and_scipy_objects", "scipy")),

@@ -28,6 +28,12 @@ def test_nothing_heavy_is_imported_for_a_refusal(
     new, file = str(tmp_path / "new"), tmp_path / "model.bin"
     file.touch()
     (tmp_path / "empty").mkdir()
+    text = tmp_path / "text"
+    (text / "unet").mkdir(parents=True)
+    (text / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (text / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}'
+    )
     recipe = str(finished_run / "recipe.yaml")
     expected = {
         "differs in calibration.seed, samples.seed": [
@@ -41,6 +47,7 @@ def test_nothing_heavy_is_imported_for_a_refusal(
         "neither a folder nor a hub id": ["--model", str(tmp_path / "nowhere"), "-o", new],
         "is a file, not a folder": ["--model", str(file), "-o", new],
         "holds no denoiser": ["--model", str(tmp_path / "empty"), "-o", new],
+        "need transformers, which is not installed": ["--model", str(text), "-o", new],
         "no built-in model 'fasion16'": ["--model", "builtin:fasion16", "-o", new],
         "neither a built-in recipe nor a file": ["-r", "sd15", "-o", new],
         "no preset 'quik'": ["-r", str(recipe_file), "--preset", "quik", "-o", new],
@@ -57,6 +64,6 @@ def test_nothing_heavy_is_imported_for_a_refusal(
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     for (code, message), part in zip(answers, [*expected, "is a file, not a folder"], strict=True):
-        assert code == 2, message
+        assert code == (4 if "not installed" in part else 2), message
         assert part in message
     assert not Path(new).exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -12,12 +11,12 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.diffusers.denoiser import EngineDenoiser
 from gacq_deploy.diffusers.load import looks_of
 from gacq_deploy.engines.catalogue import engine_named
-from gacq_deploy.errors import BackendUnavailable, ModelError, UsageError
+from gacq_deploy.errors import ModelError, UsageError
 from gacq_deploy.generate.pipeline.call import call_arguments, open_around, run_pipeline
 from gacq_deploy.generate.request import GeneratedImages, ImageRequest
 from gacq_deploy.generate.sampled import open_engines
 from gacq_deploy.models.components import check_components
-from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
+from gacq_deploy.models.folders import check_pipeline, check_text_library, locate_root, read_pipeline
 from gacq_deploy.models.pipelines import OpenPipeline
 from gacq_deploy.models.source import Source, find_source
 from gacq_deploy.parity.deployable import graph_for
@@ -117,12 +116,7 @@ def _find_pipeline(section: ModelSection, elsewhere: str | None) -> Source:
         ) from error
     index = read_pipeline(root)
     others = {name: entry for name, entry in index.items() if name != source.component}
-    uses = {entry[0] for entry in others.values() if isinstance(entry, list) and len(entry) == 2 and entry[1]}
-    if "transformers" in uses and find_spec("transformers") is None:
-        raise BackendUnavailable(
-            "The pipeline's text encoders need transformers, which is not installed.",
-            "pip install 'gacq-deploy[text]'",
-        )
+    check_text_library(root)
     check_pipeline(root, others)
     check_components(root, others)
     lost = [name for name in _DECODERS if isinstance(others.get(name), list) and not others[name][1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import diffusers
@@ -14,9 +15,9 @@ import transformers
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from gacq_deploy.errors import ArtifactError, ModelError
+from gacq_deploy.errors import ArtifactError, BackendUnavailable, ModelError
 from gacq_deploy.models import source
-from gacq_deploy.models.loading import quiet_loading
+from gacq_deploy.models.loading import named_class, quiet_loading
 from gacq_deploy.models.pipelines import open_pipeline
 from gacq_deploy.recipe.sections import ModelSection
 from tests.support.models.architectures import DIT
@@ -133,3 +134,31 @@ def test_a_class_is_imported_without_a_word() -> None:
         env=child_environment(), capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("StableDiffusionPipeline\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "lacking", "hint"),
+    [
+        (
+            "StableDiffusionPipeline",
+            "torch_and_transformers",
+            ["transformers"],
+            "pip install 'gacq-deploy[text]'",
+        ),
+        ("LMSDiscreteScheduler", "torch_and_scipy", ["scipy"], "pip install scipy"),
+        # installed, but of a version that diffusers does not take
+        ("LMSDiscreteScheduler", "torch_and_scipy", [], "pip install torch scipy"),
+    ],
+)
+def test_a_stand_in_is_named_with_the_packages_that_it_needs(
+    name: str, module: str, lacking: list[str], hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = getattr(import_module(f"diffusers.utils.dummy_{module}_objects"), name)
+    monkeypatch.setattr(diffusers, name, stand_in)
+    for library in lacking:
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        BackendUnavailable, match=f"{name} needs {lacking[0] if lacking else 'torch and'}"
+    ) as caught:
+        named_class(name)
+    assert caught.value.hint == hint
