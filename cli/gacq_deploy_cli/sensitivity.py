@@ -184,7 +184,7 @@ def _graphs(proposal: Proposal) -> Iterator[tuple[Any, ...]]:
 def _verdict(proposal: Proposal) -> Iterator[str]:
     what = {
         "budget": f"the recipe's gate of {proposal.asked_db:g} dB and a margin",
-        "min-sqnr": "asked for",
+        "min-sqnr": "SQNR of the worst bucket",
         "max-drop": f"{proposal.asked_db:g} dB below the best with {proposal.max_float} layers float",
     }
     target = f"target {proposal.target_db:.2f} dB ({what[proposal.asked]})"
