@@ -182,12 +182,7 @@ def _graphs(proposal: Proposal) -> Iterator[tuple[Any, ...]]:
 
 
 def _verdict(proposal: Proposal) -> Iterator[str]:
-    what = {
-        "budget": f"the recipe's gate of {proposal.asked_db:g} dB and a margin",
-        "min-sqnr": "SQNR of the worst bucket",
-        "max-drop": f"{proposal.asked_db:g} dB below the best with {proposal.max_float} layers float",
-    }
-    target = f"target {proposal.target_db:.2f} dB ({what[proposal.asked]})"
+    target = f"target {proposal.target}"
     yield from proposal.lint_errors
     if not proposal.modules and proposal.reached:
         yield f"{target}: reached as it is; no layer needs to stay float"

@@ -70,12 +70,7 @@ def _glance(report: SensitivityReport) -> str:
 
 
 def _sentence(proposal: Proposal) -> str:
-    what = {
-        "budget": f"the recipe's gate of {proposal.asked_db:g} dB and a margin",
-        "min-sqnr": "asked for",
-        "max-drop": f"{proposal.asked_db:g} dB below the best with {_layers(proposal.max_float)} float",
-    }
-    target = f"{proposal.target_db:.2f} dB ({what[proposal.asked]})"
+    target = proposal.target
     before, after = (min(map(min, levels.values())) for levels in (proposal.before_db, proposal.after_db))
     if proposal.reached and not proposal.modules:
         return f"{target} is reached as it is, with {before:.2f} dB; no layer needs to stay float."

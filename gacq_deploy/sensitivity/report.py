@@ -77,6 +77,16 @@ class Proposal(Record):
     lint_errors: tuple[str, ...]
     """What the lint finds wrong with the graphs of ``after_db``; ``reached`` is false when there is any."""
 
+    @property
+    def target(self) -> str:
+        """The SQNR to reach, and where it comes from."""
+        where = {
+            "budget": f"the recipe's gate of {self.asked_db:g} dB and a margin",
+            "min-sqnr": "in the worst bucket",
+            "max-drop": f"{self.asked_db:g} dB below the best with {self.max_float} left float",
+        }
+        return f"{self.target_db:.2f} dB ({where[self.asked]})"
+
 
 class SensitivityReport(Record):
     """What ``sensitivity.json`` says.

@@ -69,9 +69,9 @@ def test_the_proposal_is_shown_with_what_was_measured() -> None:
         (
             {"reached": True, "asked": "min-sqnr", "asked_db": 14.0, "target_db": 14.0, "modules": ()},
             True,
-            "14.00 dB (asked for) is reached as it is, with 14.50 dB; no layer needs to stay float.",
+            "14.00 dB (in the worst bucket) is reached as it is, with 14.50 dB; no layer needs to stay float.",
         ),
-        ({"asked": "max-drop", "asked_db": 2.0}, False, "2 dB below the best with 1 layer float"),
+        ({"asked": "max-drop", "asked_db": 2.0}, False, "2 dB below the best with 1 left float"),
     ],
     ids=["missed", "reached", "as it is", "drop"],
 )  # fmt: skip
