@@ -17,20 +17,15 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
 
+from benchmarks.outcomes import Outcome, run_tests
 from benchmarks.store import RESULTS, keep_row
-from tests.support.programs.commands import ROOT, child_environment
+from tests.support.programs.commands import ROOT
 from tests.support.programs.mutants import Mutant, mutants, stands_for
 
 OUT = RESULTS / "mutants.jsonl"
 ABOUT = {"command": "python -m benchmarks.mutants", "python": platform.python_version()}
-LONGEST = 900
-"""Seconds of one call of pytest."""
-_LONGEST_REASON = 160
-"""Characters of what a test said."""
 
 
 def copy_checkout(target: Path) -> None:
@@ -59,38 +54,6 @@ def mutated(checkout: Path, mutant: Mutant) -> Iterator[None]:
         for file, (content, time) in before.items():
             file.write_bytes(content)
             os.utime(file, ns=(time, time))  # compiled modules go by time and size
-
-
-@dataclass
-class Outcome:
-    """What came of some tests."""
-
-    failed: dict[str, str] = field(default_factory=dict)
-    """Node id -> why."""
-    passed: set[str] = field(default_factory=set)
-    said: str = ""
-    """All that was printed."""
-
-
-def run_tests(checkout: Path, selectors: Iterable[str]) -> Outcome:
-    """Run tests of a copy. A test that could not begin has neither failed nor passed."""
-    path = os.pathsep.join((str(checkout), str(checkout / "cli")))
-    with tempfile.TemporaryDirectory(prefix="gacq-mutant-") as base:
-        record = Path(base) / "outcome.xml"
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "--basetemp", f"{base}/tmp",
-             "-o", "junit_family=xunit1", "--junitxml", record, *sorted(set(selectors))],
-            env=child_environment({"PYTHONPATH": path}),
-            cwd=checkout, capture_output=True, text=True, timeout=LONGEST, check=False,
-        )  # fmt: skip
-        outcome = Outcome(said=done.stdout + done.stderr)
-        for case in ElementTree.parse(record).iter("testcase") if record.exists() else ():
-            node = f"{case.get('file')}::{case.get('name')}"
-            if (failure := case.find("failure")) is not None:
-                outcome.failed[node] = " ".join(failure.get("message", "").split())[:_LONGEST_REASON]
-            elif not len(case.findall("error")) and case.find("skipped") is None:
-                outcome.passed.add(node)
-    return outcome
 
 
 def _seen(selectors: Iterable[str], nodes: Iterable[str]) -> set[str]:

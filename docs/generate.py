@@ -406,6 +406,7 @@ def _error_name(error: type[BaseException]) -> str:
 
 def reliability() -> str:
     """Return the page of faults that are tried, from the table that the tests keep to."""
+    from benchmarks.store import RESULTS, load_rows
     from gacq_deploy_cli.exit_codes import MEANINGS
     from tests.faults.matrix import GROUPS, NO_SERVER, NOT_YET, ROWS
 
@@ -414,8 +415,8 @@ def reliability() -> str:
     parts = [
         f"{len(ROWS)} faults are tried on purpose: {shown} are shown by a test, {count[NOT_YET]} not yet,\n"
         f"and {count[NO_SERVER]} speak of a server, which there is not.",
-        "A row is held as long as its test passes. `make test` runs them all but those that take minutes: of kills at\n"
-        "random moments it tries a tenth, `make soak` the others. That every test of the table exists is tested, too.",
+        "`python -m benchmarks.faults` runs all of these tests: the column held is what came of it. `make test` runs\n"
+        "them, too, but those that take minutes: of kills at random moments it tries a tenth.",
         "What holds of all: the exit code is the one of its kind, the message names file or field and the remedy, no\n"
         "traceback is shown, what was good before is the same to the byte, and nothing half written stays under a\n"
         "final name.",
@@ -423,9 +424,12 @@ def reliability() -> str:
         "[Exit codes](exit-codes.md) says which errors lead to which.",
         _table(("code", "meaning"), ((str(code), meaning) for code, meaning in MEANINGS.items())),
     ]
+    held = {key for key, row in load_rows(RESULTS / "faults.jsonl").items() if row["held"]}
     for letter, group in GROUPS.items():
         rows = [row for row in ROWS if row.group == letter]
-        table = ((r.name, r.expected, "yes" if r.tested else "-", r.where) for r in rows)
+        table = (
+            (r.name, r.expected, "yes" if r.key in held else "no" if r.tested else "-", r.where) for r in rows
+        )
         parts += [
             f"## {letter}. {group.title}",
             f"{sum(row.tested for row in rows)} of {len(rows)} cases.",

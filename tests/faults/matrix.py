@@ -25,6 +25,11 @@ class Row:
     """Node id of the test, or why there is none."""
 
     @property
+    def key(self) -> str:
+        """Name among all rows."""
+        return f"{self.group}: {self.name}"
+
+    @property
     def tested(self) -> bool:
         """Whether a test shows it."""
         return self.shown_by not in (NO_SERVER, NOT_YET)

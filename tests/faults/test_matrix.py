@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from benchmarks.store import RESULTS, load_rows
 from gacq_deploy import errors
 from gacq_deploy_cli.exit_codes import DONE, FAILURE, MEANINGS, USAGE, explain
 from gacq_deploy_cli.main import cli
@@ -24,6 +25,11 @@ def test_every_group_has_the_rows_of_the_matrix() -> None:
     assert Counter(row.group for row in ROWS) == {letter: group.count for letter, group in GROUPS.items()}
     assert len(ROWS) == 236
     assert len({(row.group, row.name) for row in ROWS}) == len(ROWS)
+
+
+def test_every_row_held_when_it_was_run_last() -> None:
+    recorded = {key: row["test"] for key, row in load_rows(RESULTS / "faults.jsonl").items() if row["held"]}
+    assert recorded == {row.key: row.shown_by for row in ROWS if row.tested}, "python -m benchmarks.faults"
 
 
 def _collected(files: list[str]) -> set[str]:
