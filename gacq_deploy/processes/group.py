@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from gacq_deploy.errors import BackendUnavailable, ResourceError, UsageError
@@ -160,8 +161,9 @@ def _odd_names() -> list[str]:
     return [] if rank < size else ["RANK", "WORLD_SIZE"]
 
 
+@cache
 def _store() -> Any:
-    """Return a connection to the launcher's table, which outlives every process of the group."""
+    """Return the connection to the group's table: the launcher's own, which outlives every process, or the first's."""
     from torch import distributed
 
     return distributed.TCPStore(  # type: ignore[attr-defined]
@@ -171,6 +173,8 @@ def _store() -> Any:
         # torchrun's own agent serves the table; where it does not, the first process has to
         is_master=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and own_rank() == 0,
         timeout=_CONNECT,
+        # a process that ends asks who speaks: it may be the only one that is left, or was ever there
+        wait_for_workers=False,
     )
 
 

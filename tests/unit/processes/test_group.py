@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,10 +21,11 @@ from gacq_deploy.generate.request import ImageRequest
 from gacq_deploy.processes.group import ALONE, Group, joined_group, own_rank, speaks_first
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
+from gacq_deploy.storage.files import TEMP_PREFIX
 from tests.support.artifacts.judged_run import make_run
 from tests.support.programs.commands import child_environment, command_code, invoke
 from tests.support.programs.parallel_worker import collect
-from tests.support.programs.warm_process import warm_command
+from tests.support.programs.warm_process import WarmProcess, warm_command
 
 LAUNCHED = {
     "RANK": "1",
@@ -172,3 +176,32 @@ def test_a_process_that_is_killed_ends_the_others(collecting: tuple[str, ...], t
     done = torchrun(collecting, [str(tmp_path / "run"), str(tmp_path / "recipe.yaml"), "--die"], tmp_path)
     assert done.returncode != 0
     assert not RunDirectory(tmp_path / "run" / "0").samples_path.exists()
+
+
+@pytest.mark.slow
+def test_processes_that_are_told_to_end_save_state_as_one_does(warm_server: str, tmp_path: Path) -> None:
+    """The launcher passes a signal on to each; here they get it without one."""
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(DRAWN.replace("trajectories: 5", "trajectories: 400"), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    with ExitStack() as stack:
+        processes = []
+        for rank in ("0", "1"):
+            place = {**LAUNCHED, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            code = command_code(f"import os; os.environ.update({place!r})")
+            words = ("calibrate", "-r", str(recipe), "-o", str(run), "--json")
+            processes.append(stack.enter_context(WarmProcess(warm_server, code, *words)))
+        assert any("collect samples" in line for line in processes[0].stderr)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said, errors = zip(*(process.communicate(timeout=20) for process in processes), strict=True)
+        assert [process.returncode for process in processes] == [143, 143]
+    messages = [json.loads(text)["error"]["message"] for text in said if text]
+    # both, if the first took the table of the group with it
+    assert messages
+    assert all("state saved" in message for message in messages)
+    assert "Traceback" not in "".join(errors)
+    assert not list(run.rglob(f"{TEMP_PREFIX}*"))
+    assert not RunDirectory(run).samples_path.exists()
