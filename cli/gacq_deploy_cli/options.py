@@ -232,17 +232,22 @@ set_option = click.option(
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Turn a missing library inside the block into the pip line that installs it.
+    """Turn a library that is missing inside the block, or too old for it, into the pip line that installs it.
 
     Raises:
-        BackendUnavailable: an import of a package outside this project failed.
+        BackendUnavailable: an import of a package outside this project failed, or one is older than it may be.
     """
+    from gacq_deploy.doctor.packages import too_old, version
+
+    hint = f"pip install 'gacq-deploy[{extra}]'"
+    if old := too_old(extra.split(",")):
+        said = ", ".join(f"{name} {version(name)} (it takes {needed})" for name, needed in old.items())
+        raise BackendUnavailable(f"{what} cannot use packages as old as these: {said}.", hint)
     try:
         yield
     except ImportError as error:
         if (error.name or "").startswith("gacq_deploy"):
             raise  # our own mistake, not a missing package
         raise BackendUnavailable(
-            f"{what} needs a package that is missing or broken: {error}.",
-            f"pip install 'gacq-deploy[{extra}]'",
+            f"{what} needs a package that is missing or broken: {error}.", hint
         ) from error

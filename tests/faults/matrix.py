@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 NO_SERVER = "no server yet"
 """In the place of a test: what the row speaks of does not exist."""
-NOT_YET = "not yet"
-"""In the place of a test: nobody wrote it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Row:
     @property
     def tested(self) -> bool:
         """Whether a test shows it."""
-        return self.shown_by not in (NO_SERVER, NOT_YET)
+        return self.shown_by != NO_SERVER
 
     @property
     def where(self) -> str:
@@ -318,7 +316,7 @@ _L = (
         ("no TensorRT", f"{_UNIT}/build_trt/test_compiler.py::test_a_missing_library_names_both_installs"),
         ("TensorRT too old",
          f"{_UNIT}/build_trt/test_compiler.py::test_a_library_that_does_not_serve_is_missing[__version__ = '10.1.0']"),
-        ("PyTorch too old", NOT_YET),
+        ("PyTorch too old", f"{_BAD_INPUT}[torch-too-old]"),
         ("no GPU", f"{_UNIT}/backends/trt/test_engine.py::test_without_a_gpu_nothing_of_tensorrt_is_touched"),
     ]),
     *_rows("L", "exit 6 with what there is and what was asked for", [

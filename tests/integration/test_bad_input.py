@@ -289,6 +289,18 @@ def without(library: str, owner: str) -> Setup:
     return setup
 
 
+def installed(name: str, version: str) -> Setup:
+    """Let the installer's records say that a version is installed."""
+
+    def setup(scene: Scene) -> None:
+        record = scene.tmp / "packages" / f"{name}-{version}.dist-info" / "METADATA"
+        record.parent.mkdir(parents=True)
+        record.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        scene.monkeypatch.syspath_prepend(scene.tmp / "packages")
+
+    return setup
+
+
 def stand_in(name: str, module: str, library: str) -> Setup:
     """Let diffusers have what it has of a class where a library is not installed."""
 
@@ -514,6 +526,9 @@ ENVIRONMENT_CASES = (
          without("onnxruntime", "gacq_deploy.backends.ort")),
     Case("no-onnxruntime-doctor", "doctor", 4, ("gacq-deploy[cpu]",),
          without("onnxruntime", "gacq_deploy.backends.ort"), is_report=True),
+    Case("torch-too-old", CALIBRATE, 4, ("torch 2.4.0 (it takes torch>=", "gacq-deploy[calibrate]"),
+         installed("torch", "2.4.0")),
+    Case("torch-too-old-export", EXPORT, 4, ("torch 2.4.0", "gacq-deploy[calibrate]"), installed("torch", "2.4.0")),
     Case("no-scipy", RUN + " --scheduler LMSDiscreteScheduler", 4,
          ("LMSDiscreteScheduler needs scipy", "pip install scipy"),
          stand_in("LMSDiscreteScheduler", "dummy_torch_and_scipy_objects", "scipy")),

@@ -43,13 +43,13 @@ def test_the_builder_of_tensorrt_rtx_opens_without_a_gpu(report: DoctorReport) -
     assert check.value.endswith("its builder opens")
 
 
-def test_a_missing_required_package_fails_and_an_optional_one_is_absent(
+def test_a_required_package_that_is_missing_or_too_old_fails_and_an_optional_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def version(name: str) -> str:
         if name in ("numpy", "diffusers", "transformers"):
             raise packages.metadata.PackageNotFoundError(name)
-        return "1.0"
+        return "1.0" if name in ("onnx", "torch") else "999.0"
 
     monkeypatch.setattr(packages.metadata, "version", version)
     report = DoctorReport(tuple(packages.checks()))
@@ -62,6 +62,9 @@ def test_a_missing_required_package_fails_and_an_optional_one_is_absent(
     )
     assert checks["transformers"].value == "not installed: for models that read prompts"
     assert checks["transformers"].hint == "pip install 'gacq-deploy[text]'"
+    assert (checks["onnx"].status, checks["torch"].status, checks["peft"].status) == ("fail", "warning", "ok")
+    assert checks["torch"].value.startswith("1.0 is too old: torch>=")
+    assert checks["torch"].hint == "pip install 'gacq-deploy[calibrate]'"
 
 
 @pytest.mark.parametrize(
