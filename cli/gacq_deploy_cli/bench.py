@@ -72,7 +72,7 @@ def bench(
         result.model_dump(mode="json", by_alias=True),
         *_tables(result, run.bench_json),
         *mixed,
-        *_verdict(result),
+        *speed_lines(result),
         NextStep(("report", directory)),
     )
 
@@ -110,7 +110,7 @@ _BUSY = 0.75
 """Load a CPU beside which figures are not to be trusted."""
 
 
-def _verdict(result: BenchReport) -> Iterator[str]:
+def speed_lines(result: BenchReport) -> Iterator[str]:
     """Yield how much faster INT8 is at the smallest batch, and why where it is not."""
     from gacq_deploy.doctor.machine import cpu
 

@@ -68,6 +68,12 @@ class EngineDenoiser(ModelMixin):
         self.eval()
 
     @property
+    def __class__(self) -> Any:
+        """The class that it stands for: pipelines warn of a part that is of another."""
+        facade = self.__dict__.get("_facade")
+        return type(self) if facade is None or facade.kind is None else facade.kind
+
+    @property
     def device(self) -> torch.device:
         """Where the pipeline makes its states."""
         return self._buffer().device

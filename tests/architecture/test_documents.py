@@ -258,6 +258,17 @@ def test_the_readme_shows_results() -> None:
     assert table, "no table with figures follows the results marker of README.md"
 
 
+def test_the_package_is_installed_from_what_was_built_before() -> None:
+    """On no index it is to be had yet."""
+    for document in DOCUMENTS:
+        is_built = False
+        for line in _lines(document):
+            is_built |= line == "make wheel"
+            if line.startswith("pip install") and "gacq" in line:
+                assert is_built, f"{document}: {line}"
+                assert shlex.split(line)[-1].startswith("dist/gacq_deploy-"), f"{document}: {line}"
+
+
 @pytest.mark.parametrize("line", sorted(set(_commands("make"))), ids=str)
 def test_documented_make_targets_exist(line: str) -> None:
     targets = [word for word in shlex.split(line)[1:] if "=" not in word]

@@ -177,6 +177,20 @@ def test_the_readme_keeps_to_the_measured_figures() -> None:
         assert any(row.startswith(setting) and all(f in row for f in figures) for row in measured)
 
 
+def test_the_readme_says_where_pytorch_ends() -> None:
+    """The commands that it names after `export` ask for no extra that brings PyTorch."""
+    (paragraph,) = (p for p in README.split("\n\n") if p.startswith("PyTorch ends after `"))
+    last, *free = re.findall(r"`([\w-]+)`", paragraph)
+    sources = {
+        name: ROOT / "cli" / "gacq_deploy_cli" / f"{name.replace('-', '_')}.py" for name in cli.commands
+    }
+    asks = re.compile(r'needs_extra\("(?:\w+,)*calibrate"')
+    asking = {n for n, path in sources.items() if path.exists() and asks.search(path.read_text("utf-8"))}
+    assert last in asking
+    assert len(free) == 4
+    assert not set(free) & asking
+
+
 def _all_text() -> str:
     return "\n".join((README, *PAGES.values()))
 

@@ -21,6 +21,7 @@ from gacq_deploy.recipe.load import builtin_recipes, load_recipe
 from gacq_deploy.recipe.presets import PRESETS
 from gacq_deploy.workflow import quickstart as chain
 from gacq_deploy_cli.main import cli
+from tests.support.models.tiny import save_model, tiny_unet
 from tests.support.programs.commands import invoke
 
 
@@ -36,6 +37,8 @@ def test_calibrate_again_does_nothing(run_copy: Path, recipe_file: Path) -> None
     done = invoke(["calibrate", "-r", str(recipe_file), "-o", str(run_copy)])
     assert "calibration is already done" in done.stderr
     assert digest[:12] in done.stdout
+    gains = [line for line in done.stdout.splitlines() if " dB in " in line]
+    assert [line.partition(": ")[0] for line in gains] == ["nearest", "reconstruction", "polish"]
     assert {p: p.stat().st_mtime_ns for p in (run_copy / "artifact").iterdir()} == before
 
 
@@ -98,8 +101,23 @@ def test_a_preset_sets_the_effort_and_set_comes_after_it(recipe_file: Path, tmp_
 
 
 def test_the_seed_changes_the_artifact(run_copy: Path, recipe_file: Path, tmp_path: Path) -> None:
-    other = _json("calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "other"), "--seed", "1")
-    assert other["artifact"] != _json("inspect", str(run_copy))["digest"]
+    done = invoke(
+        ["calibrate", "-r", str(recipe_file), "-o", str(tmp_path / "other"), "--seed", "1", "--json"]
+    )
+    assert json.loads(done.stdout)["artifact"] != _json("inspect", str(run_copy))["digest"]
+    cost, first, *_ = done.stderr.splitlines()
+    assert cost.startswith("this calibration: ")
+    assert first.startswith("collect samples ... (stage 1 of ")
+
+
+def test_unasked_the_models_class_chooses_the_recipe(tmp_path: Path) -> None:
+    model = tmp_path / "my ddpm"
+    save_model(tiny_unet(classes=None), model)
+    done = invoke(["calibrate", "--model", str(model), "-o", str(tmp_path / "new"), "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    recipe = json.loads(done.stdout)["recipe"]
+    assert (recipe["name"], recipe["model"]["source"]) == ("unet-w8a8", str(model))
+    assert "recipe: unet-w8a8, for UNet2DModel is a UNet without text" in done.stderr
 
 
 def test_a_relative_model_is_recorded_as_an_absolute_path(
@@ -180,7 +198,15 @@ def test_rejudging_writes_nothing(run_copy: Path, tmp_path: Path) -> None:
     assert (run_copy / "parity.json").read_bytes() == before
     shown = invoke(["parity", str(run_copy), "--rejudge", str(thresholds)])
     assert shown.exit_code == 3
-    assert "DO NOT SHIP" in shown.stdout
+    verdict, *rest = shown.stdout[shown.stdout.index("DO NOT SHIP") :].splitlines()
+    assert verdict.startswith("DO NOT SHIP: 2 of ")
+    said = [line for line in rest if line.startswith("- ")]
+    assert [line.rpartition(": ")[2].partition(" is ")[0] for line in said] == [
+        "PSNR of same-seed images, mean (dB)"
+    ] * 2
+    assert all(line.endswith(", needs 99") for line in said)
+    commands = [shlex.split(line) for line in rest if line.startswith("    gacq-deploy ")]
+    assert [words[1] for words in commands] == ["calibrate", "calibrate", "sensitivity"]
 
 
 def test_rejudging_takes_a_recipe_file(run_copy: Path, recipe_file: Path, tmp_path: Path) -> None:
@@ -241,10 +267,9 @@ def test_bench_writes_its_report(run_copy: Path) -> None:
     assert written.pop("digest")
     assert report == written
     assert {c["name"] for c in report["candidates"]} == {"ort-cpu/float.onnx", "ort-cpu/int8.cpu.onnx"}
-    assert (
-        "times faster"
-        in invoke(["bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1"]).stdout
-    )
+    shown = invoke(["bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1"]).stdout
+    assert "times faster" in shown
+    assert shown.splitlines()[-1] == f"Next: gacq-deploy report {run_copy}"
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
     assert links["bench"] == "ok"
 

@@ -46,6 +46,7 @@ def test_nothing_heavy_is_imported_for_a_refusal(
         ],
         "neither a folder nor a hub id": ["--model", str(tmp_path / "nowhere"), "-o", new],
         "is a file, not a folder": ["--model", str(file), "-o", new],
+        "model.bin is a file": ["-r", str(recipe_file), "--model", str(file), "-o", new],
         "holds no denoiser": ["--model", str(tmp_path / "empty"), "-o", new],
         "need transformers, which is not installed": ["--model", str(text), "-o", new],
         "no built-in model 'fasion16'": ["--model", "builtin:fasion16", "-o", new],

@@ -21,6 +21,7 @@ from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.samples.calibration_set import load_samples, save_samples
+from gacq_deploy.storage import room
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.documents import read_json
 from gacq_deploy.storage.files import TEMP_PREFIX, write_json
@@ -443,6 +444,16 @@ def test_a_loss_that_explodes_keeps_the_finished_blocks(tmp_path: Path) -> None:
     assert not (directory.artifact / "manifest.json").exists()
     assert directory.samples_record_path.exists()
     assert "ranges" in steps_in(directory.work)
+
+
+def test_a_disk_that_cannot_hold_it_is_refused_before_the_first_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "free_disk", lambda folder: (folder, 1000))
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(ResourceError, match="this calibration needs at least"):
+        calibrate(recipe(), directory, foresee=lambda _: None)
+    assert not directory.samples_path.exists()
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy_cli.build_trt import coverage_text, size_lines
+from gacq_deploy_cli.build_trt import coverage_text, next_step, size_lines
 
 WEIGHTS = {"weight_only": {"planned": 7, "int4": 6}}
 
@@ -43,3 +43,11 @@ def test_a_plan_larger_than_its_graph_is_explained(
     )
     lines = list(size_lines(record, graph))
     assert [("int8.onnx (1.0 kB)" in line and "source text" in line) for line in lines] == [True] * is_said
+
+
+def test_a_plan_that_was_not_run_is_judged_where_its_gpu_is() -> None:
+    assert str(next_step(Path("runs/mine"), None)) == (
+        "Next, on a machine with such a GPU, with a copy of this folder:\n    gacq-deploy parity runs/mine"
+    )
+    run_here: Any = SimpleNamespace()
+    assert str(next_step(Path("runs/mine"), run_here)) == "Next: gacq-deploy bench runs/mine"

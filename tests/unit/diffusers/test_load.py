@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 
 from gacq_deploy.backends.base import Feeds, TensorInfo
 from gacq_deploy.backends.function import FunctionEngine
@@ -102,6 +103,16 @@ def test_no_row_depends_on_its_batch(sd3: Recorded) -> None:
             return np.asarray(pipeline(chosen, generator=seeds, output_type="np", **given).images)
 
         np.testing.assert_allclose(images([1]), images([0, 1])[1:], atol=1e-5)
+
+
+def test_a_pipeline_takes_it_without_a_word(sd3: Recorded, caplog: pytest.LogCaptureFixture) -> None:
+    logging.enable_propagation()
+    try:
+        with sd3.stand_in() as denoiser:
+            assert sd3.pipeline(denoiser).transformer is denoiser
+    finally:
+        logging.disable_propagation()
+    assert caplog.text == ""
 
 
 def test_skipped_layers_stop_the_pipeline(sd3: Recorded) -> None:

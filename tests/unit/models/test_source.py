@@ -59,6 +59,9 @@ def test_one_call_shape_with_and_without_classes(folder: Path, tmp_path: Path) -
             named = denoiser(inputs.pop("sample"), inputs.pop("timestep"), inputs)
         assert torch.equal(positional, named)
         assert named.shape == (3, 1, 8, 8)
+    with pytest.raises(RecipeError, match="class table has 0 entries") as caught:
+        load_float_denoiser(ModelSection(source=str(tmp_path / "plain"), classes=10))
+    assert caught.value.hint.endswith("--set model.classes=null.")
 
 
 def test_the_builtin_models_load() -> None:

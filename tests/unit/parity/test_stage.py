@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, RecipeError, UsageError
 from gacq_deploy.parity import check_parity, load_report, rejudge
 from gacq_deploy.parity.budget import hold_out
+from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.sections import ParitySection
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.documents import read_json
@@ -22,10 +23,29 @@ from tests.support.models.tiny import SCHEDULER
 from tests.support.programs.engine_records import change_engine
 
 
+class Recorder(SilentReporter):
+    """Remembers the units of each stage: in all, and as they were told."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, list[int]]] = {}
+
+    def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
+        self.told: list[int] = []
+        self.stages[name] = (total, self.told)
+
+    def advance(self, n: int = 1, **values: float) -> None:
+        self.told.append(n)
+
+
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, recorder: Recorder) -> RunDirectory:
     directory = make_run(tmp_path_factory.mktemp("judged"))
-    report = check_parity(directory, engines=["ort-cpu"], threads=1)
+    report = check_parity(directory, engines=["ort-cpu"], threads=1, report=recorder)
     assert report, report.to_text()
     return directory
 
@@ -46,6 +66,15 @@ def test_the_report_says_what_was_judged(judged: RunDirectory) -> None:
     assert all(e.engine.startswith("onnxruntime-") for e in report.comparisons if e.evidence == "local")
     assert len(report.trajectory["by_step"]["int8.onnx@ort-cpu"]) == 5 + 1
     assert report.noise_floor["int8.onnx@ort-cpu"]["rerun_max_abs"] == 0
+
+
+@pytest.mark.usefixtures("judged")
+def test_how_far_an_engine_is_is_told_row_by_row(recorder: Recorder) -> None:
+    engines = {name: told for name, told in recorder.stages.items() if "@" in name}
+    assert len(engines) > 1
+    for total, told in engines.values():
+        assert sum(told) == total
+        assert max(told) <= total / 3
 
 
 def test_new_thresholds_need_no_run(run: RunDirectory) -> None:

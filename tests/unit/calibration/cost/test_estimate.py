@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_calibration
+from gacq_deploy.calibration.polish import WEIGH
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
@@ -29,19 +30,26 @@ def test_counts_are_exact_and_costs_are_of_the_right_size(tmp_path: Path) -> Non
     recipe = load_recipe("fashion-w4a8", SETTINGS)
     estimate = estimate_calibration(recipe)
     started, largest = time.perf_counter(), 0
-    announced = []
+    announced: list[str] = []
+    units: list[list[int]] = []
+    """Of each stage: in all, and done."""
 
     class Watch(SilentReporter):
         def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
             announced.append(name)
+            units.append([total, 0])
+            assert len(costs) in (0, total)
 
         def advance(self, n: int = 1, **values: float) -> None:
             nonlocal largest
+            units[-1][1] += n
             largest = max(largest, sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()))
 
     artifact = calibrate(recipe, RunDirectory(tmp_path), report=Watch())
     seconds = time.perf_counter() - started
     assert announced == [stage.name for stage in estimate.stages]
+    assert all(total == done for total, done in units)
+    assert dict(zip(announced, units, strict=True))[WEIGH][0] > 1, "the longest of all says how far it is"
     assert estimate.samples == 35
     assert estimate.validation_samples == 5
     assert len(estimate.sites) == len(artifact.plan)
