@@ -67,7 +67,7 @@ class EngineDenoiser(ModelMixin):
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self.eval()
 
-    @property
+    @property  # type: ignore[misc] # object's own can be set
     def __class__(self) -> Any:
         """The class that it stands for: pipelines warn of a part that is of another."""
         facade = self.__dict__.get("_facade")
