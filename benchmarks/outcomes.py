@@ -26,6 +26,7 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     """Node id -> why."""
     passed: set[str] = field(default_factory=set)
+    skipped: set[str] = field(default_factory=set)
     said: str = ""
     """All that was printed."""
 
@@ -46,6 +47,8 @@ def run_tests(checkout: Path, selectors: Iterable[str]) -> Outcome:
             node = f"{case.get('file')}::{case.get('name')}"
             if (failure := case.find("failure")) is not None:
                 outcome.failed[node] = " ".join(failure.get("message", "").split())[:_LONGEST_REASON]
-            elif not len(case.findall("error")) and case.find("skipped") is None:
+            elif case.find("skipped") is not None:
+                outcome.skipped.add(node)
+            elif case.find("error") is None:
                 outcome.passed.add(node)
     return outcome

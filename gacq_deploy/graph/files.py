@@ -39,7 +39,7 @@ def write_graph(model: onnx.ModelProto, path: Path, *, external_data_mb: int) ->
         return (path,)
     # weights first: the graph may not name a data file that is not there yet
     outer = without_initializers(model)
-    with atomic_path(weights) as temp, temp.open("wb") as file:
+    with atomic_path(weights, model_bytes(model)) as temp, temp.open("wb") as file:
         for tensor in model.graph.initializer:
             data = tensor.raw_data
             if len(data) < _SMALLEST_EXTERNAL:

@@ -77,10 +77,11 @@ class SampleWriter:
         self._rows: RowFile | None = None
 
     def __enter__(self) -> SampleWriter:
-        self._context = atomic_path(self._path)
+        head, size = self._head()
+        self._context = atomic_path(self._path, len(head) + size)
         temp = self._context.__enter__()
         try:
-            self._create(temp)
+            self._create(temp, head, size)
             self._rows = RowFile(temp)
         except BaseException as error:
             self._context.__exit__(type(error), error, error.__traceback__)
@@ -102,7 +103,8 @@ class SampleWriter:
         """Write rows ``start ..`` of every named tensor."""
         self.rows.write(start, tensors)
 
-    def _create(self, temp: Path) -> None:
+    def _head(self) -> tuple[bytes, int]:
+        """Return what stands before the tensors, and the bytes of these."""
         header: dict[str, Any] = {"__metadata__": {"schema": _SCHEMA}}
         offset = 0
         for name, (dtype, shape) in self._layout.items():
@@ -116,9 +118,12 @@ class SampleWriter:
         head = json.dumps(header, separators=(",", ":")).encode()
         # tensors begin at a multiple of 8 bytes, so that mapped numbers are aligned
         head += b" " * (-len(head) % 8)
+        return len(head).to_bytes(8, "little") + head, offset
+
+    def _create(self, temp: Path, head: bytes, size: int) -> None:
         with temp.open("wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
+            file.write(head)
             # written, not seeked over: a full disk must show here and not as a bus error in the mapping
-            remaining = offset
+            remaining = size
             while remaining > 0:
                 remaining -= file.write(bytes(min(remaining, 1 << 20)))

@@ -32,12 +32,12 @@ LONGEST_NAME = 255
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Make what the system says of writing ``path`` an error of ours."""
+def _told(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Make what the system says of writing ``path``, of so many bytes, an error of ours."""
     try:
         yield
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise disk_error(error, path, needed) from error
 
 
 @contextmanager
@@ -100,14 +100,18 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is fsynced and renamed over ``path``.
+
+    Args:
+        path: the file.
+        needed: bytes that it will have, where they are known: a full disk then says how many are missing.
 
     Raises:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    with _told(path), _temporary(path, folder=False) as temp:
+    with _told(path, needed), _temporary(path, folder=False) as temp:
         yield temp
         # content before name: after a loss of power the name may not stand for a file without content
         with temp.open("rb") as file:
@@ -170,7 +174,7 @@ def _bring_along(path: Path, temp: Path, own: Iterable[str]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds either the old or the new content, never half of it."""
-    with atomic_path(path) as temp:
+    with atomic_path(path, len(data)) as temp:
         temp.write_bytes(data)
 
 

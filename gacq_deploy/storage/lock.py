@@ -30,7 +30,7 @@ def lock_directory(path: Path, *, make: bool = False) -> Iterator[None]:
         make: make it where it is not there, with the folders above it: for who was asked to write a new one.
 
     Raises:
-        ResourceError: another live process holds it.
+        ResourceError: another live process holds it, or the disk is full.
         UsageError: it is not there, or cannot be created or written; its lock is a link or no file; its file system has
             no locks.
     """
@@ -51,13 +51,22 @@ def lock_directory(path: Path, *, make: bool = False) -> Iterator[None]:
                 f"{path} is in use by process {_named_in(handle)}.",
                 "Wait for it to end, or choose another directory.",
             )
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        _sign(handle, path / LOCK_NAME)
         _clean_up(path)
         yield
     finally:
         # ends the lock; the file stays, for whoever waits on it would else hold one that nobody finds any more
         os.close(handle)
+
+
+def _sign(handle: int, path: Path) -> None:
+    """Write down who holds the lock."""
+    name = str(os.getpid()).encode()
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, name, 0)
+    except OSError as error:
+        raise disk_error(error, path, len(name)) from error
 
 
 def lock_holder(path: Path) -> str | None:

@@ -34,16 +34,19 @@ def no_space(error: OSError, path: Path | str | None, needed: int | None = None)
     Args:
         error: of the system.
         path: what was written.
-        needed: bytes of it, where they are known.
+        needed: bytes of it, where they are known; how many are missing is then said.
     """
-    parts = [] if needed is None else [f"{needed} bytes are needed"]
+    room, there = "", None
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
-        parts.append(f"a file may have {limit} bytes (ulimit -f)")
+        room, there = f": a file may have {limit} bytes (ulimit -f)", limit
     elif path is not None:
-        place, free = free_disk(Path(path).parent)
-        parts.append(f"{place} has {free} bytes free")
-    room = f": {', '.join(parts)}" if parts else ""
+        place, there = free_disk(Path(path).parent)
+        room = f": {place} has {there} bytes free"
+    # with a quota there may be more free than this user is given
+    if needed is not None and there is not None:
+        missing = f", so {needed - there} are missing" if needed > there else ""
+        room += f" and {needed} bytes are needed{missing}"
     return ResourceError(
         f"No space left while writing {path or 'a file'} ({error.strerror}){room}. Earlier files are untouched.",
         "Free disk space, then run the same command again: it resumes.",
