@@ -112,11 +112,12 @@ def build_trt(
         proof = prove_engines(run, built, report)
     document: dict[str, Any] = {"engines": _documents(built), "proof": _proof_document(proof)}
     lines = (*_proof_lines(proof), *size_lines(built[0].record, run.int8_onnx))
-    output.emit(document, *_tables(built), *lines, _summary(built), next_step(directory, proof))
+    output.emit(document, *_tables(built), *lines, plan_text(built), next_step(directory, proof))
     return exit_codes.DONE if proof is None or proof.parity else exit_codes.GATE
 
 
-def _summary(built: Sequence[BuiltEngine]) -> str:
+def plan_text(built: Sequence[BuiltEngine]) -> str:
+    """Return what was built, in one sentence."""
     record = built[0].record
     plan = record.files["engine.plan"].bytes
     options = record.inputs.options
@@ -135,7 +136,7 @@ def size_lines(record: EngineManifest, graph: Path) -> Iterator[str]:
 
 
 def next_step(directory: Path, proof: Proof | None) -> NextStep:
-    """Return what comes after a build; ``proof``: what running the engines here showed, None where they cannot run."""
+    """Return what comes after a build whose engines ran here, or did not."""
     if proof is None:
         # the plan is judged where it runs
         return NextStep(("parity", directory), "on a machine with such a GPU, with a copy of this folder")

@@ -115,9 +115,9 @@ def calibrate(
     output.emit(
         _document(output_dir, resolved, artifact),
         *details,
-        *_gains(artifact),
+        *gain_lines(artifact),
         *(f"note: {note}" for note in _notes(artifact)),
-        f"{_summary(artifact)} {duration(time.monotonic() - began)}.",
+        f"{summary_text(artifact)} {duration(time.monotonic() - began)}.",
         NextStep(("export", output_dir, *consent_for(directory))),
     )
 
@@ -233,7 +233,7 @@ def _lora(text: str) -> dict[str, Any]:
         ) from None
 
 
-def _gains(artifact: CalibrationArtifact) -> Iterator[str]:
+def gain_lines(artifact: CalibrationArtifact) -> Iterator[str]:
     """Yield what every stage took and gave, in the order in which they ran."""
     before = None
     for name, gain in _stages(artifact):
@@ -251,7 +251,7 @@ def _stages(artifact: CalibrationArtifact) -> list[tuple[str, Mapping[str, Any]]
     return [(name, stages[name]) for name in ERROR_STAGES if name in stages]
 
 
-def _summary(artifact: CalibrationArtifact) -> str:
+def summary_text(artifact: CalibrationArtifact) -> str:
     """Return what was made and how far its output is from the float model's, in one sentence."""
     plan, digest = artifact.plan, artifact.manifest_digest[:12]
     what = f"{plan.kind}: {len(plan.modules)} layers quantized (artifact {digest})."

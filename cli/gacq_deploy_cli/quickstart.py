@@ -83,13 +83,13 @@ def quickstart(
     output.emit(
         _document(result, run.parity_json, page),
         *_tables(result, run, page),
-        *_deeper(resolved, recipe, output_dir),
+        *deeper_steps(resolved, recipe, output_dir),
         NextStep(("calibrate", "--model", "./my-model", "-o", "runs/mine"), "your own model"),
     )
     return exit_codes.DONE if result.parity else exit_codes.GATE
 
 
-def _deeper(resolved: Recipe, recipe: str, output_dir: Path) -> Iterator[NextStep]:
+def deeper_steps(resolved: Recipe, recipe: str, output_dir: Path) -> Iterator[NextStep]:
     """Yield the command that learns, where nothing was learned."""
     from gacq_deploy.recipe.presets import stronger_preset
 

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     required=True,
     help="PNG of the image grid.",
 )
+@click.option(
+    "--scale",
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Enlarge every image N times; default: small ones to 64 pixels or a little more.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i starts from seed + i.")
 @click.option(
     "--engine",
@@ -116,6 +122,7 @@ def run(
     directory: Path,
     number: int | None,
     file: Path,
+    scale: int | None,
     seed: int,
     engine: str,
     steps: int | None,
@@ -179,7 +186,7 @@ def run(
         made = make_images_together(run_directory, request, report)
     if made is None:
         return  # another process of the group has the images
-    write_grid(file, made.images)
+    write_grid(file, made.images, zoom=scale)
     document = {
         "file": str(file),
         "engine": made.engine,

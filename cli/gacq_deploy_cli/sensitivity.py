@@ -94,12 +94,15 @@ def sensitivity(
 def _needed(output: Output, run: RunDirectory) -> float | None:
     """Return the target that the gates ask for which parity failed; None: the recipe's own is as strict."""
     from gacq_deploy.parity.remedies import failed_report, needed_sqnr_db
+    from gacq_deploy.parity.report import GATES
 
     failed = failed_report(run)
     needed = None if failed is None else needed_sqnr_db(failed)
     if failed is None or needed is None or needed <= failed.protocol.budget.eps_sqnr_db + 1:
         return None
-    names = ", ".join(dict.fromkeys(gate.metric for gate in failed.failed_gates))
+    names = ", ".join(
+        dict.fromkeys(GATES[gate.evidence][gate.metric].meaning for gate in failed.failed_gates)
+    )
     output.note(
         f"parity failed {names}: the target is {needed:g} dB, from how much they lack (--min-sqnr sets it)"
     )
@@ -155,7 +158,7 @@ def _tables(result: SensitivityReport, path: Path, top: int) -> Iterator[Table |
         ["graph", "layers left float", "SQNR by bucket", "worst"],
         _graphs(proposal),
     )
-    yield from _verdict(proposal)
+    yield from target_lines(proposal)
     yield f"written: {path}"
 
 
@@ -181,7 +184,8 @@ def _graphs(proposal: Proposal) -> Iterator[tuple[Any, ...]]:
             yield (name, len(proposal.modules), _levels(after), f"{min(after):.2f}")
 
 
-def _verdict(proposal: Proposal) -> Iterator[str]:
+def target_lines(proposal: Proposal) -> Iterator[str]:
+    """Yield whether the target was reached and by what, and the lines that leave those layers float."""
     target = f"target {proposal.target}"
     yield from proposal.lint_errors
     if not proposal.modules and proposal.reached:

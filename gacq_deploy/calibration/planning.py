@@ -8,9 +8,10 @@ import numpy as np
 from torch import nn
 
 from gacq_deploy.calibration.smoothing import smoothing_groups
-from gacq_deploy.errors import RESTORE, RecipeError, UsageError
+from gacq_deploy.errors import RESTORE, CalibrationError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.plan import resolve_plan
 from gacq_deploy.recipe.quantization import BLOCKS
@@ -108,6 +109,19 @@ def check_steps(recipe: Recipe, denoiser: Denoiser) -> None:
     """
     for steps in (recipe.samples.steps, recipe.parity.steps, recipe.runtime.steps):
         model_sampler(denoiser.record, steps)
+
+
+def check_split(recipe: Recipe) -> None:
+    """Refuse to hold all trajectories out, before anything runs.
+
+    Raises:
+        CalibrationError: none is left to learn from.
+    """
+    if validation_trajectories(recipe.samples).all():
+        raise CalibrationError(
+            "All trajectories are held out for validation.",
+            "Raise samples.trajectories, or lower samples.validation_share.",
+        )
 
 
 def check_samples(samples: CalibrationSet, denoiser: Denoiser, *, where: str) -> None:

@@ -21,7 +21,7 @@ from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_block
 from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_planned
 from gacq_deploy.calibration.limits import too_large_to_learn
-from gacq_deploy.calibration.planning import check_blocks, check_samples, check_steps, make_plan
+from gacq_deploy.calibration.planning import check_blocks, check_samples, check_split, check_steps, make_plan
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.ranges import ensure_ranges
@@ -38,7 +38,7 @@ from gacq_deploy.calibration.smoothing import ensure_smoothing
 from gacq_deploy.calibration.stage_gains import StageGains
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
-from gacq_deploy.errors import CalibrationError, RecipeError
+from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.given import with_pipeline
 from gacq_deploy.models.lora import text_parts
 from gacq_deploy.models.source import Source
@@ -118,6 +118,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         plan = make_plan(recipe, graph, report)
         check_blocks(plan, denoiser.module)
         check_steps(recipe, denoiser)
+        check_split(recipe)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
         if fresh:
             forget_run(directory)
@@ -147,10 +148,6 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         samples = load_samples(directory.samples_path, sha256=samples_sha256)
         check_samples(samples, denoiser, where=str(directory.samples_path))
         split = Split(samples, recipe.calibration.weighting.groups)
-        if len(split.training) == 0:
-            raise CalibrationError(
-                "All trajectories are held out for validation.", "Raise samples.trajectories."
-            )
         too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
         weighting = Weighting(recipe.calibration, split, weights, too_large)
         session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)

@@ -218,6 +218,19 @@ def test_reports_of_bugs_bring_what_is_needed() -> None:
         assert "gacq-deploy verify" in text
 
 
+def test_changes_bring_what_is_needed() -> None:
+    text = (ROOT / ".github" / "PULL_REQUEST_TEMPLATE.md").read_text(encoding="utf-8")
+    assert {"make check", "make test"} <= set(re.findall(r"`([^`]+)`", text))
+    assert {"CONTRIBUTING.md", "CHANGELOG.md"} <= set(re.findall(r"\(\.\./([\w.]+)\)", text))
+
+
+def test_who_finds_a_hole_is_told_how_to_report_it() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == ["What is promised", "Versions", "How to report"]
+    template = (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.md").read_text(encoding="utf-8")
+    assert "(../../SECURITY.md)" in template
+
+
 def test_no_document_names_an_address_of_the_project() -> None:
     """There is none yet: what is linked is papers."""
     texts = (_all_text(), *((ROOT / f).read_text() for f in ("SECURITY.md", "CHANGELOG.md", "CITATION.cff")))

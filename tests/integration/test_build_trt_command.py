@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from importlib import metadata
@@ -116,6 +117,10 @@ def test_built_from_the_same_inputs_nothing_is_built(built_copy: tuple[Path, Any
     shown = invoke(["build-trt", str(run), *FAST]).stdout
     assert "as it was" in shown
     assert "2x1x8x8" in shown
+    *_, sentence, lead, command = shown.splitlines()
+    assert re.fullmatch(r"plan for any GPU .*: [\d.]+ MB, \d+ of \d+ planned layers \([\d.]+%\)\.", sentence)
+    assert lead == "Next, on a machine with such a GPU, with a copy of this folder:"
+    assert command.strip() == f"gacq-deploy parity {run}"
 
 
 def _used(run: Path) -> Path:

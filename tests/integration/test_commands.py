@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from gacq_deploy.calibration import stage as calibration
 from gacq_deploy.recipe.load import builtin_recipes, load_recipe
 from gacq_deploy.recipe.presets import PRESETS
 from gacq_deploy.workflow import quickstart as chain
@@ -79,6 +81,13 @@ def test_dry_run_estimates_and_writes_nothing(recipe_file: Path, tmp_path: Path)
     assert document["recipe"]["samples"]["seed"] == document["recipe"]["calibration"]["seed"] == 5
     shown = invoke(["calibrate", "-r", str(recipe_file), "-o", str(target), "--dry-run"]).stdout
     assert "nothing was written" in shown
+    *_, summary = shown.splitlines()
+    assert re.fullmatch(
+        r"\d+ of \d+ layers to quantize, (about .+|a few seconds)\. Leave --dry-run out to do it\.", summary
+    )
+    assert set(estimate["stages"]) <= {
+        line.strip().removeprefix("- ").split("  ")[0] for line in shown.splitlines()
+    }
 
 
 def test_a_preset_sets_the_effort_and_set_comes_after_it(recipe_file: Path, tmp_path: Path) -> None:
@@ -98,6 +107,17 @@ def test_a_preset_sets_the_effort_and_set_comes_after_it(recipe_file: Path, tmp_
     done = invoke(["calibrate", "-r", str(recipe_file), "-o", str(tmp_path), "--preset", "huge"])
     assert done.exit_code == 2
     assert "quick" in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["calibrate", "dry-run"])
+def test_trajectories_that_are_all_held_out_are_refused_first(
+    recipe_file: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    few = ("--set", "samples.trajectories=2", "--set", "samples.validation_share=0.9")
+    target = tmp_path / "new"
+    refused = _json("calibrate", "-r", str(recipe_file), "-o", str(target), *few, *more, code=1)["error"]
+    assert refused["message"] == "All trajectories are held out for validation."
+    assert not (target / "samples.safetensors").exists()
 
 
 def test_the_seed_changes_the_artifact(run_copy: Path, recipe_file: Path, tmp_path: Path) -> None:
@@ -269,6 +289,9 @@ def test_bench_writes_its_report(run_copy: Path) -> None:
     assert {c["name"] for c in report["candidates"]} == {"ort-cpu/float.onnx", "ort-cpu/int8.cpu.onnx"}
     shown = invoke(["bench", str(run_copy), "--engine", "ort-cpu", "--batch", "2", "--repeats", "1"]).stdout
     assert "times faster" in shown
+    assert re.search(
+        r"^ort-cpu/int8\.cpu\.onnx: \d\.\d\dx the speed of ort-cpu/float\.onnx at batch 2", shown, re.M
+    )
     assert shown.splitlines()[-1] == f"Next: gacq-deploy report {run_copy}"
     links = {link["name"]: link["status"] for link in _json("verify", str(run_copy))["links"]}
     assert links["bench"] == "ok"
@@ -295,6 +318,31 @@ def test_quickstart_takes_the_cheapest_preset_unless_told(run_copy: Path, recipe
     refused = _json("quickstart", "-r", str(recipe_file), "-o", str(run_copy), code=2)
     assert "another recipe" in refused["error"]["message"]
     assert "samples.keep_every" in refused["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "stages"),
+    [("quickstart", "preset nearest", 15), ("calibrate", "this calibration", 5)],
+    ids=["quickstart", "calibrate"],
+)
+def test_what_a_run_will_take_is_said_before_its_first_sample(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, said: str, stages: int
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "load_samples", stop)  # behind the first stage
+    done = invoke([command, "-r", str(recipe_file), "-o", str(tmp_path / "new")])
+    assert done.exit_code == 130, done.output
+    assert "Run the same command again: it goes on where it stopped." in done.stderr
+    ahead, _, _ = done.stderr.partition("collect samples ...")
+    assert re.search(
+        rf"^{said}: (about [^,]+|a few seconds), .* of memory, .* of disk; \d+ tensors to quantize, \d+ samples",
+        ahead,
+        re.M,
+    )
+    (count,) = re.findall(r"collect samples \.\.\. \(stage 1 of (\d+)", done.stderr)
+    assert int(count) > stages
 
 
 @pytest.mark.usefixtures("warm_benches")
@@ -325,7 +373,14 @@ def test_quickstart_runs_once_and_says_so(
     again = invoke(list(arguments))
     assert again.exit_code == 0, again.output
     assert "already done: calibrate, export, parity, bench, comparison" in again.stdout
-    assert "SHIP IT" in again.stdout
+    table, *_ = again.stdout.split("already done")
+    assert f"{row['float_bytes'] / row['int8_bytes']:.1f}x smaller" in table
+    lines = again.stdout.splitlines()
+    assert lines[-3].startswith("SHIP IT: ")
+    assert lines[-2:] == [
+        "Next, your own model:",
+        "    gacq-deploy calibrate --model ./my-model -o runs/mine",
+    ]
     assert "gacq-deploy bench" not in again.stdout, "its figures stand there already"
     assert str(run_copy / "report.html") in again.stdout
     written = {p for p, stamp in files.items() if p.stat().st_mtime_ns != stamp}

@@ -143,7 +143,9 @@ def test_what_a_run_lacks_is_said_with_the_command(copies: tuple[Path, Path]) ->
     assert "altered" in stale["graphs"]["reason"]
     assert document["runs"][1]["facts"]["parity"] == "stale"
     assert all(row["best"] == [] for row in document["rows"]), "only one run is left to be ranked"
-    assert "(stale)" in invoke(["compare", str(first), str(second)]).stdout
+    shown = invoke(["compare", str(first), str(second)]).stdout
+    assert "(stale)" in shown
+    assert f"\nNext: {lacks['bench']['command']}\n" in shown
 
 
 def test_a_run_that_is_not_calibrated_is_shown_as_such(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ untried there. Elsewhere it is a skip that says what to install.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -14,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gacq_deploy.artifact.artifact import load_artifact
@@ -120,6 +123,10 @@ def test_the_verdict_is_seen_first_and_the_pictures_next(page: Page) -> None:
     places = [box["y"] for box in tops if box is not None]
     assert len(places) == 5
     assert places == sorted(places)
+    sign = page.locator(".verdict .badge").evaluate("e => getComputedStyle(e, '::before').content")
+    assert sign == '"\N{CHECK MARK}"', "not by its colour alone"
+    rule = page.locator("#verdict").evaluate("e => getComputedStyle(e).borderLeftWidth")
+    assert rule == "6px"
     big = page.locator(".numbers .big")
     assert big.count() == 4
     assert all(text.strip() for text in big.all_inner_texts())
@@ -134,8 +141,12 @@ def test_both_images_of_a_seed_stand_beside_each_other(page: Page) -> None:
     assert exact["x"] < quantized["x"] < difference["x"]
     assert exact["width"] == pytest.approx(quantized["width"], abs=1)
     captions = page.locator(".tile figcaption").all_inner_texts()
-    assert all("seed" in caption and "dB" in caption for caption in captions)
+    assert all(re.search(r"class \d+\s+seed \d+\s+.*\d dB", caption) for caption in captions), captions
     assert [("worst" in caption) for caption in captions] == [True] + [False] * (len(captions) - 1)
+    first, *others = tiles.evaluate_all("all => all.map(e => getComputedStyle(e).borderTopColor)")
+    assert first not in others, "it has a frame"
+    shown = page.locator(".trio img").evaluate_all("all => all.map(e => getComputedStyle(e).imageRendering)")
+    assert set(shown) == {"pixelated"}
 
 
 def test_the_slider_wipes_between_the_images(page: Page) -> None:
@@ -144,6 +155,11 @@ def test_the_slider_wipes_between_the_images(page: Page) -> None:
     page.get_by_label("Wipe").check()
     boxes = [page.locator(f".tile >> nth=0 >> {part} img").bounding_box() for part in (".over", ".under")]
     assert boxes[0] == boxes[1]
+    tags = [page.locator(f".tile >> nth=0 >> {part} .tag") for part in (".over", ".under")]
+    left, right = (box["x"] for tag in tags if (box := tag.bounding_box()) is not None)
+    assert left < right
+    ends = page.locator(".slide span").all_inner_texts()
+    assert ends == [tag.inner_text() for tag in tags], "the slider names its ends as the picture does"
     slider.fill("20")
     assert page.locator(".tiles").evaluate("e => e.style.getPropertyValue('--cut')") == "20%"
     before = page.locator(".over").first.evaluate("e => getComputedStyle(e).clipPath")
@@ -225,6 +241,55 @@ def test_on_a_phone_the_numbers_of_a_table_are_in_sight(page: Page) -> None:
     assert len(boxes) > 6
     if room < 720:
         assert all(box["x"] >= 0 and box["x"] + box["width"] <= room for box in boxes)
+        assert not page.locator("#speed table >> nth=0 >> thead").is_visible(), "no empty head above them"
+
+
+def test_names_break_between_their_parts_only(page: Page) -> None:
+    _unfold(page)
+    size = page.viewport_size
+    assert size is not None
+    page.set_viewport_size({"width": 240, "height": 844})  # where the longest do not fit on one line
+    # a word between two places where it may break stands on one line
+    broken = page.evaluate("""() => {
+      const found = [];
+      for (const cell of document.querySelectorAll("td.name")) {
+        for (const text of [...cell.childNodes].filter(n => n.nodeType === Node.TEXT_NODE)) {
+          for (const word of text.textContent.matchAll(/[^\\s-]+-?/g)) {
+            const range = document.createRange();
+            range.setStart(text, word.index);
+            range.setEnd(text, word.index + word[0].length);
+            const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+            if (lines.size > 1) found.push(word[0]);
+          }
+        }
+      }
+      return found;
+    }""")
+    page.set_viewport_size(size)
+    assert page.locator("td.name").count() > 10
+    assert broken == []
+
+
+def test_a_table_that_is_cut_shows_that_it_scrolls(page: Page) -> None:
+    _unfold(page)
+    place = page.evaluate_handle("""() => [...document.querySelectorAll(".scroll")].find(
+      e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 40)""").as_element()
+    if place is None:
+        assert page.viewport_size["width"] < 720, "there the tables are stacked"
+        return
+    box = place.bounding_box()
+    assert box is not None
+    # behind what can be scrolled to lies a shadow at that side
+    sides = []
+    for left in (0, 100_000):
+        place.evaluate("(e, left) => { e.scrollLeft = left; }", left)
+        place.scroll_into_view_if_needed()
+        with Image.open(io.BytesIO(place.screenshot())) as picture:
+            grey = np.asarray(picture.convert("L"), float)
+        sides.append((np.median(grey[8:-8, 2:5]), np.median(grey[8:-8, -5:-2])))
+    (begin_left, begin_right), (end_left, end_right) = sides
+    assert begin_right < begin_left
+    assert end_left < end_right
 
 
 def test_it_prints_on_few_pages(browser: Browser, report_page: Path) -> None:

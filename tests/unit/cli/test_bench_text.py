@@ -1,4 +1,4 @@
-"""What a benchmark's figures are worth, in sentences: how fast INT8 is, why it is no faster, and what blurs it."""
+"""What `bench` ends with: is INT8 faster, and why is it not where it is not?"""
 
 from __future__ import annotations
 
@@ -7,49 +7,45 @@ import os
 import pytest
 
 from gacq_deploy.backends.processor import Processor
-from gacq_deploy.bench.report import BenchReport, Host, Ratio, Spread
+from gacq_deploy.bench import BenchReport
+from gacq_deploy.bench.report import Host, Ratio, Spread
 from gacq_deploy.doctor import machine
 from gacq_deploy_cli.bench import speed_lines
 
-PLAIN = Processor("x86_64", "AMD EPYC", frozenset({"avx2"}))
-VNNI = Processor("x86_64", "AMD EPYC", frozenset({"avx2", "avx512_vnni"}))
-BUSY = float(os.cpu_count() or 1)
 
-
-def _measured(speed: float, load: float = 0.0) -> BenchReport:
-    spread = Spread.of([speed])
-    names = ("ort-cpu/int8.cpu.onnx", "ort-cpu/float.onnx")
+def _report(speed: float, load: float = 0.0) -> BenchReport:
+    host = Host(cpu="AMD EPYC", cores=2, platform="Linux", python="3.11", load_average=load)
+    names = {"candidate": "ort-cpu/int8.cpu.onnx", "baseline": "ort-cpu/float.onnx"}
     ratios = tuple(
-        Ratio(candidate=names[0], baseline=names[1], batch=b, cpu=spread, wall=spread) for b in (1, 8)
+        Ratio(**names, batch=batch, cpu=Spread.of([speed]), wall=Spread.of([speed])) for batch in (8, 1)
     )
     return BenchReport(
-        subject={}, host=Host(cpu="AMD EPYC", cores=2, platform="p", python="3", load_average=load), threads=1,
-        repeats=1, batches=(1, 8), candidates=(), ratios=ratios, skipped={},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("processor", "speed", "word", "is_explained"),
-    [
-        (PLAIN, 0.98, "SLOWER", True),
-        (PLAIN, 1.1, "faster", True),
-        (PLAIN, 1.9, "faster", False),
-        (VNNI, 0.98, "SLOWER", False),
-    ],
-)
-def test_the_reason_is_said_where_int8_gains_little(
-    monkeypatch: pytest.MonkeyPatch, processor: Processor, speed: float, word: str, is_explained: bool
-) -> None:
-    monkeypatch.setattr(machine, "this_processor", lambda: processor)
-    first, *reason = speed_lines(_measured(speed))
-    assert first == (
-        f"ort-cpu/int8.cpu.onnx: {speed:.2f}x the speed of ort-cpu/float.onnx at batch 1 ({word}; CPU time)"
+        subject={}, host=host, threads=1, repeats=1, batches=(8, 1), candidates=(), ratios=ratios, skipped={}
     )
-    assert ["no integer dot product" in line for line in reason] == [True] * is_explained
 
 
-def test_figures_of_a_busy_machine_come_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "this_processor", lambda: VNNI)
-    assert len(list(speed_lines(_measured(1.9)))) == 1
-    _, warning = speed_lines(_measured(1.9, load=BUSY))
-    assert warning.startswith(f"warning: the load was {BUSY:.1f} on ")
+@pytest.fixture(autouse=True)
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without an integer dot product."""
+    plain = Processor("x86_64", "AMD EPYC", frozenset({"avx2"}))
+    monkeypatch.setattr(machine, "this_processor", lambda: plain)
+
+
+def test_faster_is_said_of_the_smallest_batch() -> None:
+    assert list(speed_lines(_report(1.63))) == [
+        "ort-cpu/int8.cpu.onnx: 1.63x the speed of ort-cpu/float.onnx at batch 1 (faster; CPU time)"
+    ]
+
+
+def test_slower_is_said_with_what_doctor_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, why = speed_lines(_report(0.976))
+    assert said.endswith("0.98x the speed of ort-cpu/float.onnx at batch 1 (SLOWER; CPU time)")
+    assert why.startswith("AMD EPYC: no integer dot product.")
+    vnni = Processor("x86_64", "AMD EPYC", frozenset({"avx2", "avx512_vnni"}))
+    monkeypatch.setattr(machine, "this_processor", lambda: vnni)
+    assert len(list(speed_lines(_report(0.976)))) == 1
+
+
+def test_a_busy_machine_is_a_warning() -> None:
+    busy = float(os.cpu_count() or 1)
+    assert list(speed_lines(_report(1.63, load=busy)))[-1].startswith(f"warning: the load was {busy:.1f} on ")

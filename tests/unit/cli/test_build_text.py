@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gacq_deploy_cli.build_trt import coverage_text, next_step, size_lines
+from gacq_deploy_cli.build_trt import coverage_text, next_step, plan_text, size_lines
 
 WEIGHTS = {"weight_only": {"planned": 7, "int4": 6}}
 
@@ -45,9 +45,27 @@ def test_a_plan_larger_than_its_graph_is_explained(
     assert [("int8.onnx (1.0 kB)" in line and "source text" in line) for line in lines] == [True] * is_said
 
 
-def test_a_plan_that_was_not_run_is_judged_where_its_gpu_is() -> None:
-    assert str(next_step(Path("runs/mine"), None)) == (
-        "Next, on a machine with such a GPU, with a copy of this folder:\n    gacq-deploy parity runs/mine"
+def _built(*capabilities: str) -> Any:
+    record = SimpleNamespace(
+        files={"engine.plan": SimpleNamespace(bytes=14_400_000)},
+        inputs=SimpleNamespace(options=SimpleNamespace(compute_capabilities=capabilities), device=None),
+        coverage={"planned": 48, "int8": 48, "share": 1.0},
     )
-    run_here: Any = SimpleNamespace()
-    assert str(next_step(Path("runs/mine"), run_here)) == "Next: gacq-deploy bench runs/mine"
+    return SimpleNamespace(record=record)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "where"), [((), "any GPU of this library (portable)"), (("8.6", "8.9"), "8.6, 8.9")]
+)
+def test_the_last_sentence_says_what_the_plan_is(capabilities: tuple[str, ...], where: str) -> None:
+    assert plan_text([_built(*capabilities)]) == (
+        f"plan for {where}: 14.4 MB, 48 of 48 planned layers (100.0%)."
+    )
+
+
+def test_a_plan_is_judged_where_it_can_run() -> None:
+    proved: Any = SimpleNamespace()
+    assert str(next_step(Path("my run"), proved)) == "Next: gacq-deploy bench 'my run'"
+    assert str(next_step(Path("my run"), None)) == (
+        "Next, on a machine with such a GPU, with a copy of this folder:\n    gacq-deploy parity 'my run'"
+    )

@@ -66,6 +66,7 @@ def test_other_errors(error: BaseException, code: int, says: str) -> None:
     assert failure.exit_code == code
     assert says in failure.message
     assert failure.hint
+    assert (code == 130) == ("the same command again: it goes on where it stopped" in failure.hint)
 
 
 def test_the_document_holds_what_the_text_says() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,37 @@ def test_a_sheet_has_a_size_that_people_can_post(tmp_path: Path, side: int, coun
     height, width = _pixels(tmp_path / "sheet.png").shape[:2]
     assert count == 1 or 1200 <= width <= 1800
     assert height <= 1800
+
+
+# of two rows of pairs of 256 pixels, between a head of two lines and a legend
+PLACES = {
+    "title": (24, 64),
+    "note": (76, 110),
+    "captions": (384, 404),
+    "decibels": (384, 404),
+    "legend": (754, 780),
+}
+
+
+@pytest.mark.parametrize("part", PLACES)
+def test_a_sheet_explains_itself(tmp_path: Path, part: str) -> None:
+    a, b = _pair(1, 16, count=3)
+    words: dict[str, Any] = {
+        "title": "my-ddpm",
+        "note": "3 images",
+        "captions": ["seed 0", "seed 1", "seed 2"],
+    }
+    write_comparison(tmp_path / "one.png", a, b, **words)
+    if part == "captions":
+        words[part] = ["seed 7", "seed 1", "seed 2"]
+    elif part in words:
+        words[part] = "other"
+    else:
+        b[0, 0, 0, 0] += 0.5  # the largest of all
+    write_comparison(tmp_path / "other.png", a, b, **words)
+    before, after = _pixels(tmp_path / "one.png"), _pixels(tmp_path / "other.png")
+    first, last = PLACES[part]
+    assert bool((before != after)[first:last].any())
 
 
 def test_words_that_do_not_fit_are_cut(tmp_path: Path) -> None:

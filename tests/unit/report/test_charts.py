@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gacq_deploy.report.charts import (
+    WIDTH,
     Axes,
     Series,
     SpreadBar,
@@ -91,6 +92,11 @@ def test_labels_meet_neither_each_other_nor_an_edge(lengths: list[int]) -> None:
             assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
 
 
+def test_lines_have_the_width_of_the_chart() -> None:
+    places = [x for x, _ in _dots(line_chart([Series("a long name of a line", X, X)], AXES, "wide"))]
+    assert max(places) - min(places) > 0.75 * WIDTH
+
+
 def test_a_line_has_the_colour_that_it_is_given() -> None:
     svg = line_chart([Series("b", X, X, 4), Series("a", X, X + 1, 1, mixed=True)], AXES, "colours")
     lines = [e.attrib["class"] for e in ET.fromstring(svg).iter("polyline")]
@@ -110,6 +116,9 @@ def test_a_spread_shows_bands_around_the_median() -> None:
     root = ET.fromstring(svg)
     assert [e.attrib["class"] for e in root.iter("polygon")] == ["band wide", "band"]
     assert {"median", "quartiles", "minimum to maximum"} <= set(_texts(svg))
+    # in the key each name has a sample that looks as what it names
+    assert [e.attrib["class"] for e in root.iter("rect")] == ["band", "band wide"]
+    assert [e.attrib["class"] for e in root.iter("polyline")] == ["line s0", "line s0"]
 
 
 def test_strips_have_scales_of_their_own_and_share_an_axis() -> None:

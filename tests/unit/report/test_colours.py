@@ -28,3 +28,11 @@ def test_the_style_sheet_knows_every_colour_in_light_and_dark() -> None:
         assert len(re.findall(rf"--s{number}: #", style)) == 2
         assert f".line.s{number} {{ stroke: var(--s{number})" in style
         assert f".dot.s{number}" in style
+
+
+def test_lines_of_one_chart_differ_in_their_dashes_too() -> None:
+    style = (Path(gacq_deploy.report.__file__).parent / "template" / "page.css").read_text(encoding="utf-8")
+    dashes = dict(re.findall(r"\.line\.s(\d+) {[^}]*stroke-dasharray: ([\d ]+);", style))
+    for names in (map(graph_colour, GRAPHS), map(stage_colour, ERROR_STAGES)):
+        drawn = [dashes.get(str(number), "solid") for number in names]
+        assert len(set(drawn)) == len(drawn)

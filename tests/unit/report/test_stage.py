@@ -155,18 +155,31 @@ def test_everything_has_its_place_and_the_page_stays_small(tmp_path: Path) -> No
     assert page == render(found, judge_run(found))
 
 
-def test_the_polish_stands_in_the_summary(tmp_path: Path) -> None:
+def _section(page: str, name: str) -> str:
+    """Return the words of one section."""
+    inside = page.partition(f'<section id="{name}"')[2].partition("</section>")[0]
+    return " ".join(Reader(f"<section{inside}").text.split())
+
+
+def test_the_polish_stands_beside_the_weights(tmp_path: Path) -> None:
     found = _full(tmp_path)
     assert isinstance(found.inspection, Inspection)
-    text = " ".join(Reader(render(found, judge_run(found))).text.split())
-    assert (
+    page = render(found, judge_run(found))
+    sentence = (
         "20 steps on activation scales, plain; objective plain; loss 0.5 before, 0.25 after (-50%). Kept."
-        in text
     )
+    assert sentence in _section(page, "weights")
+    assert sentence not in _section(page, "verdict")
     undone = replace(found, inspection=replace(found.inspection, polish=_polish("plain", kept=False)))
     assert "Not kept: the model was better before" in render(undone, judge_run(undone))
     bare = replace(found, inspection=replace(found.inspection, polish=None))
     assert "Polish." not in Reader(render(bare, judge_run(bare))).text
+
+
+def test_what_learning_gained_stands_above_the_errors(tmp_path: Path) -> None:
+    found = _full(tmp_path)
+    page = render(found, judge_run(found))
+    assert _section(page, "error").startswith("Error per timestep Learning gained ")
 
 
 def test_a_page_is_written_again_only_when_it_would_show_something_else(tmp_path: Path) -> None:
@@ -264,7 +277,7 @@ def test_what_fails_stands_open_with_its_remedy_and_what_holds_is_folded(tmp_pat
     gates = rest[rest.index('<section id="gates">') : rest.index('<section id="speed">')]
     assert "0 of 6 hold" in gates
     assert "<details" in gates
-    assert "<details open" not in page
+    assert not re.findall(r"<details[^>]* open", page)
 
 
 def test_the_model_stands_first_and_the_recipe_second(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +12,14 @@ from gacq_deploy.bench.report import Host, Ratio, Spread
 from gacq_deploy.build_trt.coverage import Coverage, NodeCoverage, WeightCoverage
 from gacq_deploy.build_trt.manifest import EngineInputs, EngineManifest
 from gacq_deploy.build_trt.options import CompileOptions
+from gacq_deploy.inspection.artifact import Inspection
 from gacq_deploy.parity.report import assemble, measured
 from gacq_deploy.recipe.sections import ParitySection
+from gacq_deploy.report.collect import collect
 from gacq_deploy.report.tables import (
     ReportTable,
     compiled_table,
+    facts,
     gate_table,
     name,
     number,
@@ -23,7 +29,9 @@ from gacq_deploy.report.tables import (
     text,
 )
 from gacq_deploy.report.verdict import gate_rows
+from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.records import ListedFile
+from tests.unit.report.conftest import write_recipe
 
 
 @pytest.mark.parametrize(
@@ -144,3 +152,19 @@ def test_less_than_once_as_fast_is_slower_in_words() -> None:
     (slow,), (fast,) = (ratio_table(_bench(ratio, {})).rows for ratio in (0.976, 1.05))
     assert (slow[3].text, slow[3].tone, slow[3].number) == ("0.98x, 0.97 to 0.99 (slower)", "bad", 0.976)
     assert (fast[3].text, fast[3].tone) == ("1.05x, 1.04 to 1.06", "")
+
+
+def test_what_calibration_took_is_said_in_words(tmp_path: Path) -> None:
+    versions = {
+        "started_unix": 1_795_993_186, "wall_s": 12.5, "cpu_s": 9, "peak_memory_mb": 800, "work_key": "abc",
+        "stages": {"nearest": {}}, "torch": "2",
+    }  # fmt: skip
+    write_recipe(tmp_path)
+    inspection = Inspection("", "", {}, "", (), (), versions, (), None, (), (), {})
+    rows = facts(replace(collect(RunDirectory(tmp_path), images=False), inspection=inspection)).rows
+    said = {row[0].text: row[1].text for row in rows}
+    assert said["calibration began"] == "2026-11-29 22:59 UTC"
+    assert (said["calibration took"], said["calibration CPU time"]) == ("12.5 s", "9 s")
+    assert said["calibration most memory"] == "800 MB"
+    assert said["calibrated with: torch"] == "2"
+    assert not [label for label in said if re.search("_|stages|work", label)]
