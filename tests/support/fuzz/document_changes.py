@@ -37,6 +37,8 @@ RAW_YAML = (
 _RAW, _TWICE, _SEAL = "\ue000", "\ue001", "\ue002"
 _RAW_TEXT = re.compile(rf'"{_RAW}((?:[^"\\]|\\.)*)"')
 _TWICE_KEY = re.compile(rf'"{_TWICE}')
+_DEEPEST = 300
+"""Levels of a document that the changes make."""
 
 
 def changed_document(rng: Random, document: Any, raw: Collection[str] = RAW_JSON) -> str:
@@ -100,12 +102,16 @@ def leave_out(rng: Random, document: Any, place: Place) -> None:
 
 def wrap(rng: Random, document: Any, place: Place) -> None:
     value = _inside(document, place)
-    _set(document, place, rng.choice(([value], {"a": value}, [value, value], str(value))))
+    # a copy, here and below: a later change of the one would be a change of the other
+    _set(document, place, rng.choice(([value], {"a": value}, [value, copy.deepcopy(value)], str(value))))
 
 
 def nest(rng: Random, document: Any, place: Place) -> None:
     value = _inside(document, place)
-    for _ in range(rng.choice((3, 50, 97, 99, 150))):
+    levels = rng.choice((3, 50, 97, 99, 150))
+    if max(map(len, _places(document))) + levels > _DEEPEST:
+        return  # the changes themselves walk through it
+    for _ in range(levels):
         value = [value] if rng.random() < 0.5 else {"a": value}
     _set(document, place, value)
 
@@ -140,9 +146,8 @@ def add_key(rng: Random, document: Any, place: Place) -> None:
         )
         value[key] = copy.deepcopy(rng.choice(OTHER_VALUES))
     elif isinstance(value, list):
-        value[rng.randrange(len(value) + 1) :] = rng.choice(
-            (value * 2, value * 50, [*value, None], value[::-1])
-        )
+        tail = rng.choice((value * 2, value * 50, [*value, None], value[::-1]))
+        value[rng.randrange(len(value) + 1) :] = map(copy.deepcopy, tail)
     else:
         wrap(rng, document, place)
 
