@@ -156,6 +156,13 @@ def exchange_scales(model: ModelProto) -> None:
     edit(model, other, lambda _: held[one])
 
 
+def exchange_weight_scales(model: ModelProto) -> None:
+    held = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    one, other = f"{CONV}:weight.scale", f"{OTHER}:weight.scale"
+    edit(model, one, lambda _: held[other])
+    edit(model, other, lambda _: held[one])
+
+
 def move_zero_point(model: ModelProto) -> None:
     edit(model, f"{CONV}:input.zero_point", lambda z: z + 3)
 
@@ -224,6 +231,7 @@ CORRUPTIONS = [
     spoils("Q/DQ dropped", CANONICAL, drop_pair(INPUT), "local", where=INPUT),
     spoils("bias shifted", CANONICAL, shift_float_bias, "local", where=CONV, departs=NEXT),
     spoils("scales exchanged", CANONICAL, exchange_scales, "local", where=INPUT, departs=INPUT),
+    spoils("weight scales exchanged", CANONICAL, exchange_weight_scales, "local", where=WEIGHT, departs=NEXT),
     spoils("zero point moved", CANONICAL, move_zero_point, "local", where=INPUT, departs=INPUT),
     spoils("wrong axis", CANONICAL, wrong_axis, "local", where=f"{LINEAR}:weight"),
     spoils("float constant, last bit", CANONICAL, nudge_norm, where="conv_in"),

@@ -240,7 +240,7 @@ _I = (
     *_rows("I", "exit 5 naming the node", [("scale missing", f"{_MALFORMED}[scale from nowhere]")]),
     *_rows("I", "parity catches it (3)", [
         ("weight scales of two layers exchanged",
-         "tests/contract/test_parity_catches.py::test_a_corrupt_file_is_caught[scales exchanged]"),
+         "tests/contract/test_parity_catches.py::test_a_corrupt_file_is_caught[weight scales exchanged]"),
     ]),
 )  # fmt: skip
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 
 from gacq_deploy.calibration.checkpoint import Checkpoint, load_checkpoint
+from gacq_deploy.errors import ArtifactError
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.documents import read_json
 from gacq_deploy.storage.files import TEMP_PREFIX
@@ -124,35 +126,47 @@ def _bytes_of(root: Path) -> dict[str, object]:
     return files | {"samples": (root / "samples.safetensors").read_bytes(), "digest": digest}
 
 
+def _is_sound(checkpoint: Checkpoint, step: str) -> bool:
+    try:
+        return checkpoint.get(step) is not None
+    except ArtifactError:
+        return False
+
+
 def _strike(server: str, code: str, recipe: Path, root: Path) -> Struck:
     with WarmProcess(server, command_code(code), *_calibrate(recipe, root)) as child:
         child.communicate(timeout=120)
     steps = _steps(root)
-    sound = all(checkpoint.get(step) is not None for step, checkpoint in steps.items())
+    sound = all(_is_sound(checkpoint, step) for step, checkpoint in steps.items())
     assert child.returncode is not None
     names = frozenset(path.name for path in root.rglob("*") if not path.name.startswith(TEMP_PREFIX))
     return Struck(child.returncode, frozenset(steps), sound, names)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """One calibration that was killed at every point in turn, and then was to end."""
+
+    root: Path
+    struck: Mapping[str, Struck]
+    end: Result
+
+
 @pytest.fixture(scope="module")
-def chain(
-    warm_server: str, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Struck], Path]:
-    """One calibration that is killed at every point in turn, and then ends."""
+def chain(warm_server: str, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     root = tmp_path_factory.mktemp("chain") / "run"
     struck = {}
     for point in KILLED_AT:
         event, pattern = POINTS[point]
         code = AT_A_POINT.format(event=event, pattern=pattern)
         struck[point] = _strike(warm_server, code, recipe_file, root)
-    assert invoke(_calibrate(recipe_file, root)).exit_code == 0
-    return struck, root
+    return Chain(root, struck, invoke(_calibrate(recipe_file, root)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", KILLED_AT)
-def test_a_point(point: str, chain: tuple[dict[str, Struck], Path], finished_run: Path) -> None:
-    struck, root = chain
+def test_a_point(point: str, chain: Chain, finished_run: Path) -> None:
+    struck, root = chain.struck, chain.root
     now = struck[point]
     assert now.code == -signal.SIGKILL, "it ended before it came to that point"
     assert now.sound
@@ -161,6 +175,7 @@ def test_a_point(point: str, chain: tuple[dict[str, Struck], Path], finished_run
         assert not fnmatch.filter(now.names, pattern), "half of it stands under its final name"
     earlier = [struck[other].steps for other in KILLED_AT[: KILLED_AT.index(point)]]
     assert all(steps <= now.steps for steps in earlier), "a finished step was lost"
+    assert chain.end.exit_code == 0, chain.end.output
     assert _bytes_of(root) == _bytes_of(finished_run)
     assert not list(root.rglob(f"{TEMP_PREFIX}*"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import describe_file, digest_file
@@ -21,6 +22,8 @@ Scene = tuple[RunDirectory, Path, Path]
 """A finished run, a model folder, and a file that appears where code ran."""
 Case = tuple[Callable[[Scene], list[str]], int, str]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+CALLS = "name: !!python/object/apply:os.mkdir [{canary}]"
+"""YAML that makes a folder where its tags are taken."""
 
 
 class _Touches:
@@ -107,7 +110,7 @@ CASES: dict[str, Case] = {
     "npz with a pickled object": (_npz, 5, "samples.safetensors are not whole"),
     "manifest that names a path outside": (_traversal, 5, "names a foreign file '../../secret'"),
     "YAML tag that calls a function": (
-        _recipe(lambda canary: f"name: !!python/object/apply:pathlib.Path.touch [{canary}]"), 2, "not valid YAML"
+        _recipe(lambda canary: CALLS.format(canary=canary)), 2, "not valid YAML"
     ),
     "YAML of ten million items": (_recipe(_bomb), 2, "more than 1,000,000 values"),
     "model with code of its own": (_own_code, 2, "remote code"),
@@ -129,4 +132,9 @@ def test_h(name: str, run: RunDirectory, model_folder: Path, tmp_path: Path) -> 
 
 def test_the_pickle_would_be_seen(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(_Touches(tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
+
+
+def test_the_call_would_be_seen(tmp_path: Path) -> None:
+    yaml.load(CALLS.format(canary=tmp_path / "canary"), yaml.UnsafeLoader)
     assert (tmp_path / "canary").exists()
