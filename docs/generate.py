@@ -414,7 +414,8 @@ def reliability() -> str:
         f"{len(ROWS)} faults are tried on purpose: {shown} are shown by a test, {len(ROWS) - shown} speak of a\n"
         "server, which there is not.",
         "`python -m benchmarks.faults` runs all of these tests: the column held is what came of it. `make test` runs\n"
-        "them, too, but those that take minutes: of kills at random moments it tries a tenth.",
+        "them, too, but those that take minutes: of kills at random moments it tries a tenth. Each has a mutant in\n"
+        "`tests/mutants/`: a copy of the code without what guards against the fault, in which the test fails.",
         "What holds of all: the exit code is the one of its kind, the message names file or field and the remedy, no\n"
         "traceback is shown, what was good before is the same to the byte, and nothing half written stays under a\n"
         "final name.",

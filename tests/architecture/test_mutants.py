@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.faults.matrix import ROWS
 from tests.support.programs.commands import ROOT
 from tests.support.programs.mutants import mutants
 
@@ -14,6 +15,12 @@ MUTANTS = {mutant.without: mutant for _, mutant in mutants()}
 
 def test_no_two_lack_the_same() -> None:
     assert [name for name, count in Counter(m.without for _, m in mutants()).items() if count > 1] == []
+
+
+def test_every_fault_of_the_matrix_is_shown_by_a_mutant() -> None:
+    """To the case: a test of many rows that fails for one of them says nothing of the others."""
+    named = {selector for mutant in MUTANTS.values() for selector in mutant.red}
+    assert [row.shown_by for row in ROWS if row.tested and row.shown_by not in named] == []
 
 
 @pytest.mark.parametrize("without", MUTANTS)

@@ -128,7 +128,9 @@ def test_d_a_run_of_any_name_works(name: str, run: RunDirectory, tmp_path: Path)
     odd = RunDirectory(shutil.copytree(run.root, tmp_path / name))
     done = invoke(["report", "--no-images", "--json", "--", str(odd.root)])
     assert done.exit_code == 0, done.output
-    assert shlex.quote(str(odd.root)) in json.loads(done.stdout)["missing"]["bench"], "no shell takes the remedy"
+    assert shlex.quote(str(odd.root)) in json.loads(done.stdout)["missing"]["bench"], (
+        "no shell takes the remedy"
+    )
 
 
 def test_d_times_in_the_future_change_nothing(run: RunDirectory) -> None:
