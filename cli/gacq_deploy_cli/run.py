@@ -208,8 +208,10 @@ def run(
             (f"prompts{whose}", "\n".join(dict.fromkeys(made.prompts))),
             ("guidance", "none" if made.guidance_scale is None else f"{made.guidance_scale:g}"),
         ]
+    first, last = made.seeds[0], made.seeds[-1]
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     rows = [
-        ("images", f"{len(made.seeds)} (seeds {made.seeds[0]} to {made.seeds[-1]})"),
+        ("images", f"{len(made.seeds)} ({seeds})"),
         *conditioning,
         ("engine", f"{made.engine}, {made.graph}"),
         ("sampler", f"{made.sampler}, {len(made.timesteps)} steps"),
