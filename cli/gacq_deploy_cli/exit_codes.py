@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from gacq_deploy.errors import (
     ResourceError,
     UsageError,
 )
+from gacq_deploy.storage.documents import shown
 from gacq_deploy.storage.memory import lack_of_memory, starved
 from gacq_deploy.storage.room import FULL, no_space
 from gacq_deploy_cli.entry import Ended
@@ -118,6 +120,9 @@ def _explain_system(error: BaseException, kind: str, code: int) -> Failure:
     if isinstance(error, OSError) and error.errno in FULL:
         full = no_space(error, error.filename)
         return Failure(kind, full.message, full.hint, RESOURCES)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        said = f"{shown(str(error.filename))} is a longer path than the system takes."
+        return Failure(kind, said, "Choose a shorter one: no name in it has more than 255 bytes.", USAGE)
     if isinstance(error, OSError):
         return Failure(kind, f"The system refused: {error}.", "Check the path and its permissions.", code)
     if (lack := starved(error)) is not None:

@@ -69,7 +69,7 @@ def test_every_command_ends_with_a_code_of_the_table(
     monkeypatch.chdir(tmp_path)
     assert invoke([*words, "--help"]).exit_code == DONE
     assert invoke([*words, "--no-such-option"]).exit_code == USAGE
-    for name in ("nowhere", "\x1b[2J", str(tmp_path)):
+    for name in ("nowhere", "\x1b[2J", str(tmp_path), "a" * 5000):
         done = invoke([*words, name, name])
         assert done.exit_code in set(MEANINGS) - {FAILURE}, done.output
         assert "Internal error" not in done.output

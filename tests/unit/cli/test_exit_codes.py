@@ -56,6 +56,7 @@ def test_every_error_of_the_family_has_its_code() -> None:
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 6, "a.bin"),
         (OSError(errno.EFBIG, "File too large", "a.bin"), 6, "a.bin"),
         (OSError(errno.EACCES, "Permission denied", "a.bin"), 1, "a.bin"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a.bin" * 1000), 2, "... is a longer path"),
         (TypeError("a bug"), 1, "Internal error: TypeError: a bug"),
         (RuntimeError("a bug"), 1, "Internal error"),
     ],
