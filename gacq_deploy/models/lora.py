@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact.records import LoraRecord
 from gacq_deploy.errors import RESTORE, ArtifactError, BackendUnavailable, ModelError, UsageError
+from gacq_deploy.models.lora_settings import FUSE_IT, check_settings
 from gacq_deploy.recipe.sections import LoraSection
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.documents import Malformed, decode_json
 
 FILE = "pytorch_lora_weights.safetensors"
 """What training scripts call the one file of a folder."""
-_FUSE_IT = "Or fuse it with what trained it, save the pipeline (pipe.save_pretrained) and pass that folder as --model."
+_FUSE_IT = f"Or {FUSE_IT[0].lower()}{FUSE_IT[1:]}"
 _OF_ANOTHER_MODEL = (
     f"Pass a LoRA that was trained for this very model: SD 1.5, SDXL, SD3 and Flux do not mix. {_FUSE_IT}"
 )
@@ -189,6 +190,7 @@ def fuse_loras(module: nn.Module, sections: Sequence[LoraSection], pipeline_clas
         adapter = _read(section, module, pipeline_class)
         factors = _denoiser_part(adapter, component)
         _check_pairs(adapter, factors)
+        check_settings(adapter.metadata, component, adapter.path)
         with _quiet():
             _attach(adapter, factors, module, component)
             module.fuse_lora(lora_scale=section.scale)  # type: ignore[operator]
@@ -352,6 +354,7 @@ def _fuse_text(pipeline: Any, adapter: _Adapter, encoder: nn.Module, name: str) 
     metadata = adapter.metadata
     if metadata is not None and not any(key.startswith(f"{name}.") for key in metadata):
         metadata = None
+    check_settings(metadata, name, adapter.path)
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             load(

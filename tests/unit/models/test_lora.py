@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -147,6 +149,22 @@ def test_what_would_be_fused_in_part_is_refused(
     with pytest.raises(ModelError, match=said) as caught:
         digest(made["sd-unchecked"], tmp_path / "file.safetensors")
     assert caught.value.hint
+
+
+def test_metadata_that_ask_for_more_are_refused(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft would import the module that ``megatron_core`` names."""
+    (tmp_path / "seen.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain, file = made["sd-unchecked-lora"], tmp_path / "file.safetensors"
+    with safe_open(plain, framework="pt") as opened:
+        kept = opened.metadata()
+    told = json.loads(kept["lora_adapter_metadata"])
+    told |= {"unet.megatron_config": {"a": 1}, "unet.megatron_core": "seen"}
+    save_file(load_file(plain), file, {**kept, "lora_adapter_metadata": json.dumps(told)})
+    with pytest.raises(ModelError, match="its metadata ask for 'megatron_co"):
+        digest(made["sd-unchecked"], file)
 
 
 def test_another_family_is_refused(made: dict[str, Path]) -> None:
