@@ -105,7 +105,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
     if model is not None:
         recipe = with_pipeline(recipe, model, directory, report)
     source = find_model(recipe, source)
-    for name in text_parts(recipe.model.loras, source.pipeline_class) if recipe.model.loras else ():
+    for name in text_parts(recipe.model.loras, source.pipeline_class):
         report.note(
             f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
         )

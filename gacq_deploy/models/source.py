@@ -102,11 +102,15 @@ class Source:
 
     @property
     def pipeline_class(self) -> type[Any] | None:
-        """Class of the pipeline around the denoiser, None if there is none, or none of diffusers' own."""
+        """Class of the pipeline around the denoiser, which knows the names in LoRAs.
+
+        None if there is no LoRA, no pipeline, or none of diffusers' own.
+        """
         if self.pipeline is not None:
             return type(self.pipeline)
         path = None if self.root is None else self.root / "model_index.json"
-        if path is None or not path.is_file():
+        # without a LoRA it is not opened: it may need a library that nothing else here does
+        if not self.section.loras or path is None or not path.is_file():
             return None
         index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
         kind = named_class(index.get("_class_name"))
@@ -169,8 +173,7 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
         assert source.folder is not None
         check_weights(source.folder)
         module = _load_weights(source, source.folder, keep_stored=keep_stored and not source.section.loras)
-    if source.section.loras:
-        fuse_loras(module, source.section.loras, source.pipeline_class)
+    fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
     check_finite(network, source.section.source)
     return network

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.store import RESULTS, load_rows
 from tests.faults.matrix import ROWS
 from tests.support.programs.commands import ROOT
 from tests.support.programs.mutants import mutants
@@ -21,6 +22,14 @@ def test_every_fault_of_the_matrix_is_shown_by_a_mutant() -> None:
     """To the case: a test of many rows that fails for one of them says nothing of the others."""
     named = {selector for mutant in MUTANTS.values() for selector in mutant.red}
     assert [row.shown_by for row in ROWS if row.tested and row.shown_by not in named] == []
+
+
+def test_every_mutant_turned_its_tests_red_when_it_was_run_last() -> None:
+    recorded = {
+        key: set(row["why"]) for key, row in load_rows(RESULTS / "mutants.jsonl").items() if not row["lived"]
+    }
+    said = "python -m benchmarks.mutants FILE --only TEXT"
+    assert recorded == {f"{file}: {mutant.without}": set(mutant.red) for file, mutant in mutants()}, said
 
 
 @pytest.mark.parametrize("without", MUTANTS)
