@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,12 @@ LONGEST = 3600
 """Seconds of one call of pytest."""
 _LONGEST_REASON = 160
 """Characters of what a test said."""
+_FOLDERS = re.compile(r"(?<![\w.])(?:/[^\s/'\"]+)+/")
+
+
+def told_anywhere(message: str) -> str:
+    """Return what a test said, on a line, cut short, and without the folders of this machine."""
+    return _FOLDERS.sub(".../", " ".join(message.split()))[:_LONGEST_REASON]
 
 
 @dataclass
@@ -46,7 +53,7 @@ def run_tests(checkout: Path, selectors: Iterable[str]) -> Outcome:
         for case in ElementTree.parse(record).iter("testcase") if record.exists() else ():
             node = f"{case.get('file')}::{case.get('name')}"
             if (failure := case.find("failure")) is not None:
-                outcome.failed[node] = " ".join(failure.get("message", "").split())[:_LONGEST_REASON]
+                outcome.failed[node] = told_anywhere(failure.get("message", ""))
             elif case.find("skipped") is not None:
                 outcome.skipped.add(node)
             elif case.find("error") is None:
