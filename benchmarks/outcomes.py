@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -39,14 +38,13 @@ class Outcome:
 
 
 def run_tests(checkout: Path, selectors: Iterable[str]) -> Outcome:
-    """Run tests of a copy. A test that could not begin has neither failed nor passed."""
-    path = os.pathsep.join((str(checkout), str(checkout / "cli")))
-    with tempfile.TemporaryDirectory(prefix="gacq-mutant-") as base:
+    """Run tests of a checkout. A test that could not begin has neither failed nor passed."""
+    with tempfile.TemporaryDirectory(prefix="gacq-tests-") as base:
         record = Path(base) / "outcome.xml"
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "--basetemp", f"{base}/tmp",
              "-o", "junit_family=xunit1", "--junitxml", record, *sorted(set(selectors))],
-            env=child_environment({"PYTHONPATH": path}),
+            env=child_environment(root=checkout),
             cwd=checkout, capture_output=True, text=True, timeout=LONGEST, check=False,
         )  # fmt: skip
         outcome = Outcome(said=done.stdout + done.stderr)

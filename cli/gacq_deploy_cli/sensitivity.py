@@ -94,15 +94,12 @@ def sensitivity(
 def _needed(output: Output, run: RunDirectory) -> float | None:
     """Return the target that the gates ask for which parity failed; None: the recipe's own is as strict."""
     from gacq_deploy.parity.remedies import failed_report, needed_sqnr_db
-    from gacq_deploy.parity.report import GATES
 
     failed = failed_report(run)
     needed = None if failed is None else needed_sqnr_db(failed)
     if failed is None or needed is None or needed <= failed.protocol.budget.eps_sqnr_db + 1:
         return None
-    names = ", ".join(
-        dict.fromkeys(GATES[gate.evidence][gate.metric].meaning for gate in failed.failed_gates)
-    )
+    names = ", ".join(dict.fromkeys(gate.meaning for gate in failed.failed_gates))
     output.note(
         f"parity failed {names}: the target is {needed:g} dB, from how much they lack (--min-sqnr sets it)"
     )

@@ -124,6 +124,21 @@ def check_split(recipe: Recipe) -> None:
         )
 
 
+def checked_plan(
+    recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, report: Reporter = SILENT
+) -> QuantPlan:
+    """Return the plan of a calibration, after everything was refused that would fail later.
+
+    Raises:
+        RecipeError, CalibrationError, ModelError: as the functions above.
+    """
+    plan = make_plan(recipe, graph, report)
+    check_blocks(plan, denoiser.module)
+    check_steps(recipe, denoiser)
+    check_split(recipe)
+    return plan
+
+
 def check_samples(samples: CalibrationSet, denoiser: Denoiser, *, where: str) -> None:
     """Refuse samples that this model cannot be called with, whoever put them there.
 

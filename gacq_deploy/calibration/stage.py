@@ -21,7 +21,7 @@ from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_block
 from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_planned
 from gacq_deploy.calibration.limits import too_large_to_learn
-from gacq_deploy.calibration.planning import check_blocks, check_samples, check_split, check_steps, make_plan
+from gacq_deploy.calibration.planning import check_samples, checked_plan
 from gacq_deploy.calibration.polish import PolishOutcome, ensure_polish
 from gacq_deploy.calibration.probe import record_probe
 from gacq_deploy.calibration.ranges import ensure_ranges
@@ -115,10 +115,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         trajectories = open_trajectories(source, recipe, directory, group)
         denoiser = trajectories.denoiser
         graph = trace_model(denoiser)
-        plan = make_plan(recipe, graph, report)
-        check_blocks(plan, denoiser.module)
-        check_steps(recipe, denoiser)
-        check_split(recipe)
+        plan = checked_plan(recipe, denoiser, graph, report)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
         if fresh:
             forget_run(directory)

@@ -25,8 +25,8 @@ OPTIONAL_PACKAGES: Mapping[str, tuple[str, str]] = {
 def checks() -> list[Check]:
     """Look for the packages of the base install, and for those of the extras that are no engines."""
     old = too_old(extra for extra, _ in OPTIONAL_PACKAGES.values())
-    missing = Check("", "fail", "not installed", "pip install gacq-deploy")
-    found = [_package(replace(missing, name=name), old, "fail") for name in BASE_PACKAGES]
+    base = (Check(name, "fail", "not installed", "pip install gacq-deploy") for name in BASE_PACKAGES)
+    found = [_package(missing, old, "fail") for missing in base]
     for name, (extra, purpose) in OPTIONAL_PACKAGES.items():
         missing = Check(name, "absent", f"not installed: {purpose}", f"pip install 'gacq-deploy[{extra}]'")
         found.append(_package(missing, old, "warning"))
@@ -50,10 +50,8 @@ def too_old(extras: Iterable[str] = ()) -> dict[str, str]:
     asked = ("", *extras)
     try:
         lines = metadata.requires("gacq-deploy") or ()
-    except (
-        metadata.PackageNotFoundError
-    ):  # run from a folder that nobody installed: nothing says what it needs
-        return {}
+    except metadata.PackageNotFoundError:
+        return {}  # run from a folder that nobody installed: nothing says what it needs
     old = {}
     for requirement in map(Requirement, lines):
         marker, found = requirement.marker, version(requirement.name)

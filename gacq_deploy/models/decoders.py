@@ -6,9 +6,8 @@ from pathlib import Path
 
 from gacq_deploy.errors import GacqError, ModelError, UsageError
 from gacq_deploy.metrics.images import is_image
-from gacq_deploy.models.folders import BUILTIN_PREFIX, check_weights, locate_root
+from gacq_deploy.models.folders import BUILTIN_PREFIX, check_weights, locate_root, pipeline_index
 from gacq_deploy.recipe.sections import ModelSection
-from gacq_deploy.storage.documents import read_json
 
 _NAMES = ("vae", "vqvae")
 """What pipelines call their decoder."""
@@ -36,12 +35,7 @@ def find_decoder(section: ModelSection, shape: tuple[int, ...]) -> Path | None:
         if is_image(shape):
             return None
         raise type(error)(f"Latents need their decoder. {error.message}", f"{hint} {error.hint}") from error
-    index_file = root / "model_index.json"
-    index = (
-        read_json(index_file, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
-        if index_file.is_file()
-        else {}
-    )
+    index = pipeline_index(root) or {}
     for name in _NAMES:
         if isinstance(index.get(name), list) and index[name][-1]:
             if not (root / name / "config.json").is_file():

@@ -27,6 +27,8 @@ from gacq_deploy.storage.records import OpenRecord, load_record
 
 CONFIG = "config.json"
 """What a model's configuration is called in its folder."""
+INDEX = "model_index.json"
+"""What a pipeline's list of components is called in its folder."""
 COMPONENTS = ("unet", "transformer")
 """What pipelines call their denoiser."""
 BUILTIN_PREFIX = "builtin:"
@@ -281,6 +283,18 @@ def _is_plain(name: str) -> bool:
     return 0 < len(name.encode()) <= LONGEST_NAME and leads_nowhere_else
 
 
+def pipeline_index(root: Path) -> dict[str, Any] | None:
+    """Return what a pipeline's index says, as it stands there; None of a folder that has none.
+
+    Raises:
+        ArtifactError: it is no JSON object.
+    """
+    path = root / INDEX
+    if not path.is_file():
+        return None
+    return read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
+
+
 def read_pipeline(root: Path) -> dict[str, Any]:
     """Return what ``model_index.json`` says: the pipeline's class and component name -> [library, class].
 
@@ -288,15 +302,12 @@ def read_pipeline(root: Path) -> dict[str, Any]:
         ModelError: there is none, or it asks for remote code.
         ArtifactError: it names what can be no component.
     """
-    path = root / "model_index.json"
-    if not path.is_file():
+    path, index = root / INDEX, pipeline_index(root)
+    if index is None:
         raise ModelError(
             f"{root} is no pipeline: it has no model_index.json.",
             "A denoiser that is conditioned on text is calibrated inside its pipeline: pass the pipeline's folder.",
         )
-    index: dict[str, Any] = read_json(
-        path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True
-    )
     if not isinstance(index.get("_class_name"), str):
         raise ModelError(
             f"{path} names no stock pipeline class ({index.get('_class_name')!r}): it asks for remote code, which is "
@@ -334,11 +345,8 @@ def check_text_library(root: Path) -> None:
         BackendUnavailable: their library is not installed.
         ArtifactError: the index is damaged.
     """
-    path = root / "model_index.json"
-    if not path.is_file() or find_spec(_TEXT_LIBRARY) is not None:
-        return
-    index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
-    parts = listed_components(index).items()
+    index = None if find_spec(_TEXT_LIBRARY) is not None else pipeline_index(root)
+    parts = listed_components(index or {}).items()
     if any(library == _TEXT_LIBRARY for name, (library, kind) in parts if kind and name not in UNUSED):
         raise BackendUnavailable(
             f"The text encoders of {root} need {_TEXT_LIBRARY}, which is not installed.",

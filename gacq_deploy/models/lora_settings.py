@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.storage.documents import shown
+from gacq_deploy.storage.records import first_fault
 
 FUSE_IT = (
     "Fuse it with what trained it, save the pipeline (pipe.save_pretrained) and pass that folder as --model."
@@ -70,12 +71,8 @@ def check_settings(metadata: Any, component: str, path: Path) -> None:
     try:
         PairSettings.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ModelError(
-            f"LoRA {path}: its metadata say {prefix}{place} = {shown(repr(first['input']))}: {first['msg']}.",
-            "Save it again.",
-        ) from error
+        said = f"LoRA {path}: its metadata say {prefix}{first_fault(error)}."
+        raise ModelError(said, "Save it again.") from error
     usual: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     for name, value in settings.items():
         # a newer peft may write what this one has no word for: off, it asks for nothing

@@ -28,6 +28,7 @@ from gacq_deploy.models.folders import (
     COMPONENTS,
     CONFIG,
     check_weights,
+    pipeline_index,
     read_configuration,
     resolved_revision,
     stored_shapes,
@@ -108,12 +109,9 @@ class Source:
         """
         if self.pipeline is not None:
             return type(self.pipeline)
-        path = None if self.root is None else self.root / "model_index.json"
         # without a LoRA it is not opened: it may need a library that nothing else here does
-        if not self.section.loras or path is None or not path.is_file():
-            return None
-        index = read_json(path, what="Pipeline index", hint="Pass a diffusers pipeline folder.", others=True)
-        kind = named_class(index.get("_class_name"))
+        index = pipeline_index(self.root) if self.root is not None and self.section.loras else None
+        kind = None if index is None else named_class(index.get("_class_name"))
         return kind if isinstance(kind, type) else None
 
     @property

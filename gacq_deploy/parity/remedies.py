@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.parity.report import GATES, FailedGate, ParityReport, load_report
+from gacq_deploy.parity.report import FailedGate, ParityReport, load_report
 from gacq_deploy.recipe.presets import stronger_preset
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -31,10 +31,9 @@ class Remedy:
 
 def say_gate(gate: FailedGate) -> str:
     """Return a failed gate in words: ``int8.onnx@ort-cpu: PSNR of same-seed images, mean (dB) is 12.1, needs 30``."""
-    meaning = GATES[gate.evidence][gate.metric].meaning
     value = "not measured" if gate.value is None else f"{gate.value:.4g}"
     needs = f"needs {gate.bound:g}" if gate.at_least else f"at most {gate.bound:g}"
-    return f"{gate.candidate}: {meaning} is {value}, {needs}"
+    return f"{gate.candidate}: {gate.meaning} is {value}, {needs}"
 
 
 def needed_sqnr_db(report: ParityReport) -> float | None:

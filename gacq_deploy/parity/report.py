@@ -245,6 +245,11 @@ class FailedGate:
     """Whether ``bound`` is the least value that passes, or the largest."""
     advice: str
 
+    @property
+    def meaning(self) -> str:
+        """The metric in words."""
+        return GATES[self.evidence][self.metric].meaning
+
 
 class ParityReport(Record):
     """The verdict of `parity`. True when every declared gate was evaluated and holds."""

@@ -32,7 +32,7 @@ LONGEST_NAME = 255
 
 
 @contextmanager
-def _told(path: Path, needed: int | None = None) -> Iterator[None]:
+def told(path: Path, needed: int | None = None) -> Iterator[None]:
     """Make what the system says of writing ``path``, of so many bytes, an error of ours."""
     try:
         yield
@@ -111,7 +111,7 @@ def atomic_path(path: Path, needed: int | None = None) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    with _told(path, needed), _temporary(path, folder=False) as temp:
+    with told(path, needed), _temporary(path, folder=False) as temp:
         yield temp
         # content before name: after a loss of power the name may not stand for a file without content
         with temp.open("rb") as file:
@@ -128,7 +128,7 @@ def scratch(path: Path, *, folder: bool) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: the folder cannot be written.
     """
-    with _told(path), _temporary(path, folder=folder) as temp:
+    with told(path), _temporary(path, folder=folder) as temp:
         yield temp
 
 
@@ -147,7 +147,7 @@ def atomic_directory(path: Path, own: Iterable[str]) -> Iterator[Path]:
     """
     old = path.parent / f"{OLD_PREFIX}{path.name}"
     try:
-        with _told(path), _temporary(path, folder=True) as temp:
+        with told(path), _temporary(path, folder=True) as temp:
             yield temp
             _bring_along(path, temp, (*own, f"{TEMP_PREFIX}*"))
             _fsync_directory(temp)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gacq_deploy.errors import ResourceError, UsageError, quoted
-from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, is_written, remove, settle
+from gacq_deploy.storage.files import OLD_PREFIX, TEMP_PREFIX, disk_error, is_written, remove, settle, told
 
 LOCK_NAME = ".gacq-lock"
 
@@ -51,22 +51,15 @@ def lock_directory(path: Path, *, make: bool = False) -> Iterator[None]:
                 f"{path} is in use by process {_named_in(handle)}.",
                 "Wait for it to end, or choose another directory.",
             )
-        _sign(handle, path / LOCK_NAME)
+        holder = str(os.getpid()).encode()
+        with told(path / LOCK_NAME, len(holder)):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, holder, 0)
         _clean_up(path)
         yield
     finally:
         # ends the lock; the file stays, for whoever waits on it would else hold one that nobody finds any more
         os.close(handle)
-
-
-def _sign(handle: int, path: Path) -> None:
-    """Write down who holds the lock."""
-    name = str(os.getpid()).encode()
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, name, 0)
-    except OSError as error:
-        raise disk_error(error, path, len(name)) from error
 
 
 def lock_holder(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gacq_deploy.calibration.cost.duration import ENOUGH_S, estimate_stages
 from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, memory_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
-from gacq_deploy.calibration.planning import check_blocks, check_split, check_steps, make_plan
+from gacq_deploy.calibration.planning import checked_plan
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import Source
 from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
@@ -69,10 +69,7 @@ def estimate_calibration(
     with limited_threads(recipe.calibration.threads):
         denoiser, branches = record_denoiser(find_model(recipe, source), recipe)
         graph = trace_model(denoiser)
-        plan = make_plan(recipe, graph)
-        check_blocks(plan, denoiser.module)
-        check_steps(recipe, denoiser)
-        check_split(recipe)
+        plan = checked_plan(recipe, denoiser, graph)
         return estimate_planned(recipe, denoiser, graph, plan, branches=branches, enough_s=enough_s)
 
 

@@ -20,9 +20,9 @@ def invoke(arguments: Sequence[str]) -> Result:
     return CliRunner().invoke(cli, list(arguments), prog_name="gacq-deploy", catch_exceptions=False)
 
 
-def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a child process that runs the checkout with one thread."""
-    path = os.pathsep.join((str(ROOT), str(ROOT / "cli")))
+def child_environment(extra: Mapping[str, str] | None = None, *, root: Path = ROOT) -> dict[str, str]:
+    """Return the environment of a child process that runs the checkout in ``root`` with one thread."""
+    path = os.pathsep.join((str(root), str(root / "cli")))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(extra or {})}
 
 

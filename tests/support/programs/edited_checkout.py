@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.programs.commands import ROOT, child_environment
+from tests.support.programs.mutants import Edit
 
 TABLE = "docs/development.md"
 _ROW = re.compile(r"^\| (?P<added>[^|]+) \| (?P<told>.+) \|$", re.MULTILINE)
@@ -63,9 +63,8 @@ class EditedCheckout:
     def edit(self, file: str, old: str, new: str) -> None:
         """Replace text that the file has once."""
         path = self._place(file)
-        text = path.read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        edited = Edit(file=file, old=old, new=new).applied(path.read_text(encoding="utf-8"))
+        path.write_text(edited, encoding="utf-8")
 
     def put_after(self, file: str, anchor: str, text: str) -> None:
         """Put text behind text that the file has once."""
@@ -132,9 +131,8 @@ class EditedCheckout:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pyc.*"))
 
     def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join((str(self.root), str(self.root / "cli")))
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
-            env=child_environment({"PYTHONPATH": path}),
+            env=child_environment(root=self.root),
             cwd=self.root, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
