@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate
 from gacq_deploy.progress import PlannedStage
+from gacq_deploy.storage import room
 from gacq_deploy_cli.calibrate import announce, gain_lines, summary_text
 
 
@@ -69,7 +71,7 @@ class _Notes:
         self.said.append(text)
 
 
-def test_time_memory_and_disk_are_said_ahead() -> None:
+def test_time_memory_and_disk_are_said_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     estimate = CalibrationEstimate(
         family="UNet2DModel", parameters=1, sites=({}, {}), quantized_modules=1, float_modules=1, unused_modules=(),
         blocks=("a",), samples=160, validation_samples=2, weights="uniform", polish="none",
@@ -81,3 +83,8 @@ def test_time_memory_and_disk_are_said_ahead() -> None:
     announce(notes, None, estimate)
     costs = "about 2 min, 1.0 MB of memory, 1.0 MB of disk; 2 tensors to quantize, 160 samples"
     assert notes.said == [f"preset nearest: {costs}", f"this calibration: {costs}"]
+    monkeypatch.setattr(room, "available_memory", lambda: 400_000)
+    announce(notes, None, estimate)
+    assert re.match(
+        r"warning: about \d+ MB of memory are needed, .*: lower calibration\.memory_mb", notes.said[-1]
+    )
