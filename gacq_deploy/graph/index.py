@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from gacq_deploy.graph.nodes import malformed
 from gacq_deploy.graph.order import in_order
+from gacq_deploy.graph.weights import has_values, to_array
 from gacq_deploy.spec import Array
 
 MODULE_KEY = "gacq.module"
@@ -86,7 +86,7 @@ class GraphIndex:
         return self.producers.get(tensor)
 
     def constant(self, tensor: str) -> Array | None:
-        """Return the numbers of an initializer or ``Constant`` node, else None."""
+        """Return the numbers of an initializer or ``Constant`` node; None for what is computed or has no values."""
         if tensor in self._constants:
             return self._constants[tensor]
         value = self._read_constant(tensor)
@@ -126,12 +126,9 @@ class GraphIndex:
 
     def _read_constant(self, tensor: str) -> Array | None:
         stored = self.tensor(tensor)
-        return None if stored is None or stored.data_type == TensorProto.STRING else to_array(stored)
-
-
-def to_array(tensor: TensorProto) -> Array:
-    """Return a stored tensor as a numpy array; its data must be loaded."""
-    return np.asarray(numpy_helper.to_array(tensor))
+        if stored is None or stored.data_type == TensorProto.STRING or not has_values(stored):
+            return None
+        return to_array(stored)
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:

@@ -76,8 +76,6 @@ def damage_of(tensor: TensorProto) -> str:
 
 
 def _damage_of_data(tensor: TensorProto) -> str:
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return "lies in another file, which was not read"
     if tensor.HasField("segment"):
         return "is one segment of a tensor"
     # unlike enum members, numbers are what the package's own tables are made of
@@ -85,9 +83,11 @@ def _damage_of_data(tensor: TensorProto) -> str:
     kind, field = type_text(number), str(helper.tensor_dtype_to_field(number))
     filled = [name for name in _FIELDS if len(getattr(tensor, name))]
     filled += ["raw_data"] if tensor.HasField("raw_data") else []
-    if filled == ["raw_data"] and number != TensorProto.STRING:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        filled = ["another file", *filled]
+    if filled in (["raw_data"], ["another file"]) and number != TensorProto.STRING:
         bits = _SHARED_BYTES.get(number) or 8 * int(helper.tensor_dtype_to_np_dtype(number).itemsize)
-        wanted, given, unit = -(-count * bits // 8), len(tensor.raw_data), "bytes"
+        wanted, given, unit = -(-count * bits // 8), _bytes_given(tensor), "bytes"
     elif filled in ([], [field]):
         # 2 and 4 bits are packed here, too, 6 are not, and a complex value is two entries
         bits = _SHARED_BYTES.get(number, 8)
@@ -98,3 +98,9 @@ def _damage_of_data(tensor: TensorProto) -> str:
     return (
         "" if given == wanted else f"holds {given} {unit}; {kind} of shape {list(tensor.dims)} takes {wanted}"
     )
+
+
+def _bytes_given(tensor: TensorProto) -> int:
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return len(tensor.raw_data)
+    return next((int(entry.value) for entry in tensor.external_data if entry.key == "length"), 0)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, Use, attribute, opset_of, to_array, weight_axis
+from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, Use, attribute, opset_of, weight_axis
 from gacq_deploy.graph.nodes import malformed, name_of, operand, result
 from gacq_deploy.graph.stored import type_text
+from gacq_deploy.graph.weights import has_values, to_array
 from gacq_deploy.lint.view import LAYERS, Hit, Linear, QuantView
 from gacq_deploy.spec import Array
 
@@ -293,7 +294,7 @@ def code_minus_128(view: QuantView) -> Iterator[Hit]:
         if stored is None or stored.data_type != TensorProto.INT8:
             continue
         if item.data not in counts:
-            counts[item.data] = int(np.count_nonzero(to_array(stored) == -128))
+            counts[item.data] = int(np.count_nonzero(to_array(stored) == -128)) if has_values(stored) else 0
         if counts[item.data]:
             yield Hit(name_of(item.node), f"{counts[item.data]} codes of -128")
 

@@ -16,9 +16,9 @@ from gacq_deploy.graph.index import (
     GraphIndex,
     attribute,
     opset_of,
-    to_array,
     without_initializers,
 )
+from gacq_deploy.graph.weights import has_values, to_array
 from gacq_deploy.spec import Array
 
 FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
@@ -107,7 +107,7 @@ def stored_floats(index: GraphIndex, tensor: str) -> Array | None:
         return None if value is None else np.asarray(value, np.float32)
     if stored.data_type != FLOAT:
         return None
-    if stored.data_location == TensorProto.EXTERNAL:
+    if not has_values(stored):
         raise ExportError(
             f"The data of '{tensor}' is not loaded.", "Read the graph together with its weights."
         )

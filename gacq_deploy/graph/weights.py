@@ -1,0 +1,144 @@
+"""Where do the values of a stored tensor lie, and what are they? In the graph, or in a file that is mapped when asked.
+
+A graph of any size fits into memory as long as its weights stay in their file. ONNX's own fields say where: location,
+offset and length, and ``basepath``, the folder that the location counts from. The last is set in memory alone: a file
+never holds it, and what a file says of it is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from gacq_deploy.graph.stored import tensors_in, tensors_of
+from gacq_deploy.spec import Array
+
+FOLDER = "basepath"
+"""Key of the folder that a location counts from, as ONNX calls it."""
+SMALLEST_EXTERNAL = 1024
+"""Bytes of a weight below which it stays in the graph, as in onnx's own writer."""
+ALIGNMENT = 4096
+"""ONNX asks for offsets that are multiples of a page, so that a reader can map the weights."""
+
+
+def to_array(tensor: TensorProto) -> Array:
+    """Return a stored tensor as a numpy array; one that lies in a file is mapped from it, and read-only.
+
+    Raises:
+        ValueError: its values are nowhere (:func:`has_values`).
+    """
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return np.asarray(numpy_helper.to_array(tensor))
+    if not has_values(tensor):
+        raise ValueError(f"tensor '{tensor.name}' is a shape without values")
+    data = raw_bytes(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    if data.nbytes == dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        return data.view(dtype).reshape(shape)
+    # several values share a byte
+    packed = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=shape, raw_data=data.tobytes())
+    return np.asarray(numpy_helper.to_array(packed))
+
+
+def raw_bytes(tensor: TensorProto) -> Array:
+    """Return the bytes of a tensor that lies in a file, uint8 ``[length]``, mapped."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    length = int(place["length"])
+    if not length:  # nothing can be mapped
+        return np.empty(0, np.uint8)
+    path = Path(place[FOLDER]) / place["location"]
+    return np.asarray(np.memmap(path, np.uint8, "r", int(place.get("offset", 0)), (length,)))
+
+
+def has_values(tensor: TensorProto) -> bool:
+    """Tell whether a tensor has values: a graph may be made of shapes alone, before any weight is read."""
+    return tensor.data_location != TensorProto.EXTERNAL or any(
+        e.key == "length" for e in tensor.external_data
+    )
+
+
+def without_values(name: str, data_type: int, dims: Iterable[int]) -> TensorProto:
+    """Return a tensor that is a shape without values."""
+    return TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
+
+
+def in_file(tensor: TensorProto, path: Path, offset: int, length: int) -> TensorProto:
+    """Return ``tensor`` as one whose values lie in a file."""
+    found = without_values(tensor.name, tensor.data_type, tensor.dims)
+    place = {"location": path.name, "offset": offset, "length": length, FOLDER: path.parent}
+    for key, value in place.items():
+        found.external_data.add(key=key, value=str(value))
+    return found
+
+
+def set_folder(model: ModelProto, folder: Path | None) -> None:
+    """Let every location of a model count from ``folder``; None: from wherever its file lies, as files say it.
+
+    With a folder every tensor has a length, too, which a file may leave out.
+    """
+    for tensor in all_tensors(model):
+        for position in reversed(range(len(tensor.external_data))):
+            if tensor.external_data[position].key == FOLDER:
+                del tensor.external_data[position]
+        if folder is None or tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if "length" not in place:  # ONNX then means all that follows
+            rest = (folder / place["location"]).stat().st_size - int(place.get("offset", 0))
+            tensor.external_data.add(key="length", value=str(rest))
+        tensor.external_data.add(key=FOLDER, value=str(folder))
+
+
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor stored in a model, in its functions, too."""
+    yield from tensors_in(model.graph)
+    for function in model.functions:
+        yield from tensors_of(function.node)
+
+
+def with_values(tensor: TensorProto) -> TensorProto:
+    """Return a tensor that holds its values itself."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    data = raw_bytes(tensor).tobytes()
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """An open file that weights are written to, one after the other, as they are made."""
+
+    path: Path
+    file: IO[bytes]
+
+    def add(self, tensor: TensorProto) -> TensorProto:
+        """Write the values of a tensor; return one that refers to them, or itself if it is too small for that."""
+        outside = tensor.data_location == TensorProto.EXTERNAL
+        data = raw_bytes(tensor).data if outside else memoryview(tensor.raw_data)
+        if len(data) < SMALLEST_EXTERNAL:
+            return with_values(tensor)
+        self.file.write(bytes(-self.file.tell() % ALIGNMENT))
+        offset = self.file.tell()
+        self.file.write(data)
+        return in_file(tensor, self.path, offset, len(data))
+
+    def store(self, array: Array, name: str) -> TensorProto:
+        """Write an array; as :meth:`add`."""
+        found = self.add(stored(array, name))
+        self.file.flush()  # who maps it shall find it
+        return found
+
+
+Store = Callable[[Array, str], TensorProto]
+"""Makes a stored tensor of an array and a name."""
+
+
+def stored(array: Array, name: str) -> TensorProto:
+    """Return an array as a tensor that holds its values itself."""
+    return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
