@@ -29,7 +29,7 @@ from torch import nn
 
 from benchmarks.store import RESULTS, Rows, write_rows
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.export.torch_onnx import float_graph
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.graph.index import GraphIndex, module_of
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module

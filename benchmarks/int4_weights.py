@@ -35,8 +35,8 @@ from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.calibration.stage import calibrate
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import BLOCK_OPSET, insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.inspection.artifact import inspect_artifact
 from gacq_deploy.models.base import Denoiser

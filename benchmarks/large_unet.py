@@ -42,8 +42,8 @@ from gacq_deploy.build_trt.coverage import measure_coverage
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.calibration.planning import make_plan
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import expected_sites, insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import read_graph, write_graph
 from gacq_deploy.lint.lint import count_findings, lint_graph
 from gacq_deploy.models.base import Denoiser

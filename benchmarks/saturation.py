@@ -28,8 +28,8 @@ from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.backends.saturation import overflowing_layers
 from gacq_deploy.calibration.planning import make_plan
 from gacq_deploy.engines.open import open_engine
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import insert_qdq
-from gacq_deploy.export.torch_onnx import float_graph
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import describe_module, load_float_denoiser

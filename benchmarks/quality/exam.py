@@ -17,7 +17,7 @@ from benchmarks.quality import classes, features
 from benchmarks.quality.features import Taps
 from gacq_deploy.artifact.records import ModelRecord
 from gacq_deploy.engines.open import open_engine
-from gacq_deploy.export.torch_onnx import float_graph
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.parity.budget import FloatTrajectories, Held, run_freely

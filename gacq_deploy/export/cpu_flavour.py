@@ -219,5 +219,6 @@ def _bias_codes(index: GraphIndex, node: NodeProto, bias: Array) -> Array | None
     if stored is None or not bool(np.all(scale >= np.finfo(np.float32).tiny)):
         return None
     codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-    reach = np.abs(stored.astype(np.int64)).reshape(stored.shape[0], -1).sum(axis=1) * _LARGEST_CODE
+    magnitudes = np.abs(stored, dtype=np.int16).reshape(stored.shape[0], -1)  # |-128| is no int8
+    reach = magnitudes.sum(axis=1, dtype=np.int64) * _LARGEST_CODE
     return codes.astype(np.int32) if bool(np.all(np.abs(codes) + reach <= _INT32_MAX)) else None

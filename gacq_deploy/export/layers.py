@@ -45,17 +45,19 @@ def find_layers(index: GraphIndex, artifact: CalibrationArtifact) -> tuple[Layer
 
     Raises:
         ExportError: a planned layer has no node, its weight is computed at run time or is not the one that
-            calibration saw, or two nodes of one layer store the weight differently.
+            calibration saw (where it has values), or two nodes of one layer store the weight differently.
     """
     planned = set(artifact.plan.modules)
     found: dict[str, list[LayerNode]] = {}
     ordered: list[LayerNode] = []
     for node in index.of_type(*QUANTIZABLE_OPERATORS):
         module = module_of(node)
-        weight = index.constant(node.input[1]) if module in planned else None
+        weight = index.tensor(node.input[1]) if module in planned else None
         if module is None or weight is None:
             continue
-        layer = _layer(module, node, weight, artifact)
+        layer = _layer(module, node, len(weight.dims), artifact)
+        if (values := index.constant(node.input[1])) is not None:
+            _check_weight(layer, values, artifact)
         if any(other.transposed != layer.transposed for other in found.get(module, [])):
             raise ExportError(f"Two nodes of layer '{module}' store its weight in different layouts.", _HINT)
         found.setdefault(module, []).append(layer)
@@ -69,10 +71,8 @@ def find_layers(index: GraphIndex, artifact: CalibrationArtifact) -> tuple[Layer
     return tuple(ordered)
 
 
-def _layer(module: str, node: NodeProto, weight: Array, artifact: CalibrationArtifact) -> LayerNode:
-    axis = weight_axis(node, weight.ndim)
-    transposed = axis != 0
-    own = weight.T if transposed else weight
+def _layer(module: str, node: NodeProto, rank: int, artifact: CalibrationArtifact) -> LayerNode:
+    axis = weight_axis(node, rank)
     site = Site(module, "weight")
     entry = artifact.plan.get(site)
     assert entry is not None, f"{site} is not planned"
@@ -82,12 +82,16 @@ def _layer(module: str, node: NodeProto, weight: Array, artifact: CalibrationArt
             "channel, axis 0.",
             "Calibrate again with this version.",
         )
-    expected = artifact.weight_digests.get(str(site))
-    if digest_array(own) != expected:
+    return LayerNode(module, node, axis, transposed=axis != 0)
+
+
+def _check_weight(layer: LayerNode, weight: Array, artifact: CalibrationArtifact) -> None:
+    own = weight.T if layer.transposed else weight
+    found, expected = digest_array(own), artifact.weight_digests.get(str(Site(layer.module, "weight")))
+    if found != expected:
         raise ExportError(
-            f"Node '{node.name}' of layer '{module}' holds a weight of shape {list(own.shape)} with digest "
-            f"{digest_array(own)[:12]}, calibration saw {str(expected)[:12]}: another model's weights, or "
-            "a weight that an optimizer folded something into.",
+            f"Node '{layer.node.name}' of layer '{layer.module}' holds a weight of shape {list(own.shape)} with digest "
+            f"{found[:12]}, calibration saw {str(expected)[:12]}: another model's weights, or a weight that an "
+            "optimizer folded something into.",
             _HINT,
         )
-    return LayerNode(module, node, axis, transposed)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
 import gacq_deploy
 from gacq_deploy.artifact.artifact import CalibrationArtifact
@@ -20,13 +21,13 @@ from gacq_deploy.graph.index import (
     QUANTIZE,
     GraphIndex,
     drop_unused_initializers,
-    model_bytes,
     module_of,
     opset_of,
     replace_nodes,
     set_module,
     without_initializers,
 )
+from gacq_deploy.graph.weights import Store, is_whole, stored
 from gacq_deploy.spec import Array, QuantPlan, Role, Site
 
 Placement = Literal["input", "output"]
@@ -37,15 +38,16 @@ OPSETS = range(19, 23)
 Attention."""
 BLOCK_OPSET = 21
 """The first with INT4 and scales in blocks."""
-_CHECKER_LIMIT = 2**31 - 2**26
-"""ONNX's checker serializes the model, and protobuf ends at 2 GB; the rest is room for what is not weights."""
 _HINT = "Export the float graph again from the model that was calibrated (`gacq-deploy export --onnx`)."
 
 
 def insert_qdq(
-    model: onnx.ModelProto, artifact: CalibrationArtifact, *, placement: Placement
+    model: onnx.ModelProto, artifact: CalibrationArtifact, *, placement: Placement, store: Store = stored
 ) -> onnx.ModelProto:
     """Return a copy of the float ``model`` with the artifact's codes and scales in it, all signed int8.
+
+    ``store`` decides where they lie. The weights of ``model`` may be shapes without values: then it is not checked
+    whether they are those that calibration saw.
 
     Retrained parameters take the place of the float model's own (``put_parameters``).
     Weights become int8 codes and a ``DequantizeLinear`` (no quantizer: learned rounding stays exact). Every
@@ -68,7 +70,7 @@ def insert_qdq(
     index = GraphIndex(result)
     copies = {node.output[0]: node for node in index.nodes}
     layers = tuple(replace(layer, node=copies[layer.result]) for layer in found)
-    edit = _Edit(artifact)
+    edit = _Edit(artifact, store)
     edit.quantize_weights(layers)
     if placement == "output":
         edit.quantize_outputs(layers)
@@ -143,11 +145,22 @@ def _require(model: onnx.ModelProto, artifact: CalibrationArtifact) -> None:
 def _copy_without_weights(source: GraphIndex, layers: Iterable[LayerNode]) -> onnx.ModelProto:
     """Copy the graph but for the float weights whose codes take their place: of a large model the larger part."""
     replaced = {id(layer.node) for layer in layers}
-    kept = set(source.outputs)
-    for name, uses in source.consumers.items():
-        if any(id(use.node) not in replaced or use.position != 1 for use in uses):
-            kept.add(name)
+
+    def is_needed(tensor: str) -> bool:
+        uses = source.readers(tensor)
+        return tensor in source.outputs or any(id(u.node) not in replaced or u.position != 1 for u in uses)
+
+    casts = {
+        id(n) for n in source.of_type("Cast") if source.is_widened(n.output[0]) and not is_needed(n.output[0])
+    }
+    kept = {
+        name
+        for name, uses in source.consumers.items()
+        if is_needed(name) and {id(u.node) for u in uses} - casts
+    }
     result = without_initializers(source.model)
+    if casts:
+        replace_nodes(result, [node for node in source.nodes if id(node) not in casts])
     result.graph.initializer.extend(t for t in source.model.graph.initializer if t.name in kept)
     return result
 
@@ -167,22 +180,23 @@ def _ensure(before: onnx.ModelProto, after: onnx.ModelProto, expected: Iterable[
             raise ExportError(
                 f"The Q/DQ pass changed the graph's {side}s.", "Please report the model's class."
             )
-    if model_bytes(after) <= _CHECKER_LIMIT:
-        check_legal(after)
+    check_legal(after)
 
 
 def _serialized(values: Iterable[onnx.ValueInfoProto]) -> list[bytes]:
     return [value.SerializeToString() for value in values]
 
 
-def check_legal(model: onnx.ModelProto) -> None:
-    """Let ONNX check a graph's structure, types and shapes.
+def check_legal(graph: onnx.ModelProto | Path) -> None:
+    """Let ONNX check a graph's structure, types and shapes; one whose weights lie outside once it is a file.
 
     Raises:
         ExportError: with the checker's first line.
     """
+    if isinstance(graph, onnx.ModelProto) and not is_whole(graph):
+        return
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(graph) if isinstance(graph, Path) else graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ExportError(
@@ -195,6 +209,7 @@ class _Edit:
     """The changes to one graph: new initializers, and new nodes by the place where they belong."""
 
     artifact: CalibrationArtifact
+    store: Store
     initializers: dict[str, Array] = field(default_factory=dict)
     before: dict[str, list[NodeProto]] = field(default_factory=dict)
     """First output of a node -> nodes to put before it."""
@@ -228,7 +243,11 @@ class _Edit:
             kind = helper.tensor_dtype_to_np_dtype(TensorProto.INT4)
             scale = scale.T if layer.transposed else scale
         codes = codes.T if layer.transposed else codes
-        return {"codes": codes.astype(kind), "scale": scale, "zero_point": np.zeros(scale.shape, kind)}
+        return {
+            "codes": codes.astype(kind, copy=False),
+            "scale": scale,
+            "zero_point": np.zeros(scale.shape, kind),
+        }
 
     def _along(self, layer: LayerNode, site: Site) -> dict[str, int]:
         """Return along which axis scales lie: the output channels', or in blocks the input features'."""
@@ -328,9 +347,7 @@ class _Edit:
             self._follow(ordered, node.output)
         replace_nodes(model, ordered)
         for name, array in self.initializers.items():
-            model.graph.initializer.append(
-                numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-            )
+            model.graph.initializer.append(self.store(array, name))
         drop_unused_initializers(model)
 
     def _follow(self, ordered: list[NodeProto], tensors: Iterable[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.engines.catalogue import CANONICAL, CPU, FLOAT, REFERENCE, TARGETS, graphs_for, rules_for
+from gacq_deploy.engines.catalogue import CPU, FLOAT, REFERENCE, TARGETS, graphs_for, rules_for
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, UsageError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.qdq import Placement, expected_sites, insert_qdq, needed_opset
+from gacq_deploy.export.qdq import Placement, check_legal, expected_sites, insert_qdq, needed_opset
 from gacq_deploy.export.record import (
     EXPORT_FILES,
     ExportRecord,
@@ -24,8 +26,9 @@ from gacq_deploy.export.record import (
     load_export,
     read_record,
 )
-from gacq_deploy.graph.files import write_graph
+from gacq_deploy.graph.files import FindValues, read_graph, write_graph
 from gacq_deploy.graph.index import opset_of
+from gacq_deploy.graph.weights import Store, WeightFile, is_whole, stored, with_values
 from gacq_deploy.lint.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
@@ -103,14 +106,11 @@ class _Export:
         # apart from what follows: torch's exporter does not say how far it is
         self.report.stage(EXPORT_STAGES[0], 1)
         graph = self._float_graph()
-        self._write(FLOAT, graph)
         self.report.advance()
         self.report.stage(EXPORT_STAGES[1], 2 * len(self.wanted) - 1)
-        if CANONICAL in self.wanted:
-            self._add(CANONICAL, insert_qdq(graph, self.artifact, placement="input"), "input")
-        if CPU in self.wanted:
-            signed = insert_qdq(graph, self.artifact, placement="output")
-            self._add(CPU, to_cpu_flavour(signed), "output")
+        for name in self.wanted[1:]:
+            with self._store(graph) as store:
+                self._quantize(name, graph, store)
         record = ExportRecord(
             artifact_sha256=artifact_digest(self.directory),
             recipe_sha256=self.recipe.digest,
@@ -126,26 +126,42 @@ class _Export:
         return record
 
     def _float_graph(self) -> onnx.ModelProto:
-        from gacq_deploy.export.torch_onnx import float_graph
+        """Write the float graph; return it with its weights where they lie."""
+        from gacq_deploy.export.float_graph.graph import weightless_graph
         from gacq_deploy.models.source import load_float_denoiser
 
-        denoiser = load_float_denoiser(self.recipe.model, self.artifact.model)
+        denoiser = load_float_denoiser(self.recipe.model, self.artifact.model, keep_stored=True)
         if denoiser.record.weights_sha256 != self.artifact.model.weights_sha256:
             raise ArtifactError(
                 f"Model '{self.recipe.model.source}' has weights {denoiser.record.weights_sha256[:12]}, the "
                 f"artifact was calibrated on {self.artifact.model.weights_sha256[:12]}.",
                 "Restore the model's weights, or calibrate into another folder with -o.",
             )
-        # float32, whatever the precision of the files; the quantized graphs come on top
-        weights = 4 * sum(p.numel() for p in denoiser.module.parameters())
+        # as they are stored; the quantized graphs come on top
+        weights = sum(p.numel() * p.element_size() for p in denoiser.module.parameters())
         check_disk(weights, self.directory.onnx, "the float graph")
         export = self.recipe.export
         opset = needed_opset(self.artifact.plan, export.opset)
         if opset != export.opset:
             self.report.note(f"opset {opset} instead of {export.opset}: INT4 weights in blocks need it")
-        return float_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
+        graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
+        self._write(FLOAT, graph.model, partial(graph.find, denoiser.module))
+        return read_graph(self.staging / FLOAT)
 
-    def _add(self, name: str, graph: onnx.ModelProto, placement: Placement) -> None:
+    @contextmanager
+    def _store(self, graph: onnx.ModelProto) -> Iterator[Store]:
+        """Give what keeps the codes of one graph until it is written: of a large one in a file."""
+        if is_whole(graph):
+            yield stored
+            return
+        with scratch(self.staging / "codes", folder=False) as path, path.open("wb") as file:
+            yield WeightFile(path, file).store
+
+    def _quantize(self, name: str, source: onnx.ModelProto, store: Store) -> None:
+        placement: Placement = "output" if name == CPU else "input"
+        graph = insert_qdq(source, self.artifact, placement=placement, store=store)
+        if name == CPU:
+            graph = to_cpu_flavour(graph)
         for target in rules_for(name):
             findings = lint_graph(graph, target=target)
             if broken := errors_in(findings):
@@ -158,10 +174,12 @@ class _Export:
         self._write(name, graph)
         self.report.advance()
 
-    def _write(self, name: str, graph: onnx.ModelProto) -> None:
+    def _write(self, name: str, graph: onnx.ModelProto, find: FindValues = with_values) -> None:
         limit = self.recipe.export.external_data_mb
-        for path in write_graph(graph, self.staging / name, external_data_mb=limit):
+        for path in write_graph(graph, self.staging / name, external_data_mb=limit, find=find):
             self.files[path.name] = ListedFile(**describe_file(path))
+        if name != FLOAT and f"{name}.data" in self.files:
+            check_legal(self.staging / name)
 
     def _publish(self) -> None:
         """Swap the folder; of the old one only files that no export wrote come along."""

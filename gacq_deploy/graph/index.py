@@ -7,17 +7,19 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from gacq_deploy.graph.nodes import malformed
 from gacq_deploy.graph.order import in_order
-from gacq_deploy.graph.weights import has_values, to_array
+from gacq_deploy.graph.weights import has_values, to_array, without_values
 from gacq_deploy.spec import Array
 
 MODULE_KEY = "gacq.module"
 """Node metadata: dotted name of the module the node came from."""
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 STANDARD_DOMAINS = ("", "ai.onnx")
 """Two spellings of ONNX's own domain."""
 _LISTED_INPUTS = 16
@@ -60,8 +62,24 @@ class GraphIndex:
             value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
             if value is not None:
                 self._stored.update(dict.fromkeys(filter(None, node.output), value))
+        self._widened = self._find_widened()
+        """Result of a Cast to float32 -> the tensor stored in half precision that it casts."""
+        for name, half in self._widened.items():
+            self._stored[name] = without_values(name, TensorProto.FLOAT, half.dims)
         self._constants: dict[str, Array | None] = {}
         self._in_order: list[NodeProto] | None = None
+
+    def _find_widened(self) -> dict[str, TensorProto]:
+        found = {}
+        for node in self.of_type("Cast"):
+            half = self.initializers.get(node.input[0]) if node.input else None
+            if (
+                half is not None
+                and half.data_type in HALVES
+                and attribute(node, "to", 0) == TensorProto.FLOAT
+            ):
+                found[node.output[0]] = half
+        return found
 
     def in_order(self) -> list[NodeProto]:
         """Return the nodes, each behind those that it reads from.
@@ -86,7 +104,10 @@ class GraphIndex:
         return self.producers.get(tensor)
 
     def constant(self, tensor: str) -> Array | None:
-        """Return the numbers of an initializer or ``Constant`` node; None for what is computed or has no values."""
+        """Return the numbers of an initializer or ``Constant`` node; None for what is computed or has no values.
+
+        A weight that is stored in half precision and cast to float32 is a constant, too: its float32 values.
+        """
         if tensor in self._constants:
             return self._constants[tensor]
         value = self._read_constant(tensor)
@@ -94,8 +115,15 @@ class GraphIndex:
             self._constants[tensor] = value
         return value
 
+    def is_widened(self, tensor: str) -> bool:
+        """Tell whether a tensor is a weight that is stored in half precision, cast to float32."""
+        return tensor in self._widened
+
     def tensor(self, name: str) -> TensorProto | None:
-        """Return the stored tensor behind an initializer or ``Constant`` node, else None."""
+        """Return the stored tensor behind an initializer or ``Constant`` node, else None.
+
+        Of one that is stored in half precision and cast to float32 it is the shape without values.
+        """
         return self._stored.get(name)
 
     def computed_from(self, tensor: str) -> tuple[str, ...]:
@@ -125,6 +153,8 @@ class GraphIndex:
         return found
 
     def _read_constant(self, tensor: str) -> Array | None:
+        if half := self._widened.get(tensor):
+            return to_array(half).astype(np.float32) if has_values(half) else None
         stored = self.tensor(tensor)
         if stored is None or stored.data_type == TensorProto.STRING or not has_values(stored):
             return None

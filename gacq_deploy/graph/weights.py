@@ -63,6 +63,11 @@ def has_values(tensor: TensorProto) -> bool:
     )
 
 
+def is_whole(model: ModelProto) -> bool:
+    """Tell whether a model holds all of its weights itself."""
+    return all(t.data_location != TensorProto.EXTERNAL for t in model.graph.initializer)
+
+
 def without_values(name: str, data_type: int, dims: Iterable[int]) -> TensorProto:
     """Return a tensor that is a shape without values."""
     return TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)

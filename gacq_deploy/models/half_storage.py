@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import ml_dtypes
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -71,6 +73,22 @@ class HalfStored(torch.Tensor):
 
 def _plain(value: Any) -> Any:
     return value.stored.float() if isinstance(value, HalfStored) else value
+
+
+def stored_type(parameter: Tensor) -> torch.dtype:
+    """Return the type that the values of a parameter are stored in."""
+    return parameter.stored.dtype if isinstance(parameter, HalfStored) else parameter.dtype
+
+
+def stored_values(parameter: Tensor) -> NDArray[Any]:
+    """Return the values of a parameter as they are stored; those in half precision are not copied."""
+    if not isinstance(parameter, HalfStored):
+        values: NDArray[Any] = parameter.detach().cpu().numpy()
+        return values
+    half = parameter.stored.detach()
+    if half.dtype == torch.bfloat16:  # which numpy itself does not know
+        return half.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return half.numpy()
 
 
 def keep_half(module: nn.Module) -> nn.Module:

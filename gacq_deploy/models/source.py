@@ -210,12 +210,15 @@ def make_denoiser(source: Source, module: nn.Module, recording: Recording | None
     return Denoiser(module, record, source.family)
 
 
-def load_float_denoiser(section: ModelSection, record: ModelRecord | None = None) -> Denoiser:
+def load_float_denoiser(
+    section: ModelSection, record: ModelRecord | None = None, *, keep_stored: bool = False
+) -> Denoiser:
     """Load the denoiser a recipe names, float32, frozen, in evaluation mode.
 
     Args:
         section: names it.
         record: what an artifact says of the same model: how its pipeline called it.
+        keep_stored: as of :func:`load_module`.
 
     Raises:
         UsageError: the folder, hub id or function does not exist.
@@ -228,7 +231,7 @@ def load_float_denoiser(section: ModelSection, record: ModelRecord | None = None
     recorded = None if record is None or record.call is None else Recording(record.call, record.scheduler)
     if recorded is None and source.family.describe is not None:
         source.family.describe(source.config, ())  # refuses what it cannot call before anything is loaded
-    return make_denoiser(source, load_module(source), recorded)
+    return make_denoiser(source, load_module(source, keep_stored=keep_stored), recorded)
 
 
 def _call_function(section: ModelSection) -> Any:

@@ -21,8 +21,9 @@ TORCH_ROOMS = (
     "gacq_deploy.calibration",
     "gacq_deploy.diffusers",
     "gacq_deploy.generate.pipeline",
+    "gacq_deploy.export.float_graph",
 )
-TORCH_FILES = ("gacq_deploy.export.torch_onnx", "gacq_deploy.workflow.quickstart")
+TORCH_FILES = ("gacq_deploy.workflow.quickstart",)
 
 BLOCKER = """
 import json, sys

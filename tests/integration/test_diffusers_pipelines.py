@@ -27,12 +27,12 @@ from diffusers import (
 from gacq_deploy.diffusers import EngineDenoiser, load_denoiser
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, UsageError
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.run_directory import RunDirectory
 from tests.support.artifacts.judged_run import OTHER_MODEL, make_run
 from tests.support.artifacts.nearest import Exported, exported
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.architectures import small_dit
 from tests.support.models.tiny import SCHEDULER
 

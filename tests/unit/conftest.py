@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.models.base import Denoiser
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 

@@ -18,7 +18,6 @@ from gacq_deploy.graph.index import (
     opset_of,
     without_initializers,
 )
-from gacq_deploy.graph.weights import has_values, to_array
 from gacq_deploy.spec import Array
 
 FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
@@ -107,11 +106,12 @@ def stored_floats(index: GraphIndex, tensor: str) -> Array | None:
         return None if value is None else np.asarray(value, np.float32)
     if stored.data_type != FLOAT:
         return None
-    if not has_values(stored):
+    values = index.constant(tensor)
+    if values is None:
         raise ExportError(
             f"The data of '{tensor}' is not loaded.", "Read the graph together with its weights."
         )
-    return to_array(stored)
+    return values
 
 
 def _half_weights(model: ModelProto) -> frozenset[str]:

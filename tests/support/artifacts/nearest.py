@@ -11,12 +11,12 @@ import onnx
 from benchmarks.nearest import nearest_artifact
 from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.calibration.planning import make_plan
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph, trace_model
 from gacq_deploy.recipe.sections import Recipe
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.architectures import small_dit, small_sd_unet, small_sdxl_unet
 
 ARCHITECTURES = {"sd15-w8a8": small_sd_unet, "sdxl-w8a8": small_sdxl_unet, "dit-w8a8": small_dit}

@@ -1,7 +1,7 @@
-"""The float graph of a model, exported once in a test run: torch's exporter takes most of the time that stages take.
+"""The float graph of a structure, captured once in a test run: torch's exporter takes most of the time of a stage.
 
-What is kept is what :func:`gacq_deploy.export.torch_onnx.float_graph` made, in a folder that the test processes
-share. The root conftest puts :func:`float_graph` in its place for the stages; tests of the exporter itself import the
+What is kept is what :func:`gacq_deploy.export.float_graph.graph.weightless_graph` made, in a folder that the test
+processes share. The root conftest puts :func:`weightless_graph` in its place; tests of the exporter itself import the
 real one.
 """
 
@@ -10,49 +10,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
-import onnx
 import torch
+from onnx import ModelProto
 from torch import nn
 
-from gacq_deploy.export import torch_onnx
+from gacq_deploy.export.float_graph import capture, graph
+from gacq_deploy.export.float_graph.graph import FloatGraph
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.half_storage import stored_type
 from tests.support.programs.made_once import made_once
 
 FOLDER = "GACQ_TEST_FLOAT_GRAPHS"
 """Environment variable: where the graphs are kept. Children of a test process find them there, too."""
-_export = torch_onnx.float_graph
+_capture = graph.weightless_graph
 
 
-def float_graph(
-    denoiser: Denoiser, *, opset: int = torch_onnx.DEFAULT_OPSET, dynamic_resolution: bool = False
-) -> onnx.ModelProto:
+def weightless_graph(
+    denoiser: Denoiser, *, opset: int = graph.DEFAULT_OPSET, dynamic_resolution: bool = False
+) -> FloatGraph:
     """Return the float graph, as the exporter would."""
-    torch_onnx.check_untouched(denoiser.module)
+    capture.check_untouched(denoiser.module)
 
     def export(file: Path) -> None:
-        model = _export(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
-        file.write_bytes(model.SerializeToString())
+        made = _capture(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
+        file.write_bytes(pickle.dumps((made.model.SerializeToString(), made.views)))
 
     key = _key(denoiser, opset, dynamic_resolution)
-    file = made_once(Path(os.environ[FOLDER]) / f"{key}.onnx", export)
-    return onnx.load_model_from_string(file.read_bytes())
+    file = made_once(Path(os.environ[FOLDER]) / f"{key}.graph", export)
+    model, views = pickle.loads(file.read_bytes())
+    return FloatGraph(ModelProto.FromString(model), views)
 
 
 def _key(denoiser: Denoiser, opset: int, dynamic_resolution: bool) -> str:
-    """Return the digest of what the exporter reads: code by its class, structure, weights, call, settings."""
+    """Return the digest of what the exporter reads: code by its class, structure, buffers, call, settings."""
     module, record = denoiser.module, denoiser.record
     config = {k: v for k, v in dict(getattr(module, "config", {})).items() if not k.startswith("_")}
+    parameters = list(module.named_parameters(remove_duplicate=False))
+    first = {id(p): name for name, p in reversed(parameters)}
     facts = (
         [_facts(part) for part in module.modules()],
         str(module),
         json.dumps(config, sort_keys=True, default=str),  # a saved one has lists for tuples
         (denoiser.family.name, denoiser.call, record.sample_shape, record.conditioning),
         (denoiser.num_train_timesteps, opset, dynamic_resolution),
+        [(name, stored_type(p), tuple(p.shape), first[id(p)]) for name, p in parameters],
     )
     digest = hashlib.sha256(repr(facts).encode())
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in module.named_buffers():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

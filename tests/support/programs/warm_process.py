@@ -23,7 +23,7 @@ from tests.support.programs.commands import child_environment
 
 CALIBRATION = """
 import numpy, torch, diffusers, onnx
-import gacq_deploy.calibration.stage, gacq_deploy.export.stage, gacq_deploy.export.torch_onnx
+import gacq_deploy.calibration.stage, gacq_deploy.export.stage, gacq_deploy.export.float_graph.graph
 import gacq_deploy_cli.main
 """
 """What a command imports that calibrates and exports."""

@@ -16,6 +16,7 @@ from gacq_deploy.backends.base import Engine
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import EngineError, ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.record import load_export
 from gacq_deploy.export.stage import euclidean_error, export_onnx
@@ -24,7 +25,6 @@ from gacq_deploy.graph.header import size_multiple
 from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.run_directory import RunDirectory
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.architectures import small_dit, small_sd_unet
 from tests.support.models.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser, tiny_run
 

@@ -15,6 +15,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParamete
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
 from gacq_deploy.export.qdq import Placement, insert_qdq
 from gacq_deploy.graph.index import GraphIndex, module_of
@@ -29,7 +30,6 @@ from tests.support.artifacts.retrained import (
     retrained,
     torch_answers,
 )
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.graphs.layer_graphs import LayerGraph, layer_artifact, random_array
 from tests.support.models.tiny import WITHOUT_ATTENTION, denoiser_of, tiny_artifact, tiny_unet
 
@@ -147,14 +147,14 @@ def test_what_is_no_bias_or_norm_of_the_graph_is_refused(
 
 @pytest.mark.slow
 def test_biases_of_zero_and_norms_of_one_are_told_apart() -> None:
-    """A fresh model: constants are shared by many modules, or left out, and norms have a group a channel."""
+    """A fresh model: parameters have equal values, and norms have a group a channel."""
     module = tiny_unet(norm_num_groups=8, **WITHOUT_ATTENTION | {"add_attention": True})
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1:
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
     denoiser = denoiser_of(module)
     model = float_graph(denoiser)
-    assert len(GraphIndex(model).producer("conv2d").input) == 2, "this exporter stores biases of zero"
+    assert len(GraphIndex(model).producer("conv2d").input) == 3, "no graph depends on the values of weights"
     artifact = replace(tiny_artifact(denoiser), parameters=retrained(denoiser))
     graph = insert_qdq(model, artifact, placement="input")
     inputs = denoiser.example_inputs(5, seed=3)

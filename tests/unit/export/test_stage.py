@@ -17,6 +17,7 @@ import yaml
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.export.stage import export_onnx
 from gacq_deploy.models.source import load_float_denoiser
@@ -26,7 +27,6 @@ from gacq_deploy.spec import TensorParams
 from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.files import TEMP_PREFIX
 from gacq_deploy.storage.lock import lock_directory
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.tiny import save_model, tiny_run, tiny_unet, with_params
 
 

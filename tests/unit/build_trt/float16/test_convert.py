@@ -16,12 +16,12 @@ from gacq_deploy.build_trt.float16.convert import HalfGraph, to_half
 from gacq_deploy.build_trt.float16.ranges import measure_ranges, with_extremes
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.graph.files import read_graph, write_graph
 from gacq_deploy.graph.index import GraphIndex, attribute, module_of
 from gacq_deploy.lint.lint import lint_graph, predict_layers
 from gacq_deploy.metrics.arrays import sqnr_db
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.graphs.graph_sketch import CODES, Sketch
 from tests.support.models import architectures
 

@@ -12,10 +12,10 @@ from gacq_deploy.build_trt.compiler import Compiled, compile_graph
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.layers import int8_nodes
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.lint.lint import predict_layers
 from gacq_deploy.models.base import Denoiser
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.tiny import tiny_artifact, tiny_denoiser
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow, pytest.mark.usefixtures("warm_builds")]

@@ -2,22 +2,28 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from torch import nn
 
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
+from gacq_deploy.export.float_graph import graph as graph_module
+from gacq_deploy.export.float_graph.capture import check_untouched, without_weights
+from gacq_deploy.export.float_graph.graph import FloatGraph, check_weights, float_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.stage import euclidean_error
-from gacq_deploy.export.torch_onnx import check_exported_weights, check_untouched, float_graph
-from gacq_deploy.graph.index import MODULE_KEY, GraphIndex, module_of, opset_of
+from gacq_deploy.graph.index import HALVES, MODULE_KEY, GraphIndex, module_of, opset_of
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.half_storage import keep_half
 from tests.support.models.tiny import WITHOUT_ATTENTION, tiny_artifact, tiny_denoiser
 
 
@@ -61,40 +67,40 @@ def test_modules_are_the_only_metadata(exported: onnx.ModelProto) -> None:
     assert not re.search(rb"\.py\b|/site-packages|/home|Traceback", exported.SerializeToString())
 
 
-def test_every_layer_has_its_nodes(denoiser: Denoiser, exported: onnx.ModelProto) -> None:
-    layers = {n for n, m in denoiser.module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    mapped = {module_of(n) for n in exported.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")}
+def _layers(denoiser: Denoiser) -> set[str]:
+    return {n for n, m in denoiser.module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+@pytest.fixture
+def captured(denoiser: Denoiser) -> FloatGraph:
+    # by its module: made once for all tests
+    return graph_module.weightless_graph(denoiser)
+
+
+def test_every_layer_has_its_nodes(denoiser: Denoiser, captured: FloatGraph) -> None:
+    layers = _layers(denoiser)
+    mapped = {module_of(n) for n in captured.model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")}
     assert layers <= mapped
-    assert check_exported_weights(exported, denoiser.module) == len(layers)
-
-
-def _flip_a_bit(model: onnx.ModelProto, op_type: str) -> str:
-    index = GraphIndex(model)
-    node = next(n for n in index.of_type(op_type) if n.input[1] in index.initializers)
-    stored = index.initializers[node.input[1]]
-    array = numpy_helper.to_array(stored).copy()
-    array.view(np.uint32).reshape(-1)[-1] ^= 1
-    stored.CopyFrom(numpy_helper.from_array(array, stored.name))
-    module = module_of(node)
-    assert module is not None
-    return module
+    assert check_weights(captured, denoiser.module) == len(layers)
 
 
 @pytest.mark.parametrize("op_type", ["Conv", "Gemm", "MatMul"])
-def test_one_flipped_weight_bit_is_found(
-    denoiser: Denoiser, float_model: onnx.ModelProto, op_type: str
+def test_a_node_that_reads_another_weight_is_found(
+    denoiser: Denoiser, captured: FloatGraph, op_type: str
 ) -> None:
-    module = _flip_a_bit(float_model, op_type)
-    with pytest.raises(ExportError, match=f"mapped to '{re.escape(module)}'"):
-        check_exported_weights(float_model, denoiser.module)
+    nodes = GraphIndex(captured.model).of_type(op_type)
+    node, other = [n for n in nodes if n.input[1] in captured.views][:2]
+    node.input[1] = other.input[1]
+    with pytest.raises(ExportError, match=f"mapped to '{re.escape(str(module_of(node)))}'"):
+        check_weights(captured, denoiser.module)
 
 
-def test_a_node_that_lost_its_module_is_found(denoiser: Denoiser, float_model: onnx.ModelProto) -> None:
-    node = next(n for n in float_model.graph.node if n.op_type == "Conv")
+def test_a_node_that_lost_its_module_is_found(denoiser: Denoiser, captured: FloatGraph) -> None:
+    node = next(n for n in captured.model.graph.node if n.op_type == "Conv")
     module = module_of(node)
     del node.metadata_props[:]
     with pytest.raises(ExportError, match=f"computes layer '{module}' but lost its name"):
-        check_exported_weights(float_model, denoiser.module)
+        check_weights(captured, denoiser.module)
 
 
 def test_a_hook_left_behind_stops_the_export() -> None:
@@ -155,3 +161,54 @@ def test_a_model_without_classes_and_with_padding_folded_into_convolutions() -> 
         output = engine.run(inputs)["output"]
     expected = _answers(denoiser, denoiser.example_inputs(3))
     assert 0 < euclidean_error(output, expected) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_keep_the_type_that_they_are_stored_in(dtype: torch.dtype) -> None:
+    """And the graph computes what the same values stored as float32 would, to the bit."""
+    half, wide = tiny_denoiser(seed=3), tiny_denoiser(seed=3)
+    half.module.to(dtype)
+    wide.module.to(dtype).float()
+    keep_half(half.module)
+    stored, plain = float_graph(half), float_graph(wide)
+    index = GraphIndex(stored)
+    kinds = {t.name: t.data_type for t in stored.graph.initializer}
+    matrices = [n for n, p in wide.module.named_parameters() if p.ndim > 1]
+    assert sum(kind in HALVES for kind in kinds.values()) == len(matrices)
+    for node in index.of_type("Conv", "Gemm", "MatMul"):
+        if node.input[1] in index.producers and index.producers[node.input[1]].op_type == "Cast":
+            np.testing.assert_array_equal(
+                index.constant(node.input[1]), GraphIndex(plain).constant(node.input[1])
+            )
+    artifact = tiny_artifact(wide)
+    inputs = {k: v.numpy() for k, v in half.example_inputs(2).items()}
+    for made in (lambda m: m, partial(insert_qdq, artifact=artifact, placement="input")):
+        outputs = []
+        for graph in (made(stored), made(plain)):
+            with open_engine("ort-cpu", graph.SerializeToString(), threads=1, optimize=False) as engine:
+                outputs.append(engine.run(inputs)["output"])
+        np.testing.assert_array_equal(*outputs)
+    quantized = insert_qdq(stored, artifact, placement="input")
+    left = {module_of(n) for n in quantized.graph.node if n.op_type == "Cast"} - {None}
+    assert not left & set(artifact.plan.modules), "a float weight came along with its codes"
+
+
+def test_no_weight_is_read_to_make_a_graph(denoiser: Denoiser) -> None:
+    """A model without memory for its weights gives the graph of one that has them."""
+    twin = replace(denoiser, module=without_weights(denoiser.module))
+    made, known = graph_module.weightless_graph(twin), graph_module.weightless_graph(denoiser)
+    assert made.model.SerializeToString(deterministic=True) == known.model.SerializeToString(
+        deterministic=True
+    )
+    assert made.views == known.views
+
+
+def test_a_parameter_with_two_names_is_stored_once() -> None:
+    denoiser = tiny_denoiser(seed=1)
+    layers = [m for n, m in denoiser.module.named_modules() if n.endswith("conv2")]
+    pair = next(p for p in combinations(layers, 2) if p[0].weight.shape == p[1].weight.shape)
+    pair[1].weight = pair[0].weight
+    captured = graph_module.weightless_graph(denoiser)
+    plain = [view.parameter for view in captured.views.values() if not view.steps]
+    assert len(plain) == len(set(plain))
+    assert check_weights(captured, denoiser.module) == len(_layers(denoiser))
