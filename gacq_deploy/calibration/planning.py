@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import nn
 
+from gacq_deploy.calibration.exportable import capture_for, check_exportable, read_together
 from gacq_deploy.calibration.smoothing import smoothing_groups
 from gacq_deploy.errors import RESTORE, CalibrationError, RecipeError, UsageError
 from gacq_deploy.models.base import Denoiser
-from gacq_deploy.models.structure.graph import ModelGraph
+from gacq_deploy.models.structure.graph import ModelGraph, trace_model
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.plan import resolve_plan
@@ -125,18 +126,24 @@ def check_split(recipe: Recipe) -> None:
 
 
 def checked_plan(
-    recipe: Recipe, denoiser: Denoiser, graph: ModelGraph, report: Reporter = SILENT
-) -> QuantPlan:
-    """Return the plan of a calibration, after everything was refused that would fail later.
+    recipe: Recipe, denoiser: Denoiser, report: Reporter = SILENT
+) -> tuple[ModelGraph, QuantPlan]:
+    """Return the trace and the plan of a calibration, after everything was refused that would fail later, export too.
 
     Raises:
         RecipeError, CalibrationError, ModelError: as the functions above.
+        ExportError: export would refuse what this plan makes.
     """
-    plan = make_plan(recipe, graph, report)
+    graph = trace_model(denoiser)
+    plan = make_plan(recipe, graph)
     check_blocks(plan, denoiser.module)
     check_steps(recipe, denoiser)
     check_split(recipe)
-    return plan
+    captured = capture_for(recipe, denoiser, plan)
+    graph = graph.tied(read_together(captured))
+    plan = make_plan(recipe, graph, report)
+    check_exportable(recipe, denoiser, captured, plan)
+    return graph, plan
 
 
 def check_samples(samples: CalibrationSet, denoiser: Denoiser, *, where: str) -> None:

@@ -42,7 +42,6 @@ from gacq_deploy.errors import RecipeError
 from gacq_deploy.models.given import with_pipeline
 from gacq_deploy.models.lora import text_parts
 from gacq_deploy.models.source import Source
-from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.models.trajectories.collect import find_model, open_trajectories
 from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.processes.threads import limited_threads
@@ -114,8 +113,7 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
             check_same_recipe(recipe, directory)
         trajectories = open_trajectories(source, recipe, directory, group)
         denoiser = trajectories.denoiser
-        graph = trace_model(denoiser)
-        plan = checked_plan(recipe, denoiser, graph, report)
+        graph, plan = checked_plan(recipe, denoiser, report)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
         if fresh:
             forget_run(directory)

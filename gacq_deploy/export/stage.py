@@ -13,11 +13,11 @@ import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.engines.catalogue import CPU, FLOAT, REFERENCE, TARGETS, graphs_for, rules_for
+from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TARGETS, graphs_for
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, UsageError
-from gacq_deploy.export.cpu_flavour import to_cpu_flavour
-from gacq_deploy.export.qdq import Placement, check_legal, expected_sites, insert_qdq, needed_opset
+from gacq_deploy.export.qdq import check_legal, expected_sites, needed_opset
+from gacq_deploy.export.quantized import placement_of, quantized_graph
 from gacq_deploy.export.record import (
     EXPORT_FILES,
     ExportRecord,
@@ -29,7 +29,6 @@ from gacq_deploy.export.record import (
 from gacq_deploy.graph.files import FindValues, read_graph, write_graph
 from gacq_deploy.graph.index import opset_of
 from gacq_deploy.graph.weights import Store, WeightFile, is_whole, stored, with_values
-from gacq_deploy.lint.lint import count_findings, errors_in, lint_graph
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
@@ -158,19 +157,9 @@ class _Export:
             yield WeightFile(path, file).store
 
     def _quantize(self, name: str, source: onnx.ModelProto, store: Store) -> None:
-        placement: Placement = "output" if name == CPU else "input"
-        graph = insert_qdq(source, self.artifact, placement=placement, store=store)
-        if name == CPU:
-            graph = to_cpu_flavour(graph)
-        for target in rules_for(name):
-            findings = lint_graph(graph, target=target)
-            if broken := errors_in(findings):
-                raise ExportError(
-                    f"{name} breaks {len(broken)} rules for {target}; first: {broken[0]}",
-                    "Leave that layer float in quantization.rules; `gacq-deploy lint` explains the rule.",
-                )
-            self.lint.append(LintCounts(file=name, target=target, **count_findings(findings)))
-        self.sites[name] = len(expected_sites(self.artifact.plan, placement))
+        graph, lint = quantized_graph(name, source, self.artifact, store=store)
+        self.lint += lint
+        self.sites[name] = len(expected_sites(self.artifact.plan, placement_of(name)))
         self._write(name, graph)
         self.report.advance()
 

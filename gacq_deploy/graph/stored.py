@@ -62,7 +62,7 @@ def type_text(number: int) -> str:
 
 
 def damage_of(tensor: TensorProto) -> str:
-    """Return what is wrong with a stored tensor whose data is loaded; "" for nothing."""
+    """Return what is wrong with a stored tensor; "" for nothing."""
     if not is_element_type(tensor.data_type):
         return f"is of the unknown element type {tensor.data_type}"
     if len(tensor.dims) > _MOST_AXES:
@@ -76,6 +76,8 @@ def damage_of(tensor: TensorProto) -> str:
 
 
 def _damage_of_data(tensor: TensorProto) -> str:
+    if tensor.data_location == TensorProto.EXTERNAL and not tensor.external_data:
+        return ""  # a shape without values, which no file can hold
     if tensor.HasField("segment"):
         return "is one segment of a tensor"
     # unlike enum members, numbers are what the package's own tables are made of

@@ -22,6 +22,8 @@ FOLDER = "basepath"
 """Key of the folder that a location counts from, as ONNX calls it."""
 SMALLEST_EXTERNAL = 1024
 """Bytes of a weight below which it stays in the graph, as in onnx's own writer."""
+_LARGE = 2**20
+"""Bytes: scales and zero points, a number for each channel, are no larger."""
 ALIGNMENT = 4096
 """ONNX asks for offsets that are multiples of a page, so that a reader can map the weights."""
 
@@ -138,6 +140,13 @@ class WeightFile:
         found = self.add(stored(array, name))
         self.file.flush()  # who maps it shall find it
         return found
+
+
+def shape_if_large(array: Array, name: str) -> TensorProto:
+    """Return a large array as a shape without values, a small one with them."""
+    if array.nbytes <= _LARGE:
+        return stored(array, name)
+    return without_values(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
 Store = Callable[[Array, str], TensorProto]

@@ -166,6 +166,7 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
     """
     if source.pipeline is not None:
         module: nn.Module = getattr(source.pipeline, source.component)
+        _end_offloading(module)
         module = keep_half(module) if keep_stored and not source.section.loras else module.float()
     else:
         assert source.folder is not None
@@ -175,6 +176,17 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
     network = module.eval().requires_grad_(False)
     check_finite(network, source.section.source)
     return network
+
+
+def _end_offloading(module: nn.Module) -> None:
+    """Take accelerate's hooks off: they replace ``forward``, which a graph would follow, and may hold the weights."""
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(module, recurse=True)
+    for child in module.modules():
+        forward = vars(child).get("forward")
+        if getattr(forward, "__func__", None) is type(child).forward:
+            del child.forward  # its own, which a hook leaves behind
 
 
 def make_denoiser(source: Source, module: nn.Module, recording: Recording | None = None) -> Denoiser:

@@ -10,7 +10,7 @@ from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import checked_plan
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import Source
-from gacq_deploy.models.structure.graph import Block, ModelGraph, trace_model
+from gacq_deploy.models.structure.graph import Block, ModelGraph
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
 from gacq_deploy.processes.threads import limited_threads
@@ -68,8 +68,7 @@ def estimate_calibration(
     """
     with limited_threads(recipe.calibration.threads):
         denoiser, branches = record_denoiser(find_model(recipe, source), recipe)
-        graph = trace_model(denoiser)
-        plan = checked_plan(recipe, denoiser, graph)
+        graph, plan = checked_plan(recipe, denoiser)
         return estimate_planned(recipe, denoiser, graph, plan, branches=branches, enough_s=enough_s)
 
 

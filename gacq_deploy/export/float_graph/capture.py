@@ -49,7 +49,7 @@ _COSMETIC = (
     r".*The axis name: (batch|.*height|.*width) will not be used.*",
 )
 """Warnings of the exporter about itself; dimensions get their names afterwards."""
-HINT = "Please report the model's class; nothing was written."
+REPORT_IT = "Please report the model's class; nothing was written."
 
 
 def capture(denoiser: Denoiser, opset: int, multiple: int | None) -> ir.Model:
@@ -71,7 +71,7 @@ def capture(denoiser: Denoiser, opset: int, multiple: int | None) -> ir.Model:
     if multiple is not None:
         height, width = (n * multiple for n in _EXAMPLE_SIZE)
         inputs["sample"] = torch.zeros((*inputs["sample"].shape[:2], height, width))
-    twin = replace(denoiser, module=without_weights(denoiser.module))
+    twin = replace(denoiser, module=weightless_twin(denoiser.module))
     model = _export(twin.call_module(), inputs, opset, multiple)
     for value in model.graph.initializers.values():
         if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
@@ -85,11 +85,18 @@ def check_untouched(module: nn.Module) -> None:
     """Refuse a model that something still holds on to: capture would follow it into another graph.
 
     Raises:
-        ExportError: naming the module and what is left on it.
+        ExportError: naming the module and what is left on it, or that its attention is sliced.
     """
     for name, child in module.named_modules():
         left = [kind.strip("_") for kind in _TOP_LEVEL_HOOKS if getattr(child, kind)]
         left += ["a replaced forward"] if "forward" in vars(child) else []
+        processor = type(getattr(child, "processor", None)).__name__
+        if processor.startswith("Sliced"):
+            raise ExportError(
+                f"Module '{name or 'denoiser'}' slices its attention ({processor}): the number of slices would be "
+                "fixed in the graph.",
+                "Switch it off: pipeline.disable_attention_slicing().",
+            )
         if left:
             raise ExportError(
                 f"Module '{name or 'denoiser'}' still carries {', '.join(left)}; the export would map "
@@ -98,7 +105,7 @@ def check_untouched(module: nn.Module) -> None:
             )
 
 
-def without_weights(module: nn.Module) -> nn.Module:
+def weightless_twin(module: nn.Module) -> nn.Module:
     """Return a copy of a module whose parameters are shapes; buffers are copied, too."""
     known: dict[int, Any] = {}
     with FakeTensorMode():
@@ -132,12 +139,21 @@ def _export(
                 verbose=False,
             )
         except (RuntimeError, ValueError, TypeError, KeyError, torch.onnx.OnnxExporterError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            raise lack_of_memory(error, "Exporting the model") or ExportError(
-                f"torch could not export the model: {type(error).__name__}: {first_line}", HINT
-            ) from error
+            raise lack_of_memory(error, "Exporting the model") or _refusal(error) from error
     assert exported is not None, "torch.onnx.export returned no program"
     return exported.model
+
+
+def _refusal(error: Exception) -> ExportError:
+    first_line = str(error).strip().partition("\n")[0]
+    if f"Constraints violated ({BATCH})" in first_line:
+        return ExportError(
+            f"The model cannot be exported with an open number of rows: its code takes {_EXAMPLE_BATCH} rows for a "
+            "constant.",
+            "Undo what computes row by row (a loop over samples, a mask expanded to fixed rows); else report the "
+            "model's class.",
+        )
+    return ExportError(f"torch could not export the model: {type(error).__name__}: {first_line}", REPORT_IT)
 
 
 def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:

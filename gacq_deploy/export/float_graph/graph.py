@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto
 from torch import nn
 
 from gacq_deploy.errors import ExportError
-from gacq_deploy.export.float_graph.capture import HINT, ROOT, capture
+from gacq_deploy.export.float_graph.capture import REPORT_IT, ROOT, capture
 from gacq_deploy.export.float_graph.simplify import simplify
 from gacq_deploy.export.float_graph.views import TRANSPOSED, Views, WeightView, find_values, fold_views
 from gacq_deploy.graph.dimensions import name_dimensions
@@ -91,7 +91,7 @@ def weightless_graph(
     if multiple is not None:
         onnx.helper.set_model_props(model, {SIZE_MULTIPLE_KEY: str(multiple)})
     graph = FloatGraph(model, views)
-    check_weights(graph, denoiser.module)
+    check_layer_weights(graph, denoiser.module)
     return graph
 
 
@@ -187,7 +187,7 @@ def _strip(model: onnx.ModelProto) -> None:
         node.ClearField("doc_string")
 
 
-def check_weights(graph: FloatGraph, module: nn.Module) -> int:
+def check_layer_weights(graph: FloatGraph, module: nn.Module) -> int:
     """Check that every layer's node reads its own module's weight; return how many were checked.
 
     Layers that never run have no node; that is no error here (a plan that names one fails in ``insert_qdq``).
@@ -206,7 +206,7 @@ def check_weights(graph: FloatGraph, module: nn.Module) -> int:
         if name is None or name not in layers:
             if view is not None and view.parameter in own:
                 raise ExportError(
-                    f"Node '{node.name}' computes layer '{own[view.parameter]}' but lost its name.", HINT
+                    f"Node '{node.name}' computes layer '{own[view.parameter]}' but lost its name.", REPORT_IT
                 )
             continue
         weight = names[id(layers[name].weight)]
@@ -214,7 +214,7 @@ def check_weights(graph: FloatGraph, module: nn.Module) -> int:
             raise ExportError(
                 f"Node '{node.name}' is mapped to '{name}', but its weight is not that layer's: the exporter "
                 "folded or moved it.",
-                HINT,
+                REPORT_IT,
             )
         checked += 1
     return checked

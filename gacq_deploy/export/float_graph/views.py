@@ -21,8 +21,8 @@ from gacq_deploy.graph.weights import stored
 from gacq_deploy.models.half_storage import stored_values
 from gacq_deploy.spec import Array
 
-Step = tuple[Literal["transpose", "reshape"], tuple[int, ...]]
-TRANSPOSED: tuple[Step, ...] = (("transpose", (1, 0)),)
+ViewStep = tuple[Literal["transpose", "reshape"], tuple[int, ...]]
+TRANSPOSED: tuple[ViewStep, ...] = (("transpose", (1, 0)),)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WeightView:
     """A parameter, by its name in the model, and what is done to its values one after the other."""
 
     parameter: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ViewStep, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,13 +108,13 @@ class _Views:
         self._graph.remove(node, safe=True)
 
 
-def _sizes(source: ir.Value, step: Step) -> tuple[int, ...]:
+def _sizes(source: ir.Value, step: ViewStep) -> tuple[int, ...]:
     kind, numbers = step
     assert source.shape is not None
     return tuple(source.shape.numpy()[i] for i in numbers) if kind == "transpose" else numbers
 
 
-def _step(node: ir.Node, source: ir.Value) -> Step | None:
+def _step(node: ir.Node, source: ir.Value) -> ViewStep | None:
     """Return what a node does to a weight, if it only turns it."""
     assert source.shape is not None
     sizes = source.shape.numpy()

@@ -6,9 +6,9 @@ is per-sample, what is the same in both is a constant, and where neither holds t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ _SUPPORTED = (
     "A block takes and returns tensors (also in tuples, lists and dicts) whose first dimension is the sample; all "
     "else has to be the same in every call."
 )
+
+
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,13 @@ class ModelGraph:
     def bytes_of_all_blocks(self) -> int:
         """Bytes of every block's inputs and outputs for one sample."""
         return sum(b.bytes_per_sample for b in self.blocks)
+
+    def tied(self, groups: Iterable[Sequence[Site]]) -> ModelGraph:
+        """Return the graph in which the input sites of each group read one tensor, too."""
+        shared, ties = dict(self.shared_tensor), dict(self.ties)
+        for group in groups:
+            shared, ties = _joined(shared, group), _joined(ties, group)
+        return replace(self, shared_tensor=shared, ties=ties)
 
     def modules(self, denoiser: Denoiser) -> dict[str, nn.Module]:
         """Return the blocks' modules by name, in execution order, as they are now."""
@@ -284,6 +294,15 @@ def _ties(seen: Observed) -> tuple[dict[Site, str], dict[Site, Site]]:
         for other in roots[1:]:
             parent[other] = roots[0]
     return {site: str(_root(parent, site)) for site in parent}, shared
+
+
+def _joined(names: dict[Site, _Name], group: Sequence[Site]) -> dict[Site, _Name]:
+    """Return names in which all sites of a group have one, and with each of them whoever had the same as it."""
+    found = {names[site]: None for site in group if site in names}
+    if len(found) < 2:
+        return names
+    first = next(iter(found))
+    return {site: first if name in found else name for site, name in names.items()}
 
 
 def _root(parent: Mapping[Site, Site], site: Site) -> Site:

@@ -17,8 +17,8 @@ from torch import nn
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.float_graph import graph as graph_module
-from gacq_deploy.export.float_graph.capture import check_untouched, without_weights
-from gacq_deploy.export.float_graph.graph import FloatGraph, check_weights, float_graph
+from gacq_deploy.export.float_graph.capture import check_untouched, weightless_twin
+from gacq_deploy.export.float_graph.graph import FloatGraph, check_layer_weights, float_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.stage import euclidean_error
 from gacq_deploy.graph.index import HALVES, MODULE_KEY, GraphIndex, module_of, opset_of
@@ -81,7 +81,7 @@ def test_every_layer_has_its_nodes(denoiser: Denoiser, captured: FloatGraph) -> 
     layers = _layers(denoiser)
     mapped = {module_of(n) for n in captured.model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")}
     assert layers <= mapped
-    assert check_weights(captured, denoiser.module) == len(layers)
+    assert check_layer_weights(captured, denoiser.module) == len(layers)
 
 
 @pytest.mark.parametrize("op_type", ["Conv", "Gemm", "MatMul"])
@@ -92,7 +92,7 @@ def test_a_node_that_reads_another_weight_is_found(
     node, other = [n for n in nodes if n.input[1] in captured.views][:2]
     node.input[1] = other.input[1]
     with pytest.raises(ExportError, match=f"mapped to '{re.escape(str(module_of(node)))}'"):
-        check_weights(captured, denoiser.module)
+        check_layer_weights(captured, denoiser.module)
 
 
 def test_a_node_that_lost_its_module_is_found(denoiser: Denoiser, captured: FloatGraph) -> None:
@@ -100,7 +100,7 @@ def test_a_node_that_lost_its_module_is_found(denoiser: Denoiser, captured: Floa
     module = module_of(node)
     del node.metadata_props[:]
     with pytest.raises(ExportError, match=f"computes layer '{module}' but lost its name"):
-        check_weights(captured, denoiser.module)
+        check_layer_weights(captured, denoiser.module)
 
 
 def test_a_hook_left_behind_stops_the_export() -> None:
@@ -195,7 +195,7 @@ def test_weights_keep_the_type_that_they_are_stored_in(dtype: torch.dtype) -> No
 
 def test_no_weight_is_read_to_make_a_graph(denoiser: Denoiser) -> None:
     """A model without memory for its weights gives the graph of one that has them."""
-    twin = replace(denoiser, module=without_weights(denoiser.module))
+    twin = replace(denoiser, module=weightless_twin(denoiser.module))
     made, known = graph_module.weightless_graph(twin), graph_module.weightless_graph(denoiser)
     assert made.model.SerializeToString(deterministic=True) == known.model.SerializeToString(
         deterministic=True
@@ -211,4 +211,4 @@ def test_a_parameter_with_two_names_is_stored_once() -> None:
     captured = graph_module.weightless_graph(denoiser)
     plain = [view.parameter for view in captured.views.values() if not view.steps]
     assert len(plain) == len(set(plain))
-    assert check_weights(captured, denoiser.module) == len(_layers(denoiser))
+    assert check_layer_weights(captured, denoiser.module) == len(_layers(denoiser))
