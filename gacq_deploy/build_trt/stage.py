@@ -30,7 +30,7 @@ from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, GateError, UsageError, quoted
 from gacq_deploy.export.record import ExportRecord, load_export
-from gacq_deploy.graph.files import read_graph, write_graph
+from gacq_deploy.graph.files import read_graph, weight_store, write_graph
 from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.lint.lint import errors_in, lint_graph
 from gacq_deploy.metrics.error_difference import compare_errors
@@ -216,15 +216,16 @@ class _Stage:
         if inputs.float_type == "float32":
             return source, read_graph(source), None
         self._report.stage(f"{source.name} in float16", 2)
-        network = half_network(source, self._probe.inputs, self._open)
-        self._report.advance()
         path = folder / manifest.NETWORK
-        write_graph(network.model, path, external_data_mb=self._recipe.export.external_data_mb)
+        with weight_store(read_graph(source), folder) as store:
+            network = half_network(source, self._probe.inputs, self._open, store=store)
+            self._report.advance()
+            write_graph(network.model, path, external_data_mb=self._recipe.export.external_data_mb)
         record = network.report.model_dump(mode="json", exclude={"max_abs"})
         record["difference_db"] = self._compare_half(source, path)
         self._report.advance()
         self._report.note(f"{source.name} in float16: {network.report.to_text()}")
-        return path, network.model, record
+        return path, read_graph(path), record
 
     def _compare_half(self, source: Path, half: Path) -> float | None:
         """Return how much further from the float model float16 is, in the worst timestep bucket; a gate for INT8."""

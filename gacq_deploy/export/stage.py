@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,9 @@ from gacq_deploy.export.record import (
     load_export,
     read_record,
 )
-from gacq_deploy.graph.files import FindValues, read_graph, write_graph
+from gacq_deploy.graph.files import FindValues, read_graph, weight_store, write_graph
 from gacq_deploy.graph.index import opset_of
-from gacq_deploy.graph.weights import Store, WeightFile, is_whole, stored, with_values
+from gacq_deploy.graph.weights import Store, with_values
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
@@ -108,7 +107,7 @@ class _Export:
         self.report.advance()
         self.report.stage(EXPORT_STAGES[1], 2 * len(self.wanted) - 1)
         for name in self.wanted[1:]:
-            with self._store(graph) as store:
+            with weight_store(graph, self.staging) as store:
                 self._quantize(name, graph, store)
         record = ExportRecord(
             artifact_sha256=artifact_digest(self.directory),
@@ -146,15 +145,6 @@ class _Export:
         graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
         self._write(FLOAT, graph.model, partial(graph.find, denoiser.module))
         return read_graph(self.staging / FLOAT)
-
-    @contextmanager
-    def _store(self, graph: onnx.ModelProto) -> Iterator[Store]:
-        """Give what keeps the codes of one graph until it is written: of a large one in a file."""
-        if is_whole(graph):
-            yield stored
-            return
-        with scratch(self.staging / "codes", folder=False) as path, path.open("wb") as file:
-            yield WeightFile(path, file).store
 
     def _quantize(self, name: str, source: onnx.ModelProto, store: Store) -> None:
         graph, lint = quantized_graph(name, source, self.artifact, store=store)

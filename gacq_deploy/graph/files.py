@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -10,8 +11,8 @@ from onnx import TensorProto
 
 from gacq_deploy.graph.header import read_header
 from gacq_deploy.graph.index import model_bytes, without_initializers
-from gacq_deploy.graph.weights import WeightFile, set_folder, with_values
-from gacq_deploy.storage.files import atomic_path, write_bytes
+from gacq_deploy.graph.weights import Store, WeightFile, is_whole, set_folder, stored, with_values
+from gacq_deploy.storage.files import atomic_path, scratch, write_bytes
 
 _MIB = 2**20
 _PROTOBUF_LIMIT = 2**31 - 2**26
@@ -28,6 +29,19 @@ def data_path(path: Path) -> Path:
 def is_large(model: onnx.ModelProto, external_data_mb: int) -> bool:
     """Tell whether the weights of a graph go to a file of their own."""
     return model_bytes(model) > min(external_data_mb * _MIB, _PROTOBUF_LIMIT)
+
+
+@contextmanager
+def weight_store(model: onnx.ModelProto, folder: Path) -> Iterator[Store]:
+    """Give what keeps new weights for a graph that is made of ``model`` until it is written.
+
+    Of a model whose weights lie in a file they do so, too: in one in ``folder``, which is removed in the end.
+    """
+    if is_whole(model):
+        yield stored
+        return
+    with scratch(folder / "weights", folder=False) as path, path.open("wb") as file:
+        yield WeightFile(path, file).store
 
 
 def write_graph(

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from gacq_deploy.graph.nodes import malformed
 from gacq_deploy.graph.order import in_order
-from gacq_deploy.graph.weights import has_values, to_array, without_values
+from gacq_deploy.graph.weights import has_values, to_array, widened, without_values
 from gacq_deploy.spec import Array
 
 MODULE_KEY = "gacq.module"
@@ -244,6 +244,25 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
     for index in reversed(range(len(model.graph.initializer))):
         if model.graph.initializer[index].name not in used:
             del model.graph.initializer[index]
+
+
+def with_float_weights(model: ModelProto) -> ModelProto:
+    """Return the graph whose weights that are stored in half precision and cast to float32 are stored as float32.
+
+    Those that lie in a file stay there: they are widened when asked for.
+    """
+    index = GraphIndex(model)
+    casts = [node for node in index.of_type("Cast") if index.is_widened(node.output[0])]
+    if not casts:
+        return model
+    result = without_initializers(model)
+    dropped = {id(node) for node in casts}
+    replace_nodes(result, [node for node in index.nodes if id(node) not in dropped])
+    result.graph.initializer.extend(model.graph.initializer)
+    for node in casts:
+        result.graph.initializer.append(widened(index.initializers[node.input[0]], node.output[0]))
+    drop_unused_initializers(result)
+    return result
 
 
 def weight_axis(node: NodeProto, rank: int) -> int:

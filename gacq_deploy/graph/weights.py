@@ -22,6 +22,9 @@ FOLDER = "basepath"
 """Key of the folder that a location counts from, as ONNX calls it."""
 SMALLEST_EXTERNAL = 1024
 """Bytes of a weight below which it stays in the graph, as in onnx's own writer."""
+_PLACE = ("location", "offset", "length")
+_STORED_AS = "stored"
+"""Key, in memory alone, of the element type that float32 values have in their file."""
 _LARGE = 2**20
 """Bytes: scales and zero points, a number for each channel, are no larger."""
 ALIGNMENT = 4096
@@ -39,6 +42,10 @@ def to_array(tensor: TensorProto) -> Array:
     if not has_values(tensor):
         raise ValueError(f"tensor '{tensor.name}' is a shape without values")
     data = raw_bytes(tensor)
+    kind = next((int(e.value) for e in tensor.external_data if e.key == _STORED_AS), 0)
+    if kind:
+        half = helper.tensor_dtype_to_np_dtype(kind)
+        return data.view(half).reshape(tensor.dims).astype(np.float32)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     shape = tuple(tensor.dims)
     if data.nbytes == dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
@@ -87,19 +94,20 @@ def in_file(tensor: TensorProto, path: Path, offset: int, length: int) -> Tensor
 def set_folder(model: ModelProto, folder: Path | None) -> None:
     """Let every location of a model count from ``folder``; None: from wherever its file lies, as files say it.
 
-    With a folder every tensor has a length, too, which a file may leave out.
+    With a folder every tensor has a length, too, which a file may leave out. What else a file says is forgotten.
     """
     for tensor in all_tensors(model):
-        for position in reversed(range(len(tensor.external_data))):
-            if tensor.external_data[position].key == FOLDER:
-                del tensor.external_data[position]
-        if folder is None or tensor.data_location != TensorProto.EXTERNAL:
+        if tensor.data_location != TensorProto.EXTERNAL or not tensor.external_data:
             continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if "length" not in place:  # ONNX then means all that follows
-            rest = (folder / place["location"]).stat().st_size - int(place.get("offset", 0))
-            tensor.external_data.add(key="length", value=str(rest))
-        tensor.external_data.add(key=FOLDER, value=str(folder))
+        place = {entry.key: entry.value for entry in tensor.external_data if entry.key in _PLACE}
+        if folder is not None:
+            place[FOLDER] = str(folder)
+            if "length" not in place:  # ONNX then means all that follows
+                size = (folder / place["location"]).stat().st_size
+                place["length"] = str(size - int(place.get("offset", 0)))
+        del tensor.external_data[:]
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
 
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -109,10 +117,23 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
         yield from tensors_of(function.node)
 
 
+def widened(half: TensorProto, name: str) -> TensorProto:
+    """Return the float32 tensor of one stored in half precision; values in a file are widened when asked for."""
+    if half.data_location != TensorProto.EXTERNAL:
+        return stored(to_array(half).astype(np.float32), name)
+    found = without_values(name, TensorProto.FLOAT, half.dims)
+    found.external_data.extend(half.external_data)
+    if has_values(half):
+        found.external_data.add(key=_STORED_AS, value=str(half.data_type))
+    return found
+
+
 def with_values(tensor: TensorProto) -> TensorProto:
     """Return a tensor that holds its values itself."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return tensor
+    if any(entry.key == _STORED_AS for entry in tensor.external_data):
+        return stored(to_array(tensor), tensor.name)
     data = raw_bytes(tensor).tobytes()
     return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
 
@@ -126,6 +147,8 @@ class WeightFile:
 
     def add(self, tensor: TensorProto) -> TensorProto:
         """Write the values of a tensor; return one that refers to them, or itself if it is too small for that."""
+        if any(entry.key == _STORED_AS for entry in tensor.external_data):
+            tensor = with_values(tensor)
         outside = tensor.data_location == TensorProto.EXTERNAL
         data = raw_bytes(tensor).data if outside else memoryview(tensor.raw_data)
         if len(data) < SMALLEST_EXTERNAL:

@@ -30,7 +30,14 @@ from gacq_deploy.build_trt.float16.types import (
     stored_floats,
 )
 from gacq_deploy.errors import ExportError
-from gacq_deploy.graph.index import GraphIndex, module_of, set_module, without_initializers
+from gacq_deploy.graph.index import (
+    GraphIndex,
+    module_of,
+    set_module,
+    with_float_weights,
+    without_initializers,
+)
+from gacq_deploy.graph.weights import Store, stored
 from gacq_deploy.spec import Array
 
 DEFAULT_MARGIN = 4.0
@@ -54,7 +61,11 @@ class HalfGraph:
 
 
 def to_half(
-    model: ModelProto, *, ranges: Mapping[str, float] | None = None, margin: float = DEFAULT_MARGIN
+    model: ModelProto,
+    *,
+    ranges: Mapping[str, float] | None = None,
+    margin: float = DEFAULT_MARGIN,
+    store: Store = stored,
 ) -> HalfGraph:
     """Return a float32 graph, with or without Q/DQ, in half precision; ``model`` stays as it is.
 
@@ -62,8 +73,9 @@ def to_half(
     once to each type, by a node ``<tensor>/to_half`` or ``<tensor>/to_float`` right behind its producer.
 
     Args:
-        model: its weights loaded; they are not copied before they are half.
+        model: its weights, which may lie in files; they are not copied before they are half.
         ranges: largest |x| by tensor, as :func:`~gacq_deploy.build_trt.float16.ranges.measure_ranges` returns them.
+        store: decides where weights lie that become half.
         margin: readers and writers of a tensor stay float32 if ``margin`` times its range exceeds 65504.
 
     Raises:
@@ -71,9 +83,10 @@ def to_half(
             not loaded; or the result is not legal.
     """
     _require_flat(model)
+    model = with_float_weights(model)
     index, types = GraphIndex(model), NodeTypes(model)
     float32_nodes = find_float32_nodes(index, types, ranges or {}, margin)
-    edit = _Edit(index, types, float32_nodes)
+    edit = _Edit(index, types, float32_nodes, store)
     result = edit.result()
     _ensure(result)
     return HalfGraph(result, tuple(float32_nodes.values()), edit.flushed)
@@ -82,8 +95,11 @@ def to_half(
 class _Edit:
     """One conversion: first what every reader wants, then the graph that gives it to them."""
 
-    def __init__(self, index: GraphIndex, types: NodeTypes, float32_nodes: Mapping[str, Float32Node]) -> None:
+    def __init__(
+        self, index: GraphIndex, types: NodeTypes, float32_nodes: Mapping[str, Float32Node], store: Store
+    ) -> None:
         self._index = index
+        self._store = store
         self._types = types
         self._float32_nodes = float32_nodes
         self._taken = {*index.initializers, *index.producers, *index.inputs}
@@ -185,7 +201,7 @@ class _Edit:
         if FLOAT in names or not names:
             yield tensor
         if HALF in names:
-            yield numpy_helper.from_array(self._as_half(tensor.name), names[HALF])
+            yield self._store(self._as_half(tensor.name), names[HALF])
 
     def _constants(self, node: NodeProto) -> Iterator[NodeProto]:
         for kind, name in self._names.get(node.output[0], {FLOAT: node.output[0]}).items():

@@ -15,6 +15,7 @@ from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.graph.header import read_header
+from gacq_deploy.graph.weights import Store, stored
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.files import scratch
 
@@ -38,7 +39,7 @@ def spread_rows(inputs: Mapping[str, Array], rows: int = _ROWS) -> dict[str, Arr
     return {name: value[chosen] for name, value in inputs.items()}
 
 
-def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph) -> Network:
+def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph, *, store: Store = stored) -> Network:
     """Return the float16 form of a graph.
 
     Args:
@@ -46,6 +47,7 @@ def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph) -> Network:
             shares its weights and is removed again.
         inputs: name -> ``[M, ...]``, states of real trajectories; a few of them measure the ranges.
         open_graph: opens an ONNX file in a float32 engine.
+        store: decides where weights lie that become half.
 
     Raises:
         ArtifactError: the graph is missing or damaged.
@@ -56,5 +58,5 @@ def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph) -> Network:
         path.write_bytes(with_extremes(read_header(source)).SerializeToString())
         with open_graph(path) as engine:
             ranges = measure_ranges(engine, spread_rows(inputs), batch=_BATCH)
-    half = to_half(read_graph(source), ranges=ranges)
+    half = to_half(read_graph(source), ranges=ranges, store=store)
     return Network(half.model, range_report(half, ranges))

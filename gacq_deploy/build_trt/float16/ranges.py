@@ -91,7 +91,7 @@ def with_extremes(model: ModelProto) -> ModelProto:
     del graph.output[:]
     computed = [n for node in index.nodes if node.op_type not in _NOT_MEASURED for n in node.output]
     for tensor in (*index.inputs, *computed):
-        if types.of.get(tensor) == FLOAT:
+        if types.of.get(tensor) == FLOAT and not index.is_widened(tensor):
             for suffix, operator in _EXTREMES.items():
                 name = f"{tensor}{suffix}"
                 graph.node.append(

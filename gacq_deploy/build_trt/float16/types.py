@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +56,9 @@ class NodeTypes:
         self.of = {name: info.tensor_type.elem_type for name, info in self._infos.items()}
         self.of |= {t.name: t.data_type for t in model.graph.initializer}
         self._half_weights = _half_weights(model)
-        _require_float(model, self.of)
+        index = GraphIndex(model)
+        casts = [node for node in index.of_type("Cast") if index.is_widened(node.output[0])]
+        _require_float(model, self.of, {node.input[0] for node in casts})
 
     def info(self, tensor: str) -> onnx.TypeProto | None:
         """Return a tensor's type and shape, as far as they can be inferred."""
@@ -159,14 +161,14 @@ def _inferred(model: ModelProto) -> dict[str, onnx.TypeProto]:
     return {i.name: i.type for i in (*graph.value_info, *graph.input, *graph.output)}
 
 
-def _require_float(model: ModelProto, types: dict[str, int]) -> None:
+def _require_float(model: ModelProto, types: dict[str, int], widened: Collection[str]) -> None:
     unknown = [n for node in model.graph.node for n in node.output if n and not types.get(n)]
     if unknown:
         raise ExportError(
             f"The type of '{unknown[0]}' cannot be inferred; {len(unknown)} such tensors.",
             "Export the graph with standard ONNX operators only.",
         )
-    half = [name for name, kind in types.items() if kind in _HALVES]
+    half = [name for name, kind in types.items() if kind in _HALVES and name not in widened]
     if half:
         raise ExportError(
             f"The graph already holds {len(half)} half-precision tensors, first '{half[0]}'.",

@@ -68,4 +68,3 @@ def test_what_export_would_refuse_is_refused_before_the_first_sample(make, said:
     name = "sd15-w8a8" if make is _sliced else "fashion-w8a8"
     with pytest.raises(ExportError, match=said):
         checked_plan(_recipe(name=name), make())
-

@@ -19,6 +19,7 @@ from gacq_deploy.graph.weights import (
     set_folder,
     stored,
     to_array,
+    widened,
     with_values,
     without_values,
 )
@@ -62,10 +63,26 @@ def test_a_shape_has_no_values() -> None:
 def test_only_the_reader_says_which_folder_counts(tmp_path: Path) -> None:
     (tmp_path / "w.data").write_bytes(bytes(40))
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[8], data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", "w.data"), ("offset", "8"), ("basepath", "/etc")):
+    for key, value in (("location", "w.data"), ("offset", "8"), ("basepath", "/etc"), ("stored", "10")):
         tensor.external_data.add(key=key, value=value)
     model = ModelProto(graph=helper.make_graph([], "g", [], [], [tensor]))
     set_folder(model, tmp_path)
     assert to_array(model.graph.initializer[0]).shape == (8,), "without a length ONNX means all that follows"
     set_folder(model, None)
     assert {e.key for e in model.graph.initializer[0].external_data} == {"location", "offset", "length"}
+
+
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened_when_it_is_read(tmp_path: Path, half: DTypeLike) -> None:
+    values = np.linspace(-3, 3, 2000).astype(half).reshape(40, 50)
+    path = tmp_path / "weights.data"
+    with path.open("wb") as file:
+        weights = WeightFile(path, file)
+        wide = widened(weights.store(values, "w.stored"), "w")
+        np.testing.assert_array_equal(to_array(wide), values.astype(np.float32))
+        assert to_array(wide).dtype == np.float32
+        again = weights.add(wide)
+        file.flush()
+        np.testing.assert_array_equal(to_array(again), values.astype(np.float32))
+    assert with_values(wide) == stored(values.astype(np.float32), "w")
+    assert widened(stored(values, "w.stored"), "w") == stored(values.astype(np.float32), "w")

@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ExportError
 from gacq_deploy.export.float_graph import graph as graph_module
@@ -182,13 +183,14 @@ def test_weights_keep_the_type_that_they_are_stored_in(dtype: torch.dtype) -> No
             )
     artifact = tiny_artifact(wide)
     inputs = {k: v.numpy() for k, v in half.example_inputs(2).items()}
-    for made in (lambda m: m, partial(insert_qdq, artifact=artifact, placement="input")):
+    quantize = partial(insert_qdq, artifact=artifact, placement="input")
+    for made in (lambda m: m, quantize, lambda m: to_half(m).model, lambda m: to_half(quantize(m)).model):
         outputs = []
         for graph in (made(stored), made(plain)):
             with open_engine("ort-cpu", graph.SerializeToString(), threads=1, optimize=False) as engine:
                 outputs.append(engine.run(inputs)["output"])
         np.testing.assert_array_equal(*outputs)
-    quantized = insert_qdq(stored, artifact, placement="input")
+    quantized = quantize(stored)
     left = {module_of(n) for n in quantized.graph.node if n.op_type == "Cast"} - {None}
     assert not left & set(artifact.plan.modules), "a float weight came along with its codes"
 
