@@ -25,9 +25,10 @@ from gacq_deploy.artifact.records import (
 from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array, PlannedSite, QuantPlan, Site, TensorParams, TensorSpec
+from gacq_deploy.storage.arrays import map_arrays, save_arrays
 from gacq_deploy.storage.digests import describe_file
 from gacq_deploy.storage.documents import read_json
-from gacq_deploy.storage.files import atomic_directory, load_arrays, save_arrays
+from gacq_deploy.storage.files import atomic_directory
 from gacq_deploy.storage.records import as_record, verify_listed
 from gacq_deploy.storage.sealed import unseal, write_sealed
 
@@ -189,6 +190,9 @@ class CalibrationArtifact:
 def load_artifact(directory: Path) -> CalibrationArtifact:
     """Load and verify an artifact folder; newer schema versions are refused.
 
+    Large arrays stay in the verified files, read-only, and are read when used: the folder may be replaced meanwhile, as
+    every writer here does, but not written in place.
+
     Raises:
         ArtifactError: missing, altered, truncated, of a newer version, or inconsistent.
     """
@@ -293,7 +297,7 @@ def _read(sealed: _Sealed, directory: Path) -> CalibrationArtifact:
         hint=_HINT,
     )
     records = manifest.plan
-    tensors = load_arrays(
+    tensors = map_arrays(
         directory / _TENSORS, what="Artifact tensors", hint=_HINT, sha256=named[_TENSORS].sha256
     )
     planned = tuple(_planned(r) for r in records)

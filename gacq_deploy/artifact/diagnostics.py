@@ -13,9 +13,9 @@ from pydantic import Field
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.arrays import load_arrays, save_arrays
 from gacq_deploy.storage.digests import canonical_json
 from gacq_deploy.storage.documents import Malformed, decode_json
-from gacq_deploy.storage.files import load_arrays, save_arrays
 from gacq_deploy.storage.records import Record, as_record
 
 _SCHEMA = "gacq-deploy/diagnostics/1"

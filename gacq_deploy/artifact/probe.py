@@ -12,7 +12,7 @@ import numpy as np
 from gacq_deploy.samples.calibration_set import TableRows
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.files import load_arrays, save_arrays
+from gacq_deploy.storage.arrays import map_arrays, save_arrays
 
 _SCALE = "guidance_scale"
 
@@ -39,12 +39,12 @@ def save_probe(path: Path, probe: Probe, *, schema: str) -> None:
 
 
 def load_probe(path: Path, *, hint: str, sha256: str | None = None) -> Probe:
-    """Read a probe.
+    """Read a probe; large arrays stay in the file, read-only.
 
     Raises:
         ArtifactError: the file is missing, malformed, or not of that digest.
     """
-    flat = load_arrays(path, what="Artifact probe", hint=hint, sha256=sha256)
+    flat = map_arrays(path, what="Artifact probe", hint=hint, sha256=sha256)
     local: dict[str, dict[str, Array]] = {}
     for key, value in flat.items():
         if key.startswith("local/"):

@@ -12,9 +12,10 @@ from pydantic import Field, field_validator
 
 from gacq_deploy.errors import RESTORE, ArtifactError
 from gacq_deploy.spec import Array
+from gacq_deploy.storage.arrays import load_arrays, save_arrays
 from gacq_deploy.storage.digests import describe_file, verify_file
 from gacq_deploy.storage.documents import shown
-from gacq_deploy.storage.files import load_arrays, save_arrays, write_json
+from gacq_deploy.storage.files import write_json
 from gacq_deploy.storage.records import ListedFile, Record, load_record
 
 _SCHEMA = "gacq-deploy/work/1"

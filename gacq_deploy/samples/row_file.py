@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,11 +9,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.documents import decode_json
+from gacq_deploy.storage.arrays import array_header, array_places
 from gacq_deploy.storage.files import atomic_path
 
 _SCHEMA = "gacq-deploy/samples/1"
-_DTYPES = {"float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
 
 
 class Rows(Protocol):
@@ -38,17 +36,11 @@ class RowFile:
 
     def __init__(self, path: Path, mode: Literal["r", "r+"] = "r+") -> None:
         self.path = path
-        # safetensors' format: the header's length in 8 bytes, the header in JSON, the tensors one behind the other
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = decode_json(file.read(length))
-        numpy_names = {code: name for name, code in _DTYPES.items()}
+            places = array_places(file)
         self.tensors: dict[str, Array] = {
-            name: np.memmap(
-                path, numpy_names[e["dtype"]], mode, 8 + length + e["data_offsets"][0], tuple(e["shape"])
-            )
-            for name, e in header.items()
-            if name != "__metadata__"
+            name: np.memmap(path, place.dtype, mode, place.offset, place.shape)
+            for name, place in places.items()
         }
 
     def write(self, start: int, tensors: Mapping[str, Array]) -> None:
@@ -77,7 +69,7 @@ class SampleWriter:
         self._rows: RowFile | None = None
 
     def __enter__(self) -> SampleWriter:
-        head, size = self._head()
+        head, size = array_header(self._layout, schema=_SCHEMA)
         self._context = atomic_path(self._path, len(head) + size)
         temp = self._context.__enter__()
         try:
@@ -102,23 +94,6 @@ class SampleWriter:
     def write(self, start: int, tensors: Mapping[str, Array]) -> None:
         """Write rows ``start ..`` of every named tensor."""
         self.rows.write(start, tensors)
-
-    def _head(self) -> tuple[bytes, int]:
-        """Return what stands before the tensors, and the bytes of these."""
-        header: dict[str, Any] = {"__metadata__": {"schema": _SCHEMA}}
-        offset = 0
-        for name, (dtype, shape) in self._layout.items():
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            header[name] = {
-                "dtype": _DTYPES[dtype],
-                "shape": list(shape),
-                "data_offsets": [offset, offset + size],
-            }
-            offset += size
-        head = json.dumps(header, separators=(",", ":")).encode()
-        # tensors begin at a multiple of 8 bytes, so that mapped numbers are aligned
-        head += b" " * (-len(head) % 8)
-        return len(head).to_bytes(8, "little") + head, offset
 
     def _create(self, temp: Path, head: bytes, size: int) -> None:
         with temp.open("wb") as file:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -49,10 +49,11 @@ def digest_file(path: Path) -> str:
 
 
 @contextmanager
-def held(path: Path, sha256: str, *, what: str, hint: str) -> Iterator[None]:
-    """Hold a file that a library opens by its path: hash it through a descriptor, and see that it stayed that file.
+def held(path: Path, sha256: str, *, what: str, hint: str) -> Iterator[BinaryIO]:
+    """Yield an open file once it proved to be that file, and see that it stayed so.
 
-    Who may write in the folder can still put another there and the first back in between.
+    For a library that opens it by its path, who may write in the folder can still put another there and the first back
+    in between.
 
     Raises:
         ArtifactError: it cannot be read, is not of that digest, or another lies there in the end.
@@ -65,7 +66,8 @@ def held(path: Path, sha256: str, *, what: str, hint: str) -> Iterator[None]:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise ArtifactError(f"{what} {path} was altered: its sha256 is not the recorded one.", hint)
         before = _identity(os.fstat(file.fileno()))
-        yield
+        file.seek(0)
+        yield file
         if not path.exists() or _identity(path.stat()) != before:
             raise ArtifactError(f"{what} {path} was replaced or altered while it was read.", hint)
 

@@ -7,19 +7,16 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as safetensors_load
-from safetensors.numpy import save as safetensors_save
 
-from gacq_deploy.errors import ArtifactError, GacqError, UsageError
+from gacq_deploy.errors import GacqError, UsageError
 from gacq_deploy.spec import Array
-from gacq_deploy.storage.digests import canonical_json, digest_bytes
+from gacq_deploy.storage.digests import canonical_json
 from gacq_deploy.storage.memory import lack_of_memory
 from gacq_deploy.storage.room import FULL, no_space
 
@@ -183,18 +180,6 @@ def write_json(path: Path, document: Any) -> None:
     write_bytes(path, canonical_json(document))
 
 
-def save_arrays(path: Path, arrays: Mapping[str, Array], *, schema: str) -> None:
-    """Write a safetensors file atomically, with one metadata entry (``schema``).
-
-    Two traps of safetensors 0.8 are handled: non-contiguous arrays would be written with other values, and more
-    than one metadata entry makes the bytes differ from run to run.
-    """
-    contiguous = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-    # ascontiguousarray turns rank 0 into rank 1
-    shaped = {name: a.reshape(np.shape(arrays[name])) for name, a in contiguous.items()}
-    write_bytes(path, safetensors_save(shaped, metadata={"schema": schema}))
-
-
 def map_scratch(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Return a writable array in a file of its own, whose space is reserved: a full disk shows here.
 
@@ -215,23 +200,6 @@ def map_scratch(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Arr
         return np.memmap(path, dtype, "r+", shape=shape)
     except OSError as error:
         raise disk_error(error, path, needed) from error
-
-
-def load_arrays(path: Path, *, what: str, hint: str, sha256: str | None = None) -> dict[str, Array]:
-    """Read a safetensors file; with a digest, these very bytes are held against it before they are parsed.
-
-    Raises:
-        ArtifactError: missing, truncated, malformed, or not of that digest.
-    """
-    try:
-        data = path.read_bytes()
-        if sha256 is not None and digest_bytes(data) != sha256:
-            raise ArtifactError(f"{what} {path} was altered while it was read.", hint)
-        return dict(safetensors_load(data))
-    except FileNotFoundError:
-        raise ArtifactError(f"{what} is missing: {path}", hint) from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{what} {path} is not a whole safetensors file: {error}", hint) from error
 
 
 def settle(old: Path, path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact
+from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParameter, load_artifact, load_head
 from gacq_deploy.artifact.records import PolishRecord
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import QuantPlan, Site, TensorParams, TensorSpec
@@ -222,3 +224,32 @@ def test_a_retrained_parameter_that_cannot_be_is_refused(
         replace(made, parameters={name: RetrainedParameter(value, "0" * 64)})
     assert name in caught.value.message
     assert caught.value.hint
+
+
+LARGE_MB, OWN_MB = 300, 100
+"""Codes of the artifact, and what a process may take beside what it has: a manifest may have 64."""
+COPY = """
+import re, resource, sys
+from pathlib import Path
+from gacq_deploy.artifact.artifact import load_artifact
+
+def own():
+    return int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+
+bound = own() + (int(sys.argv[3]) << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+load_artifact(Path(sys.argv[1])).save(Path(sys.argv[2]))
+"""
+
+
+def test_neither_loading_nor_saving_holds_the_codes_of_a_large_model(
+    made: CalibrationArtifact, tmp_path: Path
+) -> None:
+    site = next(e.site for e in made.plan.of_role("weight") if e.site != BLOCKED)
+    codes = np.zeros((LARGE_MB, 1 << 20), np.int8)  # pages of zeros that nobody wrote take no memory
+    scale = np.ones(LARGE_MB, np.float32)
+    large = replace(made, params={**made.params, site: TensorParams(scale, codes)}, parameters={})
+    digest = large.save(tmp_path / "one")
+    command = [sys.executable, "-c", COPY, tmp_path / "one", tmp_path / "two", str(OWN_MB)]
+    subprocess.run(command, check=True)
+    assert load_head(tmp_path / "two").manifest_digest == digest

@@ -20,7 +20,7 @@ from gacq_deploy.artifact.diagnostics import (
     save_diagnostics,
 )
 from gacq_deploy.errors import ArtifactError
-from gacq_deploy.storage.files import load_arrays, save_arrays
+from gacq_deploy.storage.arrays import load_arrays, save_arrays
 from tests.support.artifacts.diagnostics import example_diagnostics
 
 
