@@ -25,16 +25,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from benchmarks.large_models import MIDDLE
 from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.models.source import find_source, load_module
 from gacq_deploy.recipe.sections import ModelSection
 from gacq_deploy.storage.digests import digest_array
 
-UNET: dict[str, Any] = {
-    "sample_size": 32,
-    "block_out_channels": (192, 384, 768, 768),
-    "cross_attention_dim": 768,
-}
 PASSES = 5
 
 
@@ -50,7 +46,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        module = UNet2DConditionModel(**UNET).to(torch.bfloat16)
+        module = UNet2DConditionModel(**MIDDLE).to(torch.bfloat16)
         module.save_pretrained(folder)
         parameters = sum(p.numel() for p in module.parameters())
         del module

@@ -11,29 +11,25 @@ own, one thread, preset ``ci`` and ``SETTINGS``:
 sd15    calibrate --dry-run, calibrate, export --onnx --target tensorrt (which lints)
 sdxl    calibrate --dry-run
 
-Memory is read from ``/proc`` twice a second: ``anon_mb`` is a process's own, ``file_mb`` what it has mapped of files
-(weights, caches), which the kernel drops and reads again when memory is short; each is the highest seen. ``peak_mb`` is
-the highest of both together, as the kernel has it.
+:mod:`benchmarks.watched` reads the memory: ``anon_mb`` is a process's own, ``file_mb`` what it has mapped of files
+(weights, caches), which the kernel drops and reads again when memory is short, ``peak_mb`` both together; each is the
+highest seen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from benchmarks.large_pipelines import make_sd15, make_sdxl
 from benchmarks.store import RESULTS, keep_row, load_rows
+from benchmarks.watched import Facts, watch
 from gacq_deploy.bench.stage import describe_host
 from gacq_deploy.recipe.load import load_recipe
 
@@ -54,8 +50,6 @@ SETTINGS = (
 )
 STEPS = ("dry-run", "calibrate", "export")
 LIMIT_MB = 16_000
-PROGRAM = ("-c", "from gacq_deploy_cli.main import main; main()")
-Facts = dict[str, Any]
 
 
 def main() -> None:
@@ -146,55 +140,13 @@ def _write_recipe(path: Path, name: str) -> Path:
 
 
 def _run(arguments: list[str], run: Path) -> tuple[Facts, Facts]:
-    """Run the program; return time, the largest memory and the largest size of its folder, and its JSON answer."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *PROGRAM, *arguments], stdout=subprocess.PIPE, env=environment
-    )
-    peaks = {"anon_mb": 0, "file_mb": 0, "disk_mb": 0}
-    watcher = threading.Thread(target=_watch, args=(process.pid, run, peaks), daemon=True)
-    watcher.start()
-    assert process.stdout is not None
-    answer = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    """Run the program; return what it took, and its JSON answer."""
+    watched = watch(arguments, run)
+    if watched.code:
         raise SystemExit(f"{' '.join(arguments)} failed")
-    facts = {
-        "wall_s": round(time.monotonic() - began, 1),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_mb": usage.ru_maxrss // 1024,
-        **peaks,
-    }
-    sys.stdout.write(f"{arguments[0]}: {json.dumps(facts)}\n")
+    sys.stdout.write(f"{arguments[0]}: {json.dumps(watched.facts)}\n")
     sys.stdout.flush()
-    return facts, json.loads(answer)
-
-
-def _watch(pid: int, run: Path, peaks: Facts) -> None:
-    status = Path(f"/proc/{pid}/status")
-    while True:
-        try:
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            now = {
-                "anon_mb": int(lines["RssAnon"].split()[0]) // 1024,
-                "file_mb": int(lines["RssFile"].split()[0]) // 1024,
-                "disk_mb": _size(run) // 2**20,
-            }
-        except (OSError, KeyError):
-            return
-        peaks.update({k: max(peaks[k], v) for k, v in now.items()})
-        time.sleep(0.5)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_blocks * 512 if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
+    return watched.facts, watched.document()
 
 
 if __name__ == "__main__":

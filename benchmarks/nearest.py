@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +16,16 @@ from gacq_deploy.quant.ranges import RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
 from gacq_deploy.spec import QuantPlan, Site, TensorParams
 from gacq_deploy.storage.digests import digest_array
+from gacq_deploy.storage.files import map_scratch
 
 
 def nearest_artifact(
-    denoiser: Denoiser, plan: QuantPlan, *, batch: int = 4, record: ModelRecord | None = None
+    denoiser: Denoiser,
+    plan: QuantPlan,
+    *,
+    batch: int = 4,
+    record: ModelRecord | None = None,
+    folder: Path | None = None,
 ) -> CalibrationArtifact:
     """Return an artifact without probe; the denoiser stays float.
 
@@ -27,6 +34,7 @@ def nearest_artifact(
         plan: the sites to quantize.
         batch: rows of random input.
         record: what the artifact says of the model; default: the denoiser's own.
+        folder: for files that hold the codes, of a model whose codes are many; default: they are in memory.
     """
 
     def run() -> Iterator[object]:
@@ -45,7 +53,12 @@ def nearest_artifact(
         weight = denoiser.module.get_submodule(entry.site.module).get_parameter("weight")
         with torch.no_grad():
             scale = weight_scale(weight, entry.spec, RangeMethod.parse(entry.range_method))
-            params[entry.site] = TensorParams(scale.numpy(), nearest_codes(weight, scale, entry.spec).numpy())
+            codes = nearest_codes(weight, scale, entry.spec).numpy()
+        if folder is not None:
+            mapped = map_scratch(folder / f"{entry.site}.codes", codes.dtype, codes.shape)
+            mapped[...] = codes
+            codes = mapped
+        params[entry.site] = TensorParams(scale.numpy(), codes)
         digests[str(entry.site)] = digest_array(weight.numpy())
     return CalibrationArtifact(
         model=record or denoiser.record,

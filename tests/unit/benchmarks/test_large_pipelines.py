@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import large_pipelines
+from benchmarks import large_models, large_pipelines
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.recipe.load import load_recipe
 from tests.support.models.architectures import SD_UNET, SDXL_UNET
@@ -23,7 +23,7 @@ SMALL = {
 def test_a_pipeline_in_shards_runs_with_guidance(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(large_pipelines, "SHARD", 2**20)
+    monkeypatch.setattr(large_models, "SHARD", 2**20)
     make: Callable[..., Path] = getattr(large_pipelines, f"make_{model}")
     folders = [make(tmp_path / name, **SMALL[model]) for name in ("a", "b")]
     denoisers = []
