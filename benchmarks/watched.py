@@ -30,8 +30,8 @@ class Watched:
     """What a command took, and its answer.
 
     ``facts``: ``wall_s``; ``cpu_s``; ``anon_mb``, the highest sum of what it and all its descendants hold themselves;
-    ``file_mb``, of mapped file pages, which can be dropped; ``peak_mb``, of both together; ``disk_mb``, the highest size
-    of the folder; and ``stages``: name -> ``cpu_s`` and ``anon_mb`` while it was the running one.
+    ``file_mb``, of mapped file pages, which can be dropped; ``peak_mb``, of both together; ``disk_mb``, the highest
+    size of the folder; and ``stages``: name -> ``cpu_s`` and ``anon_mb`` while it was the running one.
     """
 
     code: int
