@@ -103,11 +103,11 @@ def rebuild(denoiser: Denoiser, artifact: CalibrationArtifact) -> dict[str, Quan
     """
     with torch.no_grad():
         for name, parameter in artifact.parameters.items():
-            denoiser.module.get_parameter(name).copy_(torch.from_numpy(parameter.value))
+            denoiser.module.get_parameter(name).copy_(torch.tensor(parameter.value))
     scales = {e.tie: float(artifact.params[e.site].scale) for e in artifact.plan if e.site.role != "weight"}
     # norms carry theirs in the parameters already
     explicit = {site.module: s for site, s in artifact.smoothing.items() if s.norm is None}
-    smoothing = {n: Smoothing(torch.from_numpy(s.factor), s.alpha) for n, s in explicit.items()}
+    smoothing = {n: Smoothing(torch.tensor(s.factor), s.alpha) for n, s in explicit.items()}
     layers = insert_quantizers(denoiser.module, artifact.plan, scales, smoothing)
     for name, layer in layers.items():
         weight = artifact.params[Site(name, "weight")]

@@ -127,9 +127,10 @@ def watch(arguments: Sequence[str], folder: Path, *, module: Sequence[str] = PRO
         watcher = threading.Thread(target=seen.follow, daemon=True)
         watcher.start()
         assert process.stderr is not None
-        for line in process.stderr:
-            seen.say(line.rstrip())
-            sys.stderr.write(line)
+        with process.stderr as lines:
+            for line in lines:
+                seen.say(line.rstrip())
+                sys.stderr.write(line)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         watcher.join()
