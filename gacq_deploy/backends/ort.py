@@ -68,17 +68,10 @@ class OrtEngine(HostEngine):
         inputs = tuple(_tensor_info(i, multiple) for i in self._session.get_inputs())
         outputs = tuple(_tensor_info(o, multiple) for o in self._session.get_outputs())
         super().__init__(f"onnxruntime-{__version__}/{self.provider}", inputs, outputs)
-        self._run_options = RunOptions()
-        self._run_options.log_severity_level = _FATAL
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once; several threads may run one engine at the same time."""
-        names = [o.name for o in self._outputs]
-        arrays = {k: np.ascontiguousarray(v) for k, v in feeds.items()}
-        try:
-            return dict(zip(names, self._session.run(names, arrays, self._run_options), strict=True))
-        except _FAILURES as error:
-            raise _run_error(error, self._label) from error
+        return _run_session(self._session, feeds, self._label)
 
     def _close(self) -> None:
         del self._session
@@ -96,6 +89,42 @@ class OrtCudaEngine(OrtEngine):
         "pip uninstall -y onnxruntime; pip install 'gacq-deploy[gpu]'"
         "    (needs an NVIDIA GPU, CUDA 13 and cuDNN 9)"
     )
+
+
+CPU_LABEL = f"onnxruntime-{__version__}/{OrtCpuEngine.provider}"
+
+
+class OrtPiece:
+    """A part of a graph as it runs in between: whatever it is fed is computed with, infinities of a mask included.
+
+    Its external weights are read where they are mapped from their file, and no memory is kept from run to run.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, *, threads: int, optimize: bool) -> None:
+        """Open ``model``, whose external data lies in ``folder``.
+
+        Raises:
+            EngineError: it cannot run.
+            ResourceError: out of memory.
+        """
+        options = session_options(threads=threads, optimize=optimize)
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        # packed for its kernel, or in blocks of channels, each weight would be a copy
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        if optimize:
+            options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        self._session = _create_session(model.SerializeToString(), options, OrtCpuEngine.provider)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once; outputs by name.
+
+        Raises:
+            EngineError: the run failed.
+            ResourceError: out of memory.
+        """
+        return _run_session(self._session, feeds, CPU_LABEL)
 
 
 def session_options(*, threads: int, optimize: bool) -> SessionOptions:
@@ -223,6 +252,17 @@ def _tensor_info(value: Any, multiple: int) -> TensorInfo:
 def _fixed_size(dimension: Any) -> int | None:
     """Return a dimension's size; in place of a dynamic one ONNX Runtime gives its name, or None."""
     return dimension if isinstance(dimension, int) else None
+
+
+def _run_session(session: InferenceSession, feeds: Feeds, label: str) -> dict[str, Array]:
+    names = [o.name for o in session.get_outputs()]
+    arrays = {k: np.ascontiguousarray(v) for k, v in feeds.items()}
+    options = RunOptions()
+    options.log_severity_level = _FATAL
+    try:
+        return dict(zip(names, session.run(names, arrays, options), strict=True))
+    except _FAILURES as error:
+        raise _run_error(error, label) from error
 
 
 def _run_error(error: Exception, label: str) -> GacqError:

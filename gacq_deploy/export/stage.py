@@ -12,8 +12,7 @@ import onnx
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
-from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TARGETS, graphs_for
-from gacq_deploy.engines.open import open_engine
+from gacq_deploy.engines.catalogue import FLOAT, REFERENCE, TARGETS, engine_named, graphs_for
 from gacq_deploy.errors import ArtifactError, ExportError, UsageError
 from gacq_deploy.export.qdq import check_legal, expected_sites, needed_opset
 from gacq_deploy.export.quantized import placement_of, quantized_graph
@@ -186,7 +185,10 @@ class _Export:
         return errors
 
     def _run(self, path: Path, inputs: Mapping[str, Array]) -> Array:
-        with open_engine(REFERENCE, path, threads=self.recipe.calibration.threads) as engine:
+        engine_named(REFERENCE).load()  # a missing library is said with its remedy
+        from gacq_deploy.backends.pieces import open_frugally
+
+        with open_frugally(path, inputs, threads=self.recipe.calibration.threads) as engine:
             return engine.run(inputs)["output"]
 
 

@@ -55,6 +55,16 @@ def is_quantization(node: NodeProto) -> bool:
     return node.op_type in (QUANTIZE, DEQUANTIZE)
 
 
+def copy_between(node: NodeProto, source: str, result: str) -> NodeProto:
+    """Return a copy of a quantizer or dequantizer that reads ``source`` and writes ``result``."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.name = f"{node.name}/{result}"
+    copy.input[0] = source
+    copy.output[0] = result
+    return copy
+
+
 def in_module_layout(node: NodeProto, weight: Array) -> Array:
     """Return a layer's stored weight or codes with the output channels first, as the module has it."""
     return weight if weight_axis(node, weight.ndim) == 0 else np.ascontiguousarray(weight.T)

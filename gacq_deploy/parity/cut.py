@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.graph.index import GraphIndex, module_of
-from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers
+from gacq_deploy.graph.quantizers import Quantizer, activation_quantizers, copy_between
 from gacq_deploy.spec import Array
 
 _BATCH = "batch"
@@ -84,8 +84,8 @@ def _cut(model: ModelProto, quantizer: Quantizer, shape: tuple[int, ...]) -> Seg
     fresh, codes = quantizer.quantize.input[0], f"{quantizer.site}/computed.codes"
     model.graph.node.extend(
         (
-            _copy(quantizer.quantize, fresh, codes),
-            _copy(quantizer.dequantize[0], codes, segment.computed),
+            copy_between(quantizer.quantize, fresh, codes),
+            copy_between(quantizer.dequantize[0], codes, segment.computed),
         )
     )
     quantizer.quantize.input[0] = segment.given
@@ -93,12 +93,3 @@ def _cut(model: ModelProto, quantizer: Quantizer, shape: tuple[int, ...]) -> Seg
     model.graph.input.append(helper.make_tensor_value_info(segment.given, TensorProto.FLOAT, dims))
     model.graph.output.append(helper.make_tensor_value_info(segment.computed, TensorProto.FLOAT, dims))
     return segment
-
-
-def _copy(node: NodeProto, source: str, result: str) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    copy.name = f"{node.name}/computed"
-    copy.input[0] = source
-    copy.output[0] = result
-    return copy

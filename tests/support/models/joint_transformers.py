@@ -117,6 +117,19 @@ def _pixart(module: nn.Module, sample: Tensor, timestep: Tensor, given: Conditio
     return output.chunk(2, dim=1)[0]
 
 
+class _Called(nn.Module):
+    """What exporters take: positional inputs, the network itself as the attribute ``denoiser``."""
+
+    def __init__(self, wrapped: WrappedDenoiser) -> None:
+        super().__init__()
+        self.denoiser = wrapped.module
+        self._function, self._names = wrapped.function, tuple(wrapped.shapes)
+
+    def forward(self, sample: Tensor, timestep: Tensor, *conditioning: Tensor) -> Tensor:
+        given = dict(zip(self._names, conditioning, strict=True))
+        return self._function(self.denoiser, sample, timestep, given)
+
+
 @dataclass(frozen=True)
 class WrappedDenoiser(Denoiser):
     """A module that is called by a function of the test's own; ``shared`` inputs are one for all rows."""
@@ -127,6 +140,14 @@ class WrappedDenoiser(Denoiser):
 
     def __call__(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         return self.function(self.module, sample, timestep, conditioning)
+
+    @property
+    def call(self) -> Any:
+        """What tells this call from another."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    def call_module(self) -> nn.Module:
+        return _Called(self).eval()
 
     def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
