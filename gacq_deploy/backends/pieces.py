@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from gacq_deploy.backends.base import Engine, Feeds, HostEngine, TensorInfo
-from gacq_deploy.backends.ort import CPU_LABEL, OrtCpuEngine, OrtPiece
+from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.errors import EngineError
 from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.graph.pieces import Piece, cut_into_pieces, held_bytes, tensor_types
@@ -39,6 +39,7 @@ def open_frugally(path: Path, feeds: Feeds, *, threads: int = 0) -> Engine:
         threads: CPU threads; 0 lets ONNX Runtime choose.
 
     Raises:
+        BackendUnavailable: ONNX Runtime is missing.
         ArtifactError: the file is missing, corrupt, or its external data is not its own.
         EngineError: the graph cannot run.
     """
@@ -46,7 +47,7 @@ def open_frugally(path: Path, feeds: Feeds, *, threads: int = 0) -> Engine:
     rows = len(next(iter(feeds.values())))
     weights = sum(held_bytes(tensor) for tensor in header.graph.initializer)
     if weights <= WHOLE_BYTES and rows * _largest_tensor(header, feeds) <= WHOLE_BYTES:
-        return OrtCpuEngine(path, threads=threads)
+        return engine_named(REFERENCE).open(path, threads=threads)
     return PieceEngine(path, threads=threads)
 
 
@@ -58,6 +59,10 @@ class PieceEngine(HostEngine):
         scores_bytes: int = _SCORES_BYTES, watched: Collection[str] = (),
     ) -> None:  # fmt: skip
         """Cut the graph of ``path``; ``watched`` names tensors that :meth:`watch` yields."""
+        engine_named(REFERENCE).load()  # a missing library is said with its remedy
+        from gacq_deploy.backends.ort import CPU_LABEL, OrtPiece
+
+        self._open_piece = OrtPiece
         self._header = read_header(path)
         graph, multiple = self._header.graph, size_multiple(self._header)
         stored = {tensor.name for tensor in graph.initializer}
@@ -105,7 +110,7 @@ class PieceEngine(HostEngine):
         return {name: value for name, value in self.watch(feeds) if name in names}
 
     def _run_piece(self, piece: Piece, feeds: Feeds) -> dict[str, Array]:
-        session = OrtPiece(piece.model, self._folder, threads=self._threads, optimize=self._optimize)
+        session = self._open_piece(piece.model, self._folder, threads=self._threads, optimize=self._optimize)
         if piece.attention is None:
             return session.run(feeds)
         queries, keys = feeds[piece.attention.queries], feeds[piece.attention.keys]

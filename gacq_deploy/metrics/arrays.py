@@ -43,6 +43,12 @@ def relative_error(reference: Array, candidate: Array) -> float:
     return float(np.max(np.where(gap == 0, 0.0, gap / np.maximum(scale, np.finfo(np.float64).tiny))))
 
 
+def euclidean_error(candidate: Array, reference: Array) -> float:
+    """Return ``|candidate - reference| / |reference|`` in Euclidean norms, computed in float64."""
+    difference = candidate.astype(np.float64) - reference
+    return float(np.linalg.norm(difference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-30))
+
+
 def equal_share(reference: Array, candidate: Array, rtol: float) -> float:
     """Return the share of values within ``rtol`` times the largest |reference|; NaN is never equal."""
     wide = reference.astype(np.float64)

@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import yaml
+from onnx import helper, numpy_helper
 
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.engines.open import open_engine
@@ -20,6 +23,7 @@ from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
 from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.run_directory import RunDirectory
@@ -295,7 +299,38 @@ def test_failures_leave_the_last_good_export(run: RunDirectory) -> None:
     assert artifact.probe is not None
     wrong = {"float": artifact.probe.outputs["float"] * np.float32(1.001)}
     replace(artifact, probe=replace(artifact.probe, outputs=wrong)).save(run.artifact)
-    with pytest.raises(ExportError, match=r"departs from torch by 9\.99e-04"):
+    with pytest.raises(
+        ExportError, match=r"departs from torch by 9\.99e-04 .*the recorded answers are not this model's"
+    ):
+        export_onnx(run)
+    assert _state(run) == before
+
+
+@pytest.mark.slow
+def test_a_function_that_the_exporter_changed_is_refused(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bounded(denoiser: Denoiser, **settings: Any) -> onnx.ModelProto:
+        """As an optimizer that deems a bound of 6 idle would, the other way round."""
+        model = onnx.ModelProto()
+        model.CopyFrom(float_graph(denoiser, **settings))
+        for node in model.graph.node:
+            node.input[:] = ["bounded" if name == "sample" else name for name in node.input]
+        stored = (numpy_helper.from_array(np.float32(sign * 6), f"bound{sign}") for sign in (-1, 1))
+        model.graph.initializer.extend(stored)
+        model.graph.node.insert(
+            0, helper.make_node("Clip", ["sample", "bound-1", "bound1"], ["bounded"], "clip")
+        )
+        return model
+
+    monkeypatch.setattr("gacq_deploy.export.torch_onnx.float_graph", bounded)
+    document = yaml.safe_load(run.recipe_path.read_text())
+    document["export"]["external_data_mb"] = 1
+    run.recipe_path.write_text(yaml.safe_dump(document))
+    before = _state(run)
+    with pytest.raises(
+        ExportError, match=r"on a recorded state times 2\^3; .* in module 'conv_in', at node "
+    ):
         export_onnx(run)
     assert _state(run) == before
 
