@@ -146,7 +146,7 @@ class _Export:
             self.report.note(f"opset {opset} instead of {export.opset}: INT4 weights in blocks need it")
         graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
         self._write(FLOAT, graph.model, partial(graph.find, denoiser.module))
-        self.reference = float_reference(denoiser, *_probe_rows(self.probe))
+        self.reference = float_reference(denoiser, *self._probe_rows())
         return read_graph(self.staging / FLOAT)
 
     def _denoiser(self) -> Denoiser:
@@ -183,7 +183,7 @@ class _Export:
                 (self.staging / name).rename(folder / name)
 
     def _self_check(self) -> dict[str, float]:
-        inputs, expected = _probe_rows(self.probe)
+        inputs, expected = self._probe_rows()
         outputs = {FLOAT: self._check_float()[: len(expected)]}
         errors = {FLOAT: euclidean_error(outputs[FLOAT], expected)}
         self.report.advance()
@@ -202,16 +202,18 @@ class _Export:
         require_same(path, output, self.reference, self._denoiser)
         return output
 
+    def _probe_rows(self) -> tuple[dict[str, Array], Array]:
+        """Return a few rows of the probe, spread over it, and torch's float outputs."""
+        weights = sum(p.codes.size for p in self.artifact.params.values() if p.codes is not None)
+        rows = len(self.probe.outputs["float"])
+        count = min(rows, _CHECKED_ROWS, max(_CHECKED_WEIGHTS // weights, 1))
+        chosen = np.unique(np.linspace(0, rows - 1, count).round().astype(int))
+        inputs = {name: value[chosen] for name, value in self.probe.inputs.items()}
+        return inputs, self.probe.outputs["float"][chosen]
+
     def _run(self, path: Path, inputs: Mapping[str, Array]) -> Array:
         with open_frugally(path, inputs, threads=self.recipe.calibration.threads) as engine:
             return engine.run(inputs)["output"]
-
-
-def _probe_rows(probe: Probe) -> tuple[dict[str, Array], Array]:
-    """Return a few rows of the probe, spread over it, and torch's float outputs."""
-    rows = len(probe.outputs["float"])
-    chosen = np.unique(np.linspace(0, rows - 1, min(rows, _CHECKED_ROWS)).round().astype(int))
-    return {name: value[chosen] for name, value in probe.inputs.items()}, probe.outputs["float"][chosen]
 
 
 def _check_quantized(name: str, output: Array, reference: Array) -> None:
