@@ -6,9 +6,8 @@ has other shapes than the file of weights, is laid at the door of a key: the one
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from gacq_deploy.errors import ModelError, RecipeError
 from gacq_deploy.models.base import Config, Family, run_call
 from gacq_deploy.models.configuration import defaults_of, refused, state_shape
+from gacq_deploy.models.guilty import Sizes, WhatIsWrong, WorkSpent, guilty_keys
 from gacq_deploy.models.half_storage import without_weights
 from gacq_deploy.models.loading import FAILURES, first_line, quiet_loading
 
@@ -28,18 +28,24 @@ _USUAL_SIZE = 64
 """Every level of a UNet can halve it."""
 _SPARE = 64
 """Parameters that a model may have beyond twice those of its file: a class may share or rename some."""
+_MOST_LOOKS = 32
+"""Models of the size of its file that are made at most to find the guilty key of one."""
 
 TensorShapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
-_Look = Callable[[Config], str | None]
-"""What is wrong with a model of this configuration; None: nothing."""
-
 
 _FAILURES: tuple[type[Exception], ...] = (*FAILURES, MemoryError)
 
 
 class _TooMany(RuntimeError):
     """A model grows past what its file of weights could fill."""
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings(), quiet_loading():
+        warnings.simplefilter("ignore")  # torch of tensors without elements
+        yield
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Blueprint:
         """Return that of a class of diffusers."""
         return cls(kind, config, place, stored, kind.from_config, defaults_of(kind))
 
+    @_silent()
     def check(self, family: Family | None = None, asked_size: int | None = None) -> None:
         """Refuse a configuration that cannot be built, makes other weights than the file's, or cannot run.
 
@@ -96,6 +103,7 @@ class Blueprint:
             )
         raise refused(self.place, self._guilty(fails, failure), self.config, f"cannot run: {failure}")
 
+    @_silent()
     def keys_behind(self, tensor: str) -> list[str]:
         """Return the keys on which it depends whether the model has a tensor that its file lacks, or the other way."""
         wanted = tensor in self.stored
@@ -106,30 +114,42 @@ class Blueprint:
 
         return self._guilty(wrong, tensor)
 
+    @_silent()
     def shapes(self) -> TensorShapes:
         """Return the tensors that the model would have; none where it cannot be."""
         built = self._build(self.config)
         return {} if isinstance(built, str) else _shapes(built)
 
     def _check_shapes(self, own: TensorShapes) -> None:
-        other = [name for name in sorted(own.keys() & self.stored.keys()) if own[name] != self.stored[name]]
+        shared = sorted(own.keys() & self.stored.keys())
+        other = [name for name in shared if own[name] != self.stored[name]]
         if not other:
             return
+        right = set(shared).difference(other)
         name, seen = other[0], str(own[other[0]])
+        sizes = [
+            (made, held) for made, held in zip(own[name], self.stored[name], strict=False) if made != held
+        ]
 
         def differs(config: Config) -> str | None:
             built = self._build(config)
-            made = own[name] if isinstance(built, str) else _shapes(built).get(name)
-            return None if made == self.stored[name] else str(made)
+            if isinstance(built, str):
+                return seen
+            made = _shapes(built)
+            # who spoils another tensor does not heal this one
+            heals = all(made.get(tensor) == self.stored[tensor] for tensor in (name, *right))
+            return None if heals else str(made.get(name))
 
         more = f"; so it is with {len(other)} tensors" if len(other) > 1 else ""
         problem = f"makes '{name}' {[*own[name]]}, the weights hold {[*self.stored[name]]}{more}"
-        raise refused(self.place, self._guilty(differs, seen), self.config, problem)
+        raise refused(self.place, self._guilty(differs, seen, sizes), self.config, problem)
 
     def _build(self, config: Config) -> nn.Module | str:
         """Return the model without memory, or why it cannot be."""
         # constructors draw initial weights, and a check may not move torch's global generator
-        with _silent(), torch.random.fork_rng(devices=[]), _bounded(len(self.stored)):
+        tensors = len(self.stored)
+        too_many = _TooMany(f"it would have more than twice the {tensors} tensors of its weights")
+        with torch.random.fork_rng(devices=[]), _bounded(2 * tensors + _SPARE, too_many):
             try:
                 with torch.device("meta"):
                     return self.make(dict(config))
@@ -160,33 +180,11 @@ class Blueprint:
             return None if isinstance(error, NotImplementedError) or "meta" in str(error) else _told(error)
         return None
 
-    def _guilty(self, look: _Look, seen: str) -> list[str]:
-        """Return the keys without whose values all would be well, or else those without which it looks different."""
-        change: dict[bool, list[str]] = {False: [], True: []}
-        # who lies rarely says what the class itself would have said
-        for usual in (False, True):
-            heal: list[str] = []
-            for key in sorted(self.config.keys() & self.defaults.keys()):
-                default = self.defaults[key]
-                if _is_same(self.config[key], default) is not usual:
-                    continue
-                looks = self._looks(look, key, default)
-                if None in looks:
-                    heal.append(key)
-                elif any(shown != seen for shown in looks):
-                    change[usual].append(key)
-            if heal:
-                return heal
-        return change[False] or change[True]
-
-    def _looks(self, look: _Look, key: str, default: Any) -> list[str | None]:
-        """Return what is seen with other values of a key, up to one with which all is well."""
-        looks: list[str | None] = []
-        for other in _others(self.config[key], default):
-            looks.append(look({**self.config, key: other}))
-            if looks[-1] is None:
-                break
-        return looks
+    def _guilty(self, look: WhatIsWrong, seen: str, sizes: Sizes = ()) -> list[str]:
+        """Return the keys to blame, as far as looks of bounded work tell."""
+        most = _MOST_LOOKS * (len(self.stored) + _SPARE)
+        with _bounded(most, WorkSpent(f"{most} parameters were made")):
+            return guilty_keys(self.config, self.defaults, look, seen, sizes)
 
 
 def _tells_its_call(family: Family, config: Config) -> bool:
@@ -204,22 +202,15 @@ def _told(error: Exception) -> str:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    with warnings.catch_warnings(), quiet_loading():
-        warnings.simplefilter("ignore")  # torch of tensors without elements
-        yield
-
-
-@contextmanager
-def _bounded(tensors: int) -> Iterator[None]:
-    """Stop whoever makes more parameters inside the context than a file of so many tensors could fill."""
+def _bounded(most: int, too_many: Exception) -> Iterator[None]:
+    """Raise ``too_many`` in whoever makes more parameters than ``most`` inside the context."""
     made = 0
 
     def count(_module: nn.Module, _name: str, parameter: Any) -> None:
         nonlocal made
         made += parameter is not None
-        if made > 2 * tensors + _SPARE:
-            raise _TooMany(f"it would have more than twice the {tensors} tensors of its weights")
+        if made > most:
+            raise too_many
 
     handle = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
@@ -245,7 +236,7 @@ def _step(module: nn.Module, family: Family, config: Config) -> None:
     call = family.describe(config, shape)
     inputs = {a.name: _empty(a.dtype, a.shape) for a in call.arguments}
     module.to("meta").eval()  # what a constructor made of numbers of its own is on the CPU
-    with _silent(), torch.device("meta"):
+    with torch.device("meta"):
         output = run_call(module, call, _empty("float32", shape), _empty(call.timestep.dtype, ()), inputs)
     if tuple(output.shape) != (_ROWS, *shape):
         raise ValueError(f"of a state {[*shape]} it makes {[*output.shape[1:]]}")
@@ -253,31 +244,3 @@ def _step(module: nn.Module, family: Family, config: Config) -> None:
 
 def _empty(dtype: str, shape: tuple[int, ...]) -> Tensor:
     return torch.empty((_ROWS, *shape), dtype=getattr(torch, dtype), device="meta")
-
-
-def _is_same(value: Any, default: Any) -> bool:
-    """Tell whether a value is the class's own; in JSON a tuple is a list."""
-    return bool(
-        value == (list(default) if isinstance(value, list) and isinstance(default, tuple) else default)
-    )
-
-
-def _others(value: Any, default: Any) -> list[Any]:
-    """Return values that could stand in a key's place."""
-    others: list[Any] = [] if default is inspect.Parameter.empty else [default]
-    if isinstance(value, bool):
-        others.append(not value)
-    elif isinstance(value, int | float):
-        others += [1, _USUAL_SIZE, value + 1]
-    elif value is None:
-        others.append(1)
-    elif isinstance(value, list | tuple) and value:
-        others += [[*value, value[-1]], [*value[:-1]], *_scaled(value)]
-    return [other for other in others if other != value or type(other) is not type(value)]
-
-
-def _scaled(values: Sequence[Any]) -> list[list[int]]:
-    """Return half and twice a list of whole numbers."""
-    if not all(isinstance(value, int) for value in values):
-        return []
-    return [[value // 2 for value in values], [2 * value for value in values]]

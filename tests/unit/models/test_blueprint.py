@@ -6,12 +6,14 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from torch import nn
 
 from gacq_deploy.errors import ArtifactError, GacqError, ModelError, RecipeError
 from gacq_deploy.models.blueprint import Blueprint
@@ -83,6 +85,42 @@ def test_the_message_says_what_is_wrong(kind: Any, lie: dict[str, object], fragm
     assert said is not None
     assert re.match(f"unet/config.json: {fragment}", said.message), said
     assert "Restore the file" in said.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "lie", "blamed"),
+    [
+        (UNet2DConditionModel, {"cross_attention_dim": 48}, "cross_attention_dim = 48 makes"),
+        (DiTTransformer2DModel, {"num_attention_heads": 48}, "num_attention_heads = 48 makes"),
+        (DiTTransformer2DModel, {"attention_head_dim": 48}, "attention_head_dim = 48 makes"),
+    ],
+)
+def test_no_key_is_blamed_beside_the_one_that_the_weights_show(
+    kind: Any, lie: dict[str, object], blamed: str
+) -> None:
+    said = refusal(blueprint(kind, **lie))
+    assert said is not None
+    assert said.message.startswith(f"unet/config.json: {blamed}")
+
+
+def test_the_search_for_a_guilty_key_makes_a_bounded_number_of_models() -> None:
+    # no other value of a key makes these weights
+    lying = blueprint(UNet2DConditionModel)
+    lying = replace(lying, stored=dict.fromkeys(lying.stored, (7, 7)))
+    made = 0
+
+    def count(_module: object, _name: str, parameter: object) -> None:
+        nonlocal made
+        made += parameter is not None
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        said = refusal(lying)
+    finally:
+        handle.remove()
+    assert said is not None
+    assert "the weights hold [7, 7]" in said.message
+    assert made < 48 * len(lying.stored)
 
 
 def test_a_size_that_the_recipe_asks_for_is_the_recipe_s_fault() -> None:
