@@ -1,6 +1,6 @@
 """What do `lint`, `check` and `predict` cost as a graph grows? CPU seconds and memory from 1,000 to 100,000 nodes.
 
-``python -m benchmarks.graph_size`` (eight minutes on one core) writes graphs of several shapes, asks each question in a
+``python -m benchmarks.graph_size`` (12 minutes on one core) writes graphs of several shapes, asks each question in a
 process of its own and writes ``benchmarks/results/graph_size.jsonl``: a long network, and shapes at which a walk from
 each node would cost the square of the nodes or more. The growth is the slope of log seconds over log nodes between the
 two largest graphs: 1 where twice the nodes take twice the seconds, 2 where they take four times as long.
@@ -34,6 +34,7 @@ QUESTIONS: Mapping[str, Callable[[Path], object]] = {
     "lint": lambda path: lint_file(path, target="tensorrt"),
     "predict": lambda path: predict_compilation(read_graph(path)),
     "check": lambda path: check_file(path, "tensorrt-11"),
+    "check ort-cpu": lambda path: check_file(path, "ort-cpu"),
 }
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import onnx
@@ -58,11 +58,16 @@ class OrtEngine(HostEngine):
     provider: ClassVar[str] = "CPUExecutionProvider"
     pip: ClassVar[str] = "pip install 'gacq-deploy[cpu]'"
 
-    def __init__(self, model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> None:
+    def __init__(
+        self, model: Path | bytes, *, threads: int = 0, optimize: bool = True, optimized: Path | None = None
+    ) -> None:
+        """Open a graph; ``optimized`` is a file to write it to as it will run."""
         require_one_onnxruntime()
         _require_offered(self.provider, self.pip)
         multiple = size_multiple(read_header(model))
         options = session_options(threads=threads, optimize=optimize)
+        if optimized is not None:
+            _write_optimized(options, optimized)
         self._session = _create_session(model, options, self.provider)
         require_provider(self.provider, self._session.get_providers(), self.pip)
         inputs = tuple(_tensor_info(i, multiple) for i in self._session.get_inputs())
@@ -79,6 +84,22 @@ class OrtEngine(HostEngine):
 
 class OrtCpuEngine(OrtEngine):
     """ONNX Runtime on the CPU; either wheel will do."""
+
+    @classmethod
+    def open_with_kernels(
+        cls, model: Path | bytes, *, threads: int = 0
+    ) -> tuple[Self, tuple[KernelUse, ...]]:
+        """Open a graph once, and tell what runs for each quantized layer.
+
+        Raises:
+            ArtifactError, EngineError, BackendUnavailable, ResourceError: as for opening the engine.
+        """
+        with tempfile.TemporaryDirectory(prefix="gacq-kernels-") as folder:
+            path = Path(folder) / "optimized.onnx"
+            engine = cls(model, threads=threads, optimized=path)
+            graph = onnx.load(str(path), load_external_data=False).graph
+        readers = {name.removesuffix(_EXACT_SUFFIX): node for node in graph.node for name in node.input}
+        return engine, tuple(_kernel_use(layer, readers) for layer in graph_layers(read_header(model)))
 
 
 class OrtCudaEngine(OrtEngine):
@@ -149,23 +170,18 @@ def integer_kernels(model: Path | bytes) -> tuple[KernelUse, ...]:
     Raises:
         ArtifactError, EngineError, BackendUnavailable, ResourceError: as for opening the engine.
     """
-    require_one_onnxruntime()
-    layers = graph_layers(read_header(model))
-    with tempfile.TemporaryDirectory(prefix="gacq-kernels-") as folder:
-        path = Path(folder) / "optimized.onnx"
-        options = session_options(threads=1, optimize=True)
-        options.optimized_model_filepath = str(path)
-        # weights go to a second file, so that the graph stays below protobuf's 2 GB and is read quickly
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-        )
-        _create_session(model, options, OrtCpuEngine.provider)
-        graph = onnx.load(str(path), load_external_data=False).graph
-    readers = {name.removesuffix(_EXACT_SUFFIX): node for node in graph.node for name in node.input}
-    return tuple(_kernel_use(layer, readers) for layer in layers)
+    engine, uses = OrtCpuEngine.open_with_kernels(model, threads=1)
+    with engine:
+        return uses
+
+
+def _write_optimized(options: SessionOptions, path: Path) -> None:
+    options.optimized_model_filepath = str(path)
+    # weights go to a second file, so that the graph stays below protobuf's 2 GB and is read quickly
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+    )
 
 
 def offered_providers() -> tuple[str, ...]:

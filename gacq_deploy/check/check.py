@@ -8,21 +8,29 @@ compiled (ONNX Runtime: loaded and run) here, with integer layers as predicted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from onnx import GraphProto, NodeProto
 
-from gacq_deploy.check.evidence import WEIGHTS, CheckRequest, Reason, Weight, ask_onnxruntime, ask_tensorrt
+from gacq_deploy.check.evidence import (
+    WEIGHTS,
+    CheckRequest,
+    GraphInputs,
+    Reason,
+    Weight,
+    ask_onnxruntime,
+    ask_tensorrt,
+)
 from gacq_deploy.check.targets import FACTS, Target, TargetFacts
 from gacq_deploy.errors import printable
 from gacq_deploy.graph.files import read_graph
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, STANDARD_DOMAINS, GraphIndex, opset_of
 from gacq_deploy.graph.nodes import name_of, subgraphs
 from gacq_deploy.graph.wellformed import require_wellformed
-from gacq_deploy.lint.lint import Finding, look_at, prediction_of
+from gacq_deploy.lint.lint import Finding, Outcome, look_at, prediction_of
 from gacq_deploy.lint.view import LAYERS, QuantView
 
 __all__ = ["CheckRequest", "CheckVerdict", "Layers", "Preflight", "Reason", "check_file"]
@@ -67,28 +75,44 @@ def check_file(path: Path, target: Target, request: CheckRequest | None = None) 
     """
     request = request or CheckRequest()
     facts = FACTS[target]
-    index = require_wellformed(read_graph(path), f"ONNX file {path}")
-    model, look = index.model, look_at(index, target=facts.rules)
-    reasons = list(_from_rules(look.findings))
-    reasons += _open_questions(index, facts, {r.node for r in reasons if r.weight == "blocked"})
-    examined = ["rules", f"operators and opset {opset_of(model)}"]
-    if facts.library is None:
+    ruled = _ask_rules(path, facts)
+    if ruled.predicted is None:
         predicted = None
-        examination = ask_onnxruntime(path, model, request)
-        quantized = len(list(look.view.quantized_layers()))
+        examination = ask_onnxruntime(path, ruled.inputs, request)
     else:
-        layers = prediction_of(look).layers
-        quantized, predicted = len(layers), sum(outcome == "int8" for outcome in layers.values())
-        examination = ask_tensorrt(path, model, layers, facts, request)
-    reasons += examination.reasons
+        predicted = sum(outcome == "int8" for outcome in ruled.predicted.values())
+        examination = ask_tensorrt(path, ruled.inputs, ruled.predicted, facts, request)
+    reasons = [*ruled.reasons, *examination.reasons]
     return Preflight(
         file=str(path),
         target=target,
         verdict=_verdict(reasons, proven=examination.proven),
-        layers=Layers(quantized, predicted, examination.measured),
-        examined=(*examined, *examination.examined),
+        layers=Layers(ruled.quantized, predicted, examination.measured),
+        examined=("rules", f"operators and opset {ruled.opset}", *examination.examined),
         reasons=tuple(sorted(reasons, key=lambda r: WEIGHTS.index(r.weight))),
     )
+
+
+@dataclass(frozen=True)
+class _Ruled:
+    """What is known of a graph without its target's library. It does not hold the graph, which may be large."""
+
+    opset: int
+    inputs: GraphInputs
+    quantized: int
+    predicted: Mapping[str, Outcome] | None
+    """Layer -> outcome; None: not predicted."""
+    reasons: tuple[Reason, ...]
+
+
+def _ask_rules(path: Path, facts: TargetFacts) -> _Ruled:
+    index = require_wellformed(read_graph(path), f"ONNX file {path}")
+    look = look_at(index, target=facts.rules)
+    reasons = list(_from_rules(look.findings))
+    reasons += _open_questions(index, facts, {r.node for r in reasons if r.weight == "blocked"})
+    predicted = None if facts.library is None else prediction_of(look).layers
+    quantized = len(list(look.view.quantized_layers()) if predicted is None else predicted)
+    return _Ruled(opset_of(index.model), GraphInputs.of(index.model), quantized, predicted, tuple(reasons))
 
 
 def _verdict(reasons: list[Reason], *, proven: bool) -> CheckVerdict:

@@ -21,7 +21,6 @@ from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
 from gacq_deploy.check.targets import TargetFacts
 from gacq_deploy.engines.catalogue import REFERENCE, engine_named
-from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, EngineError
 from gacq_deploy.graph.dimensions import BATCH
 from gacq_deploy.graph.header import size_multiple
@@ -52,6 +51,19 @@ class CheckRequest:
     limits: Limits = field(default_factory=Limits)
 
 
+@dataclass(frozen=True)
+class GraphInputs:
+    """Dimensions of a graph's inputs by name, and what its open height and width are multiples of."""
+
+    dims: Mapping[str, tuple[int | str, ...]]
+    size_multiple: int
+
+    @classmethod
+    def of(cls, model: ModelProto) -> GraphInputs:
+        """Return those of a graph."""
+        return cls(input_dims(model), size_multiple(model))
+
+
 @dataclass
 class Examination:
     """What the target's own library said. ``proven``: compiled, or run, as predicted."""
@@ -63,13 +75,17 @@ class Examination:
 
 
 def ask_tensorrt(
-    path: Path, model: ModelProto, expected: Mapping[str, Outcome], facts: TargetFacts, request: CheckRequest
+    path: Path,
+    inputs: GraphInputs,
+    expected: Mapping[str, Outcome],
+    facts: TargetFacts,
+    request: CheckRequest,
 ) -> Examination:
     """Let the target's library parse the graph, and compile it if asked; without the library say nothing.
 
     Args:
         path: the file.
-        model: the same, read.
+        inputs: of its graph.
         expected: predicted outcome of each layer, by node name.
         facts: of a target with a library.
         request: see :class:`CheckRequest`.
@@ -98,7 +114,7 @@ def ask_tensorrt(
             return examination
         examination.examined.append(f"parser of {facts.library} {found}")
         if request.compile:
-            profiles = _profiles(model, request.shapes)
+            profiles = _profiles(inputs, request.shapes)
             options = CompileOptions(backend=facts.library, profiles=profiles)
             _compile(path, options, request.limits, Path(folder), expected, examination)
     return examination
@@ -172,11 +188,11 @@ def _integer_nodes(layers: Sequence[CompiledLayer]) -> frozenset[str]:
     return int8_nodes(layers) | {node for layer in layers if layer.int8_product for node in layer.nodes}
 
 
-def _profiles(model: ModelProto, shapes: Mapping[str, Shape]) -> tuple[dict[str, ShapeRange], ...]:
-    named = {name: _with_batch(dims) for name, dims in input_dims(model).items()}
+def _profiles(inputs: GraphInputs, shapes: Mapping[str, Shape]) -> tuple[dict[str, ShapeRange], ...]:
+    named = {name: _with_batch(dims) for name, dims in inputs.dims.items()}
     fixed = {which: dict(shapes) for which in ("min", "opt", "max")}
     request = ShapeRequest(batches=("1",), fixed=fixed)
-    return derive_profiles(named, request, size_multiple=size_multiple(model))
+    return derive_profiles(named, request, size_multiple=inputs.size_multiple)
 
 
 def _with_batch(dims: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -188,7 +204,7 @@ def _refusal(rule: str, error: EngineError) -> Reason:
     return Reason("blocked", rule, "(graph)", error.message, error.hint)
 
 
-def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Examination:
+def ask_onnxruntime(path: Path, inputs: GraphInputs, request: CheckRequest) -> Examination:
     """Load the graph, see which kernels it gets, and run it once if asked; without the package say nothing.
 
     Raises:
@@ -198,7 +214,8 @@ def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Exa
     """
     examination = Examination()
     try:
-        uses = engine_named(REFERENCE).executed_kernels(path)
+        # once: loading a large graph takes longer than all rules
+        engine, uses = engine_named(REFERENCE).load().open_with_kernels(path)
     except BackendUnavailable:
         if request.compile:
             raise
@@ -214,11 +231,11 @@ def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Exa
         for use in uses
         if not use.integer
     ]
-    with open_engine(REFERENCE, path) as engine:
+    with engine:
         examination.examined.append(f"loaded in {engine.label}")
         if request.compile:
             try:
-                outputs = engine.run(_feeds(engine.inputs, model, request.shapes))
+                outputs = engine.run(_feeds(engine.inputs, inputs, request.shapes))
             except EngineError as error:
                 examination.reasons.append(_refusal("run", error))
                 return examination
@@ -230,9 +247,9 @@ def ask_onnxruntime(path: Path, model: ModelProto, request: CheckRequest) -> Exa
     return examination
 
 
-def _feeds(infos: tuple[TensorInfo, ...], model: ModelProto, shapes: Mapping[str, Shape]) -> Feeds:
+def _feeds(infos: tuple[TensorInfo, ...], inputs: GraphInputs, shapes: Mapping[str, Shape]) -> Feeds:
     """Return noise for floats and zeros for all else."""
-    profiles = _profiles(model, shapes)
+    profiles = _profiles(inputs, shapes)
     rng = np.random.default_rng(0)
     feeds = {}
     for info in infos:

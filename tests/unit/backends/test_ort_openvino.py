@@ -152,6 +152,15 @@ def test_integer_kernels_are_reported_by_layer(engine: str, tmp_path: Path) -> N
     assert engine_named(engine).executed_kernels(path.read_bytes()) == uses
 
 
+def test_an_engine_that_told_its_kernels_computes_the_same() -> None:
+    data, given = denoiser_graph(quantized=True).SerializeToString(), feeds(4)
+    engine, uses = OrtCpuEngine.open_with_kernels(data, threads=1)
+    with engine, open_engine("ort-cpu", data, threads=1) as plain:
+        assert np.array_equal(engine.run(given)["output"], plain.run(given)["output"])
+        assert engine.label == plain.label
+    assert uses == engine_named("ort-cpu").executed_kernels(data)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_float_graph_has_no_integer_kernels(engine: str) -> None:
     assert engine_named(engine).executed_kernels(denoiser_graph().SerializeToString()) == ()

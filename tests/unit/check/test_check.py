@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from gacq_deploy.check.check import CheckRequest, Layers, Preflight, check_file
 from gacq_deploy.check.evidence import surprising_layers
 from gacq_deploy.check.targets import CHECK_TARGETS
 from gacq_deploy.errors import ArtifactError, BackendUnavailable, UsageError
+from gacq_deploy.graph.index import GraphIndex
 from tests.support.graphs import foreign_graphs as foreign
 from tests.support.graphs import qdq_blocks as blocks
 from tests.support.graphs import qdq_graphs as graphs
@@ -238,6 +240,26 @@ def test_onnxruntime_refuses_what_it_cannot_load(tmp_path: Path) -> None:
     found = check_file(saved(graphs.mixed_floats("weight"), tmp_path), "ort-cpu", COMPILE)
     assert found.verdict == "blocked"
     assert "loader" in rules(found, "blocked")
+
+
+@pytest.mark.parametrize("asked", [CheckRequest(), COMPILE], ids=["loaded", "run"])
+def test_onnxruntime_loads_a_graph_once_and_nothing_else_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: CheckRequest
+) -> None:
+    held: list[int] = []
+    create = ort._create_session
+
+    def counting(*given: Any) -> Any:
+        gc.collect()
+        held.append(sum(isinstance(found, GraphIndex) for found in gc.get_objects()))
+        return create(*given)
+
+    gc.collect()
+    before = sum(isinstance(found, GraphIndex) for found in gc.get_objects())
+    monkeypatch.setattr(ort, "_create_session", counting)
+    found = check_file(saved(graphs.conv(), tmp_path), "ort-cpu", asked)
+    assert any(line.startswith("loaded in onnxruntime-") for line in found.examined)
+    assert held == [before]
 
 
 def test_compiling_for_a_library_that_is_not_here_is_an_error(tmp_path: Path) -> None:
