@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -30,7 +29,6 @@ from gacq_deploy.processes.spawn import child_environment, module_command, signa
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.storage.files import write_json
 from gacq_deploy.storage.memory import says_no_memory
-from gacq_deploy.storage.room import no_space
 
 WORKER = module_command("gacq_deploy.build_trt.worker")
 """-P: a file in the working directory must not shadow a library."""
@@ -75,6 +73,8 @@ class _Child:
     began: float = field(default_factory=time.monotonic)
     phase: str = "start"
     peak_mb: int = 0
+    full: ResourceError | None = None
+    """What it said of a disk without room."""
 
     @property
     def seconds(self) -> float:
@@ -269,13 +269,22 @@ def _listen(child: _Child, said: queue.Queue[str]) -> None:
                     child.process.wait(_POLL_S)  # it ends now
                 return
             try:
-                child.phase = str(json.loads(line)["phase"])
+                _take(child, json.loads(line))
                 _LOGGER.debug("builder: %s", line.strip())
             except (ValueError, KeyError, TypeError):
                 _LOGGER.debug("builder said: %s", line.strip())  # some library writes to stdout itself
             line = said.get_nowait()
     except queue.Empty:
         return  # nothing more was said so far; the child is looked at again
+
+
+def _take(child: _Child, said: dict[str, Any]) -> None:
+    """Take in the phase that the child is in, or that it found no room."""
+    if "full" in said:
+        message, hint = said["full"]
+        child.full = ResourceError(str(message), str(hint))
+    else:
+        child.phase = str(said["phase"])
 
 
 def _resident_mb(pid: int) -> int:
@@ -320,8 +329,8 @@ def _refusal(child: _Child, result: dict[str, Any]) -> GacqError:
 
 def _crash(child: _Child) -> GacqError:
     code = child.process.returncode
-    if code == worker.DISK_FULL:
-        return no_space(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), child.folder / worker.ENGINE_FILE)
+    if code == worker.DISK_FULL and child.full is not None:
+        return child.full
     last = " | ".join(_tail(child.folder / worker.LOG)) or "nothing"
     errors = " | ".join(_tail(child.folder / "stderr.txt"))
     if says_no_memory(f"{last} {errors}") or code == -signal.SIGKILL:

@@ -8,25 +8,25 @@ registers is the only one TensorRT ever uses, so one process builds one engine.
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
 from gacq_deploy.backends.trt.library import TrtLibrary, has_device, load_trt
 from gacq_deploy.backends.trt.polygraphy import Polygraphy, load_polygraphy
 from gacq_deploy.build_trt.options import CompileOptions, ShapeRange
-from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.errors import BackendUnavailable, ResourceError
+from gacq_deploy.storage.room import FULL, no_space
 
 ENGINE_FILE, LOG, RESULT, INSPECTION = "engine.plan", "builder.log", "result.json", "inspection.json"
 DISK_FULL = 73
-"""Exit code of a worker that could not write: on a full disk a file cannot say so."""
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Exit code of a worker that could not write: on a full disk no file can say so, and stdout does."""
 _PR_SET_PDEATHSIG = 1
 """Of Linux's ``prctl``: the signal that a process gets when its parent ends."""
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -55,12 +55,13 @@ def main(job: Path) -> int:
         outcome |= {"status": "built"} if document["graph"] is None else _outcome(library, options, document)
     except BackendUnavailable as error:
         outcome = {"status": "unavailable", "message": error.message, "hint": error.hint}
-    (folder / RESULT).write_text(json.dumps(outcome), encoding="utf-8")
+    write_made(folder / RESULT, json.dumps(outcome).encode())
     return 0
 
 
 def _outcome(library: TrtLibrary, options: CompileOptions, job: dict[str, Any]) -> dict[str, Any]:
-    with (Path(job["folder"]) / LOG).open("w", encoding="utf-8") as log:
+    path = Path(job["folder"]) / LOG
+    with _told(path), path.open("w", encoding="utf-8") as log:
         try:
             return {"status": "built", **_build(library, options, job, log)}
         except BuildFailure as failure:
@@ -71,9 +72,34 @@ def run(job: Path) -> int:
     """Do the job and return the exit code."""
     try:
         return main(job)
+    except ResourceError as error:
+        full = error
     except OSError as error:
-        if error.errno in _FULL:
-            os._exit(DISK_FULL)  # an orderly end would flush files once more, and fail
+        if error.errno not in FULL:
+            raise
+        full = no_space(error, error.filename)
+    _report({"full": [full.message, full.hint]})
+    os._exit(DISK_FULL)  # an orderly end would flush files once more, and fail
+
+
+def write_made(path: Path, data: memoryview | bytes) -> None:
+    """Write what was built.
+
+    Raises:
+        ResourceError: the disk is full; it says how many bytes are missing.
+    """
+    with _told(path, memoryview(data).nbytes):
+        path.write_bytes(data)
+
+
+@contextmanager
+def _told(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Say of a disk that gets full inside the context what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise no_space(error, path, needed) from error
         raise
 
 
@@ -100,11 +126,10 @@ def _build(library: TrtLibrary, options: CompileOptions, job: dict[str, Any], lo
     if serialized is None:
         raise BuildFailure("build", "The builder gave no engine.")
     folder = Path(job["folder"])
-    with (folder / ENGINE_FILE).open("wb") as file:
-        file.write(memoryview(serialized))
+    write_made(folder / ENGINE_FILE, memoryview(serialized))
     if options.timing_cache is not None:
         whole = folder / "timing.cache"
-        whole.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        write_made(whole, memoryview(config.get_timing_cache().serialize()))
         whole.replace(options.timing_cache)  # never half a file, which would spoil every later build
     result = {"parse_s": parsed - began, "build_s": time.monotonic() - parsed, "layers": network.num_layers}
     if has_device():
@@ -234,7 +259,7 @@ def _inspect(trt: Any, logger: Any, serialized: Any, folder: Path) -> dict[str, 
         return {"inspected": False}
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    (folder / INSPECTION).write_text(text, encoding="utf-8")
+    write_made(folder / INSPECTION, text.encode())
     return {"inspected": True, "device_memory": int(getattr(engine, "device_memory_size_v2", 0))}
 
 

@@ -306,6 +306,24 @@ def test_a_builder_that_ends_badly(
     assert not (folder / "engine.plan").exists()
 
 
+@pytest.mark.rtx
+@pytest.mark.parametrize("room", [100, 4000], ids=["for no log", "for a part of the log"])
+def test_a_disk_without_room_for_the_builder_s_log_is_said(
+    graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    code = f"""
+import resource, sys
+from pathlib import Path
+from gacq_deploy.build_trt import worker
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
+sys.exit(worker.run(Path(sys.argv[1])))
+"""
+    monkeypatch.setattr(compiler, "WORKER", (sys.executable, "-c", code))
+    with pytest.raises(ResourceError, match=f"No space left .*builder.log .* a file may have {room} bytes"):
+        compile_graph(graph, RTX, folder=folder)
+    assert not (folder / "engine.plan").exists()
+
+
 def test_an_interrupt_ends_the_child(graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupting(SilentReporter):
         def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
