@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto
 
 from gacq_deploy.errors import ArtifactError
 from gacq_deploy.graph.stored import tensors_in, tensors_of
+from gacq_deploy.storage.outputs import require_name
 
 SIZE_MULTIPLE_KEY = "gacq.size_multiple"
 """Model metadata: what open height and width must be multiples of."""
@@ -32,6 +33,8 @@ def read_header(model: Path | bytes) -> ModelProto:
         ArtifactError: missing, truncated, not ONNX, without outputs; or external data that is missing, too
             short, outside the model's folder, a link, or shared with another path by a hard link.
     """
+    if isinstance(model, Path):
+        require_name(model)
     where = f"ONNX file {model}" if isinstance(model, Path) else "ONNX model in memory"
     try:
         data = model.read_bytes() if isinstance(model, Path) else model

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gacq_deploy.errors import ArtifactError
+from gacq_deploy.storage.outputs import require_name
 
 MOST_BYTES = 64 << 20
 """Of a document; half a million captions are half of it."""
@@ -51,7 +52,9 @@ def read_bytes(path: Path, *, pipes: bool = False) -> bytes:
     Raises:
         Malformed: too large, or neither of these.
         OSError: it cannot be read.
+        UsageError: no file can be called so.
     """
+    require_name(path)
     with open(path, "rb", opener=_open_at_once) as file:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):

@@ -18,6 +18,7 @@ from gacq_deploy.errors import GacqError, UsageError
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.digests import canonical_json
 from gacq_deploy.storage.memory import lack_of_memory
+from gacq_deploy.storage.outputs import require_name
 from gacq_deploy.storage.room import FULL, no_space
 
 TEMP_PREFIX = ".gacq-tmp-"
@@ -44,6 +45,7 @@ def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
     Its name is random, and it is locked as long as it is written: by that the clean-up knows what dead processes left,
     in whatever container their ids lived. It is never made through a link.
     """
+    require_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = _temp_name(path)
     if folder:

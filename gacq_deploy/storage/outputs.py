@@ -19,17 +19,30 @@ def is_text(path: str | Path) -> bool:
     return True
 
 
+def require_name(path: str | Path) -> None:
+    """Refuse a path that can be that of no file.
+
+    Raises:
+        UsageError: it holds a NUL character, at which a name ends for the system.
+    """
+    if "\0" in str(path):
+        raise UsageError(
+            f"The path {str(path)!r} holds a NUL character, which no name of a file can.", "Correct the path."
+        )
+
+
 def require_path(path: str) -> None:
     """Refuse a path that names nothing, or that not every library can open.
 
     Raises:
-        UsageError: it is empty, or holds bytes that are no UTF-8.
+        UsageError: it is empty, or holds a NUL character or bytes that are no UTF-8.
     """
     if not path:
         raise UsageError(
             "The path is empty.",
             "Name a folder or file; a shell variable that is not set gives an empty path.",
         )
+    require_name(path)
     if not is_text(path):
         raise UsageError(
             f"The path {path!r} holds bytes that are no UTF-8: not every library can open it.", "Rename it."

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from gacq_deploy.errors import ResourceError
+from gacq_deploy.storage.outputs import require_name
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the system answers where there is no space: a quota and a limit on the size of files are a full disk too."""
@@ -15,6 +16,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 def free_disk(folder: Path) -> tuple[Path, int]:
     """Return the nearest place that exists at or above ``folder``, and the bytes that are free there."""
+    require_name(folder)
     place = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
     return place, shutil.disk_usage(place).free
 

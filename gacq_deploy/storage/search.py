@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gacq_deploy.storage.outputs import require_name
+
 SEARCH_DEPTH = 3
 """Folders below the first one: enough for runs that are sorted by model and date, and quick in a home directory."""
 
@@ -13,7 +15,11 @@ def find_holders(folder: Path, name: str, depth: int = SEARCH_DEPTH) -> tuple[Pa
     """Return the folders, ``folder`` itself and down to ``depth`` below it, that hold a file ``name``; sorted by path.
 
     Hidden folders and those that may not be read are left out; one that several links lead to is named once.
+
+    Raises:
+        UsageError: no folder can be called so.
     """
+    require_name(folder)
     level, seen, found = [folder], set[Path](), list[Path]()
     for _ in range(depth + 1):
         below: list[Path] = []
