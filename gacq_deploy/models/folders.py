@@ -38,6 +38,8 @@ _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "image_processor")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that no trajectory needs."""
 _TEXT_LIBRARY = "transformers"
+INSTALL_TEXT = "pip install 'gacq-deploy[text]'"
+"""What brings the libraries of text encoders."""
 _INDEXES = "*.safetensors.index.json"
 _OTHER_PRECISIONS = ("*.fp16.safetensors", "*.bf16.safetensors", "safety_checker/*")
 """What a repository holds beside what is loaded."""
@@ -350,7 +352,7 @@ def check_text_library(root: Path) -> None:
     if any(library == _TEXT_LIBRARY for name, (library, kind) in parts if kind and name not in UNUSED):
         raise BackendUnavailable(
             f"The text encoders of {root} need {_TEXT_LIBRARY}, which is not installed.",
-            "pip install 'gacq-deploy[text]'",
+            INSTALL_TEXT,
         )
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
 from gacq_deploy.errors import BackendUnavailable
+from gacq_deploy.models.folders import INSTALL_TEXT
 
 FAILURES: tuple[type[Exception], ...] = (
     ValueError,
@@ -72,7 +73,7 @@ def named_class(name: object) -> Any:
         ours = not set(lacking) - _TEXT
         raise BackendUnavailable(
             f"{name} needs {' and '.join(lacking)}, which diffusers {diffusers.__version__} does not find.",
-            "pip install 'gacq-deploy[text]'" if ours else f"pip install {' '.join(lacking)}",
+            INSTALL_TEXT if ours else f"pip install {' '.join(lacking)}",
         )
     return found
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from gacq_deploy.errors import ModelError
 from gacq_deploy.models.components import check_components, check_finite, name_culprit
-from gacq_deploy.models.folders import check_pipeline, locate_root, read_pipeline
+from gacq_deploy.models.folders import INSTALL_TEXT, check_pipeline, locate_root, read_pipeline
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
 from gacq_deploy.models.source import Source
@@ -146,7 +146,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
             or name_culprit(source.root, index)
             or ModelError(
                 f"The pipeline in {source.root} cannot be opened: {type(error).__name__}: {first_line(error)}",
-                "pip install 'gacq-deploy[text]' if a text encoder's library is missing; otherwise mend the folder.",
+                f"{INSTALL_TEXT} if a text encoder's library is missing; otherwise mend the folder.",
             )
         ) from error
     for name, component in pipeline.components.items():
