@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +17,59 @@ from gacq_deploy.errors import ArtifactError
 from gacq_deploy.spec import Array
 from gacq_deploy.storage.documents import shown
 
+_other = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""Of what no faster way is known for."""
+
 
 def canonical_json(document: Any) -> bytes:
     """Return UTF-8 JSON with sorted keys, two spaces and a final newline: equal values, equal bytes."""
-    return (
-        json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    ).encode()
+    parts: list[str] = []
+    _write_canonical("", document, "\n", parts)
+    return "".join((*parts, "\n")).encode()
+
+
+def _write_canonical(before: str, value: Any, line: str, parts: list[str]) -> None:
+    """Append a value's text.
+
+    json does the same with a generator for each container, and hands every part through all that lie around it.
+
+    Args:
+        before: text that stands before it.
+        value: plain data.
+        line: what begins a line where the value stands: a line feed and the spaces before it.
+        parts: of the text so far.
+    """
+    inner = f"{line}  "
+    if isinstance(value, dict) and value:
+        start = f"{before}{{{inner}"
+        for key in sorted(value):
+            _write_canonical(f"{start}{_key(key)}: ", value[key], inner, parts)
+            start = f",{inner}"
+        parts.append(f"{line}}}")
+    elif isinstance(value, list | tuple) and value:
+        start = f"{before}[{inner}"
+        for one in value:
+            _write_canonical(start, one, inner, parts)
+            start = f",{inner}"
+        parts.append(f"{line}]")
+    else:
+        parts.append(f"{before}{_encoded(value)}")
+
+
+def _encoded(value: Any) -> str:
+    """Return the text of a value that holds no other."""
+    if type(value) is str:
+        return encode_basestring(value)
+    return repr(value) if type(value) is int else _other(value)
+
+
+def _key(key: Any) -> str:
+    """Return a key as json writes it: numbers and their like as text."""
+    if isinstance(key, str):
+        return _encoded(key)
+    if key is None or isinstance(key, int | float):
+        return f'"{_encoded(key)}"'
+    raise TypeError(f"{key!r} is no key of a JSON object")
 
 
 def digest_bytes(data: bytes) -> str:

@@ -18,7 +18,7 @@ Sort = Literal["bytes", "structure"]
 MOST_CALLS = 400_000
 """Of one input: a hundred times what a healthy one takes, as a rule."""
 CALLS_A_BYTE = 100
-"""On top, for larger inputs: of a value's digest there is a call for each container around it."""
+"""On top, for larger inputs."""
 MOST_BYTES = 1 << 18
 """No change makes more of a file."""
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
