@@ -1,8 +1,8 @@
 """Does the float graph compute what torch computes, on states of any size, and where does it first not?
 
 An exporter may change the function: onnxscript's own rules drop an addition of at most 1e-8 and a factor within 1e-5
-of 1, whatever they do. On recorded states that may not show, for their numbers are of the order of 1. A state near 0 shows
-what such an addition, or another epsilon, is there for; a large one shows where a bound has gone.
+of 1, whatever they do. On recorded states that may not show, for their numbers are of the order of 1. A state near 0
+shows what such an addition, or another epsilon, is there for; a large one shows where a bound has gone.
 """
 
 from __future__ import annotations
