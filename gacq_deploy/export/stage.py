@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
 EXPORT_STAGES = ("export the float graph", "quantize and check graphs")
 """As they are announced."""
-_CHECKED_ROWS = 16
-"""A first look; parity runs every row of the probe."""
-_CHECKED_WEIGHTS = 2 * 10**9
-"""Times rows: of a large model fewer are looked at."""
+_CHECKED_ROWS = range(2, 17)
+"""Fewest and most: a first look; parity runs every row of the probe."""
+_CHECKED_BYTES = 4 << 30
+"""Of weights, counted once for each row: the look at a large model may not take hours."""
 
 
 def export_onnx(
@@ -104,6 +104,8 @@ class _Export:
     report: Reporter
     files: dict[str, ListedFile] = field(default_factory=dict)
     sites: dict[str, int] = field(default_factory=dict)
+    checked: tuple[dict[str, Array], Array] = field(default_factory=lambda: ({}, np.empty(0)))
+    """Rows of the probe that the graphs are checked on, and torch's answers."""
     reference: FloatReference | None = None
     """What torch answers; there as soon as the float graph is."""
     lint: list[LintCounts] = field(default_factory=list)
@@ -146,7 +148,8 @@ class _Export:
             self.report.note(f"opset {opset} instead of {export.opset}: INT4 weights in blocks need it")
         graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
         self._write(FLOAT, graph.model, partial(graph.find, denoiser.module))
-        self.reference = float_reference(denoiser, *self._probe_rows())
+        self.checked = _probe_rows(self.probe, _CHECKED_BYTES // max(weights, 1))
+        self.reference = float_reference(denoiser, *self.checked)
         return read_graph(self.staging / FLOAT)
 
     def _denoiser(self) -> Denoiser:
@@ -183,7 +186,7 @@ class _Export:
                 (self.staging / name).rename(folder / name)
 
     def _self_check(self) -> dict[str, float]:
-        inputs, expected = self._probe_rows()
+        inputs, expected = self.checked
         outputs = {FLOAT: self._check_float()[: len(expected)]}
         errors = {FLOAT: euclidean_error(outputs[FLOAT], expected)}
         self.report.advance()
@@ -202,18 +205,17 @@ class _Export:
         require_same(path, output, self.reference, self._denoiser)
         return output
 
-    def _probe_rows(self) -> tuple[dict[str, Array], Array]:
-        """Return a few rows of the probe, spread over it, and torch's float outputs."""
-        weights = sum(p.codes.size for p in self.artifact.params.values() if p.codes is not None)
-        rows = len(self.probe.outputs["float"])
-        count = min(rows, _CHECKED_ROWS, max(_CHECKED_WEIGHTS // weights, 1))
-        chosen = np.unique(np.linspace(0, rows - 1, count).round().astype(int))
-        inputs = {name: value[chosen] for name, value in self.probe.inputs.items()}
-        return inputs, self.probe.outputs["float"][chosen]
-
     def _run(self, path: Path, inputs: Mapping[str, Array]) -> Array:
         with open_frugally(path, inputs, threads=self.recipe.calibration.threads) as engine:
             return engine.run(inputs)["output"]
+
+
+def _probe_rows(probe: Probe, count: int) -> tuple[dict[str, Array], Array]:
+    """Return about ``count`` rows of the probe, spread over it, and torch's float outputs."""
+    rows = len(probe.outputs["float"])
+    wanted = min(rows, max(count, _CHECKED_ROWS.start), _CHECKED_ROWS.stop - 1)
+    chosen = np.unique(np.linspace(0, rows - 1, wanted).round().astype(int))
+    return {name: value[chosen] for name, value in probe.inputs.items()}, probe.outputs["float"][chosen]
 
 
 def _check_quantized(name: str, output: Array, reference: Array) -> None:

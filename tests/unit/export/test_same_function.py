@@ -20,6 +20,7 @@ from gacq_deploy.export.same_function import (
     require_same,
 )
 from gacq_deploy.graph.index import GraphIndex, module_of
+from gacq_deploy.metrics.arrays import euclidean_error
 from gacq_deploy.models.answers import answer_rows
 from gacq_deploy.models.base import Conditioning, Denoiser
 from gacq_deploy.spec import Array
@@ -113,10 +114,9 @@ def test_an_unchanged_function_passes_at_every_scale(
 ) -> None:
     output = _judge(graph, tmp_path, reference, delicate)
     assert len(output) == ROWS + len(STATE_FACTORS)
-    # behind the first layer a state of 0 is constant: what a norm makes of that is rounding, in torch itself
-    assert reference.allowed[:ROWS] == (TOLERANCE,) * ROWS
-    at_zero, at_large = (reference.allowed[ROWS + list(STATE_FACTORS).index(f)] for f in ("0", "2^3"))
-    assert at_zero > TOLERANCE == at_large
+    # behind the first layer a state of 0 is constant, and what a norm makes of that is rounding, in torch itself
+    apart = [euclidean_error(one, other) for one, other in zip(output, reference.answers, strict=True)]
+    assert apart[ROWS] > TOLERANCE > max(apart[:ROWS])
 
 
 @pytest.mark.parametrize(
