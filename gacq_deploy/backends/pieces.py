@@ -28,7 +28,7 @@ _SCORES_BYTES = 64 << 20
 """Of the scores of an attention that are computed at once, of one head at least."""
 
 
-def open_frugally(path: Path, feeds: Feeds, *, threads: int = 0) -> Engine:
+def open_frugally(path: Path, feeds: Feeds, *, threads: int = 0, optimize: bool = True) -> Engine:
     """Open a graph in ONNX Runtime on the CPU, as a whole if that fits, in pieces otherwise.
 
     Which of them depends on the graph and the shapes alone: results are the same on any machine.
@@ -37,6 +37,7 @@ def open_frugally(path: Path, feeds: Feeds, *, threads: int = 0) -> Engine:
         path: an ONNX file.
         feeds: what it will be run on, of any number of rows.
         threads: CPU threads; 0 lets ONNX Runtime choose.
+        optimize: False keeps every node as it is written.
 
     Raises:
         BackendUnavailable: ONNX Runtime is missing.
@@ -47,8 +48,8 @@ def open_frugally(path: Path, feeds: Feeds, *, threads: int = 0) -> Engine:
     rows = len(next(iter(feeds.values())))
     weights = sum(held_bytes(tensor) for tensor in header.graph.initializer)
     if weights <= WHOLE_BYTES and rows * _largest_tensor(header, feeds) <= WHOLE_BYTES:
-        return engine_named(REFERENCE).open(path, threads=threads)
-    return PieceEngine(path, threads=threads)
+        return engine_named(REFERENCE).open(path, threads=threads, optimize=optimize)
+    return PieceEngine(path, threads=threads, optimize=optimize)
 
 
 class PieceEngine(HostEngine):

@@ -14,6 +14,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.backends.batches import run_in_batches
+from gacq_deploy.backends.pieces import open_frugally
 from gacq_deploy.backends.trt.library import choose_backend, current_device
 from gacq_deploy.backends.trt.polygraphy import require_polygraphy
 from gacq_deploy.backends.trt.profiles import Shape
@@ -26,8 +27,7 @@ from gacq_deploy.build_trt.layers import document
 from gacq_deploy.build_trt.manifest import DeviceRecord, EngineInputs, EngineManifest
 from gacq_deploy.build_trt.options import CompileOptions
 from gacq_deploy.build_trt.profiles import ShapeRequest, derive_profiles, input_dims
-from gacq_deploy.engines.catalogue import CANONICAL, FLOAT, REFERENCE
-from gacq_deploy.engines.open import open_engine
+from gacq_deploy.engines.catalogue import CANONICAL, FLOAT
 from gacq_deploy.errors import ArtifactError, GateError, UsageError, quoted
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.graph.files import read_graph, weight_store, write_graph
@@ -254,7 +254,8 @@ class _Stage:
             return run_in_batches(engine, rows, _CHECKED_BATCH)
 
     def _open(self, path: Path) -> Engine:
-        return open_engine(REFERENCE, path, threads=self._recipe.calibration.threads, optimize=False)
+        threads = self._recipe.calibration.threads
+        return open_frugally(path, self._probe.inputs, threads=threads, optimize=False)
 
     def _lint(self) -> None:
         found = errors_in(lint_graph(read_graph(self._directory.int8_onnx), target="tensorrt"))

@@ -125,7 +125,7 @@ class ExportSection(Section):
     """Version of ONNX's operators. INT4 weights in blocks need 21: the graphs then get that at least."""
     targets: tuple[Annotated[str, AfterValidator(_known_target)], ...] = Field(default=TARGETS, min_length=1)
     """Engines that the graphs are for: `ort-cpu` takes `int8.cpu.onnx`, the others `int8.onnx`."""
-    external_data_mb: int = Field(default=1024, ge=1, le=MEGABYTES_MAX)
+    external_data_mb: int = Field(default=128, ge=1, le=MEGABYTES_MAX)
     """Larger graphs keep their weights in one file beside them."""
     dynamic_resolution: bool = False
     """Height and width stay open, in multiples of the UNet's downsampling; scales remain those of the calibrated
