@@ -97,14 +97,11 @@ def warm_benches(bench_worker_command: tuple[str, ...], monkeypatch: pytest.Monk
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(shared_folder: Path) -> Iterator[None]:
     """Let the stages find a float graph that was exported before, by this test process or by another."""
-    from gacq_deploy.calibration import exportable
-    from gacq_deploy.export.float_graph import graph
-    from tests.support.graphs import float_graphs
+    from tests.support.graphs.float_graphs import FOLDER, keep_graphs
 
     folder = shared_folder / "float-graphs"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(float_graphs.FOLDER, str(folder))
-        for module in (graph, exportable):
-            patch.setattr(module, "weightless_graph", float_graphs.weightless_graph)
+        patch.setenv(FOLDER, str(folder))
+        keep_graphs(patch.setattr)
         yield

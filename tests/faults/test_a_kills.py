@@ -41,13 +41,33 @@ def moving(move):
         return result
     return moved
 
-def writing(write):
-    def written(self, data):
-        if event == "half" and fnmatch(self.name, pattern):
-            write(self, data[: len(data) // 2])
-        strike("half", self.name)
-        return write(self, data)
-    return written
+class Halved:
+    def __init__(self, file):
+        self.file, self.writes = file, 0
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.writes += 1
+        if self.writes == 2:  # the first is the header
+            self.file.write(memoryview(data)[: len(data) // 2])
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.file.write(data)
+
+def opening(open_file):
+    def opened(self, *how, **named):
+        file = open_file(self, *how, **named)
+        halved = event == "half" and how == ("wb",) and fnmatch(self.name, pattern)
+        return Halved(file) if halved else file
+    return opened
 
 def filling(write):
     def filled(self, start, tensors):
@@ -55,7 +75,7 @@ def filling(write):
         strike("half", self.path.name)
     return filled
 
-Path.replace, Path.rename, Path.write_bytes = moving(Path.replace), moving(Path.rename), writing(Path.write_bytes)
+Path.replace, Path.rename, Path.open = moving(Path.replace), moving(Path.rename), opening(Path.open)
 RowFile.write = filling(RowFile.write)
 """
 """It strikes itself before or after a file of that name takes its place, or when half of it is written."""

@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx import ModelProto
 from torch import nn
 
+from gacq_deploy.calibration import exportable
 from gacq_deploy.export.float_graph import capture, graph
 from gacq_deploy.export.float_graph.graph import FloatGraph
 from gacq_deploy.models.base import Denoiser
@@ -26,6 +29,12 @@ from tests.support.programs.made_once import made_once
 FOLDER = "GACQ_TEST_FLOAT_GRAPHS"
 """Environment variable: where the graphs are kept. Children of a test process find them there, too."""
 _capture = graph.weightless_graph
+
+
+def keep_graphs(put: Callable[[Any, str, Any], Any]) -> None:
+    """Let all stages find a graph that was captured before; ``put`` sets an attribute, as ``setattr`` does."""
+    for module in (graph, exportable):
+        put(module, "weightless_graph", weightless_graph)
 
 
 def weightless_graph(

@@ -25,6 +25,8 @@ CALIBRATION = """
 import numpy, torch, diffusers, onnx
 import gacq_deploy.calibration.stage, gacq_deploy.export.stage, gacq_deploy.export.float_graph.graph
 import gacq_deploy_cli.main
+from tests.support.graphs.float_graphs import keep_graphs
+keep_graphs(setattr)
 """
 """What a command imports that calibrates and exports."""
 _TENSORRT = """
