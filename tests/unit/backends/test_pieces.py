@@ -25,6 +25,7 @@ from gacq_deploy.graph.files import write_graph
 from gacq_deploy.graph.pieces import cut_into_pieces, held_bytes
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.spec import Array
+from tests.support.artifacts.int4_layers import IN, int4_artifact, two_linears
 from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.architectures import small_dit, small_sd_unet, small_sdxl_unet
 from tests.support.models.joint_transformers import small_flux
@@ -123,6 +124,16 @@ def test_feeds_and_files_are_checked_as_for_a_whole_session(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ArtifactError, match="truncated"):
         open_frugally(path, feeds)
+
+
+@pytest.mark.parametrize("op_type", ["MatMul", "Gemm"])
+def test_weights_in_blocks_of_4_bits_run_in_pieces(op_type: str, tmp_path: Path) -> None:
+    graph = insert_qdq(two_linears(op_type), int4_artifact(), placement="input")
+    path = write_graph(graph, tmp_path / "int4.onnx", external_data_mb=1)[-1]
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, IN)).astype(np.float32)}
+    with PieceEngine(path, threads=1, weight_bytes=1) as engine, OrtCpuEngine(path, threads=1) as whole:
+        assert len(engine.pieces) > 1
+        assert euclidean_error(engine.run(feeds)["y"], whole.run(feeds)["y"]) < 1e-5
 
 
 LAYERS, CHANNELS = 20, 1280

@@ -85,6 +85,21 @@ def test_what_is_computed_from_weights_alone_goes_where_it_is_read() -> None:
         onnx.checker.check_model(piece.model)
 
 
+def test_half_stored_weights_count_as_what_is_computed_with() -> None:
+    s = Sketch(inputs={"x": [1, 4]})
+    last = "x"
+    for i in range(4):
+        s.store(f"w{i}", WEIGHT, np.float16)
+        s.node("Cast", [f"w{i}"], f"w{i}.float", to=TensorProto.FLOAT)
+        last = s.node("MatMul", [last, f"w{i}.float"], f"y{i}")
+    pieces = cut_into_pieces(s.model("y3"), weight_bytes=2 * WEIGHT.nbytes)
+    assert [_names(p.model.graph.node) for p in pieces] == [
+        ["w0.float", "w1.float", "y0", "y1"],
+        ["w2.float", "w3.float", "y2", "y3"],
+    ]
+    assert [_weights(p) for p in pieces] == [2 * WEIGHT.nbytes] * 2
+
+
 def test_a_dequantized_tensor_passes_its_pair_again_behind_a_cut() -> None:
     s = Sketch(inputs={"x": [1, 4]})
     data = s.pair("x", "a")
