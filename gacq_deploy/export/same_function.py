@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 STATE_FACTORS = {"0": 0.0, "2^-30": 2.0**-30, "2^-10": 2.0**-10, "2^3": 8.0}
 """What recorded states are multiplied by, and how that is written.
 
-A denominator of ``|x| + 1e-9`` shows at 2^-30 alone, a variance with ``+ 1e-8`` already at 2^-10, and a smaller
-epsilon at 0, where it keeps the quotient finite. A bound of a few standard deviations shows at 2^3.
+A variance with ``+ 1e-8`` shows at 2^-10, a denominator of ``|x| + 1e-9`` at 2^-30, and any epsilon that keeps a
+quotient finite at 0. A bound of a few standard deviations shows at 2^3.
 """
-
 
 TOLERANCE = 1e-4
 """Of a row's answer, or a module's tensor, relative to its norm."""
