@@ -10,11 +10,12 @@ input at low resolution, and as probe ``N`` states at full resolution with torch
 of its own, the program's own command but for the first, with one thread:
 
 make        write model and run directory, one tensor after the other
-estimate    calibrate --dry-run: what it says of the export's memory (models whose pipeline can be written)
+dry-run     calibrate --dry-run: what it foresees (models whose pipeline can be written)
 export      export --onnx: all graphs, lint, self-check
 verify      verify
 lint        lint
 check       check
+build-plan  build-trt --dry-run: what it foresees
 build       build-trt --backend tensorrt-rtx --no-fp16-baseline, the builder's memory included
 
 ``results/large_export.jsonl`` has a row a model: highest sum of the process's own memory (RssAnon) and of all its
@@ -59,7 +60,7 @@ LIMITS = {"anon_mb": 1500, "cpu_s": 600}
 """Of the export: own memory of all its processes together, and CPU seconds without the self-check."""
 PIPELINES: dict[str, Callable[..., Path]] = {"sd15": make_sd15, "sdxl": make_sdxl}
 """Models for which a whole pipeline can be written, as a dry run needs it."""
-MAKE = "make"
+MAKE, DRY_RUN = "make", "dry-run"
 SELF_CHECK = "self-check"
 """What the name of a stage that is not counted begins with."""
 RANGES = "minmax"
@@ -90,7 +91,7 @@ def main() -> None:
     steps = load_rows(OUT).get(key, {}).get("steps", {}) if asked.only else {}
     try:
         for step in asked.only or STEPS:
-            if step == "estimate" and asked.model not in PIPELINES:
+            if step == DRY_RUN and asked.model not in PIPELINES:
                 continue
             steps[step] = _measure(step, asked.model, work, half=asked.half, rows=rows)
             facts = {"host": describe_host().model_dump(mode="json"), "half": asked.half, "probe_rows": rows}
@@ -168,9 +169,8 @@ def _measure(step: str, name: str, work: Path, *, half: bool, rows: int) -> Fact
         if made.code:
             raise SystemExit("the model could not be made")
         return {**made.facts, "load_average": load, "model_mb": folder_bytes(work / "model") >> 20}
-    run = work / "run"
     arguments, kept = COMMANDS[step](work)
-    found = watch([*arguments, "--json"], run)
+    found = watch([*arguments, "--json"], work / "none" if step == DRY_RUN else work / "run")
     facts = {**found.facts, "load_average": load, "code": found.code, "answer": kept(found.document())}
     sys.stdout.write(f"{json.dumps(facts)}\n")
     return facts
@@ -190,7 +190,7 @@ _Step = tuple[list[str], Callable[[Any], Any]]
 """Arguments of the program, and what is kept of its answer."""
 
 
-def _estimate(work: Path) -> _Step:
+def _dry_run(work: Path) -> _Step:
     document = load_recipe(RunDirectory(work / "run").recipe_path)
     source = f"model.source={document.model.source}"
     arguments = ["calibrate", "-r", document.name, "--set", source, "-o", str(work / "none"), "--dry-run"]
@@ -225,6 +225,14 @@ def _check(work: Path) -> _Step:
     return arguments, lambda answer: {k: answer[k] for k in ("verdict", "layers", "reasons")}
 
 
+def _build_of(work: Path) -> list[str]:
+    return ["build-trt", str(work / "run"), "--backend", "tensorrt-rtx", "--no-fp16-baseline"]
+
+
+def _build_plan(work: Path) -> _Step:
+    return [*_build_of(work), "--dry-run"], lambda answer: answer["plan"][0]["estimate"]
+
+
 def _build(work: Path) -> _Step:
     def kept(answer: Any) -> Any:
         engine = answer["engines"][0]
@@ -237,15 +245,16 @@ def _build(work: Path) -> _Step:
             "builder_peak_mb": engine["peak_mb"],
         }
 
-    return ["build-trt", str(work / "run"), "--backend", "tensorrt-rtx", "--no-fp16-baseline"], kept
+    return _build_of(work), kept
 
 
 COMMANDS: dict[str, Callable[[Path], _Step]] = {
-    "estimate": _estimate,
+    DRY_RUN: _dry_run,
     "export": _export,
     "verify": _verify,
     "lint": _lint,
     "check": _check,
+    "build-plan": _build_plan,
     "build": _build,
 }
 STEPS = (MAKE, *COMMANDS)
