@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
 from gacq_deploy.artifact.call import ArgumentRecord, CallRecord, DType, Place, StateRecord, TimestepRecord
@@ -52,6 +57,11 @@ MIDDLE: dict[str, Any] = {
     "sample_size": 32, "block_out_channels": (192, 384, 768, 768), "cross_attention_dim": 768,
 }  # fmt: skip
 """Shaped as Stable Diffusion 1.5's, of 314 M parameters."""
+WIDE: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 7, "num_attention_heads": 12,
+    "attention_head_dim": 128, "norm_num_groups": 32, "num_embeds_ada_norm": 10,
+}  # fmt: skip
+"""A DiT of few layers and 300 M parameters: as large as ``MIDDLE``, its graph is small."""
 SCALED_LINEAR = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
     "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
@@ -108,12 +118,13 @@ _FLUX_CALL = CallRecord(
 )
 MODELS: dict[str, LargeModel] = {
     "middle": LargeModel(UNet2DConditionModel, MIDDLE, "sd15-w8a8", SCALED_LINEAR, (4, 16, 16)),
+    "wide": LargeModel(DiTTransformer2DModel, WIDE, "dit-w8a8", SCALED_LINEAR, (4, 8, 8)),
     "sd15": LargeModel(UNet2DConditionModel, SD15, "sd15-w8a8", SCALED_LINEAR, (4, 16, 16)),
     "sdxl": LargeModel(UNet2DConditionModel, SDXL, "sdxl-w8a8", SCALED_LINEAR, (4, 16, 16)),
     "sd3": LargeModel(SD3Transformer2DModel, SD3_MEDIUM, "sd3-w8a8", FLOW, (16, 16, 16), _SD3_CALL),
     "flux": LargeModel(FluxTransformer2DModel, FLUX1, "flux-w8a8", FLOW, (4096, 64), _FLUX_CALL),
 }
-"""Name -> model; ``middle`` is none that was published."""
+"""Name -> model; ``middle`` and ``wide`` are none that were published."""
 
 
 def write_denoiser(folder: Path, kind: type[Any], config: Mapping[str, Any], *, half: bool = False) -> None:

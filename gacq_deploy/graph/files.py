@@ -12,13 +12,14 @@ from onnx import TensorProto
 from gacq_deploy.graph.header import read_header
 from gacq_deploy.graph.index import model_bytes, without_initializers
 from gacq_deploy.graph.weights import Store, WeightFile, is_whole, set_folder, stored, with_values
+from gacq_deploy.spec import Array
 from gacq_deploy.storage.files import atomic_path, scratch, write_bytes
 
 _MIB = 2**20
 _PROTOBUF_LIMIT = 2**31 - 2**26
 """Short of the 2 GB that a message may have: names and shapes of the weights come on top."""
-FindValues = Callable[[TensorProto], TensorProto]
-"""Returns a tensor with its values of one that may be a shape alone."""
+FindValues = Callable[[TensorProto], TensorProto | Array]
+"""Returns a tensor with its values, or the values alone, of one that may be a shape."""
 
 
 def data_path(path: Path) -> Path:
@@ -61,17 +62,26 @@ def write_graph(
     weights = data_path(path)
     outer = without_initializers(model)
     if not is_large(model, external_data_mb):
-        outer.graph.initializer.extend(with_values(find(tensor)) for tensor in model.graph.initializer)
+        outer.graph.initializer.extend(with_found(tensor, find) for tensor in model.graph.initializer)
         write_bytes(path, outer.SerializeToString(deterministic=True))
         weights.unlink(missing_ok=True)
         return (path,)
     # weights first: the graph may not name a data file that is not there yet
     with atomic_path(weights, model_bytes(model)) as temp, temp.open("wb") as file:
         data = WeightFile(weights, file)
-        outer.graph.initializer.extend(data.add(find(tensor)) for tensor in model.graph.initializer)
+        for tensor in model.graph.initializer:
+            found = find(tensor)
+            kept = data.add(found) if isinstance(found, TensorProto) else data.store(found, tensor.name)
+            outer.graph.initializer.append(kept)
     set_folder(outer, None)
     write_bytes(path, outer.SerializeToString(deterministic=True))
     return (weights, path)
+
+
+def with_found(tensor: TensorProto, find: FindValues) -> TensorProto:
+    """Return a tensor that holds the values found for it."""
+    found = find(tensor)
+    return with_values(found) if isinstance(found, TensorProto) else stored(found, tensor.name)
 
 
 def read_graph(path: Path) -> onnx.ModelProto:

@@ -25,6 +25,8 @@ SMALLEST_EXTERNAL = 1024
 _PLACE = ("location", "offset", "length")
 _STORED_AS = "stored"
 """Key, in memory alone, of the element type that float32 values have in their file."""
+_PACKED = (TensorProto.INT4, TensorProto.UINT4)
+"""Types of which two values share a byte."""
 _LARGE = 2**20
 """Bytes: scales and zero points, a number for each channel, are no larger."""
 ALIGNMENT = 4096
@@ -151,18 +153,22 @@ class WeightFile:
             tensor = with_values(tensor)
         outside = tensor.data_location == TensorProto.EXTERNAL
         data = raw_bytes(tensor).data if outside else memoryview(tensor.raw_data)
-        if len(data) < SMALLEST_EXTERNAL:
-            return with_values(tensor)
-        self.file.write(bytes(-self.file.tell() % ALIGNMENT))
-        offset = self.file.tell()
-        self.file.write(data)
-        return in_file(tensor, self.path, offset, len(data))
+        return with_values(tensor) if len(data) < SMALLEST_EXTERNAL else self._write(tensor, data)
 
     def store(self, array: Array, name: str) -> TensorProto:
         """Write an array; as :meth:`add`."""
-        found = self.add(stored(array, name))
+        number = helper.np_dtype_to_tensor_dtype(array.dtype)
+        if array.nbytes < SMALLEST_EXTERNAL or number in _PACKED:
+            return self.add(stored(array, name))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        return self._write(without_values(name, number, array.shape), data)
+
+    def _write(self, tensor: TensorProto, data: memoryview) -> TensorProto:
+        self.file.write(bytes(-self.file.tell() % ALIGNMENT))
+        offset = self.file.tell()
+        self.file.write(data)
         self.file.flush()  # who maps it shall find it
-        return found
+        return in_file(tensor, self.path, offset, len(data))
 
 
 def shape_if_large(array: Array, name: str) -> TensorProto:

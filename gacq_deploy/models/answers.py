@@ -95,7 +95,7 @@ def spread_values(values: Array) -> Array:
 
 
 def _answer(denoiser: Denoiser, feeds: Mapping[str, Array]) -> Tensor:
-    tensors = {name: torch.as_tensor(value) for name, value in feeds.items()}
+    tensors = {name: torch.tensor(value) for name, value in feeds.items()}
     sample, timestep = tensors.pop(SAMPLE), tensors.pop(TIMESTEP)
     with torch.no_grad():
         return denoiser(sample, timestep, tensors)

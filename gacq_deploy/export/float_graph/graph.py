@@ -10,6 +10,7 @@ import ast
 import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -23,10 +24,12 @@ from gacq_deploy.export.float_graph.capture import REPORT_IT, ROOT, capture
 from gacq_deploy.export.float_graph.simplify import simplify
 from gacq_deploy.export.float_graph.views import TRANSPOSED, Views, WeightView, find_values, fold_views
 from gacq_deploy.graph.dimensions import name_dimensions
+from gacq_deploy.graph.files import with_found
 from gacq_deploy.graph.header import SIZE_MULTIPLE_KEY
 from gacq_deploy.graph.index import GraphIndex, module_of, replace_nodes, set_module, without_initializers
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.half_storage import stored_type
+from gacq_deploy.spec import Array
 
 DEFAULT_OPSET = 20
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -43,8 +46,8 @@ class FloatGraph:
     model: onnx.ModelProto
     views: Views
 
-    def find(self, module: nn.Module, tensor: TensorProto) -> TensorProto:
-        """Return an initializer with its values, which ``module`` holds."""
+    def find(self, module: nn.Module, tensor: TensorProto) -> TensorProto | Array:
+        """Return an initializer that holds its values, or the values, which ``module`` holds, of one that does not."""
         return find_values(tensor, self.views, module)
 
 
@@ -58,7 +61,8 @@ def float_graph(
     """
     graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
     result = without_initializers(graph.model)
-    result.graph.initializer.extend(graph.find(denoiser.module, t) for t in graph.model.graph.initializer)
+    find = partial(graph.find, denoiser.module)
+    result.graph.initializer.extend(with_found(tensor, find) for tensor in graph.model.graph.initializer)
     return result
 
 

@@ -17,7 +17,6 @@ from onnx import TensorProto
 from torch import nn
 
 from gacq_deploy.export.float_graph.capture import ROOT
-from gacq_deploy.graph.weights import stored
 from gacq_deploy.models.half_storage import stored_values
 from gacq_deploy.spec import Array
 
@@ -50,10 +49,10 @@ Views = Mapping[str, WeightView]
 """Initializer -> what it holds."""
 
 
-def find_values(tensor: TensorProto, views: Views, module: nn.Module) -> TensorProto:
-    """Return an initializer with its values."""
+def find_values(tensor: TensorProto, views: Views, module: nn.Module) -> TensorProto | Array:
+    """Return an initializer that holds its values, or the values of one that does not."""
     view = views.get(tensor.name)
-    return tensor if view is None else stored(view.of(module), tensor.name)
+    return tensor if view is None else view.of(module)
 
 
 def fold_views(model: ir.Model, module: nn.Module) -> dict[str, WeightView]:

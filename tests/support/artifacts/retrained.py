@@ -44,14 +44,14 @@ def prepare_torch(denoiser: Denoiser, artifact: CalibrationArtifact) -> None:
     """Turn a float model in place into the fake-quantized one that an artifact describes."""
     with torch.no_grad():
         for name, parameter in artifact.parameters.items():
-            denoiser.module.get_parameter(name).copy_(torch.from_numpy(parameter.value))
+            denoiser.module.get_parameter(name).copy_(torch.tensor(parameter.value))
     activations = [e for e in artifact.plan if e.site.role != "weight"]
     scales = {e.tie: float(artifact.params[e.site].scale) for e in activations}
     layers = insert_quantizers(denoiser.module, artifact.plan, scales)
     for entry in artifact.plan.of_role("weight"):
         params, layer = artifact.params[entry.site], layers[entry.site.module]
-        layer.weight_scale = torch.from_numpy(params.scale)
-        layer.codes = torch.from_numpy(np.asarray(params.codes))
+        layer.weight_scale = torch.tensor(params.scale)
+        layer.codes = torch.tensor(params.codes)
 
 
 def torch_answers(denoiser: Denoiser, inputs: dict[str, torch.Tensor]) -> Array:

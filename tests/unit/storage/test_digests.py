@@ -1,16 +1,20 @@
-"""Equal values have equal canonical bytes, and they are those that json writes."""
+"""Equal values have equal canonical bytes, those that json writes; an array has one digest, however it lies in memory."""
 
 from __future__ import annotations
 
 import json
+import math
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
 
-from gacq_deploy.storage.digests import canonical_json
+from gacq_deploy.storage import digests
+from gacq_deploy.storage.digests import canonical_json, digest_array
 from tests.support.fuzz.bounded import counted
 
 SCALARS = (
@@ -78,3 +82,14 @@ def test_a_value_deep_inside_costs_no_more_than_one_at_the_top() -> None:
             canonical_json(document)
         costs.append(calls[0])
     assert costs[1] < 1.5 * costs[0]
+
+
+@given(shape=array_shapes(max_dims=4, max_side=9), order=st.integers(0, 3), piece=st.integers(1, 200))
+def test_a_turned_array_is_hashed_in_pieces_as_a_copy_would_be(
+    shape: tuple[int, ...], order: int, piece: int
+) -> None:
+    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    turned = np.moveaxis(array, order % array.ndim, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "_PIECE_BYTES", piece)
+        assert digest_array(turned) == digest_array(np.ascontiguousarray(turned))
