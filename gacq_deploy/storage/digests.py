@@ -93,7 +93,7 @@ def digest_array(array: Array) -> str:
 
 
 def _in_pieces(array: Array) -> Iterator[Array]:
-    """Yield an array that lies otherwise in memory than its bytes are hashed in pieces, so that none is a copy of all."""
+    """Yield an array in pieces where it lies otherwise in memory than it is hashed: no copy is made of all of it."""
     if array.flags.c_contiguous or array.size == 0:
         yield array
         return

@@ -1,4 +1,4 @@
-"""Equal values have equal canonical bytes, those that json writes; an array has one digest, however it lies in memory."""
+"""Equal values have equal canonical bytes, those that json writes; an array has one digest however it lies."""
 
 from __future__ import annotations
 
