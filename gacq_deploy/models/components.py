@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,9 @@ def check_scheduler(kind: Any, place: Path) -> None:
 
 def trouble(kind: Any, config: Mapping[str, Any]) -> str | None:
     """Return why a scheduler cannot be made of a configuration, or what of its noise is no number; None: it is well."""
-    try:
-        with quiet_loading():
-            scheduler = kind.from_config(dict(config))
-    except FAILURES as error:
-        return f"{type(error).__name__}: {first_line(error)}"
+    scheduler, problem = _attempt(lambda: kind.from_config(dict(config)))
+    if problem is not None:
+        return problem
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(alphas, torch.Tensor) and not bool(((alphas >= 0) & (alphas <= 1)).all()):
         return "its cumulative alphas are not all between 0 and 1"
@@ -103,7 +101,7 @@ def trouble(kind: Any, config: Mapping[str, Any]) -> str | None:
 
 
 def check_finite(module: nn.Module, place: str) -> None:
-    """Refuse a loaded model of which a weight is no number, or a whole matrix next to none.
+    """Refuse a loaded model of which a weight is missing or no number, or a whole matrix next to none.
 
     Args:
         module: as it was loaded.
@@ -111,7 +109,11 @@ def check_finite(module: nn.Module, place: str) -> None:
 
     Raises:
         ArtifactError: a weight holds NaN or Inf, or denormal numbers alone.
+        ModelError: the files lack a weight, of which diffusers would only warn.
     """
+    lacking = [name for name, value in module.state_dict().items() if value.is_meta]
+    if lacking:
+        raise _lacks(place, lacking)
     for name, value in module.state_dict().items():
         if not value.is_floating_point() or not value.numel():
             continue
@@ -130,6 +132,15 @@ def check_finite(module: nn.Module, place: str) -> None:
             )
 
 
+def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Return what another library makes, or why it makes nothing."""
+    try:
+        with quiet_loading():
+            return work(), None
+    except FAILURES as error:
+        return None, f"{type(error).__name__}: {first_line(error)}"
+
+
 def _kind(library: Any, name: Any) -> Any:
     if library == "transformers" and find_spec("transformers") is not None:
         import transformers
@@ -144,10 +155,7 @@ def _check_text_model(kind: Any, folder: Path) -> None:
     place = folder / CONFIG
     config = read_json(place, what="Model configuration", hint=_RESTORE, others=True)
     configuration: Any = kind.config_class
-    try:
-        defaults = configuration().to_dict()
-    except FAILURES:
-        defaults = {}
+    defaults = _attempt(lambda: configuration().to_dict())[0] or {}
 
     def make(values: dict[str, Any]) -> nn.Module:
         made: nn.Module = kind(configuration.from_dict(values))
@@ -157,6 +165,28 @@ def _check_text_model(kind: Any, folder: Path) -> None:
     blueprint = Blueprint(kind, config, place, stored_shapes(folder, "model.safetensors"), make, defaults)
     blueprint.check()
     _check_depth(blueprint)
+    _check_whole(kind, folder)
+
+
+def _check_whole(kind: Any, folder: Path) -> None:
+    """Refuse weights that lack a tensor: transformers, which alone knows what they call it, would draw its values.
+
+    Nothing is read of the tensors: the model stays on torch's device ``meta``.
+    """
+    options = {"device_map": "meta", "local_files_only": True, "use_safetensors": True}
+    opened, _ = _attempt(lambda: kind.from_pretrained(folder, output_loading_info=True, **options))
+    if opened is None:
+        return  # whoever opens it says why it cannot be
+    _, found = opened
+    if lacking := sorted(found["missing_keys"]):
+        raise _lacks(folder, lacking)
+
+
+def _lacks(place: object, tensors: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{place}: the weights lack tensor '{tensors[0]}' ({len(tensors)} in all).",
+        "Restore the weights from their source: they do not belong to this config.json.",
+    )
 
 
 def _check_depth(blueprint: Blueprint) -> None:

@@ -17,11 +17,9 @@ from gacq_deploy.recipe.sections import LoraSection
 from tests.support.fuzz.document_changes import changed_document
 from tests.support.fuzz.inputs import Input
 from tests.support.fuzz.reader import FuzzedReader, Opened
+from tests.support.fuzz.tensor_files import with_changed_header
 from tests.support.models.loras import make_lora
 from tests.support.models.pipelines import make_stable_diffusion
-
-_LENGTH = 8
-"""Bytes before the header: how long it is."""
 
 
 def _open(folder: Path) -> Opened:
@@ -40,17 +38,16 @@ def _open(folder: Path) -> Opened:
 
 def _restructure(rng: Random, tried: Input) -> Input:
     """Change what the header says, or what the metadata in it say as text."""
-    end = _LENGTH + int.from_bytes(tried.data[:_LENGTH], "little")
-    header: dict[str, Any] = json.loads(tried.data[_LENGTH:end])
+    return with_changed_header(rng, tried, _changed_header)
+
+
+def _changed_header(rng: Random, header: dict[str, Any]) -> str:
     metadata = header["__metadata__"]
     if rng.random() < 0.5:
         name = max(metadata, key=lambda key: len(metadata[key]))
         metadata[name] = changed_document(rng, json.loads(metadata[name]))
-        text = json.dumps(header)
-    else:
-        text = changed_document(rng, header)
-    said = text.encode("utf-8", "surrogatepass")
-    return tried.holding(len(said).to_bytes(_LENGTH, "little") + said + tried.data[end:])
+        return json.dumps(header)
+    return changed_document(rng, header)
 
 
 LORA: Mapping[str, FuzzedReader] = {

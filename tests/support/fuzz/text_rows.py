@@ -46,7 +46,8 @@ def _open_recipe(folder: Path) -> Opened:
     return Opened(tuple(Input("yaml", data) for data in files), read)
 
 
-def _restructure_yaml(rng: Random, tried: Input) -> Input:
+def restructure_yaml(rng: Random, tried: Input) -> Input:
+    """Return a YAML text with changed values."""
     document = yaml.safe_load(tried.data)
     changed = changed_document(rng, document, RAW_YAML)
     if rng.random() < 0.5:
@@ -117,7 +118,7 @@ def _restructure_prompts(rng: Random, tried: Input) -> Input:
 
 
 TEXTS: Mapping[str, FuzzedReader] = {
-    "recipe": FuzzedReader(_open_recipe, _restructure_yaml, RecipeError, tries=100),
+    "recipe": FuzzedReader(_open_recipe, restructure_yaml, RecipeError, tries=100),
     "set": FuzzedReader(_open_overrides, _restructure_overrides, RecipeError, tries=150),
     "prompts": FuzzedReader(_open_prompts, _restructure_prompts, UsageError, tries=60),
 }

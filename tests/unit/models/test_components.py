@@ -121,6 +121,15 @@ def poison(file: str, value: float) -> Callable[[Path], None]:
     return spoil
 
 
+def rename(file: str) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        state: dict[str, Any] = load_file(root / file)
+        state["nobody.weight"] = state.pop(min(state))
+        save_file(state, root / file, metadata={"format": "pt"})
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "fragment"),
     [
@@ -131,6 +140,7 @@ def poison(file: str, value: float) -> Callable[[Path], None]:
             ArtifactError,
             "/text_encoder: no number in weight '.*' is larger than .*: all of it is denormal",
         ),
+        (rename(DECODER_WEIGHTS), ModelError, r"/vae: the weights lack tensor '.*' \(1 in all\)"),
         (poison(DECODER_WEIGHTS, float("-inf")), ArtifactError, "/vae: weight '.*' holds NaN or Inf"),
     ],
 )
@@ -143,6 +153,16 @@ def test_what_shows_when_it_is_loaded_is_refused_with_its_component(
     check_conditioning(source, SamplesSection())
     with pytest.raises(kind, match=fragment):
         open_pipeline(source, load_module(source))
+
+
+def test_a_text_encoder_whose_weights_lack_a_tensor_is_refused_before_it_is_opened(
+    whole: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(whole, tmp_path / "model"))
+    rename(TEXT_WEIGHTS)(root)
+    said = refusal(root)
+    assert isinstance(said, ModelError)
+    assert re.search(r"/text_encoder: the weights lack tensor '.*' \(1 in all\)", said.message)
 
 
 @pytest.mark.parametrize("shard", [3, None, ["a"], "../x.safetensors", "/etc/passwd", "", "..", "a\0b"])
