@@ -16,10 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import onnx
 
 from benchmarks.store import RESULTS, write_rows
 from gacq_deploy.check.check import check_file
@@ -102,7 +101,8 @@ def main() -> None:
         for family in FAMILIES:
             rows[family] = row_of(family, Path(folder))
             print(family, json.dumps(rows[family]))
-    about = {"command": "python -m benchmarks.graph_size", "onnx": onnx.__version__, "threads": 1}
+    libraries = {library: version(library) for library in ("onnx", "onnxruntime")}
+    about = {"command": "python -m benchmarks.graph_size", **libraries, "threads": 1}
     write_rows(OUT, rows, about)
 
 
