@@ -131,7 +131,7 @@ FULL_AT = ("0 %", "50 %", "99 %")
 """How much of a file finds room."""
 _DISK = f"{_HERE}/test_c_full_disk.py::test_c"
 _C = (
-    *_rows("C", "exit 6 with the bytes that there are; the earlier file is whole; nothing half written stays", [
+    *_rows("C", "exit 6 with the bytes that are missing; the earlier file is whole; nothing half written stays", [
         *((f"{file}, full at {share}", f"{_DISK}[{file}-{share}]") for file in WRITTEN for share in FULL_AT),
         *((f"report, full at {share}", f"{_DISK}_report[{share}]") for share in FULL_AT),
         *((f"engine, full at {share}", f"{_DISK}_engine[{share}]") for share in FULL_AT),
