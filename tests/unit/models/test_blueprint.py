@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,20 @@ STRIDES = {UNet2DModel: 3, UNet2DConditionModel: 7, DiTTransformer2DModel: 1}
 readers tries others."""
 
 
-def blueprint(kind: Any, **lies: object) -> Blueprint:
-    """Return a model of the table whose weights are right, and whose configuration lies."""
+@cache
+def healthy(kind: Any) -> Blueprint:
+    """Return a model of the table; nothing of it is changed."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = kind(**MODELS[kind])
     config = json.loads(json.dumps({k: v for k, v in module.config.items() if not k.startswith("_")}))
     stored = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    return Blueprint.of_diffusers(kind, config | lies, Path("unet/config.json"), stored)
+    return Blueprint.of_diffusers(kind, config, Path("unet/config.json"), stored)
+
+
+def blueprint(kind: Any, **lies: object) -> Blueprint:
+    """Return a model of the table whose weights are right, and whose configuration lies."""
+    whole = healthy(kind)
+    return replace(whole, config={**whole.config, **lies})
 
 
 def refusal(lying: Blueprint) -> GacqError | None:
