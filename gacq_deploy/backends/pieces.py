@@ -22,7 +22,7 @@ from gacq_deploy.spec import Array
 
 WHOLE_BYTES = 128 << 20
 """A whole session is used for a graph whose weights, and whose largest tensor, take no more."""
-_PIECE_BYTES = 256 << 20
+_PIECE_BYTES = 128 << 20
 """Of the weights of a piece: what a session may copy of them, to compute half precision as float32."""
 _SCORES_BYTES = 64 << 20
 """Of the scores of an attention that are computed at once, of one head at least."""
