@@ -103,6 +103,8 @@ class PieceEngine(HostEngine):
         if not all(info.shape and info.shape[0] is None for info in self._inputs):
             return self._run_once(feeds)
         rows = len(feeds[self._inputs[0].name])
+        if rows == 1:  # then an output may have no rows: the largest value of a tensor, for instance
+            return self._run_once(feeds)
         parts = [self._run_once({k: v[row : row + 1] for k, v in feeds.items()}) for row in range(rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from gacq_deploy.backends.base import Engine, Feeds
+from gacq_deploy.backends.pieces import PieceEngine
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
 from gacq_deploy.graph.files import read_graph
@@ -57,6 +58,8 @@ def half_network(source: Path, inputs: Feeds, open_graph: OpenGraph, *, store: S
     with scratch(source.with_name("ranges.onnx"), folder=False) as path:
         path.write_bytes(with_extremes(read_header(source)).SerializeToString())
         with open_graph(path) as engine:
-            ranges = measure_ranges(engine, spread_rows(inputs), batch=_BATCH)
+            # extremes have no rows, so what runs row by row cannot put those of several together
+            batch = 1 if isinstance(engine, PieceEngine) else _BATCH
+            ranges = measure_ranges(engine, spread_rows(inputs), batch=batch)
     half = to_half(read_graph(source), ranges=ranges, store=store)
     return Network(half.model, range_report(half, ranges))

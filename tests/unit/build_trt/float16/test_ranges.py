@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from gacq_deploy.backends.pieces import PieceEngine
 from gacq_deploy.build_trt.float16.convert import to_half
+from gacq_deploy.build_trt.float16.network import half_network
 from gacq_deploy.build_trt.float16.ranges import RangeReport, measure_ranges, range_report, with_extremes
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.graph.files import write_graph
@@ -18,8 +21,8 @@ from tests.support.graphs.graph_sketch import Sketch
 SHAPE = (5, 4, 8, 8)
 
 
-def sketch() -> onnx.ModelProto:
-    s = Sketch(inputs={"x": ["rows", 4, 8, 8]})  # type: ignore[list-item] # a dynamic dimension
+def sketch(more: dict[str, list[str]] | None = None) -> onnx.ModelProto:
+    s = Sketch(inputs={"x": ["rows", 4, 8, 8], **(more or {})})  # type: ignore[dict-item] # a dynamic dimension
     s.node("Mul", ["x", s.store("k", -300.0)], "scaled")
     s.node("Mul", ["scaled", "scaled"], "squared")
     s.node("Shape", ["squared"], "shape")
@@ -45,6 +48,17 @@ def test_ranges_are_those_of_the_exposed_activations() -> None:
     expected["x"] = float(np.abs(x).max())
     assert measure(sketch(), x) == expected
     assert measure(sketch(), x, batch=5) == expected
+
+
+def test_ranges_of_a_graph_in_pieces_are_those_of_the_whole(tmp_path: Path) -> None:
+    path = write_graph(sketch({"timestep": ["rows"]}), tmp_path / "graph.onnx", external_data_mb=1)[-1]
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal(SHAPE).astype(np.float32), "timestep": np.arange(5, dtype=np.float32)}
+    whole, parts = (
+        half_network(path, inputs, partial(opened, threads=1, optimize=False))
+        for opened in (partial(open_engine, "ort-cpu"), PieceEngine)
+    )
+    assert parts == whole
 
 
 def test_what_is_not_finite_is_named_and_no_island() -> None:
