@@ -74,7 +74,7 @@ def retrained_artifact(directory: RunDirectory) -> CalibrationArtifact:
     rows = len(before.inputs["sample"])
     probe = record_probe(trajectories, graph, recipe.parity.probe, rows, SILENT)
     # states and float answers are those of the model as it was before calibration
-    inputs = {k: torch.from_numpy(np.asarray(v)) for k, v in before.inputs.items()}
+    inputs = {k: torch.tensor(np.asarray(v)) for k, v in before.inputs.items()}
     answers = {"float": before.outputs["float"], "input_quant": torch_answers(denoiser, inputs)}
     with output_mode(denoiser.module):
         answers["output_quant"] = torch_answers(denoiser, inputs)
