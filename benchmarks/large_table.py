@@ -51,8 +51,8 @@ def _foreseen(steps: Steps) -> Iterator[tuple[str, float, float | None]]:
     """Yield what was foreseen, and megabytes said and found."""
     if DRY_RUN in steps:
         said = steps[DRY_RUN]["answer"]
-        found = steps["export"]["peak_mb"] if "export" in steps else None
-        yield "memory of the export, mapped files included", said["export_mb"], found
+        found = steps["export"]["anon_mb"] if "export" in steps else None
+        yield "memory of the export", said["export_mb"], found
         yield "memory of the calibration, mapped files included", said["memory_mb"], None
         yield "disk of the calibration", said["disk_mb"], None
     if "build-plan" in steps:

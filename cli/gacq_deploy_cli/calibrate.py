@@ -346,7 +346,7 @@ def plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | 
             "from their files",
         ),
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),
-        ("export", f"about {size(estimate.export_mb * 2**20)} of memory"),
+        ("export", f"about {size(estimate.export_mb * 2**20)} of memory, weights in files left out"),
     ]
     layers = f"{estimate.quantized_modules} of {estimate.quantized_modules + estimate.float_modules} layers"
     return (

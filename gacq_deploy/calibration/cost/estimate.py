@@ -45,7 +45,7 @@ class CalibrationEstimate:
     """What of it are weights mapped from their files, which the kernel may drop and read again."""
     disk_mb: float
     export_mb: float
-    """Largest resident memory of the export that follows."""
+    """Largest memory of the export that follows, weights in files left out."""
 
     @property
     def seconds(self) -> float:

@@ -29,8 +29,10 @@ _ROUNDING = 100
 """Bytes that a weight of the block being learned takes: rounding, its graph, Adam; measured on SD 1.5."""
 _SEARCH = 40
 """Bytes that a weight takes while its layer's scale is found."""
-_EXPORT_COPIES = 3.75
-"""Largest memory of an export in copies of the float32 model, of which one is mapped; measured on SD 1.5."""
+_EXPORT_BASE = 550 * 2**20
+"""torch, diffusers and the exporter, and the smallest graph."""
+_EXPORT_BYTES = 0.3
+"""Bytes that a weight adds: larger tensors and graphs; measured from 0.3 to 2.6 billion weights."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def disk_bytes(counts: Counts) -> float:
 
 
 def export_bytes(counts: Counts) -> float:
-    """Return the largest resident memory of the export, mapped weights included."""
-    return _BASE + _EXPORT_COPIES * 4 * counts.weights
+    """Return the largest memory that the export holds itself: weights stay in their files."""
+    return _EXPORT_BASE + _EXPORT_BYTES * counts.weights
 
 
 def _polish_bytes(counts: Counts, largest_block: int) -> float:

@@ -19,6 +19,7 @@ from gacq_deploy.backends.ort import OrtCpuEngine, OrtPiece, integer_kernels
 from gacq_deploy.backends.pieces import PieceEngine, open_frugally
 from gacq_deploy.errors import ArtifactError, EngineError
 from gacq_deploy.export.cpu_flavour import to_cpu_flavour
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.qdq import insert_qdq
 from gacq_deploy.export.stage import euclidean_error
 from gacq_deploy.graph.files import write_graph
@@ -26,7 +27,6 @@ from gacq_deploy.graph.pieces import cut_into_pieces, held_bytes
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.spec import Array
 from tests.support.artifacts.int4_layers import IN, int4_artifact, two_linears
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.architectures import small_dit, small_sd_unet, small_sdxl_unet
 from tests.support.models.joint_transformers import small_flux
 from tests.support.models.tiny import tiny_artifact

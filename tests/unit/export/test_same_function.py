@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.backends.pieces import open_frugally
 from gacq_deploy.errors import ExportError
+from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.same_function import (
     STATE_FACTORS,
     TOLERANCE,
@@ -24,7 +25,6 @@ from gacq_deploy.metrics.arrays import euclidean_error
 from gacq_deploy.models.answers import answer_rows
 from gacq_deploy.models.base import Conditioning, Denoiser
 from gacq_deploy.spec import Array
-from tests.support.graphs.float_graphs import float_graph
 from tests.support.models.joint_transformers import wrapped
 
 ROWS = 3

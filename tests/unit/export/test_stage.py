@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import yaml
 from onnx import helper, numpy_helper
@@ -20,6 +19,7 @@ from onnx import helper, numpy_helper
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.engines.open import open_engine
 from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
+from gacq_deploy.export.float_graph import graph
 from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.record import ExportRecord, load_export
 from gacq_deploy.export.stage import export_onnx
@@ -310,10 +310,12 @@ def test_failures_leave_the_last_good_export(run: RunDirectory) -> None:
 def test_a_function_that_the_exporter_changed_is_refused(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bounded(denoiser: Denoiser, **settings: Any) -> onnx.ModelProto:
+    made = graph.weightless_graph
+
+    def bounded(denoiser: Denoiser, **settings: Any) -> graph.FloatGraph:
         """As an optimizer that deems a bound of 6 idle would, the other way round."""
-        model = onnx.ModelProto()
-        model.CopyFrom(float_graph(denoiser, **settings))
+        captured = made(denoiser, **settings)
+        model = captured.model
         for node in model.graph.node:
             node.input[:] = ["bounded" if name == "sample" else name for name in node.input]
         stored = (numpy_helper.from_array(np.float32(sign * 6), f"bound{sign}") for sign in (-1, 1))
@@ -321,9 +323,9 @@ def test_a_function_that_the_exporter_changed_is_refused(
         model.graph.node.insert(
             0, helper.make_node("Clip", ["sample", "bound-1", "bound1"], ["bounded"], "clip")
         )
-        return model
+        return captured
 
-    monkeypatch.setattr("gacq_deploy.export.torch_onnx.float_graph", bounded)
+    monkeypatch.setattr(graph, "weightless_graph", bounded)
     document = yaml.safe_load(run.recipe_path.read_text())
     document["export"]["external_data_mb"] = 1
     run.recipe_path.write_text(yaml.safe_dump(document))

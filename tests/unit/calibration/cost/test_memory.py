@@ -36,7 +36,7 @@ def test_guidance_has_two_rows_an_image(tmp_path: Path) -> None:
     assert estimate.weights == "gac, in polish"
     assert estimate.mapped_mb == pytest.approx(4 * estimate.parameters / MB)
     assert estimate.memory_mb > estimate.mapped_mb
-    assert estimate.export_mb > 2 * estimate.mapped_mb
+    assert 500 < estimate.export_mb < 700
     assert not (tmp_path / "run").exists()
 
 
