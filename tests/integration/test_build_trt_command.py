@@ -271,13 +271,20 @@ def test_without_the_library_both_installs_are_named(run_copy: Path) -> None:
     assert not (run_copy / "engines").exists()
 
 
+_SAYS_FULL = """
+import os
+print('{"full": ["No space left for 12 bytes.", "Free some."]}', flush=True)
+os._exit(73)
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", 1, "crashed (SIGSEGV)"),
         ("import time; time.sleep(600)", 6, "did not finish in 1 s"),
         ("raise MemoryError", 6, "probably for memory"),
-        ("import os; os._exit(73)", 6, "No space left"),
+        (_SAYS_FULL, 6, "No space left for 12 bytes"),
     ],
 )
 def test_a_builder_that_fails_leaves_nothing(
