@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto, NodeProto, helper
 from pydantic import BaseModel, ConfigDict
 
 from gacq_deploy.backends.base import Engine, Feeds
 from gacq_deploy.build_trt.float16.convert import HalfGraph
 from gacq_deploy.build_trt.float16.float32_nodes import LARGEST_HALF
 from gacq_deploy.build_trt.float16.types import FLOAT, NodeTypes
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, module_of, without_initializers
+from gacq_deploy.graph.index import (
+    DEQUANTIZE,
+    QUANTIZE,
+    GraphIndex,
+    module_of,
+    replace_nodes,
+    without_initializers,
+)
 
 _WORST = 10
 _EXTREMES = {".max": "ReduceMax", ".min": "ReduceMin"}
@@ -89,15 +96,24 @@ def with_extremes(model: ModelProto) -> ModelProto:
     graph = result.graph
     graph.initializer.extend(model.graph.initializer)
     del graph.output[:]
-    computed = [n for node in index.nodes if node.op_type not in _NOT_MEASURED for n in node.output]
-    for tensor in (*index.inputs, *computed):
-        if types.of.get(tensor) == FLOAT and not index.is_widened(tensor):
+    ordered: list[NodeProto] = []
+
+    def measure(tensors: Iterable[str]) -> None:
+        for tensor in tensors:
+            if types.of.get(tensor) != FLOAT or index.is_widened(tensor):
+                continue
             for suffix, operator in _EXTREMES.items():
                 name = f"{tensor}{suffix}"
-                graph.node.append(
-                    helper.make_node(operator, [tensor], [name], name=f"{tensor}/{operator}", keepdims=0)
-                )
+                node = helper.make_node(operator, [tensor], [name], name=f"{tensor}/{operator}", keepdims=0)
+                ordered.append(node)
                 graph.output.append(helper.make_tensor_value_info(name, FLOAT, []))
+
+    measure(index.inputs)
+    for node in index.nodes:
+        ordered.append(node)
+        # right behind it: what runs the graph in pieces keeps a tensor until its last reader ran
+        measure(node.output if node.op_type not in _NOT_MEASURED else ())
+    replace_nodes(result, ordered)
     return result
 
 

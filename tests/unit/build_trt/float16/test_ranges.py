@@ -50,6 +50,16 @@ def test_ranges_are_those_of_the_exposed_activations() -> None:
     assert measure(sketch(), x, batch=5) == expected
 
 
+def test_a_tensor_is_measured_right_behind_the_node_that_makes_it() -> None:
+    nodes = with_extremes(sketch()).graph.node
+    made = {name: place for place, node in enumerate(nodes) for name in node.output}
+    measured = [
+        (n.input[0], place) for place, n in enumerate(nodes) if n.op_type in ("ReduceMax", "ReduceMin")
+    ]
+    assert len(measured) == 10
+    assert {place - made.get(tensor, -1) for tensor, place in measured} == {1, 2}
+
+
 def test_ranges_of_a_graph_in_pieces_are_those_of_the_whole(tmp_path: Path) -> None:
     path = write_graph(sketch({"timestep": ["rows"]}), tmp_path / "graph.onnx", external_data_mb=1)[-1]
     rng = np.random.default_rng(0)
