@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto
 
 from gacq_deploy.graph.files import write_graph
 from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, model_bytes, weight_axis
+from gacq_deploy.graph.weights import is_whole
 from gacq_deploy.spec import Array
 
 _IN_MEMORY = 1 << 30
@@ -72,8 +73,8 @@ def in_module_layout(node: NodeProto, weight: Array) -> Array:
 
 @contextmanager
 def openable(model: ModelProto) -> Iterator[Path | bytes]:
-    """Yield the model as engines open it: bytes, or beyond 1 GiB a temporary file and its weights."""
-    if model_bytes(model) < _IN_MEMORY:
+    """Yield the model as engines open it: bytes, or where weights lie in files a temporary file and those beside it."""
+    if is_whole(model) and model_bytes(model) < _IN_MEMORY:
         yield model.SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix="gacq-parity-") as folder:

@@ -13,7 +13,15 @@ from gacq_deploy.errors import ExportError
 from gacq_deploy.export.cpu_flavour import join_split_bias
 from gacq_deploy.export.layers import QUANTIZABLE_OPERATORS
 from gacq_deploy.export.parameters import apply_parameters, find_parameters
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, attribute, module_of, weight_axis
+from gacq_deploy.graph.index import (
+    DEQUANTIZE,
+    QUANTIZE,
+    GraphIndex,
+    attribute,
+    module_of,
+    weight_axis,
+    with_float_weights,
+)
 from gacq_deploy.graph.quantizers import (
     Quantizer,
     activation_quantizers,
@@ -79,13 +87,14 @@ def compare_quantized_file(
 ) -> list[Difference]:
     """Return every difference between a Q/DQ file and what artifact and float graph determine it to be.
 
-    Outside its quantizers the file must be the float graph with the artifact's retrained parameters in it.
+    Outside its quantizers the file must be the float graph with the artifact's retrained parameters in it; a weight
+    that is stored in half precision is its float32 values.
     """
     try:
-        base = apply_parameters(float_graph, artifact)
+        base = apply_parameters(with_float_weights(float_graph), artifact)
     except ExportError as error:
         return [Difference("parameters", error.message)]
-    whole = join_split_bias(graph) if flavour is CPU else graph
+    whole = with_float_weights(join_split_bias(graph) if flavour is CPU else graph)
     return list(_Comparison(artifact, base, whole, flavour).differences())
 
 

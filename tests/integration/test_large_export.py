@@ -21,4 +21,4 @@ def test_300_million_parameters_are_exported_in_little_memory(tmp_path: Path) ->
     record = load_export(run)
     assert set(record.graphs) == {"float.onnx", "int8.onnx", "int8.cpu.onnx"}
     assert record.bytes_of("float.onnx") < 2.1 * weights, "weights stored in half precision have doubled"
-    assert record.bytes_of("int8.onnx") < 1.2 * weights
+    assert record.bytes_of("int8.onnx") < 1.5 * weights

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gacq_deploy.artifact.call import CallRecord
@@ -46,6 +47,8 @@ class FamilyCase:
     component: str = "transformer"
     changes: tuple[tuple[str, Any], ...] = ()
     """Of the denoiser's configuration."""
+    half: bool = False
+    """Whether the denoiser's weights are stored in half precision."""
 
     def make_recipe(self, root: Path) -> Recipe:
         """Write the pipeline and return the recipe for it."""
@@ -54,6 +57,8 @@ class FamilyCase:
             if self.pipeline in PIPELINES
             else None
         )
+        if made is not None and self.half:
+            _store_half(made / self.component)
         source = () if made is None else (f"model.source={made}",)
         return load_recipe(
             self.recipe, [*SMALL, *source, f"model.component={self.component}", *self.settings]
@@ -67,13 +72,24 @@ class FamilyCase:
         return directory
 
 
+def _store_half(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        save_file({k: v.half() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
 FLOAT32 = ("build.float_type=float32",)
 """For random weights that INT8 serves at 69 dB: float16 itself ends at 66, which its gate calls a difference."""
 UNETS = {
     "sd": FamilyCase("sd", "sd15-w8a8", component="unet"),
     # two transformer blocks in a row are tried with the architectures
-    "sdxl": FamilyCase("sdxl", "sdxl-w8a8", component="unet", changes=(("transformer_layers_per_block", 1),)),
-    "ldm": FamilyCase("ldm", "sd15-w8a8", component="unet"),
+    "sdxl": FamilyCase(
+        "sdxl",
+        "sdxl-w8a8",
+        ("export.external_data_mb=1",),  # as of a large model
+        component="unet",
+        changes=(("transformer_layers_per_block", 1),),
+    ),
+    "ldm": FamilyCase("ldm", "sd15-w8a8", FLOAT32, component="unet", half=True),
 }
 ODD = FamilyCase(
     "odd",
