@@ -12,7 +12,7 @@ _SECONDS = 1.0
 _SECONDS_A_LAYER = 0.12
 _MEMORY_MB = 350
 _MEMORY_A_BYTE = 3.7
-"""Measured with TensorRT-RTX, which times no kernels: a 50-layer and a 282-layer UNet (benchmarks/large_unet.py)."""
+"""Measured with TensorRT-RTX, which times no kernels: a 50-layer and a 282-layer UNet (benchmarks/large_export.py)."""
 
 
 @dataclass(frozen=True)
