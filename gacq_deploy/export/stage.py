@@ -44,8 +44,13 @@ from gacq_deploy.storage.sealed import require_current
 if TYPE_CHECKING:
     from gacq_deploy.models.base import Denoiser
 
-EXPORT_STAGES = ("export the float graph", "quantize and check graphs")
-"""As they are announced."""
+EXPORT_STAGES = (
+    "export the float graph",
+    "self-check: torch's answers",
+    "quantize graphs",
+    "self-check: the graphs' answers",
+)
+"""As they are announced: of a large model the checks take longer than all the rest."""
 _CHECKED_ROWS = range(2, 17)
 """Fewest and most: a first look; parity runs every row of the probe."""
 _CHECKED_BYTES = 4 << 30
@@ -114,9 +119,14 @@ class _Export:
         """Write, lint and check the graphs beside their place, then put them there all at once."""
         # apart from what follows: torch's exporter does not say how far it is
         self.report.stage(EXPORT_STAGES[0], 1)
-        graph = self._float_graph()
+        denoiser = self._denoiser()
+        graph = self._float_graph(denoiser)
         self.report.advance()
-        self.report.stage(EXPORT_STAGES[1], 2 * len(self.wanted) - 1)
+        self.report.stage(EXPORT_STAGES[1], 1)
+        self.reference = float_reference(denoiser, *self.checked)
+        del denoiser  # the graphs need no model beside them
+        self.report.advance()
+        self.report.stage(EXPORT_STAGES[2], len(self.wanted) - 1)
         for name in self.wanted[1:]:
             with weight_store(graph, self.staging) as store:
                 self._quantize(name, graph, store)
@@ -134,11 +144,10 @@ class _Export:
         self._publish()
         return record
 
-    def _float_graph(self) -> onnx.ModelProto:
+    def _float_graph(self, denoiser: Denoiser) -> onnx.ModelProto:
         """Write the float graph; return it with its weights where they lie."""
         from gacq_deploy.export.float_graph.graph import weightless_graph
 
-        denoiser = self._denoiser()
         # as they are stored; the quantized graphs come on top
         weights = sum(p.numel() * p.element_size() for p in denoiser.module.parameters())
         check_disk(weights, self.directory.onnx, "the float graph")
@@ -149,7 +158,6 @@ class _Export:
         graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
         self._write(FLOAT, graph.model, partial(graph.find, denoiser.module))
         self.checked = _probe_rows(self.probe, _CHECKED_BYTES // max(weights, 1))
-        self.reference = float_reference(denoiser, *self.checked)
         return read_graph(self.staging / FLOAT)
 
     def _denoiser(self) -> Denoiser:
@@ -186,6 +194,7 @@ class _Export:
                 (self.staging / name).rename(folder / name)
 
     def _self_check(self) -> dict[str, float]:
+        self.report.stage(EXPORT_STAGES[3], len(self.wanted))
         inputs, expected = self.checked
         outputs = {FLOAT: self._check_float()[: len(expected)]}
         errors = {FLOAT: euclidean_error(outputs[FLOAT], expected)}
