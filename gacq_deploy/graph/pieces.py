@@ -20,14 +20,12 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from gacq_deploy.graph.attention import Attention, find_attentions
-from gacq_deploy.graph.index import DEQUANTIZE, QUANTIZE, GraphIndex, without_initializers
+from gacq_deploy.graph.index import DEQUANTIZE, HALVES, QUANTIZE, GraphIndex, without_initializers
 from gacq_deploy.graph.order import names_read
 from gacq_deploy.graph.quantized_layers import WEIGHTED
 from gacq_deploy.graph.quantizers import copy_between
+from gacq_deploy.graph.weights import PLACE_KEYS, without_values
 
-_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_PLACES = ("location", "offset", "length")
-"""Of what an external tensor says, all that a file may hold."""
 _CHANCE = (
     "RandomNormal",
     "RandomUniform",
@@ -69,7 +67,7 @@ def cut_into_pieces(
 
 def held_bytes(tensor: TensorProto) -> int:
     """Return what an engine's copy of a stored tensor takes: half precision is computed with as float32."""
-    size = 4 if tensor.data_type in _HALF else helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    size = 4 if tensor.data_type in HALVES else helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return int(math.prod(tensor.dims) * size)
 
 
@@ -286,9 +284,8 @@ def _reference(tensor: TensorProto) -> TensorProto:
     """Return a stored tensor as a file names it; where it lies is known to whoever opens the piece."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return tensor
-    kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    kept.data_location = TensorProto.EXTERNAL
-    kept.external_data.extend(entry for entry in tensor.external_data if entry.key in _PLACES)
+    kept = without_values(tensor.name, tensor.data_type, tensor.dims)
+    kept.external_data.extend(entry for entry in tensor.external_data if entry.key in PLACE_KEYS)
     return kept
 
 

@@ -22,7 +22,8 @@ FOLDER = "basepath"
 """Key of the folder that a location counts from, as ONNX calls it."""
 SMALLEST_EXTERNAL = 1024
 """Bytes of a weight below which it stays in the graph, as in onnx's own writer."""
-_PLACE = ("location", "offset", "length")
+PLACE_KEYS = ("location", "offset", "length")
+"""What a file says of a tensor that lies in another."""
 _STORED_AS = "stored"
 """Key, in memory alone, of the element type that float32 values have in their file."""
 _PACKED = (TensorProto.INT4, TensorProto.UINT4)
@@ -101,7 +102,7 @@ def set_folder(model: ModelProto, folder: Path | None) -> None:
     for tensor in all_tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL or not tensor.external_data:
             continue
-        place = {entry.key: entry.value for entry in tensor.external_data if entry.key in _PLACE}
+        place = {entry.key: entry.value for entry in tensor.external_data if entry.key in PLACE_KEYS}
         if folder is not None:
             place[FOLDER] = str(folder)
             if "length" not in place:  # ONNX then means all that follows
