@@ -18,6 +18,7 @@ from gacq_deploy.engines.catalogue import REFERENCE, engine_named
 from gacq_deploy.errors import EngineError
 from gacq_deploy.graph.header import read_header, size_multiple
 from gacq_deploy.graph.pieces import Piece, cut_into_pieces, held_bytes, tensor_types
+from gacq_deploy.processes.freed_memory import give_back_memory
 from gacq_deploy.spec import Array
 
 WHOLE_BYTES = 128 << 20
@@ -97,6 +98,7 @@ class PieceEngine(HostEngine):
             known |= results
             for name in piece.dropped:
                 del known[name]
+            give_back_memory()
         yield from ((name, known[name]) for name in outputs)
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:

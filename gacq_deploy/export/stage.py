@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,7 @@ from gacq_deploy.graph.files import FindValues, read_graph, weight_store, write_
 from gacq_deploy.graph.index import opset_of
 from gacq_deploy.graph.weights import Store, with_values
 from gacq_deploy.metrics.arrays import euclidean_error
+from gacq_deploy.processes.freed_memory import give_back_memory
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
@@ -125,6 +127,8 @@ class _Export:
         self.report.stage(EXPORT_STAGES[1], 1)
         self.reference = float_reference(denoiser, *self.checked)
         del denoiser  # the graphs need no model beside them
+        gc.collect()
+        give_back_memory()
         self.report.advance()
         self.report.stage(EXPORT_STAGES[2], len(self.wanted) - 1)
         for name in self.wanted[1:]:
@@ -156,6 +160,7 @@ class _Export:
         if opset != export.opset:
             self.report.note(f"opset {opset} instead of {export.opset}: INT4 weights in blocks need it")
         graph = weightless_graph(denoiser, opset=opset, dynamic_resolution=export.dynamic_resolution)
+        give_back_memory()
         self._write(FLOAT, graph.model, partial(graph.find, denoiser.module))
         self.checked = _probe_rows(self.probe, _CHECKED_BYTES // max(weights, 1))
         return read_graph(self.staging / FLOAT)

@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from gacq_deploy.errors import ExportError
 from gacq_deploy.graph.index import (
     DEQUANTIZE,
+    HALVES,
     QUANTIZE,
     GraphIndex,
     attribute,
@@ -21,7 +22,6 @@ from gacq_deploy.graph.index import (
 from gacq_deploy.spec import Array
 
 FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
-_HALVES = (HALF, TensorProto.BFLOAT16)
 _HALF_TYPE = "tensor(float16)"
 _SMALL = 1024
 """Values of a tensor that may be a shape; larger ones tell shape inference nothing."""
@@ -168,7 +168,7 @@ def _require_float(model: ModelProto, types: dict[str, int], widened: Collection
             f"The type of '{unknown[0]}' cannot be inferred; {len(unknown)} such tensors.",
             "Export the graph with standard ONNX operators only.",
         )
-    half = [name for name, kind in types.items() if kind in _HALVES and name not in widened]
+    half = [name for name, kind in types.items() if kind in HALVES and name not in widened]
     if half:
         raise ExportError(
             f"The graph already holds {len(half)} half-precision tensors, first '{half[0]}'.",
