@@ -14,6 +14,7 @@ import onnx
 # its wheels report every process to their maker, and leave an identifier in the home directory, unless forbidden first
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from onnxruntime import (
+    ExecutionOrder,
     GraphOptimizationLevel,
     InferenceSession,
     RunOptions,
@@ -131,6 +132,8 @@ class OrtPiece:
         options = session_options(threads=threads, optimize=optimize)
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+        # as the nodes stand: by default they run backwards from the outputs, and a tensor waits for its last reader
+        options.execution_order = ExecutionOrder.PRIORITY_BASED
         # packed for its kernel, or in blocks of channels, each weight would be a copy
         options.add_session_config_entry("session.disable_prepacking", "1")
         if optimize:

@@ -30,6 +30,7 @@ from tests.support.artifacts.int4_layers import IN, int4_artifact, two_linears
 from tests.support.models.architectures import small_dit, small_sd_unet, small_sdxl_unet
 from tests.support.models.joint_transformers import small_flux
 from tests.support.models.tiny import tiny_artifact
+from tests.support.programs.anonymous_memory import sampled_peak
 
 FAMILIES: dict[str, Callable[[], Denoiser]] = {
     "sd": small_sd_unet, "sdxl": small_sdxl_unet, "dit": small_dit, "flux": small_flux,
@@ -182,3 +183,22 @@ def test_300_million_parameters_take_little_memory(tmp_path: Path) -> None:
     assert found["finite"]
     assert found["pieces"] >= 5
     assert 10 < found["peak"] < MOST_MB
+
+
+def test_a_tensor_that_is_read_right_behind_its_node_is_not_kept(tmp_path: Path) -> None:
+    """As its extremes are measured: they are the graph's outputs, and of each the tensor is another."""
+    nodes, ends = [], []
+    for i in range(30):
+        nodes += [
+            helper.make_node("Tanh", [f"x{i}"], [f"x{i + 1}"]),
+            helper.make_node("ReduceMax", [f"x{i + 1}"], [f"max{i}"], keepdims=0),
+        ]
+        ends.append(helper.make_tensor_value_info(f"max{i}", TensorProto.FLOAT, []))
+    start = helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["batch", 1 << 21])
+    graph = helper.make_graph(nodes, "chain", [start], ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    piece = OrtPiece(model, tmp_path, threads=1, optimize=False)
+    feeds = {"x0": np.ones((1, 1 << 21), np.float32)}
+    with sampled_peak() as found:
+        assert len(piece.run(feeds)) == 30
+    assert found["peak"] - found["before"] < 10 * 8, "of 30 tensors of 8 MB each"
