@@ -132,12 +132,14 @@ class OrtPiece:
         options = session_options(threads=threads, optimize=optimize)
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-        # as the nodes stand: by default they run backwards from the outputs, and a tensor waits for its last reader
-        options.execution_order = ExecutionOrder.PRIORITY_BASED
         # packed for its kernel, or in blocks of channels, each weight would be a copy
         options.add_session_config_entry("session.disable_prepacking", "1")
         if optimize:
             options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        else:
+            # as the nodes stand, where fused ones stand last; by default they run back from the outputs, and a tensor
+            # is kept until the last of its readers ran
+            options.execution_order = ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = _create_session(model.SerializeToString(), options, OrtCpuEngine.provider)
 
