@@ -23,8 +23,8 @@ from torch import Tensor
 from gacq_deploy.calibration.weighting.alignment import (
     directional,
     exact_meta_gradient,
+    gradient_at,
     surrogate_meta_gradient,
-    validation_gradient,
 )
 from gacq_deploy.calibration.weighting.meta_learning import (
     OBJECTIVES,
@@ -63,7 +63,7 @@ class Conflict:
         """Return g_i . mean_t G_t before any step [N]."""
         problem = self.problem
         parts = [
-            validation_gradient(partial(problem.validation_loss, rows=rows), problem.theta)[1]
+            gradient_at(partial(problem.validation_loss, rows=rows), problem.theta)
             for rows in problem.validation_groups
         ]
         mean = tuple(torch.stack(tensors).mean(0) for tensors in zip(*parts, strict=True))

@@ -7,7 +7,7 @@ that depends on the timestep. Here the scale is looked up row by row; rounding a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,13 +140,15 @@ def set_scales(layers: Layers, clock: GroupClock, scales: Mapping[str, Tensor]) 
 
 
 @contextmanager
-def _watching(layers: Layers, clock: GroupClock, ranges: Ranges, method: str) -> Iterator[None]:
+def _watching(
+    layers: Layers, clock: GroupClock, ranges: Ranges, observe: Callable[[ActivationRange, Tensor], None]
+) -> Iterator[None]:
     owner = {id(q): n for n, q in shared_quantizers(layers).items()}
 
     def watch(targets: Sequence[ActivationRange]) -> Any:
         def hook(_layer: nn.Module, args: tuple[Any, ...]) -> None:
             for group in clock.current.unique().tolist():
-                getattr(targets[group], method)(args[0][clock.current == group])
+                observe(targets[group], args[0][clock.current == group])
 
         return hook
 
@@ -157,13 +159,17 @@ def _watching(layers: Layers, clock: GroupClock, ranges: Ranges, method: str) ->
         yield
 
 
+def _observe_largest(target: ActivationRange, x: Tensor) -> None:
+    target.largest = max(target.largest, float(x.abs().amax()))
+
+
 def observe_ranges(
     denoiser: Denoiser, layers: Layers, clock: GroupClock, samples: CalibrationSet, chunk: int
 ) -> Ranges:
     """Return what every quantizer's input looks like in each timestep group, over two passes of the model as it is."""
     ranges = {name: [ActivationRange() for _ in range(clock.groups)] for name in shared_quantizers(layers)}
-    for method in ("observe_largest", "observe_histogram"):
-        with _watching(layers, clock, ranges, method):
+    for observe in (_observe_largest, ActivationRange.observe_histogram):
+        with _watching(layers, clock, ranges, observe):
             for _ in full_pass(denoiser, samples, chunk):
                 pass
     return ranges

@@ -122,12 +122,10 @@ def make_run(work: Path, name: str, *, half: bool = False, rows: int = 1) -> Run
     plan = QuantPlan(tuple(replace(entry, range_method=RANGES) for entry in plan))
     run = RunDirectory(work / "run")
     recipe.save(run.recipe_path)
-    document = recipe.document()
     with scratch(work / "codes", folder=True) as codes:
         learned = nearest_artifact(small, plan, batch=1, record=denoiser.record, folder=codes)
-        sections = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
         probe = _probe(denoiser, rows) if rows else None
-        replace(learned, recipe=sections, probe=probe).save(run.artifact)
+        replace(learned, recipe=recipe.decisive(), probe=probe).save(run.artifact)
     return run
 
 

@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 @preset_option
 @set_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples and learning.")
+@click.option(
+    "--device",
+    help="Where to compute: auto, cpu, cuda or cuda:N; default: the recipe's, a GPU if there is one.",
+)
 @click.option("--fresh", is_flag=True, help="Forget what is in the directory and start over.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with time, memory and disk; write nothing.")
 @python_option
@@ -68,6 +72,7 @@ def calibrate(
     preset: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
+    device: str | None,
     fresh: bool,
     dry_run: bool,
     allow_python: bool,
@@ -86,7 +91,7 @@ def calibrate(
     from gacq_deploy.run_directory import RunDirectory
 
     directory = RunDirectory(output_dir)
-    options = recipe_sections(model=model, seed=seed, prompts=prompts, loras=loras)
+    options = recipe_sections(model=model, seed=seed, prompts=prompts, loras=loras, device=device)
     found = None
     if recipe is None:
         recipe, found = _suiting(output, options.get("model", {}))
@@ -198,6 +203,7 @@ def recipe_sections(
     seed: int | None = None,
     prompts: Path | None = None,
     loras: Sequence[str] = (),
+    device: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return what the options say of a recipe's sections; folders are kept as absolute paths, prompts as they are.
 
@@ -213,6 +219,8 @@ def recipe_sections(
         sections["model"]["loras"] = [_lora(text) for text in loras]
     if seed is not None:
         sections["samples"]["seed"] = sections["calibration"]["seed"] = seed
+    if device is not None:
+        sections["calibration"]["device"] = device
     if prompts is not None:
         from gacq_deploy.samples.prompts import read_prompts
 

@@ -97,7 +97,7 @@ class CalibrationArtifact:
         """Return why this was not calibrated by that recipe from those samples; None: it was.
 
         Args:
-            recipe: the run's recipe as a document.
+            recipe: what decides it, :meth:`~gacq_deploy.recipe.sections.Recipe.decisive` of the run's recipe.
             samples_sha256: digest of the samples that lie beside it; None where none do.
         """
         return _why_made_otherwise(self.recipe, recipe, self.samples_sha256, samples_sha256)

@@ -34,6 +34,7 @@ from gacq_deploy.calibration.weighting.weighting import (
     stage_weights,
 )
 from gacq_deploy.errors import RESTORE, ArtifactError
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.models.structure.graph import Block
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, input_quantizers
 from gacq_deploy.quant.trainable import free_weights
@@ -67,7 +68,7 @@ class Rounding:
 
     def __init__(self, layers: Mapping[str, QuantizedLayer]) -> None:
         self._codes = [(layer, layer.codes) for layer in layers.values()]
-        self._scales = [(q, float(q.scale.detach())) for q in input_quantizers(layers).values()]
+        self._scales = [(q, q.scale.detach()) for q in input_quantizers(layers).values()]
 
     def restore(self) -> None:
         """Give them back."""
@@ -254,7 +255,7 @@ def _pack(
         **arrays,
     }
     for name, layer in layers.items():
-        step[f"{name}:weight.codes"] = layer.codes.numpy()
+        step[f"{name}:weight.codes"] = to_host(layer.codes)
         if layer.input_quantizer is not None:
             step[f"{name}:input.scale"] = scalar(float(layer.input_quantizer.scale))
     return step
@@ -262,7 +263,7 @@ def _pack(
 
 def _unpack(block: Block, layers: dict[str, QuantizedLayer], step: dict[str, Array]) -> BlockRecord:
     for name, layer in layers.items():
-        layer.codes = torch.from_numpy(step[f"{name}:weight.codes"])
+        layer.codes = torch.from_numpy(step[f"{name}:weight.codes"]).to(layer.codes.device)
         if layer.input_quantizer is not None:
             layer.input_quantizer.set_scale(float(step[f"{name}:input.scale"]))
     learned = unpack_weights(step)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from gacq_deploy.calibration.replay import full_pass, to_tensor
+from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.placement import to_tensor
 from gacq_deploy.models.structure.trace import replaced_forward
 from gacq_deploy.samples.calibration_set import CalibrationSet
 from gacq_deploy.samples.row_file import Rows
@@ -31,7 +32,7 @@ def output_loss(
     Modules named in ``checkpoints`` keep their inputs alone and run again when gradients are due (Chen et al. 2016,
     arXiv 1604.06174). They then run on the module's own parameters: others must have the same values.
     """
-    module = denoiser.call_module()
+    module, device = denoiser.call_module(), denoiser.device
 
     def losses(parameters: Mapping[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
         inputs: tuple[Rows, ...] = (
@@ -40,11 +41,11 @@ def output_loss(
             *(samples.conditioning[a.name] for a in denoiser.call.arguments),
         )
         renamed = {f"{_MODULE}{name}": value for name, value in parameters.items()}
-        values = tuple(to_tensor(x[rows]) for x in inputs)
+        values = tuple(to_tensor(x[rows], device) for x in inputs)
         # names are unique; torch's own search for tied ones loses a parameter of a module that layers share
         with _checkpointed(denoiser.module, checkpoints):
             output: Tensor = functional_call(module, renamed, values, tie_weights=False)
-        error: Tensor = (output - to_tensor(samples.targets[rows])).pow(2).flatten(1).mean(1)
+        error: Tensor = (output - to_tensor(samples.targets[rows], device)).pow(2).flatten(1).mean(1)
         return error
 
     return losses

@@ -37,6 +37,7 @@ from gacq_deploy.calibration.weighting.weighting import (
     stage_weights,
 )
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.models.placement import to_host, to_tensor
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.trainable import Trainables, make_trainable
 from gacq_deploy.recipe.calibration import PolishSection
@@ -169,7 +170,7 @@ def _polish(
         "loss_start": scalar(loss_start),
         "loss_end": scalar(loss_end),
         "kept": scalar(float(kept)),
-        **{f"value:{name}": value.numpy() for name, value in trainables.values().items()},
+        **{f"value:{name}": to_host(value) for name, value in trainables.values().items()},
     }
     if "cosine_before" in begun:
         step["cosine_before"] = begun["cosine_before"]
@@ -274,7 +275,7 @@ def _metric(session: Session, loss: StageLoss) -> dict[str, float]:
     chosen = rows[np.linspace(0, len(rows) - 1, min(session.graph_chunk, len(rows))).round().astype(int)]
     values = loss.losses({}, chosen)
     gradients = torch.autograd.grad(values.mean(), list(loss.theta.values()), materialize_grads=True)
-    sizes = np.array([float(g.double().pow(2).mean().sqrt()) for g in gradients])
+    sizes = to_host(torch.stack([g.double().pow(2).mean().sqrt() for g in gradients]))
     typical = float(np.median(sizes[sizes > 0])) if bool((sizes > 0).any()) else 1.0
     # bounded: a parameter with next to no gradient moves some thirty times as far as a typical one, not without end
     return {
@@ -346,18 +347,19 @@ class _Batches:
         self._seed = session.recipe.calibration.seed
         self._size = min(session.recipe.calibration.polish.batch, len(self._rows))
         self._chunk = session.graph_chunk
+        self._device = session.denoiser.device
 
     def backward(self, step: int) -> float:
         """Add the gradient of one mini-batch's weighted loss, relative to the loss at the start; return it."""
         generator = np.random.Generator(np.random.Philox(key=[self._seed, _SEED_STREAM + step]))
         index = np.sort(generator.choice(len(self._rows), self._size, replace=False))
-        total = 0.0
+        total = torch.zeros((), device=self._device)
         for part in self._parts(index):
-            weights = torch.from_numpy(self._weights[part]).float()
+            weights = to_tensor(self._weights[part], self._device).float()
             loss = (weights * self._losses({}, self._rows[part])).sum() / (self._size * self._scale)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total
+            total += loss.detach()
+        return float(total)
 
     def _parts(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for first in range(0, len(index), self._chunk):
@@ -372,11 +374,11 @@ def _state(trainables: Trainables, optimizer: torch.optim.Adam) -> dict[str, Arr
     """Return values and Adam's moments, all that the next step depends on."""
     state: dict[str, Array] = {}
     for name, parameter in trainables.parameters.items():
-        state[f"value:{name}"] = parameter.detach().numpy().copy()
+        state[f"value:{name}"] = to_host(parameter).copy()
         moments = optimizer.state.get(parameter)
         if moments:  # none where the output does not depend on the parameter
-            state[f"mean:{name}"] = moments["exp_avg"].numpy().copy()
-            state[f"square:{name}"] = moments["exp_avg_sq"].numpy().copy()
+            state[f"mean:{name}"] = to_host(moments["exp_avg"]).copy()
+            state[f"square:{name}"] = to_host(moments["exp_avg_sq"]).copy()
     return state
 
 
@@ -400,7 +402,11 @@ def _resume(
         optimizer.state[parameter] = {
             # Adam corrects the bias of its moments by the steps taken
             "step": torch.tensor(float(saved[-1])),
-            "exp_avg": torch.from_numpy(state[f"mean:{name}"]).reshape(parameter.shape),
-            "exp_avg_sq": torch.from_numpy(state[f"square:{name}"]).reshape(parameter.shape),
+            "exp_avg": _like(parameter, state[f"mean:{name}"]),
+            "exp_avg_sq": _like(parameter, state[f"square:{name}"]),
         }
     return saved[-1]
+
+
+def _like(parameter: Tensor, saved: Array) -> Tensor:
+    return torch.from_numpy(saved).reshape(parameter.shape).to(parameter.device)

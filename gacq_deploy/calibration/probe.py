@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
 from gacq_deploy.artifact.probe import Probe
 from gacq_deploy.calibration.replay import full_pass
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.models.structure.graph import ModelGraph
 from gacq_deploy.models.trajectories.collect import Trajectories
 from gacq_deploy.progress import Reporter
@@ -84,13 +85,13 @@ def _recording(
 
     def keep(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-            pieces.setdefault(str(site), []).append(output.numpy().copy())
+            pieces.setdefault(str(site), []).append(to_host(output).copy())
 
         return hook
 
     def keep_input(site: Site, layer: QuantizedLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            pieces.setdefault(str(site), []).append(layer.quantized_input(args[0]).numpy().copy())
+            pieces.setdefault(str(site), []).append(to_host(layer.quantized_input(args[0])).copy())
 
         return hook
 

@@ -6,6 +6,7 @@ the quantized prefix, and activation scales learned beside it (LSQ, Esser et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from gacq_deploy.calibration.replay import BlockData
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.models.placement import to_host, to_tensor
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.rounding import AdaRound
 from gacq_deploy.recipe.calibration import ReconstructionSection
 
+_LOOK_EVERY = 50
+"""Iterations between two looks at the loss: each makes a GPU wait for the host."""
 _SEED_STREAM = 1 << 42
 """Second Philox key of the mini-batches: beyond the numbers of trajectories, apart from other draws."""
 
@@ -78,7 +82,7 @@ def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> Recon
         CalibrationError: the loss is not finite; the layers hold their state from before the block.
     """
     codes = {name: layer.codes for name, layer in task.layers.items()}
-    scales = [float(q.scale.detach()) for q in task.learnable]
+    scales = [q.scale.detach() for q in task.learnable]
     start = _weighted_mean(task, task.losses)
     if settings.iterations == 0 or not task.layers:
         return ReconstructionResult(start, start, kept=True)
@@ -95,7 +99,7 @@ def reconstruct_block(task: BlockTask, settings: ReconstructionSection) -> Recon
     return ReconstructionResult(start, end if kept else start, kept)
 
 
-def _restore(task: BlockTask, codes: Mapping[str, Tensor], scales: list[float]) -> None:
+def _restore(task: BlockTask, codes: Mapping[str, Tensor], scales: list[Tensor]) -> None:
     for name, layer in task.layers.items():
         layer.rounding = None
         layer.codes = codes[name]
@@ -108,24 +112,35 @@ def _learn(task: BlockTask, settings: ReconstructionSection) -> None:
     optimizer = _make_optimizer(task, settings)
     generator = np.random.Generator(np.random.Philox(key=[task.seed, _SEED_STREAM]))
     count = len(task.weights)
+    losses: list[Tensor] = []
     for iteration in range(settings.iterations):
         index = np.sort(generator.choice(count, min(settings.batch, count), replace=False))
         loss = _loss(task, index, settings, iteration)
-        if not bool(torch.isfinite(loss)):
-            raise CalibrationError(
-                f"Block '{task.name}': the loss is {float(loss.detach())} at iteration {iteration + 1} of "
-                f"{settings.iterations}. Finished blocks are kept.",
-                "Lower calibration.reconstruction.lr_rounding or lr_scale; the same command resumes before this block.",
-            )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        losses.append(loss.detach())
+        if len(losses) == _LOOK_EVERY or iteration + 1 == settings.iterations:
+            _check_finite(task.name, torch.stack(losses).cpu().tolist(), iteration, settings.iterations)
+            losses.clear()
     for layer in task.layers.values():
         assert layer.rounding is not None
         layer.codes = layer.rounding.codes()
         layer.rounding = None
     for quantizer in task.learnable:
         quantizer.freeze()
+
+
+def _check_finite(name: str, losses: list[float], last: int, iterations: int) -> None:
+    """Refuse losses, of the iterations up to ``last``, of which one is not finite."""
+    wrong = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+    if wrong:
+        iteration = last + 2 - len(losses) + wrong[0]
+        raise CalibrationError(
+            f"Block '{name}': the loss is {losses[wrong[0]]} at iteration {iteration} of {iterations}. Finished blocks "
+            "are kept.",
+            "Lower calibration.reconstruction.lr_rounding or lr_scale; the same command resumes before this block.",
+        )
 
 
 def begin_rounding(layers: Mapping[str, QuantizedLayer]) -> None:
@@ -148,7 +163,7 @@ def _loss(
 ) -> Tensor:
     """Return the weighted reconstruction loss of one mini-batch, with the rounding regulariser once it has begun."""
     inputs, targets = task.data.batch(task.rows[index])
-    weights = torch.from_numpy(task.weights[index]).float()
+    weights = to_tensor(task.weights[index], task.data.device).float()
     loss = (weights * block_loss(task.data.call(inputs), targets)).mean()
     beta = _beta(iteration, settings)
     if beta is not None:
@@ -178,5 +193,5 @@ def sample_losses(data: BlockData, rows: NDArray[np.int64], batch: int) -> NDArr
     losses = []
     for first in range(0, len(rows), batch):
         inputs, targets = data.batch(rows[first : first + batch])
-        losses.append(block_loss(data.call(inputs), targets).double().numpy())
+        losses.append(to_host(block_loss(data.call(inputs), targets).double()))
     return np.concatenate(losses)

@@ -22,6 +22,8 @@ from torch.func import functional_call
 from gacq_deploy.artifact.call import Place
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.devices import HOST
+from gacq_deploy.models.placement import to_host, to_tensor
 from gacq_deploy.models.pytree import call_leaves, call_with, leaves, replaced, same, spoken
 from gacq_deploy.models.structure.graph import Block, ModelGraph, TensorShape
 from gacq_deploy.models.structure.trace import replaced_forward
@@ -62,11 +64,13 @@ class BlockData:
     inputs: Mapping[Place, NDArray[Any]]
     targets: tuple[NDArray[Any], ...]
     call: BlockCall
+    device: torch.device = HOST
+    """Where the block is, and so where batches go."""
 
     def batch(self, index: NDArray[np.int64]) -> tuple[dict[Place, Tensor], tuple[Tensor, ...]]:
         """Return copies of some rows: inputs and targets."""
-        inputs = {k: to_tensor(v[index]) for k, v in self.inputs.items()}
-        return inputs, tuple(to_tensor(t[index]) for t in self.targets)
+        inputs = {k: to_tensor(v[index], self.device) for k, v in self.inputs.items()}
+        return inputs, tuple(to_tensor(t[index], self.device) for t in self.targets)
 
 
 class Replay:
@@ -106,7 +110,7 @@ class Replay:
                     args, kwargs = self._arguments(index, rows, "quantized")
                 given = call_leaves(args, kwargs)
                 for key, array in inputs.items():
-                    array[rows] = given.pop(key).numpy()
+                    array[rows] = to_host(given.pop(key))
                 constants = constants or given
                 _check_constant(block, constants, given)
         if not all(_finite(t) for t in targets):
@@ -126,7 +130,7 @@ class Replay:
             result = functional_call(module, dict(parameters or {}), new_args, new_kwargs, tie_weights=False)
             return _outputs_of(block, result)
 
-        return BlockData(inputs, targets, call)
+        return BlockData(inputs, targets, call, self._denoiser.device)
 
     @torch.no_grad()
     def advance(self, index: int, data: BlockData) -> None:
@@ -173,26 +177,23 @@ class Replay:
                 forward = self._cached_forward(done, rows, stream)
                 stack.enter_context(replaced_forward(self._modules[block.name], forward))
             stack.enter_context(replaced_forward(self._modules[self._graph.blocks[index].name], stop))
-            conditioning = {k: to_tensor(v[rows]) for k, v in self._samples.conditioning.items()}
             try:
-                self._denoiser(
-                    to_tensor(self._samples.latents[rows]),
-                    to_tensor(self._samples.model_timesteps[rows]),
-                    conditioning,
-                )
+                run_rows(self._denoiser, self._samples, rows)
             except _Reached:
                 return reached[0]
         raise AssertionError(f"block {index} was not reached")
 
     def _cached_forward(self, done: int, rows: slice, stream: str) -> Callable[..., Any]:
-        block = self._graph.blocks[done]
+        block, device = self._graph.blocks[done], self._denoiser.device
         cached = self._outputs.get((stream, done))
         if cached is None:
             # no later block depends on it: the glue only needs the shapes, and may write into them
             count = rows.stop - rows.start
-            values = [torch.zeros((count, *t.shape), dtype=t.dtype) for t in block.outputs.values()]
+            values = [
+                torch.zeros((count, *t.shape), dtype=t.dtype, device=device) for t in block.outputs.values()
+            ]
         else:
-            values = [to_tensor(array[rows]) for array in cached]
+            values = [to_tensor(array[rows], device) for array in cached]
         result = replaced(block.result, dict(zip(block.outputs, values, strict=True)))
         return lambda *_args, **_kwargs: result
 
@@ -214,7 +215,7 @@ def _outputs_of(block: Block, result: Any) -> tuple[Tensor, ...]:
 
 def _store(arrays: tuple[NDArray[Any], ...], rows: slice, tensors: tuple[Tensor, ...]) -> None:
     for array, tensor in zip(arrays, tensors, strict=True):
-        array[rows] = tensor.numpy()
+        array[rows] = to_host(tensor)
 
 
 def _check_constant(block: Block, known: Mapping[Place, Any], given: Mapping[Place, Any]) -> None:
@@ -225,14 +226,6 @@ def _check_constant(block: Block, known: Mapping[Place, Any], given: Mapping[Pla
                 "between samples.",
                 "Samples of one calibration have to agree in it: draw them with the same size and settings.",
             )
-
-
-def to_tensor(rows: NDArray[Any]) -> Tensor:
-    """Return a contiguous copy in torch's own aligned memory.
-
-    Vectorized sums depend on the alignment of their data in the last bits; numpy's varies from run to run.
-    """
-    return torch.from_numpy(np.ascontiguousarray(rows)).clone()
 
 
 def chunk_size(graph: ModelGraph, memory_mb: int) -> int:
@@ -284,14 +277,19 @@ def cache_bytes(graph: ModelGraph, samples: int) -> int:
 def full_pass(denoiser: Denoiser, samples: CalibrationSet, chunk: int) -> Iterator[NDArray[Any]]:
     """Run the whole model over ``samples`` chunk by chunk, yielding its outputs."""
     for rows in samples.chunks(chunk):
-        conditioning = {k: to_tensor(v[rows]) for k, v in samples.conditioning.items()}
         with torch.no_grad():
-            output = denoiser(
-                to_tensor(samples.latents[rows]),
-                to_tensor(samples.model_timesteps[rows]),
-                conditioning,
-            )
-        yield output.numpy()
+            output = run_rows(denoiser, samples, rows)
+        yield to_host(output)
+
+
+def run_rows(denoiser: Denoiser, samples: CalibrationSet, rows: slice) -> Tensor:
+    """Return the model's output on some rows of the samples, where the model lies."""
+    device = denoiser.device
+    return denoiser(
+        to_tensor(samples.latents[rows], device),
+        to_tensor(samples.model_timesteps[rows], device),
+        {name: to_tensor(value[rows], device) for name, value in samples.conditioning.items()},
+    )
 
 
 def time_blocks(

@@ -38,7 +38,7 @@ def work_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: S
 
 def blocks_key(recipe: Recipe, denoiser: Denoiser, samples_sha256: str, weights: SampleWeights | None) -> str:
     """Return the digest of what ranges and blocks depend on; finished blocks count under it, whatever the polish."""
-    document = recipe.document()
+    document = recipe.decisive()
     calibration = {k: v for k, v in document["calibration"].items() if k not in ("polish", "weighting")}
     weighting = document["calibration"]["weighting"]
     stages = weighting.pop("stages")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import RunDirectory
@@ -13,23 +15,41 @@ _RELEARNED = ("calibration.weighting", "calibration.polish", "calibration.object
 def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
     """Refuse a directory that holds a run of another recipe.
 
-    Weighting, polish and objective may change: what does not depend on them is kept, the rest is learned again.
+    Weighting, polish and objective may change: what does not depend on them is kept, the rest is learned again. A
+    device that is left open is none that differs.
 
     Raises:
-        RecipeError: naming the keys of the calibration sections that differ.
+        RecipeError: naming the keys of the calibration sections that differ, or both kinds of device.
     """
     if not directory.recipe_path.is_file():
         return
     old = directory.load_recipe()
+    began = old.calibration.device_class
+    if recipe.calibration.device == "auto":
+        recipe = recipe.on_device(began)
     if old.calibration_digest != recipe.calibration_digest:
-        changed = _differences(old.document(), recipe.document())
-        relevant = [c for c in changed if c.startswith(("model", "samples", "quantization", "calibration"))]
+        relevant = _differences(old.decisive(), recipe.decisive())
         if all(c.startswith(_RELEARNED) for c in relevant):
             return
+        if relevant == ["calibration.device"]:
+            refuse_device(directory, began, recipe.calibration.device_class)
         raise RecipeError(
             f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
             "Choose another directory with -o.",
         )
+
+
+def refuse_device(directory: RunDirectory, began: str, now: str) -> NoReturn:
+    """Refuse to go on with a run on another kind of device: sums come out otherwise there.
+
+    Raises:
+        RecipeError: always.
+    """
+    where = "on a machine with a GPU" if began == "cuda" else "here"
+    raise RecipeError(
+        f"{directory.root} holds a calibration that began on {began}, and this one would go on on {now}.",
+        f"Pass --device {began} {where} to go on with it, or choose another directory with -o.",
+    )
 
 
 def _differences(old: object, new: object, prefix: str = "") -> list[str]:

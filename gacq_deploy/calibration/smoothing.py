@@ -17,6 +17,7 @@ from gacq_deploy.calibration.checkpoint import Checkpoint, scalar
 from gacq_deploy.calibration.replay import full_pass
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import CalibrationError, RecipeError
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.models.structure.graph import Block, ModelGraph
 from gacq_deploy.models.structure.norms import norms_of_linears
 from gacq_deploy.quant.smoothing import (
@@ -96,14 +97,14 @@ def ensure_smoothing(session: Session, checkpoint: Checkpoint) -> dict[str, Smoo
         done = _Measurement(session, section, groups).run()
         checkpoint.put(_STEP, done)
     norms = {readers: norm for norm, readers in norms_of_linears(session.denoiser).items()}
-    smoothed = {}
+    smoothed, device = {}, session.denoiser.device
     for names in groups:
         factor = done.get(f"{names[0]}:factor")
         if factor is None:
             continue
         norm = norms.get(frozenset(names))
         carrier = norm if norm is not None and _in_one_block(session.graph, (norm, *names)) else None
-        one = Smoothing(torch.from_numpy(factor), float(done[f"{names[0]}:alpha"]), carrier)
+        one = Smoothing(torch.from_numpy(factor).to(device), float(done[f"{names[0]}:alpha"]), carrier)
         smoothed.update(dict.fromkeys(names, one))
     return smoothed
 
@@ -149,7 +150,7 @@ class _Measurement:
             weight = torch.stack([channel_range(self._weight(name)) for name in names]).amax(0)
             factor = None if alpha is None else smoothing_factor(ranges[first].amax(0), weight, alpha)
             if factor is not None and alpha is not None:
-                found |= {f"{first}:factor": factor.numpy(), f"{first}:alpha": scalar(alpha)}
+                found |= {f"{first}:factor": to_host(factor), f"{first}:alpha": scalar(alpha)}
         # a step is never empty, even if the search smooths nothing
         return {**found, "tensors": scalar(len(self.groups))}
 
@@ -172,7 +173,7 @@ class _Measurement:
                     f"The float activation at '{name}:input' holds NaN or Inf.",
                     "Check the model's weights and the samples.",
                 )
-            so_far = ranges.setdefault(name, torch.zeros(2, x.shape[-1]))
+            so_far = ranges.setdefault(name, torch.zeros(2, x.shape[-1], device=x.device))
             for half in range(2):
                 mine = seen[folds[states] == half]
                 so_far[half] = torch.cat([so_far[half : half + 1], mine]).amax(0)

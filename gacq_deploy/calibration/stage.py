@@ -32,19 +32,20 @@ from gacq_deploy.calibration.resume import (
     save_recipe,
     work_key,
 )
-from gacq_deploy.calibration.same_recipe import check_same_recipe
+from gacq_deploy.calibration.same_recipe import check_same_recipe, refuse_device
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing
 from gacq_deploy.calibration.stage_gains import StageGains
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.errors import RecipeError
+from gacq_deploy.models.devices import computing_on, device_class, device_facts, find_device
 from gacq_deploy.models.given import with_pipeline
 from gacq_deploy.models.lora import text_parts
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.models.source import Source
 from gacq_deploy.models.trajectories.collect import find_model, open_trajectories
 from gacq_deploy.processes.group import ALONE, Group
-from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.quant.layers import QuantizedLayer
 from gacq_deploy.quant.prepare import insert_quantizers
@@ -98,9 +99,11 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         ModelError: the model is not whole or not supported (before anything is loaded or written).
         CalibrationError: a value is not finite; finished blocks are kept.
         ArtifactError: a finished step was altered.
+        BackendUnavailable: the recipe's device is not here (before anything is loaded or written).
         ResourceError: the disk is full, or another process uses the directory.
     """
     directory = as_run(directory)
+    device = find_device(recipe.calibration.device)
     if model is not None:
         recipe = with_pipeline(recipe, model, directory, report)
     source = find_model(recipe, source)
@@ -108,10 +111,11 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         report.note(
             f"LoRA {name} changes text encoders too: load it into those of the pipeline you deploy with"
         )
-    with directory.writing(new=True), limited_threads(recipe.calibration.threads):
+    with directory.writing(new=True), computing_on(device, recipe.calibration.threads):
         if not fresh:
             check_same_recipe(recipe, directory)
-        trajectories = open_trajectories(source, recipe, directory, group)
+        recipe = _settled(recipe, directory, device, fresh=fresh)
+        trajectories = open_trajectories(source, recipe, directory, group, device)
         denoiser = trajectories.denoiser
         graph, plan = checked_plan(recipe, denoiser, report)
         # it fits the model; a run that is interrupted from here on has to tell whose it was
@@ -140,6 +144,8 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         if finished is not None:
             report.note("calibration is already done")
             return finished
+        if recipe.calibration.device_class != device_class(device):
+            refuse_device(directory, recipe.calibration.device_class, device_class(device))
         samples = load_samples(directory.samples_path, sha256=samples_sha256)
         check_samples(samples, denoiser, where=str(directory.samples_path))
         split = Split(samples, recipe.calibration.weighting.groups)
@@ -151,6 +157,23 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         artifact.save(directory.artifact)
         # what the caller gets is what every later stage will read, verified
         return load_artifact(directory.artifact)
+
+
+def _settled(recipe: Recipe, directory: RunDirectory, device: torch.device, *, fresh: bool) -> Recipe:
+    """Return the recipe with the kind of device on which the run computes, as the run remembers it.
+
+    Where the device is left open, a finished run keeps its own: on any machine there is nothing to compute.
+
+    Raises:
+        RecipeError: an unfinished run began on another kind of device.
+    """
+    kind = device_class(device)
+    if fresh or recipe.calibration.device != "auto" or not directory.recipe_path.is_file():
+        return recipe.on_device(kind)
+    began = directory.load_recipe().calibration.device_class
+    if began != kind and not (directory.artifact / "manifest.json").is_file():
+        refuse_device(directory, began, kind)
+    return recipe.on_device(began)
 
 
 def _written(directory: RunDirectory) -> int:
@@ -167,7 +190,7 @@ def _learn(
     polish.folder.mkdir(exist_ok=True)
     module = session.denoiser.module
     # first: wrapped layers and norms have other names, and the polish changes values
-    sources = {name: digest_array(value.detach().numpy()) for name, value in module.named_parameters()}
+    sources = {name: digest_array(to_host(value)) for name, value in module.named_parameters()}
     errors = StageGains(session)
     smoothing = ensure_smoothing(session, blocks)
     scales = ensure_ranges(session, blocks, smoothing)
@@ -188,8 +211,6 @@ def _learn(
         session.chunk,
         session.report,
     )
-    document = session.recipe.document()
-    sections = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
     digests = {str(e.site): sources[f"{e.site.module}.weight"] for e in session.plan.of_role("weight")}
     smoothed = {Site(name, "input"): _recorded(how) for name, how in smoothing.items()}
     return CalibrationArtifact(
@@ -197,11 +218,16 @@ def _learn(
         plan=session.plan,
         params=_collect_params(session.plan, layers),
         weight_digests=digests,
-        recipe=sections,
+        recipe=session.recipe.decisive(),
         samples_sha256=samples_sha256,
         history=learned.history,
         probe=probe,
-        build={"work_key": polish.key, **_build_facts(started, cpu), "stages": errors.documents()},
+        build={
+            "work_key": polish.key,
+            **_build_facts(started, cpu),
+            **device_facts(session.denoiser.device),
+            "stages": errors.documents(),
+        },
         parameters=_retrained(module, polished, sources),
         smoothing=smoothed,
         polish=None if polished is None else polished.record,
@@ -222,7 +248,7 @@ def _build_facts(started: float, cpu: float) -> dict[str, Any]:
 
 
 def _recorded(smoothing: Smoothing) -> InputSmoothing:
-    return InputSmoothing(smoothing.factor.numpy(), smoothing.alpha, smoothing.norm)
+    return InputSmoothing(to_host(smoothing.factor), smoothing.alpha, smoothing.norm)
 
 
 def _retrained(
@@ -230,12 +256,12 @@ def _retrained(
 ) -> dict[str, RetrainedParameter]:
     """Return what differs from the float model: a layer that never runs has no constant to replace in the graph."""
     learned = {
-        f"{name}.{kind}": value.detach().numpy()
+        f"{name}.{kind}": to_host(value)
         for name, norm in retrained_norms(module).items()
         for kind, value in norm.affine.items()
     }
     if polished is not None:
-        learned |= {k: v.numpy() for k, v in polished.parameters.items()}
+        learned |= {k: to_host(v) for k, v in polished.parameters.items()}
     changed = {name: value for name, value in learned.items() if digest_array(value) != sources[name]}
     return {name: RetrainedParameter(value, sources[name]) for name, value in changed.items()}
 
@@ -264,7 +290,7 @@ def _collect_params(plan: QuantPlan, layers: dict[str, QuantizedLayer]) -> dict[
                 "Quantize both or neither.",
             )
         if entry.site.role == "weight":
-            params[entry.site] = TensorParams(layer.weight_scale.numpy(), layer.codes.numpy())
+            params[entry.site] = TensorParams(to_host(layer.weight_scale), to_host(layer.codes))
         else:
             quantizer = layer.input_quantizer if entry.site.role == "input" else layer.output_quantizer
             assert quantizer is not None, f"{entry.site} is planned without a quantizer"

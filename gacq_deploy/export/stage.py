@@ -278,7 +278,7 @@ def _up_to_date(directory: RunDirectory, recipe: Recipe, wanted: tuple[str, ...]
 def _checked_probe(recipe: Recipe, artifact: CalibrationArtifact, directory: RunDirectory) -> Probe:
     """Return the artifact's probe if the artifact is what the recipe asks for."""
     hint = "Restore recipe.yaml, or calibrate by it into another folder with -o."
-    require_current(directory.artifact, artifact.why_stale(recipe.document()), hint)
+    require_current(directory.artifact, artifact.why_stale(recipe.decisive()), hint)
     if artifact.probe is None:
         raise ArtifactError(
             f"Artifact {directory.artifact} has no probe to check the graphs with.", "Calibrate again."

@@ -142,10 +142,10 @@ class _Found:
 
 
 def _stages(run: RunDirectory, recipe: Recipe) -> Iterator[RunStage]:
-    document = recipe.document()
+    decisive = recipe.decisive()
     readers: Mapping[str, tuple[Path, Callable[[], _Found]]] = {
         "samples": (run.samples_record_path, lambda: _Found("samples")),
-        "artifact": (run.artifact / "manifest.json", lambda: _artifact(run, document)),
+        "artifact": (run.artifact / "manifest.json", lambda: _artifact(run, decisive)),
         "graphs": (run.onnx_manifest, lambda: _graphs(run)),
         "engines": (run.engines, lambda: _engines(run)),
         "parity": (run.parity_json, lambda: _parity(run)),

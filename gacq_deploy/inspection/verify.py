@@ -195,7 +195,7 @@ def _artifact(run: RunDirectory) -> str:
     artifact = load_artifact(run.artifact)
     samples = digest_file(run.samples_path) if run.samples_path.is_file() else None
     hint = f"Run `{command_for('artifact', run)}` again: it goes on where the run stands."
-    require_current(run.artifact, artifact.why_stale(run.load_recipe().document(), samples), hint)
+    require_current(run.artifact, artifact.why_stale(run.load_recipe().decisive(), samples), hint)
     retrained = f", {len(artifact.parameters)} retrained parameters" if artifact.parameters else ""
     return f"digest {artifact.manifest_digest[:12]}, {len(artifact.plan)} tensors{retrained}"
 

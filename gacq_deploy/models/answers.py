@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.spec import Array
 
 _KEPT_VALUES = 1 << 14
@@ -35,9 +36,9 @@ def answer_rows(denoiser: Denoiser, feeds: Mapping[str, Array]) -> Array:
         feeds: sample, timestep and conditioning by name, each ``[N, ...]``.
     """
     rows = range(len(feeds[SAMPLE]))
-    return torch.cat(
-        [_answer(denoiser, {k: v[row : row + 1] for k, v in feeds.items()}) for row in rows]
-    ).numpy()
+    return to_host(
+        torch.cat([_answer(denoiser, {k: v[row : row + 1] for k, v in feeds.items()}) for row in rows])
+    )
 
 
 @contextmanager
@@ -52,7 +53,9 @@ def other_rounding(module: nn.Module) -> Iterator[None]:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
-        return output * (1 + _LAST_BIT * (2 * torch.rand(output.shape, generator=generator) - 1))
+        return output * (
+            1 + _LAST_BIT * (2 * torch.rand(output.shape, generator=generator).to(output.device) - 1)
+        )
 
     with ExitStack() as stack:
         for layer in module.modules():
@@ -77,7 +80,7 @@ def module_returns(
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, Tensor):
                 # copied: what comes next may write into it
-                found[name] = Returned(tuple(output.shape), spread_values(output.numpy()).copy())
+                found[name] = Returned(tuple(output.shape), spread_values(to_host(output)).copy())
 
         return hook
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact.call import SAMPLE, TIMESTEP, ArgumentRecord, CallRecord, place
 from gacq_deploy.artifact.records import ModelRecord
+from gacq_deploy.models.placement import home_of
 
 Conditioning = Mapping[str, Tensor]
 Config = Mapping[str, Any]
@@ -104,9 +105,19 @@ class Denoiser:
         call = self.family.describe(config, self.record.sample_shape)
         return with_classes(call, self.record.conditioning)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies, and so where everything is computed that is computed with it."""
+        return home_of(self.module)
+
     def __call__(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Run one step: ``sample`` [N, ...] float32, ``timestep`` [N] int64 or float32 -> [N, ...] float32."""
-        return run_call(self.module, self.call, sample, timestep, conditioning)
+        """Run one step where the module lies, whatever device the inputs come from.
+
+        ``sample`` [N, ...] float32, ``timestep`` [N] int64 or float32 -> [N, ...] float32.
+        """
+        device = self.device
+        given = {name: value.to(device) for name, value in conditioning.items()}
+        return run_call(self.module, self.call, sample.to(device), timestep.to(device), given)
 
     def call_module(self) -> nn.Module:
         """Return the network with positional inputs; the real module is its attribute ``denoiser``."""

@@ -95,7 +95,7 @@ def blank(output: Any, before: int, rows: int) -> Any:
         if not isinstance(value, Tensor):
             return value
         shape = (rows, *value.shape[1:]) if value.ndim and value.shape[0] == before else tuple(value.shape)
-        return torch.zeros(shape, dtype=value.dtype)
+        return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
     return _map(output, zeros)
 

@@ -383,9 +383,9 @@ def _prove_rows(opened: OpenPipeline, call: CallRecord, run: _Run) -> None:
     """Ask for one state at two timesteps in one call: calibration mixes timesteps, and engines batch images."""
     fed = [_number(c.leaves[call.timestep.path], run.rows) for c in (run.first, run.second)]
     dtype = torch.int64 if call.timestep.dtype == "int64" else torch.float32
-    both = torch.tensor([fed[0], fed[1]], dtype=torch.float64).to(dtype)
     tensors = run.first.tensors
     state = tensors[call.state.path][:1].repeat_interleave(2, 0)
+    both = torch.tensor([fed[0], fed[1]], dtype=torch.float64).to(dtype).to(state.device)
     conditioning = conditioning_rows(call, tensors, [0, 0])
     kind = type(opened.denoiser).__name__
     try:

@@ -61,7 +61,7 @@ class HalfStored(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         """Return the float32 values."""
         del force
-        return self.stored.float().numpy()
+        return self.stored.float().cpu().numpy()
 
     def element_size(self) -> int:
         """Return what a value takes where it is stored, in bytes."""
@@ -85,7 +85,7 @@ def stored_values(parameter: Tensor) -> NDArray[Any]:
     if not isinstance(parameter, HalfStored):
         values: NDArray[Any] = parameter.detach().cpu().numpy()
         return values
-    half = parameter.stored.detach()
+    half = parameter.stored.detach().cpu()
     if half.dtype == torch.bfloat16:  # which numpy itself does not know
         return half.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return half.numpy()

@@ -16,6 +16,7 @@ from gacq_deploy.models.components import check_components, check_finite, name_c
 from gacq_deploy.models.folders import INSTALL_TEXT, check_pipeline, locate_root, read_pipeline
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
+from gacq_deploy.models.placement import home_of, move
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.storage.memory import lack_of_memory
@@ -125,7 +126,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
     size = source.section.sample_size
     if source.pipeline is not None:
         fuse_text_parts(source.pipeline, source.section.loras, denoiser)
-        return OpenPipeline(_silent(source.pipeline), source.component, denoiser, size)
+        return OpenPipeline(_beside(source.pipeline, denoiser), source.component, denoiser, size)
     assert source.root is not None
     index = read_pipeline(source.root)
     closed = {k: v for k, v in _CLOSED.items() if k in index}
@@ -157,7 +158,7 @@ def open_pipeline(source: Source, denoiser: nn.Module) -> OpenPipeline:
         if _is_half(component):
             component.float()
     fuse_text_parts(pipeline, source.section.loras, denoiser)
-    return OpenPipeline(_silent(pipeline), source.component, denoiser, size)
+    return OpenPipeline(_beside(pipeline, denoiser), source.component, denoiser, size)
 
 
 def _is_half(module: nn.Module) -> bool:
@@ -187,6 +188,10 @@ def _check_class(kind: type[Any], samples: SamplesSection) -> None:
         )
 
 
-def _silent(pipeline: Any) -> Any:
+def _beside(pipeline: Any, denoiser: nn.Module) -> Any:
+    """Return the pipeline, silent, with all that it computes with where its denoiser lies."""
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            move(component, home_of(denoiser))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

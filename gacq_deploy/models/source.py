@@ -23,6 +23,7 @@ from gacq_deploy.models.base import Denoiser, Family, with_classes
 from gacq_deploy.models.blueprint import Blueprint
 from gacq_deploy.models.components import check_finite, check_scheduler
 from gacq_deploy.models.configuration import check_values, spell_out, state_shape
+from gacq_deploy.models.devices import HOST
 from gacq_deploy.models.dit import DIT
 from gacq_deploy.models.folders import (
     COMPONENTS,
@@ -37,6 +38,7 @@ from gacq_deploy.models.half_storage import keep_half, load_half
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import check_loras, check_unchanged, fuse_loras, record_loras
 from gacq_deploy.models.noise_schedule import check_process, recorded_alphas
+from gacq_deploy.models.placement import move, to_host
 from gacq_deploy.models.unet2d import UNET2D
 from gacq_deploy.models.unet2d_condition import UNET2D_CONDITION
 from gacq_deploy.recipe.sections import PYTHON_PREFIX, ModelSection
@@ -150,13 +152,14 @@ def find_source(section: ModelSection, *, weights: bool = True) -> Source:
     return source
 
 
-def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
+def load_module(source: Source, *, keep_stored: bool = False, device: torch.device = HOST) -> nn.Module:
     """Load the denoiser itself, float32, frozen, in evaluation mode, adapters fused.
 
     Args:
         source: where it lies.
         keep_stored: leave weights that are stored in half precision so, and compute in float32 all the same
             (:mod:`gacq_deploy.models.half_storage`); not where adapters are fused into them.
+        device: where it is put at last.
 
     Raises:
         ModelError: pickled, missing or surplus weights, or an adapter that does not fit.
@@ -175,7 +178,7 @@ def load_module(source: Source, *, keep_stored: bool = False) -> nn.Module:
     fuse_loras(module, source.section.loras, source.pipeline_class)
     network = module.eval().requires_grad_(False)
     check_finite(network, source.section.source)
-    return network
+    return move(network, device)
 
 
 def _end_offloading(module: nn.Module) -> None:
@@ -440,5 +443,5 @@ def digest_weights(module: nn.Module) -> str:
 
 
 def digest_values(values: Mapping[str, torch.Tensor]) -> str:
-    """Return one sha256 over tensors on the CPU, by name."""
-    return digest_json({name: digest_array(value.numpy()) for name, value in values.items()})
+    """Return one sha256 over tensors, by name."""
+    return digest_json({name: digest_array(to_host(value)) for name, value in values.items()})

@@ -21,11 +21,11 @@ class ActivationQuantizer(nn.Module):
     The scale is ``initial * exp(log_gain)``: positive whatever the optimiser does.
     """
 
-    def __init__(self, spec: TensorSpec, scale: float) -> None:
+    def __init__(self, spec: TensorSpec, scale: float, device: torch.device | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.initial = torch.tensor(scale, dtype=torch.float32)
-        self.log_gain = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.initial = torch.tensor(scale, dtype=torch.float32, device=device)
+        self.log_gain = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
 
     @property
     def scale(self) -> Tensor:
@@ -34,11 +34,11 @@ class ActivationQuantizer(nn.Module):
 
     def freeze(self) -> None:
         """Make the current scale the static one; learning ends."""
-        self.set_scale(float(self.scale.detach()))
+        self.set_scale(self.scale.detach())
 
-    def set_scale(self, scale: float) -> None:
-        """Fix the scale."""
-        self.initial = torch.tensor(scale, dtype=torch.float32)
+    def set_scale(self, scale: float | Tensor) -> None:
+        """Fix the scale: a number, or a float32 scalar where the layer lies."""
+        self.initial = torch.as_tensor(scale, dtype=torch.float32, device=self.log_gain.device)
         self.log_gain.requires_grad_(False)
         self.log_gain.data.zero_()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gacq_deploy.errors import CalibrationError
+from gacq_deploy.models.placement import home_of
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer, fold_into_norm
 from gacq_deploy.quant.ranges import ActivationRange, RangeMethod, weight_scale
 from gacq_deploy.quant.rounding import nearest_codes
@@ -38,43 +40,69 @@ def estimate_activation_scales(
     entries = [e for e in plan if e.site.role != "weight"]
     if not entries:
         return {}
-    ranges = {e.tie: ActivationRange() for e in entries}
     # reversed: the first site of a tie decides how its scale is found
     specs = {e.tie: e for e in reversed(entries)}
-
-    def observed(observe: Callable[[ActivationRange, Tensor], None]) -> None:
-        with ExitStack() as stack:
-            for entry in entries:
-                layer = module.get_submodule(entry.site.module)
-                smooth = smoothing.get(entry.site.module) if entry.site.role == "input" else None
-                hook = _observer(entry.site, ranges[entry.tie], observe, smooth)
-                stack.callback(layer.register_forward_hook(hook).remove)
-            for _ in run():
-                pass
-
-    observed(ActivationRange.observe_largest)
-    observed(ActivationRange.observe_histogram)
+    ranges = {e.tie: ActivationRange() for e in entries}
+    largest = _largest_values(module, entries, run, smoothing)
+    for entry in entries:
+        ranges[entry.tie].largest = max(ranges[entry.tie].largest, largest.get(entry.site, 0.0))
+    with _watching(module, entries, smoothing, lambda e, x: ranges[e.tie].observe_histogram(x)):
+        for _ in run():
+            pass
     return {
         tie: r.scale(specs[tie].spec, RangeMethod.parse(specs[tie].range_method)) for tie, r in ranges.items()
     }
 
 
-def _observer(
-    site: Site,
-    target: ActivationRange,
-    observe: Callable[[ActivationRange, Tensor], None],
-    smoothing: Smoothing | None,
-) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        tensor = args[0] if site.role == "input" else output
-        if not bool(torch.isfinite(tensor).all()):
-            raise CalibrationError(
-                f"The float activation at '{site}' holds NaN or Inf.",
-                "Check the model's weights and the samples.",
-            )
-        observe(target, tensor if smoothing is None else smoothing.input(tensor))
+def _largest_values(
+    module: nn.Module, entries: Sequence[PlannedSite], run: Pass, smoothing: Mapping[str, Smoothing]
+) -> dict[Site, float]:
+    """Return max|x| of every site; the device is asked once a chunk.
 
-    return hook
+    Raises:
+        CalibrationError: an activation is not finite.
+    """
+    tops: dict[Site, Tensor] = {}
+    found: dict[Site, float] = {}
+
+    def observe(entry: PlannedSite, x: Tensor) -> None:
+        # of what is not finite this is not finite either
+        top = x.abs().amax()
+        tops[entry.site] = torch.maximum(tops[entry.site], top) if entry.site in tops else top
+
+    with _watching(module, entries, smoothing, observe):
+        for _ in run():
+            found = dict(zip(tops, torch.stack(list(tops.values())).cpu().tolist(), strict=True))
+            if wrong := [site for site, top in found.items() if not math.isfinite(top)]:
+                raise CalibrationError(
+                    f"The float activation at '{wrong[0]}' holds NaN or Inf.",
+                    "Check the model's weights and the samples.",
+                )
+    return found
+
+
+@contextmanager
+def _watching(
+    module: nn.Module,
+    entries: Sequence[PlannedSite],
+    smoothing: Mapping[str, Smoothing],
+    observe: Callable[[PlannedSite, Tensor], None],
+) -> Iterator[None]:
+    """Show ``observe`` the tensor of every site, smoothed where it is, while the float model runs."""
+
+    def hook(entry: PlannedSite, smooth: Smoothing | None) -> Callable[..., None]:
+        def seen(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            tensor = args[0] if entry.site.role == "input" else output
+            observe(entry, tensor if smooth is None else smooth.input(tensor))
+
+        return seen
+
+    with ExitStack() as stack:
+        for entry in entries:
+            layer = module.get_submodule(entry.site.module)
+            smooth = smoothing.get(entry.site.module) if entry.site.role == "input" else None
+            stack.callback(layer.register_forward_hook(hook(entry, smooth)).remove)
+        yield
 
 
 def insert_quantizers(
@@ -88,7 +116,10 @@ def insert_quantizers(
     ``scales`` maps tie -> activation scale, ``smoothing`` a layer's name to how it is smoothed; norms that carry
     smoothing are replaced too. Returns the layers by module name, in execution order.
     """
-    quantizers = {e.tie: ActivationQuantizer(e.spec, scales[e.tie]) for e in plan if e.site.role != "weight"}
+    device = home_of(module)
+    quantizers = {
+        e.tie: ActivationQuantizer(e.spec, scales[e.tie], device) for e in plan if e.site.role != "weight"
+    }
 
     def quantizer(activation: PlannedSite | None) -> ActivationQuantizer | None:
         return None if activation is None else quantizers[activation.tie]

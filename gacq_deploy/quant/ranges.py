@@ -60,7 +60,8 @@ def weight_scale(weight: Tensor, spec: TensorSpec, method: RangeMethod) -> Tenso
 
 
 def _without_dead(scale: Tensor) -> Tensor:
-    top = scale.max() if float(scale.max()) > 0 else torch.tensor(DEAD_SCALE, dtype=scale.dtype)
+    top = scale.max()
+    top = torch.where(top > 0, top, DEAD_SCALE)
     return torch.where(scale <= DEAD_RATIO * top, top, scale)
 
 
@@ -80,7 +81,7 @@ def _least_error_of_rows(rows: Tensor, spec: TensorSpec, p: float) -> Tensor:
     scale = _without_dead(_largest_of_rows(rows, spec, p))
     best = torch.full_like(scale, torch.inf)
     chosen = scale.clone()
-    rest = torch.arange(len(rows))
+    rest = torch.arange(len(rows), device=rows.device)
     for number, ratio in enumerate(_RATIOS.flip(0)):
         candidate = scale[rest] * ratio
         quantized = fake_quantize(rows, channel_shape(candidate, 2, 0), spec.qmin, spec.qmax)
@@ -92,29 +93,26 @@ def _least_error_of_rows(rows: Tensor, spec: TensorSpec, p: float) -> Tensor:
             largest = channel_shape(candidate, 2, 0) * max(spec.qmax, -spec.qmin)
             clipped = (rows.abs() - largest).clamp_(min=0).pow(p).sum(1)
             is_open = clipped <= best[rest] * (1 + _MARGIN)
-            if not bool(is_open.any()):
+            count = int(is_open.sum())
+            if count == 0:
                 break
-            if 1 < int(is_open.sum()) < _WORTH_LEAVING * len(rest):
+            if 1 < count < _WORTH_LEAVING * len(rest):
                 rows, rest = rows[is_open], rest[is_open]
     return chosen
 
 
 class ActivationRange:
-    """Collects |x| of a streamed tensor in two passes: the largest value, then a histogram up to it.
+    """Collects a histogram of |x| of a streamed tensor, up to its largest value, which another pass has found.
 
     The result does not depend on how the stream is cut into chunks (counts are integers).
     """
 
-    def __init__(self) -> None:
-        self.largest = 0.0
+    def __init__(self, largest: float = 0.0) -> None:
+        self.largest = largest
         self._counts: Tensor | None = None
 
-    def observe_largest(self, x: Tensor) -> None:
-        """First pass."""
-        self.largest = max(self.largest, float(x.abs().amax()))
-
     def observe_histogram(self, x: Tensor) -> None:
-        """Second pass, after every tensor of the first."""
+        """Second pass, when the largest value is known."""
         if self.largest < DEAD_BELOW:
             return
         # the largest value is the upper edge of the last bin
@@ -126,7 +124,7 @@ class ActivationRange:
         """Return the estimated scale; asymmetric int8 bounds are treated as ``qmax`` on both sides."""
         if self._counts is None:
             return DEAD_SCALE
-        histogram = Histogram(self._counts, self.largest)
+        histogram = Histogram(self._counts.cpu(), self.largest)
         return ESTIMATORS[method.name].histogram(histogram, spec, method.value)
 
 

@@ -6,6 +6,7 @@ where one scale for the tensor cannot follow them; a weight has a scale for each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def smoothing_factor(activation: Tensor, weight: Tensor, alpha: float) -> Tensor
     floor = torch.clamp(weight, min=_DEAD * float(weight.max()))
     logs = alpha * torch.log(activation.clamp(min=_TINY)) - (1 - alpha) * torch.log(floor)
     logs = logs - logs[live].mean()
-    bound = torch.log(torch.tensor(BOUND, dtype=torch.float64))
+    bound = math.log(BOUND)
     logs = torch.where(live, logs, torch.zeros_like(logs)).clamp(-bound, bound)
     return torch.exp(-logs).float()
 
@@ -133,10 +134,10 @@ class SmoothingSearch:
         return total
 
     def _quantized(self, seen: SmoothingRows, judged: SmoothingRows, smoothing: Smoothing) -> Tensor:
-        observed = ActivationRange()
-        observed.largest = float(smoothing.input(seen.largest).max())
+        observed = ActivationRange(float(smoothing.input(seen.largest).max()))
         observed.observe_histogram(smoothing.input(seen.x))
-        scale = torch.tensor(observed.scale(self.spec, RangeMethod.parse(self.method)), dtype=torch.float32)
+        found = observed.scale(self.spec, RangeMethod.parse(self.method))
+        scale = torch.tensor(found, dtype=torch.float32, device=judged.x.device)
         return fake_quantize(smoothing.input(judged.x), scale, self.spec.qmin, self.spec.qmax)
 
 

@@ -106,10 +106,18 @@ class CalibrationSection(Section):
     memory_mb: int = Field(default=2048, ge=64, le=MEGABYTES_MAX)
     """Bound on the activations of one pass over the samples; the cache itself is memory-mapped on disk. A
     reconstruction step holds `reconstruction.batch` samples of one block, whatever this says."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")
+    """Where torch computes: `auto` takes the first GPU, or the CPU where there is none; `cpu`, `cuda` (the first GPU)
+    or `cuda:N`. A run goes on where it began, on a CPU or on a GPU."""
     threads: int = Field(default=2, ge=1, le=THREADS_MAX)
     """CPU threads; part of the recipe because it changes the last bits of float sums."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
     """Of the order in which learning sees the samples."""
+
+    @property
+    def device_class(self) -> str:
+        """``cuda`` if it names a GPU, ``cpu`` if it names the CPU or leaves it open."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
 
 
 def _known_target(name: str) -> str:
@@ -266,8 +274,25 @@ class Recipe(Section):
     @property
     def calibration_digest(self) -> str:
         """Sha256 of the sections that decide what calibration learns; the others may change without a new run."""
+        return digest_json(self.decisive())
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the sections that decide what calibration learns, as plain data.
+
+        Of the device counts whether it is a GPU: sums come out otherwise in the last bits there. A CPU is not named:
+        runs from before there was a choice name nothing.
+        """
         document = self.document()
-        return digest_json({k: document[k] for k in ("model", "samples", "quantization", "calibration")})
+        sections = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
+        del sections["calibration"]["device"]
+        if (kind := self.calibration.device_class) == "cuda":
+            sections["calibration"]["device"] = kind
+        return sections
+
+    def on_device(self, kind: str) -> Recipe:
+        """Return the recipe with another ``calibration.device``."""
+        calibration = self.calibration.model_copy(update={"device": kind})
+        return self.model_copy(update={"calibration": calibration})
 
     def allowing_python(self, allowed: bool = True) -> Recipe:
         """Return the recipe, free to run the Python function that a file names as its source, if that is allowed."""

@@ -26,6 +26,7 @@ from gacq_deploy.calibration.stage_gains import MEASURE
 from gacq_deploy.calibration.weighting.objective import TRAJECTORIES, gain_passes
 from gacq_deploy.calibration.weighting.weighting import alignment_cost
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.models.structure.graph import Block
 from gacq_deploy.models.trajectories.drawn import COLLECT, PROBE_STATES
 from gacq_deploy.progress import PlannedStage
@@ -176,7 +177,7 @@ def _step_in_passes(
 
 
 def _noise(denoiser: Denoiser, rows: int) -> CalibrationSet:
-    inputs = {name: value.numpy() for name, value in denoiser.example_inputs(rows).items()}
+    inputs = {name: to_host(value) for name, value in denoiser.example_inputs(rows).items()}
     latents, timesteps = inputs.pop(SAMPLE), inputs.pop(TIMESTEP)
     number = np.arange(rows)
     return CalibrationSet(

@@ -9,11 +9,11 @@ from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import checked_plan
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.devices import computing_on, find_device
 from gacq_deploy.models.source import Source
 from gacq_deploy.models.structure.graph import Block, ModelGraph
 from gacq_deploy.models.trajectories.collect import find_model, record_denoiser
 from gacq_deploy.models.trajectories.drawn import validation_trajectories
-from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.progress import PlannedStage
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.spec import PlannedSite, QuantPlan
@@ -66,8 +66,9 @@ def estimate_calibration(
     Raises:
         GacqError: whatever :func:`gacq_deploy.calibration.stage.calibrate` would raise before its first sample.
     """
-    with limited_threads(recipe.calibration.threads):
-        denoiser, branches = record_denoiser(find_model(recipe, source), recipe)
+    device = find_device(recipe.calibration.device)
+    with computing_on(device, recipe.calibration.threads):
+        denoiser, branches = record_denoiser(find_model(recipe, source), recipe, device)
         graph, plan = checked_plan(recipe, denoiser)
         return estimate_planned(recipe, denoiser, graph, plan, branches=branches, enough_s=enough_s)
 

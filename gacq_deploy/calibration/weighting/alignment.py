@@ -142,10 +142,11 @@ def mean_pairwise_cosine(G: Sequence[Vector]) -> float:
 
 def cosine_matrix(G: Sequence[Vector]) -> Tensor:
     """Return the cosines of all pairs, ``[T, T]`` float64, diagonal 1 (0 for a zero gradient)."""
-    gram = torch.zeros(len(G), len(G), dtype=torch.float64)
+    products = []
     for parts in zip(*G, strict=True):
         rows = torch.stack([p.detach().flatten() for p in parts]).double()
-        gram += (rows @ rows.T).cpu()
+        products.append(rows @ rows.T)
+    gram = torch.stack(products).sum(0).cpu()
     inverse = reciprocals([math.sqrt(max(float(x), 0.0)) for x in gram.diagonal()])
     scale = torch.tensor(inverse, dtype=torch.float64)
     # rounding leads beyond 1
@@ -171,7 +172,7 @@ def automatic_eta(g: Vector, rms: float) -> float:
 
 def weighted_gradient(losses: Losses, theta: Vector, w: Tensor) -> Vector:
     """Return J^T w, the gradient of sum_i w_i l_i, ``w`` [B] constant."""
-    return _gradient(lambda p: (w * losses(p)).sum(), theta)
+    return gradient_at(lambda p: (w * losses(p)).sum(), theta)
 
 
 def reparametrised(losses: Losses, metric: Sequence[float]) -> Losses:
@@ -197,8 +198,8 @@ def hessian_vector(loss: Losses, theta: Vector, direction: Vector, method: Hessi
         h = _difference_step(theta, direction)
         if h == 0:
             return zeros_like(theta)
-        above = _gradient(loss, axpy(h, direction, theta))
-        below = _gradient(loss, axpy(-h, direction, theta))
+        above = gradient_at(loss, axpy(h, direction, theta))
+        below = gradient_at(loss, axpy(-h, direction, theta))
         return tuple((a - b) / (2 * h) for a, b in zip(above, below, strict=True))
     leaves = leaves_of(theta)
     with torch.enable_grad():
@@ -330,12 +331,11 @@ def softmax_chain(dw: Tensor, w: Tensor, tau: float) -> Tensor:
     return (w / tau) * (dw - (w * dw).sum())
 
 
-def validation_gradient(loss: Losses, theta: Vector) -> tuple[float, Vector]:
-    """Return one group's loss and its gradient G_t at ``theta``."""
+def gradient_at(loss: Losses, theta: Vector) -> Vector:
+    """Return the gradient of a scalar loss at ``theta``."""
     leaves = leaves_of(theta)
     with torch.enable_grad():
-        value = loss(leaves)
-        return float(value.detach()), gradient_of(value, leaves)
+        return gradient_of(loss(leaves), leaves)
 
 
 class _Groups:
@@ -354,9 +354,9 @@ class _Groups:
         with torch.enable_grad():
             for loss in validation:
                 value = loss(self._leaves)
-                values.append(float(value.detach()))
+                values.append(value.detach())
                 gradients.append(gradient_of(value, self._leaves, create_graph=keep))
-        self.losses = torch.tensor(values, dtype=torch.float64)
+        self.losses = torch.stack(values).cpu().double()
         self.G = tuple(_detached(g) for g in gradients)
         self._graphs = gradients if keep else None
 
@@ -405,7 +405,3 @@ def _pullbacks(losses: Losses, theta: Vector, u: Sequence[Vector]) -> list[Vecto
 
 def _pair_factor(count: int) -> float:
     return 2 / (count * (count - 1)) if count > 1 else 0.0
-
-
-def _gradient(loss: Losses, theta: Vector) -> Vector:
-    return validation_gradient(loss, theta)[1]

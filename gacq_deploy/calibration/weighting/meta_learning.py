@@ -40,7 +40,7 @@ from gacq_deploy.calibration.weighting.differentiation import (
 from gacq_deploy.calibration.weighting.minibatches import Deck, stratify
 from gacq_deploy.calibration.weighting.sample_weights import effective_samples
 from gacq_deploy.calibration.weighting.sparse_adam import SparseAdam
-from gacq_deploy.calibration.weighting.vectors import Vector
+from gacq_deploy.calibration.weighting.vectors import Vector, norm
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.recipe.calibration import WeightingSection
 
@@ -306,7 +306,7 @@ class _Loop:
             return False
         w = self._softmax(torch.from_numpy(self._logits[index]))
         g = weighted_gradient(train, self._phi, w)
-        if not all(bool(torch.isfinite(x).all()) for x in g):
+        if not math.isfinite(norm(g)):
             raise _Failed("the training gradient is not finite before the first meta iteration.")
         self._choose(LookAhead(train, self._phi, g, 0.0), w, validation[0])
         self._shorten(g, validation)
@@ -374,7 +374,7 @@ class _Loop:
     def _relative(self, dw: Tensor, s: Tensor) -> NDArray[np.float64]:
         """Return the logits' gradient of the relative loss, for weights of mean 1; 0 where rounding is all there is."""
         w = softmax_weights(s, self.settings.temperature)
-        exact = dw.double()
+        exact = dw.double().cpu()
         spread = float((exact - (w * exact).sum()).abs().max())
         if spread <= 64 * torch.finfo(dw.dtype).eps * float(exact.abs().max()):
             return np.zeros(len(s))
@@ -414,7 +414,7 @@ class _Loop:
 
 def _mean_loss(validation: Sequence[Losses], theta: Vector) -> float:
     with torch.no_grad():
-        return float(np.mean([float(loss(theta)) for loss in validation]))
+        return float(torch.stack([loss(theta) for loss in validation]).double().mean())
 
 
 def _ratio(gm: NDArray[np.float64], mse: NDArray[np.float64]) -> float:

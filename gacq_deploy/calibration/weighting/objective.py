@@ -15,15 +15,15 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gacq_deploy.calibration.weighting.bounds import project_weights
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.placement import to_host, to_tensor
 from gacq_deploy.models.trajectories.drawn import draw_conditioning, trajectory_noise
 from gacq_deploy.quant.layers import float_mode
 from gacq_deploy.samples.conditioning import Conditions
 from gacq_deploy.sampling.loop import SamplerRun, model_sampler
-from gacq_deploy.spec import Array, Float32
+from gacq_deploy.spec import Float32
 
 Objective = Literal["eps", "sqnr", "images"]
 
@@ -136,17 +136,12 @@ class _Predictor:
         self._advance = advance
         self.guide = conditions.guide
         self._branches = conditions.branches
-        self._fed = {name: _tensor(value) for name, value in conditions.feeds().items()}
+        self._fed = {name: to_tensor(v, denoiser.device) for name, v in conditions.feeds().items()}
 
     def __call__(self, state: Float32, timestep: np.generic) -> Float32:
         """Return the prediction ``[branches * N, ...]`` of a state ``[N, ...]``."""
         sample = np.concatenate([state] * self._branches)
         rows = np.full(len(sample), timestep)
-        output = np.asarray(self._denoiser(_tensor(sample), _tensor(rows), self._fed).numpy())
+        output: Float32 = to_host(self._denoiser(to_tensor(sample), to_tensor(rows), self._fed))
         self._advance()
         return output
-
-
-def _tensor(value: Array) -> Tensor:
-    # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
-    return torch.from_numpy(value).clone()

@@ -20,9 +20,9 @@ _RELATIVE_FLOOR = 1e-12
 
 def dot(a: Vector, b: Vector) -> float:
     """Return a . b, summed in float64."""
-    return math.fsum(
-        float((x.detach().double() * y.detach().double()).sum()) for x, y in zip(a, b, strict=True)
-    )
+    parts = [(x.detach().double() * y.detach().double()).sum() for x, y in zip(a, b, strict=True)]
+    # one question to the device, however many tensors
+    return math.fsum(torch.stack(parts).cpu().tolist()) if parts else 0.0
 
 
 def norm(a: Vector) -> float:

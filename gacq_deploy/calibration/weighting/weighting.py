@@ -15,8 +15,8 @@ from torch import Tensor
 from gacq_deploy.artifact.diagnostics import StageWeights
 from gacq_deploy.calibration.weighting.alignment import (
     cosine_matrix,
+    gradient_at,
     mean_direction,
-    validation_gradient,
 )
 from gacq_deploy.calibration.weighting.bounds import bounded_weights
 from gacq_deploy.calibration.weighting.differentiation import differentiable_attention, sample_derivatives
@@ -29,6 +29,7 @@ from gacq_deploy.calibration.weighting.meta_learning import (
 from gacq_deploy.calibration.weighting.objective import coefficients, step_means
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights, checked_weights, effective_samples
 from gacq_deploy.calibration.weighting.vectors import Vector, axpy, zeros_like
+from gacq_deploy.models.placement import to_host
 from gacq_deploy.recipe.calibration import WeightedStage, WeightingSection
 from gacq_deploy.recipe.sections import CalibrationSection
 from gacq_deploy.samples.calibration_set import CalibrationSet, timestep_buckets
@@ -263,7 +264,7 @@ def sample_alignments(loss: StageLoss, split: Split, batch: int) -> NDArray[np.f
             parts.append(sample_derivatives(lambda p, r=rows: loss.at(p, r), theta, v))  # type: ignore[misc]
             loss.advance()
     products = torch.cat(parts)
-    return (products / products.abs().max().clamp(min=1e-30)).numpy().astype(np.float32)
+    return to_host(products / products.abs().max().clamp(min=1e-30)).astype(np.float32)
 
 
 def alignment_cost(section: WeightingSection, rows: int, groups: int) -> float:
@@ -278,7 +279,7 @@ def _group_gradients(loss: StageLoss, split: Split, batch: int) -> list[Vector]:
         total = zeros_like(theta)
         for first in range(0, len(rows), batch):
             part = rows[first : first + batch]
-            gradient = validation_gradient(lambda p, r=part: loss.at(p, r).mean(), theta)[1]  # type: ignore[misc]
+            gradient = gradient_at(lambda p, r=part: loss.at(p, r).mean(), theta)  # type: ignore[misc]
             # a group that fits in one part needs no sum
             whole = len(part) == len(rows)
             total = gradient if whole else axpy(len(part) / len(rows), gradient, total)

@@ -106,8 +106,8 @@ def check_untouched(module: nn.Module) -> None:
 
 
 def weightless_twin(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose parameters are shapes; buffers are copied, too."""
-    known: dict[int, Any] = {}
+    """Return a copy of a module, on the CPU, whose parameters are shapes; buffers are copied, too."""
+    known: dict[int, Any] = {id(buffer): buffer.detach().cpu().clone() for buffer in module.buffers()}
     with FakeTensorMode():
         for parameter in module.parameters():
             shape = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)

@@ -68,7 +68,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 def observe(denoiser: Denoiser, cut: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> Observed:
     """Run the model once on ``inputs`` (sample, timestep, conditioning by name), the modules in ``cut`` as blocks."""
-    observer = _Observer(Observed(len(inputs["sample"])), cut)
+    observer = _Observer(Observed(len(inputs["sample"])), cut, denoiser.device)
     conditioning = {k: v for k, v in inputs.items() if k not in ("sample", "timestep")}
     with ExitStack() as stack:
         for name, module in cut.items():
@@ -95,9 +95,10 @@ class _Spoilt(Exception):
 class _Observer:
     """Fills in an :class:`Observed`."""
 
-    def __init__(self, seen: Observed, cut: Mapping[str, nn.Module]) -> None:
+    def __init__(self, seen: Observed, cut: Mapping[str, nn.Module], device: torch.device) -> None:
         self.seen = seen
         self._cut = cut
+        self._device = device
         self._called: set[str] = set()
         self._layers: set[str] = set()
         self._active: list[str] = []
@@ -153,7 +154,7 @@ class _Observer:
 
     def _marked(self, name: str, made: Mapping[Place, Any], given: list[Tensor]) -> dict[Place, Tensor]:
         """Return the outputs, each with a zero added by which autograd tells what depends on this block."""
-        mark = torch.zeros((), requires_grad=True)
+        mark = torch.zeros((), requires_grad=True, device=self._device)
         self._marks.append(mark)
         returned: dict[Place, Tensor] = {}
         outputs = [v for v in made.values() if isinstance(v, Tensor)]

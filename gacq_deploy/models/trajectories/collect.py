@@ -13,6 +13,7 @@ from gacq_deploy.artifact.samples_record import LayoutRecord, SamplesRecord, loa
 from gacq_deploy.errors import RESTORE, ArtifactError, RecipeError
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.call_recorder import Layout, RecordedCall, record_call
+from gacq_deploy.models.devices import HOST
 from gacq_deploy.models.pipelines import OpenPipeline, check_conditioning, open_pipeline
 from gacq_deploy.models.source import Recording, Source, find_source, load_module, make_denoiser
 from gacq_deploy.models.trajectories.drawn import COLLECT, PROBE_STATES, collect_samples
@@ -74,16 +75,20 @@ class Trajectories(Protocol):
 
 
 def open_trajectories(
-    source: Source, recipe: Recipe, directory: RunDirectory, group: Group = ALONE
+    source: Source,
+    recipe: Recipe,
+    directory: RunDirectory,
+    group: Group = ALONE,
+    device: torch.device = HOST,
 ) -> Trajectories:
-    """Load the model and say where its trajectories come from; a pipeline is opened only if it has to run.
+    """Load the model onto a device and say where its trajectories come from; a pipeline is opened only if it must run.
 
     Samples are collected by the whole group, of which this is the first process.
 
     Raises:
         ModelError, ArtifactError: it cannot be loaded, or calls its denoiser in a way that is not supported.
     """
-    module = load_module(source, keep_stored=True)
+    module = load_module(source, keep_stored=True, device=device)
     if not source.is_prompted:
         return DrawnTrajectories(make_denoiser(source, module), recipe, directory, group)
     known = _Memory.read(directory)
@@ -101,9 +106,9 @@ def open_trajectories(
     return PromptedTrajectories(denoiser, recipe, directory, recorded, scale, opened, group)
 
 
-def record_denoiser(source: Source, recipe: Recipe) -> tuple[Denoiser, int]:
+def record_denoiser(source: Source, recipe: Recipe, device: torch.device = HOST) -> tuple[Denoiser, int]:
     """Load a model only to look at it: of a prompted one, its call is recorded. Return it and its rows an image."""
-    module = load_module(source, keep_stored=True)
+    module = load_module(source, keep_stored=True, device=device)
     if not source.is_prompted:
         return make_denoiser(source, module), 1
     recorded = record_call(open_pipeline(source, module), recipe.samples.steps)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gacq_deploy.errors import CalibrationError
 from gacq_deploy.models.base import Denoiser
+from gacq_deploy.models.placement import to_host, to_tensor
 from gacq_deploy.processes.group import ALONE, Group
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.samples.calibration_set import CONDITION_PREFIX
 from gacq_deploy.samples.row_file import RowFile, SampleWriter
-from gacq_deploy.spec import Array
+from gacq_deploy.spec import Array, Float32
 
 _LABELS, _SPLIT = 1 << 40, 1 << 41
 """Second Philox keys of class labels and of the validation split, beyond those of noise: numbers of trajectories."""
@@ -155,6 +155,14 @@ def _layout(
     return layout
 
 
+class _State(NamedTuple):
+    """One step of a batch of trajectories: states and model outputs ``[N, ...]``, and the timestep."""
+
+    latents: Float32
+    targets: Float32
+    timestep: int
+
+
 @torch.no_grad()
 def _run(
     denoiser: Denoiser,
@@ -163,12 +171,12 @@ def _run(
     members: NDArray[np.int64],
     conditioning: Mapping[str, Array],
     report: Reporter,
-) -> list[tuple[Tensor, Tensor, int]]:
-    """Return (state, model output, timestep) of every step for one batch of trajectories."""
+) -> list[_State]:
+    """Return the states of every step for one batch of trajectories."""
     noise = [trajectory_noise(section.seed, int(i), denoiser.record.sample_shape) for i in members]
-    # cloned: torch's own memory is aligned, numpy's is not, and sums differ in the last bits
-    x = torch.from_numpy(np.stack(noise)).clone() * float(scheduler.init_noise_sigma)
-    condition = {name: torch.from_numpy(value) for name, value in conditioning.items()}
+    device = denoiser.device
+    x = to_tensor(np.stack(noise), device) * float(scheduler.init_noise_sigma)
+    condition = {name: to_tensor(value, device) for name, value in conditioning.items()}
     states = []
     for t in scheduler.timesteps:
         output = denoiser(x, t.expand(len(members)), condition)
@@ -178,7 +186,7 @@ def _run(
                 f"(trajectories {members[0]}..{members[-1]}).",
                 "Check the weights, their dtype and the scheduler's configuration.",
             )
-        states.append((x, output, int(t)))
+        states.append(_State(to_host(x), to_host(output), int(t)))
         x = scheduler.step(output, int(t), x).prev_sample
         report.advance(len(members))
     return states
@@ -186,17 +194,17 @@ def _run(
 
 def _write(
     writer: RowFile,
-    states: list[tuple[Tensor, Tensor, int]],
+    states: list[_State],
     members: NDArray[np.int64],
     conditioning: Mapping[str, Array],
     flags: NDArray[np.uint8],
     kept: list[int],
 ) -> None:
     count = len(kept)
-    timesteps = [states[k][2] for k in kept]
+    timesteps = [states[k].timestep for k in kept]
     for offset, trajectory in enumerate(members):
-        latents = [states[k][0][offset].numpy() for k in kept]
-        targets = [states[k][1][offset].numpy() for k in kept]
+        latents = [states[k].latents[offset] for k in kept]
+        targets = [states[k].targets[offset] for k in kept]
         rows: dict[str, Array] = {
             "latents": np.stack(latents),
             "targets": np.stack(targets),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from gacq_deploy.models.devices import computing_on, find_device
 from gacq_deploy.models.pipelines import OpenPipeline, open_pipeline
-from gacq_deploy.models.source import Source, load_module, make_denoiser
+from gacq_deploy.models.source import load_module, make_denoiser
 from gacq_deploy.models.trajectories.collect import find_model
-from gacq_deploy.models.trajectories.drawn import DrawnShare, help_collect_samples
+from gacq_deploy.models.trajectories.drawn import help_collect_samples
 from gacq_deploy.models.trajectories.shards import PromptedShare, help_collect_file
 from gacq_deploy.processes.group import Group
-from gacq_deploy.processes.threads import limited_threads
 from gacq_deploy.recipe.sections import Recipe
 
 
@@ -18,18 +18,16 @@ def help_calibrate(recipe: Recipe, group: Group) -> None:
     Raises:
         UsageError, ModelError, ArtifactError: the model is not there, not whole or not supported.
         CalibrationError: the float model's output is not finite.
+        BackendUnavailable: the recipe's device is not here.
         ResourceError: another process of the group ended.
     """
-    source = find_model(recipe)
+    source, device = find_model(recipe), find_device(recipe.calibration.device)
     opened: OpenPipeline | None = None
-    with limited_threads(recipe.calibration.threads):
+    with computing_on(device, recipe.calibration.threads):
         while (share := group.broadcast(None)) is not None:
             if isinstance(share, PromptedShare):
-                opened = opened or open_pipeline(source, load_module(source, keep_stored=True))
+                opened = opened or open_pipeline(source, load_module(source, keep_stored=True, device=device))
                 help_collect_file(opened, share, group)
             else:
-                _help_drawn(source, share, group)
-
-
-def _help_drawn(source: Source, share: DrawnShare, group: Group) -> None:
-    help_collect_samples(make_denoiser(source, load_module(source, keep_stored=True)), share, group)
+                module = load_module(source, keep_stored=True, device=device)
+                help_collect_samples(make_denoiser(source, module), share, group)

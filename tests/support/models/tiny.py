@@ -192,9 +192,8 @@ def tiny_run(root: Path, *, module: UNet2DModel | None = None, **sections: Any) 
     recipe = tiny_recipe(str(source), **{"calibration": {"threads": 1}, **sections})
     directory = RunDirectory(root / "run")
     recipe.save(directory.recipe_path)
-    document = recipe.document()
-    learned = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
-    replace(tiny_artifact(load_float_denoiser(recipe.model)), recipe=learned).save(directory.artifact)
+    artifact = tiny_artifact(load_float_denoiser(recipe.model))
+    replace(artifact, recipe=recipe.decisive()).save(directory.artifact)
     return directory
 
 

@@ -15,7 +15,14 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact
 from gacq_deploy.calibration.cost.estimate import estimate_calibration
 from gacq_deploy.calibration.stage import calibrate
 from gacq_deploy.calibration.weighting.sample_weights import FixedWeights
-from gacq_deploy.errors import ArtifactError, CalibrationError, RecipeError, ResourceError, UsageError
+from gacq_deploy.errors import (
+    ArtifactError,
+    BackendUnavailable,
+    CalibrationError,
+    RecipeError,
+    ResourceError,
+    UsageError,
+)
 from gacq_deploy.progress import SilentReporter
 from gacq_deploy.recipe.load import load_recipe
 from gacq_deploy.recipe.sections import Recipe
@@ -26,6 +33,7 @@ from gacq_deploy.storage.digests import digest_file
 from gacq_deploy.storage.documents import read_json
 from gacq_deploy.storage.files import TEMP_PREFIX, write_json
 from gacq_deploy.storage.lock import lock_directory
+from tests.support.models.tiny import tiny_recipe
 from tests.support.programs.warm_process import WarmProcess
 
 SETTINGS = (
@@ -464,3 +472,10 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
 def test_rules_that_leave_everything_float_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="leave every layer float"):
         calibrate(recipe("quantization.rules=[{match: '*', ignore: true}]"), RunDirectory(tmp_path))
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = tiny_recipe(str(tmp_path / "nowhere"), calibration={"device": "cuda:7"})
+    with pytest.raises(BackendUnavailable, match="'cuda:7' was asked for"):
+        calibrate(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ from gacq_deploy.calibration.weighting.alignment import (
     cosine_matrix,
     directional,
     exact_meta_gradient,
+    gradient_at,
     hessian_vector,
     look_ahead,
     mean_pairwise_cosine,
@@ -32,7 +33,6 @@ from gacq_deploy.calibration.weighting.alignment import (
     softmax_chain,
     softmax_weights,
     surrogate_meta_gradient,
-    validation_gradient,
     weighted_gradient,
 )
 from gacq_deploy.calibration.weighting.vectors import Vector
@@ -392,6 +392,6 @@ def test_forward_mode_takes_the_straight_through_path_although_no_graph_is_asked
     x, y = torch.randn(3, 4, 6, 6), torch.zeros(3, 4, 6, 6)
     train = block_losses(block, names, x, y)
     theta = (torch.tensor(0.1),)
-    _, (slope,) = validation_gradient(lambda p: train(p).sum(), theta)
+    (slope,) = gradient_at(lambda p: train(p).sum(), theta)
     products = directional(train, theta, (torch.ones(()),), "forward")
     assert float(products.sum()) == pytest.approx(float(slope), rel=1e-4)
