@@ -155,7 +155,7 @@ def _make_optimizer(task: BlockTask, settings: ReconstructionSection) -> torch.o
         for quantizer in task.learnable:
             quantizer.log_gain.requires_grad_(True)
         groups.append({"params": [q.log_gain for q in task.learnable], "lr": settings.lr_scale})
-    return torch.optim.Adam(groups)
+    return torch.optim.Adam(groups, fused=True)
 
 
 def _loss(

@@ -21,7 +21,7 @@ from gacq_deploy.run_directory import RunDirectory
 from gacq_deploy.storage.digests import digest_json
 from gacq_deploy.storage.files import disk_error, write_bytes
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Raised when the same recipe would give other numbers: work of an older version is then not taken up."""
 
 

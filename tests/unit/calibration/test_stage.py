@@ -50,7 +50,8 @@ SETTINGS = (
     # learned so briefly, rounding gains only if it counts from the start
     "calibration.reconstruction.warmup=0",
     "calibration.weighting.mode=uniform",
-    "calibration.polish.steps=4",
+    # as with the rounding: four steps lose, eight gain
+    "calibration.polish.steps=8",
     "calibration.polish.save_every=2",
     "calibration.threads=1",
     "parity.probe={trajectories: 2, local_samples: 2}",

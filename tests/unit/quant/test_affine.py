@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import numpy as np
 import onnxruntime
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
+from torch.autograd import forward_ad
 
 from gacq_deploy.quant.affine import channel_shape, fake_quantize
 
@@ -97,3 +101,32 @@ def test_the_gradient_path_computes_the_same_numbers() -> None:
     learning = fake_quantize(x, s.clone().requires_grad_(), -128, 127)
     # x/s + (round(x/s) - x/s) is round(x/s) up to one float32 rounding of a small difference
     assert torch.allclose(plain, learning.detach(), rtol=0, atol=1e-5)
+
+
+def written_out(x: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+    """Fake quantization as autograd would see it: rounding passes its gradient on."""
+    codes = x / scale
+    codes = codes + (codes.round() - codes).detach()
+    return codes.clamp(qmin, qmax) * scale
+
+
+@settings(max_examples=40, deadline=None)
+@given(x=tensors, scale=scales)
+def test_its_derivatives_are_those_of_the_straight_through_estimator(x: np.ndarray, scale: float) -> None:
+    def derivatives(quantize: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        given = torch.from_numpy(x).double().requires_grad_()
+        step = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+        once = torch.autograd.grad(quantize(given, step, -7, 7).pow(2).sum(), (given, step))
+        first = torch.autograd.grad(
+            quantize(given, step, -7, 7).pow(2).sum(), (given, step), create_graph=True
+        )
+        second = torch.autograd.grad(first[0].pow(2).sum() + first[1].pow(2), (given, step))
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            # torch compiles its own forward-mode rules with what it has deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            duals = [forward_ad.make_dual(t, torch.ones_like(t)) for t in (given, step)]
+            along = forward_ad.unpack_dual(quantize(*duals, -7, 7)).tangent
+        return [*once, *first, *second, along]
+
+    for ours, exact in zip(derivatives(fake_quantize), derivatives(written_out), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,3 +58,28 @@ def test_the_regularizer_pulls_h_away_from_the_middle() -> None:
         rounding.regularizer(4.0).backward()
         optimizer.step()
     assert undecided() < before // 10
+
+
+def test_derivatives_made_in_one_pass_are_those_of_the_formula() -> None:
+    w, spec = weight_of(3), TensorSpec(bits=4, axis=0, narrow=True)
+    rounding = AdaRound(w, weight_scale(w, spec, RangeMethod("mse", 2.4)), spec)
+    scale = weight_scale(w, spec, RangeMethod("mse", 2.4)).reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        # some beyond both ends of the rectified sigmoid
+        rounding.alpha += 3 * torch.randn(w.shape, generator=torch.Generator().manual_seed(4))
+
+    def formula() -> torch.Tensor:
+        return ((w / scale).floor() + rounding.h()).clamp(spec.qmin, spec.qmax) * scale
+
+    def derivatives(weight: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+        (once,) = torch.autograd.grad(weight().pow(3).sum(), rounding.alpha)
+        (first,) = torch.autograd.grad(weight().pow(3).sum(), rounding.alpha, create_graph=True)
+        return [weight(), once, first, *torch.autograd.grad(first.pow(2).sum(), rounding.alpha)]
+
+    for ours, exact in zip(derivatives(rounding.soft_weight), derivatives(formula), strict=True):
+        torch.testing.assert_close(ours, exact)
+    for beta in (20.0, 2.0):
+        penalty = (1 - (2 * rounding.h() - 1).abs().pow(beta)).sum()
+        torch.testing.assert_close(rounding.regularizer(beta), penalty)
+        pairs = [torch.autograd.grad(p, rounding.alpha)[0] for p in (rounding.regularizer(beta), penalty)]
+        torch.testing.assert_close(*pairs)
