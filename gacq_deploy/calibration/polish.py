@@ -89,7 +89,13 @@ def ensure_polish(
             "Name other calibration.polish.parameters, or set calibration.polish.steps to 0.",
         )
     losses = _output_loss(session)
-    loss = StageLoss(POLISH, trainables.parameters, losses, advance=session.report.advance)
+    loss = StageLoss(
+        POLISH,
+        trainables.parameters,
+        losses,
+        rows_at_once=session.second_order_rows,
+        advance=session.report.advance,
+    )
     first = trainables.values()
     step = checkpoint.get(_FINAL)
     if step is None:

@@ -241,6 +241,11 @@ def graph_chunk_size(graph: ModelGraph, memory_mb: int, *, by_block: bool) -> in
     return _fitting(memory_mb, checkpointed_bytes(graph) if by_block else second_order_bytes(graph))
 
 
+def second_order_rows(graph: ModelGraph, memory_mb: int) -> int:
+    """Return how many samples may be in memory at once with the whole model's graph of second order, one at least."""
+    return max(1, memory_mb * 2**20 // second_order_bytes(graph))
+
+
 def _fitting(memory_mb: int, sample_bytes: int) -> int:
     return int(min(64, max(1, memory_mb * 2**20 // sample_bytes)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gacq_deploy.calibration.limits import needs_checkpoints
-from gacq_deploy.calibration.replay import chunk_size, graph_chunk_size
+from gacq_deploy.calibration.replay import chunk_size, graph_chunk_size, second_order_rows
 from gacq_deploy.calibration.weighting.weighting import Split, Weighting
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph
@@ -37,6 +37,11 @@ class Session:
     def graph_chunk(self) -> int:
         """How many samples may be in memory at once with the whole model's graph."""
         return graph_chunk_size(self.graph, self.recipe.calibration.memory_mb, by_block=self.is_checkpointed)
+
+    @property
+    def second_order_rows(self) -> int:
+        """How many samples may be in memory at once with the whole model's graph of second order."""
+        return second_order_rows(self.graph, self.recipe.calibration.memory_mb)
 
     @property
     def is_checkpointed(self) -> bool:

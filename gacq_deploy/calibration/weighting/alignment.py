@@ -52,6 +52,23 @@ from gacq_deploy.calibration.weighting.vectors import (
 
 Losses = Callable[[Vector], Tensor]
 """Parameters -> losses: [B] of the training rows, or a scalar of one validation group."""
+
+
+@dataclass(frozen=True)
+class InParts:
+    """Losses of rows that do not fit into memory at once, part by part, in the rows' order.
+
+    Called, it joins what the parts return: a batch's losses, or one group's loss, of which each part gives its share.
+    """
+
+    parts: tuple[Losses, ...]
+
+    def __call__(self, theta: Vector) -> Tensor:
+        """Return the losses [B], or their sum where the parts are scalars."""
+        values = [part(theta) for part in self.parts]
+        return torch.cat(values) if values[0].ndim else torch.stack(values).sum()
+
+
 DirectionalMethod = Literal["forward", "double_backward", "finite_difference"]
 HessianMethod = Literal["double_backward", "finite_difference"]
 
@@ -68,11 +85,38 @@ class Differentiation:
 
 
 @dataclass(frozen=True)
+class Pull:
+    """J^T u at some theta as a graph in ``u`` [B], linear in it: its value, and J v by differentiating it along v."""
+
+    gradient: Vector
+    u: Tensor
+
+    @classmethod
+    def of(cls, losses: Losses, theta: Vector, u: Tensor | None = None) -> Pull:
+        """Return J^T u of the losses [B], of u = 0 by default; one graph serves every direction."""
+        leaves = leaves_of(theta)
+        with torch.enable_grad():
+            values = losses(leaves)
+            u = (torch.zeros_like(values) if u is None else u).detach().clone().requires_grad_()
+            return cls(gradient_of((u * values).sum(), leaves, create_graph=True), u)
+
+    def along(self, directions: Sequence[Vector]) -> list[Tensor]:
+        """Return J v [B] for every v."""
+        found = []
+        with torch.enable_grad():
+            for v in directions:
+                product = torch.stack([(g * d).sum() for g, d in zip(self.gradient, v, strict=True)]).sum()
+                found.append(gradient_of(product, (self.u,), retain_graph=True)[0])
+        return found
+
+
+@dataclass(frozen=True)
 class LookAhead:
     """One step of eq. 2 from ``theta``: ``g`` = J^T w, step length ``eta``; ``train`` gives l [B].
 
     ``unit``: ``eta`` is understood as proportional to 1 / ||g||, so the weights turn the step and cannot lengthen it;
-    otherwise it is a constant, and a sample gains weight by having a large gradient.
+    otherwise it is a constant, and a sample gains weight by having a large gradient. ``pull`` is J^T u as a graph in u,
+    where one is held. ``together``: the graphs of all validation groups fit into memory at once.
     """
 
     train: Losses
@@ -81,6 +125,8 @@ class LookAhead:
     eta: float
     how: Differentiation = Differentiation()
     unit: bool = False
+    pull: Pull | None = None
+    together: bool = True
 
     @property
     def theta_star(self) -> Vector:
@@ -92,7 +138,13 @@ class LookAhead:
         turned = directions
         if self.unit:
             turned = [across(v, self.g) for v in directions]
-        return [-self.eta * x for x in _directionals(self.train, self.theta, turned, self.how.directional)]
+        return [-self.eta * x for x in self.along(turned)]
+
+    def along(self, directions: Sequence[Vector]) -> list[Tensor]:
+        """Return J v [B] for every v."""
+        if self.pull is not None:
+            return self.pull.along(directions)
+        return _directionals(self.train, self.theta, directions, self.how.directional)
 
 
 @dataclass(frozen=True)
@@ -172,11 +224,13 @@ def automatic_eta(g: Vector, rms: float) -> float:
 
 def weighted_gradient(losses: Losses, theta: Vector, w: Tensor) -> Vector:
     """Return J^T w, the gradient of sum_i w_i l_i, ``w`` [B] constant."""
-    return gradient_at(lambda p: (w * losses(p)).sum(), theta)
+    return _pulled_back(losses, theta, [w])[0]
 
 
 def reparametrised(losses: Losses, metric: Sequence[float]) -> Losses:
     """Return ``losses`` as a function of phi, theta_i = m_i phi_i."""
+    if isinstance(losses, InParts):
+        return InParts(tuple(reparametrised(part, metric) for part in losses.parts))
     return lambda phi: losses(tuple(m * p for m, p in zip(metric, phi, strict=True)))
 
 
@@ -194,6 +248,8 @@ def directional(losses: Losses, theta: Vector, direction: Vector, method: Direct
 
 def hessian_vector(loss: Losses, theta: Vector, direction: Vector, method: HessianMethod) -> Vector:
     """Return H v of a scalar ``loss``: by double backward, or by a central difference of gradients."""
+    if isinstance(loss, InParts):
+        return total_of([hessian_vector(part, theta, direction, method) for part in loss.parts])
     if method == "finite_difference":
         h = _difference_step(theta, direction)
         if h == 0:
@@ -211,8 +267,11 @@ def hessian_vector(loss: Losses, theta: Vector, direction: Vector, method: Hessi
 def _directionals(
     losses: Losses, theta: Vector, directions: Sequence[Vector], method: DirectionalMethod
 ) -> list[Tensor]:
+    if isinstance(losses, InParts):
+        by_part = [_directionals(part, theta, directions, method) for part in losses.parts]
+        return [torch.cat(products) for products in zip(*by_part, strict=True)]
     if method == "double_backward":
-        return _double_backward(losses, theta, directions)
+        return Pull.of(losses, theta).along(directions)
     one = _forward if method == "forward" else _central_difference
     return [one(losses, theta, v) for v in directions]
 
@@ -224,7 +283,7 @@ def _forward(losses: Losses, theta: Vector, direction: Vector) -> Tensor:
         # torch compiles its own forward-mode rules with what it has deprecated
         warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
         duals = tuple(_dual(p, v) for p, v in zip(leaves_of(theta), direction, strict=True))
-        value, tangent = _parts(losses(duals))
+        value, tangent = _unpacked(losses(duals))
     return torch.zeros_like(value).detach() if tangent is None else tangent.detach()
 
 
@@ -233,22 +292,9 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
     return dual
 
 
-def _parts(dual: Tensor) -> tuple[Tensor, Tensor | None]:
+def _unpacked(dual: Tensor) -> tuple[Tensor, Tensor | None]:
     value, tangent = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
     return value, tangent
-
-
-def _double_backward(losses: Losses, theta: Vector, directions: Sequence[Vector]) -> list[Tensor]:
-    leaves = leaves_of(theta)
-    with torch.enable_grad():
-        values = losses(leaves)
-        u = torch.zeros_like(values, requires_grad=True)
-        pulled = gradient_of((values * u).sum(), leaves, create_graph=True)
-        products = []
-        for v in directions:
-            along = torch.stack([(g * d).sum() for g, d in zip(pulled, v, strict=True)]).sum()
-            products.append(gradient_of(along, (u,), retain_graph=True)[0])
-    return products
 
 
 @torch.no_grad()
@@ -310,12 +356,11 @@ def surrogate_meta_gradient(
     """
     groups = _Groups(step, validation, second_order=True)
     losses, G = groups.losses, groups.G
-    how = step.how.directional
-    Gw: list[Vector] = [(-step.eta * x,) for x in _directionals(step.train, step.theta, G, how)]
+    Gw: list[Vector] = [(-step.eta * x,) for x in step.along(G)]
     scale = lam * (float(losses.mean()) if normalised else 1.0)
     u = _pair_derivatives(Gw, normalised=normalised)
-    curvature = groups.curvature(_pullbacks(step.train, step.theta, u))
-    dw_gm = directional(step.train, step.theta, curvature, how)
+    curvature = groups.curvature(_pulled_back(step.train, step.theta, [one for (one,) in u]))
+    (dw_gm,) = step.along([curvature])
     dw_gm = -scale * _pair_factor(len(G)) * step.eta**2 * dw_gm
     product = mean_pairwise_cosine(Gw) if normalised else mean_pairwise_product(Gw)
     return MetaGradient(mean_of(Gw)[0], dw_gm, losses, G, mean_pairwise_cosine(G), -scale * product)
@@ -333,32 +378,52 @@ def softmax_chain(dw: Tensor, w: Tensor, tau: float) -> Tensor:
 
 def gradient_at(loss: Losses, theta: Vector) -> Vector:
     """Return the gradient of a scalar loss at ``theta``."""
+    return _value_and_gradient(loss, theta)[1]
+
+
+def _value_and_gradient(loss: Losses, theta: Vector) -> tuple[Tensor, Vector]:
+    """Return a scalar loss and its gradient at ``theta``, with no more than one part's graph in memory."""
     leaves = leaves_of(theta)
-    with torch.enable_grad():
-        return gradient_of(loss(leaves), leaves)
+    values, gradients = [], []
+    for part in _parts(loss):
+        with torch.enable_grad():
+            value = part(leaves)
+            gradients.append(gradient_of(value, leaves))
+        values.append(value.detach())
+    if len(values) == 1:
+        return values[0], gradients[0]
+    return torch.stack(values).sum(), total_of(gradients)
+
+
+def _parts(losses: Losses) -> tuple[Losses, ...]:
+    return losses.parts if isinstance(losses, InParts) else (losses,)
 
 
 class _Groups:
     """The validation groups at theta*: ``losses`` [T] L_t, ``G`` the G_t, and their Hessians on demand.
 
-    With ``second_order`` the gradients keep their graphs, all groups' at once, so that one backward pass then gives the
-    sum of all Hessian-vector products.
+    With ``second_order`` the gradients keep their graphs, all groups' at once where they fit into memory, so that one
+    backward pass then gives the sum of all Hessian-vector products.
     """
 
     def __init__(self, step: LookAhead, validation: Sequence[Losses], *, second_order: bool) -> None:
         self._step = step
         self._validation = validation
         self._leaves = leaves_of(step.theta_star)
-        keep = second_order and step.how.hessian == "double_backward"
-        values, gradients = [], []
+        keep = second_order and step.together and step.how.hessian == "double_backward"
+        find = self._with_graph if keep else self._without_graph
+        found = [find(loss) for loss in validation]
+        self.losses = torch.stack([value for value, _ in found]).cpu().double()
+        self.G = tuple(_detached(gradient) for _, gradient in found)
+        self._graphs = [gradient for _, gradient in found] if keep else None
+
+    def _with_graph(self, loss: Losses) -> tuple[Tensor, Vector]:
         with torch.enable_grad():
-            for loss in validation:
-                value = loss(self._leaves)
-                values.append(value.detach())
-                gradients.append(gradient_of(value, self._leaves, create_graph=keep))
-        self.losses = torch.stack(values).cpu().double()
-        self.G = tuple(_detached(g) for g in gradients)
-        self._graphs = gradients if keep else None
+            value = loss(self._leaves)
+            return value.detach(), gradient_of(value, self._leaves, create_graph=True)
+
+    def _without_graph(self, loss: Losses) -> tuple[Tensor, Vector]:
+        return _value_and_gradient(loss, self._leaves)
 
     def curvature(self, vectors: Sequence[Vector]) -> Vector:
         """Return sum_t H_t v_t."""
@@ -395,12 +460,21 @@ def _pair_derivatives(G: Sequence[Vector], *, normalised: bool) -> list[Vector]:
     return derivatives
 
 
-def _pullbacks(losses: Losses, theta: Vector, u: Sequence[Vector]) -> list[Vector]:
-    """Return J^T u_t for every t, from one forward pass."""
-    leaves = leaves_of(theta)
-    with torch.enable_grad():
-        values = losses(leaves)
-        return [gradient_of((values * u_t).sum(), leaves, retain_graph=True) for (u_t,) in u]
+def _pulled_back(losses: Losses, theta: Vector, u: Sequence[Tensor]) -> list[Vector]:
+    """Return J^T u [P] for every u [B], from one forward pass."""
+    leaves, first = leaves_of(theta), 0
+    by_part = []
+    for part in _parts(losses):
+        with torch.enable_grad():
+            values = part(leaves)
+            rows = slice(first, first + len(values))
+            by_part.append([_gradient(values, one[rows], leaves) for one in u])
+        first += len(values)
+    return [total_of(vectors) if len(vectors) > 1 else vectors[0] for vectors in zip(*by_part, strict=True)]
+
+
+def _gradient(values: Tensor, u: Tensor, leaves: Vector) -> Vector:
+    return gradient_of((u * values).sum(), leaves, retain_graph=True)
 
 
 def _pair_factor(count: int) -> float:

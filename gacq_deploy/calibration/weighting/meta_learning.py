@@ -19,9 +19,11 @@ from torch import Tensor
 
 from gacq_deploy.calibration.weighting.alignment import (
     Differentiation,
+    InParts,
     LookAhead,
     Losses,
     MetaGradient,
+    Pull,
     automatic_eta,
     exact_meta_gradient,
     look_ahead,
@@ -96,6 +98,8 @@ class MetaProblem:
     groups_train: RowNumbers
     validation_groups: Sequence[RowNumbers]
     metric: Sequence[float] | None = None
+    rows_at_once: int | None = None
+    """Rows whose graph of second order fits into memory; None: all that are drawn."""
     advance: Callable[[], None] = lambda: None
     """Called after every meta iteration."""
 
@@ -205,6 +209,7 @@ class _Loop:
         self._scale = 1.0
         self._how = Differentiation()
         self._moved = False
+        self._room = problem.rows_at_once or self._count + sum(map(len, problem.validation_groups))
         self._trace: dict[str, list[float]] = {"loss": [], "cosine": [], "ratio": [], "effective": []}
         self._visits = np.zeros(self._count, dtype=np.int64)
 
@@ -284,13 +289,23 @@ class _Loop:
         """Return one loss per group, on rows drawn for one iteration."""
         size = self.settings.validation_batch
         rows = [np.sort(deck.draw(size, self._generator)) for deck in self._validation_decks]
-        return [self._wrap(partial(self._validation_on, rows=r)) for r in rows]
+        return [self._wrap(self._in_parts(self._validation_on, r)) for r in rows]
 
-    def _validation_on(self, theta: Vector, rows: RowNumbers) -> Tensor:
-        return self.problem.validation_loss(theta, rows)
+    def _validation_on(self, theta: Vector, rows: RowNumbers, share: float) -> Tensor:
+        loss = self.problem.validation_loss(theta, rows)
+        return loss if share == 1 else share * loss
+
+    def _train_on(self, theta: Vector, rows: RowNumbers, share: float) -> Tensor:  # noqa: ARG002 (rows stand apart)
+        return self.problem.train_losses(theta, rows)
 
     def _train(self, index: RowNumbers) -> Losses:
-        return self._wrap(lambda theta: self.problem.train_losses(theta, index))
+        return self._wrap(self._in_parts(self._train_on, index))
+
+    def _in_parts(self, losses: Callable[..., Tensor], rows: RowNumbers) -> Losses:
+        """Return the losses of so many rows at once as memory holds, each part with its share of them."""
+        parts = [rows[first : first + self._room] for first in range(0, len(rows), self._room)]
+        found = [partial(losses, rows=part, share=len(part) / len(rows)) for part in parts]
+        return found[0] if len(found) == 1 else InParts(tuple(found))
 
     def _softmax(self, s: Tensor) -> Tensor:
         return softmax_weights(s, self.settings.temperature).to(self._phi[0])
@@ -367,9 +382,16 @@ class _Loop:
         return signal
 
     def _step(self, train: Losses, w: Tensor) -> LookAhead:
-        g = weighted_gradient(train, self._phi, w)
         unit = self.settings.look_ahead == "unit" and not self.objective.is_plain
-        return LookAhead(train, self._phi, g, automatic_eta(g, self._rms), self._how, unit)
+        held = sum(min(self.settings.validation_batch, len(rows)) for rows in self.problem.validation_groups)
+        pull = None
+        if self._how.directional == "double_backward" and held + len(w) <= self._room:
+            pull = Pull.of(train, self._phi, w)
+            g = tuple(x.detach() for x in pull.gradient)
+        else:
+            g = weighted_gradient(train, self._phi, w)
+        eta = automatic_eta(g, self._rms)
+        return LookAhead(train, self._phi, g, eta, self._how, unit, pull, together=held <= self._room)
 
     def _relative(self, dw: Tensor, s: Tensor) -> NDArray[np.float64]:
         """Return the logits' gradient of the relative loss, for weights of mean 1; 0 where rounding is all there is."""

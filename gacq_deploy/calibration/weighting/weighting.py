@@ -95,6 +95,8 @@ class StageLoss:
     theta: Mapping[str, Tensor]
     losses: Callable[[Mapping[str, Tensor], RowNumbers], Tensor]
     metric: Mapping[str, float] | None = None
+    rows_at_once: int | None = None
+    """Rows whose graph of second order fits into memory; None: as many as are asked for."""
     advance: Callable[[], None] = lambda: None
     """Called after every meta iteration, and every chunk of rows whose alignments are found."""
 
@@ -222,6 +224,7 @@ class Weighting:
             groups_train=split.training_timesteps,
             validation_groups=split.validation_groups,
             metric=metric,
+            rows_at_once=loss.rows_at_once,
             advance=loss.advance,
         )
 

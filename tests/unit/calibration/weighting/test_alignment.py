@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gacq_deploy.calibration.weighting.alignment import (
     Differentiation,
+    InParts,
     LookAhead,
     Losses,
     MetaGradient,
+    Pull,
     automatic_eta,
     cosine_matrix,
     directional,
@@ -136,6 +138,43 @@ def test_matrix_free_gradients_are_those_of_autograd_through_the_look_ahead(
     how = Differentiation(directional=method)  # type: ignore[arg-type]
     found = matrix_free(toy.step(how), toy.validation, form, normalised=normalised)
     assert relative_error(found.dw, expected) < 1e-10
+
+
+def in_parts(losses: Losses, cuts: Sequence[slice], shares: Sequence[float] | None = None) -> InParts:
+    """Return the losses row by row as if each part were computed by itself; a group's loss in shares of it."""
+    if shares is None:
+        return InParts(tuple(lambda p, c=cut: losses(p)[c] for cut in cuts))  # type: ignore[misc]
+    return InParts(tuple(lambda p, s=share: s * losses(p) for share in shares))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("form", "normalised"), FORMS)
+@pytest.mark.parametrize("method", ["forward", "double_backward"])
+@pytest.mark.parametrize("together", [True, False])
+def test_in_parts_the_gradients_are_the_same(
+    form: str, normalised: bool, method: str, together: bool
+) -> None:
+    toy, how = make_toy(), Differentiation(directional=method)  # type: ignore[arg-type]
+    expected = matrix_free(toy.step(how), toy.validation, form, normalised=normalised)
+    train = in_parts(toy.train, [slice(0, 2), slice(2, 3), slice(3, BATCH)])
+    validation = [in_parts(loss, [], [0.25, 0.75]) for loss in toy.validation]
+    step = replace(Toy(toy.theta, train, [], toy.w, toy.eta).step(how), together=together)
+    # graphs of all groups are held of whole groups alone
+    groups = toy.validation if together else validation
+    found = matrix_free(step, list(groups), form, normalised=normalised)
+    assert relative_error(found.dw, expected.dw) < 1e-10
+    torch.testing.assert_close(found.losses, expected.losses)
+
+
+@pytest.mark.parametrize(("form", "normalised"), FORMS)
+def test_one_graph_of_the_batch_gives_step_and_derivatives(form: str, normalised: bool) -> None:
+    toy = make_toy()
+    plain = toy.step(Differentiation(directional="double_backward"))
+    pull = Pull.of(toy.train, toy.theta, toy.w)
+    for ours, g in zip(pull.gradient, plain.g, strict=True):
+        torch.testing.assert_close(ours.detach(), g)
+    expected = matrix_free(plain, toy.validation, form, normalised=normalised)
+    found = matrix_free(replace(plain, pull=pull), toy.validation, form, normalised=normalised)
+    assert relative_error(found.dw, expected.dw) < 1e-10
 
 
 @pytest.mark.parametrize(("form", "normalised"), FORMS)

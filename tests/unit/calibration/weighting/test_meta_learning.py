@@ -90,6 +90,16 @@ def test_raw_products_favour_the_conflict_and_say_so(seed: int) -> None:
     assert rank_correlation(learned.weights, conflict.alignment()) < 0
 
 
+@pytest.mark.parametrize("mode", ["mse", "gac", "gac_faithful"])
+def test_however_many_rows_fit_into_memory_the_weights_are_the_same(mode: Mode) -> None:
+    problem = make_conflict(0).problem
+    whole = learn(problem, mode, iterations=3)
+    for rows in (1, 7):
+        found = learn(replace(problem, rows_at_once=rows), mode, iterations=3)
+        np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-4)
+        assert not found.fallback
+
+
 @pytest.mark.parametrize("mode", ["mse", "gac"])
 def test_a_few_iterations_already_point_away_from_the_conflict(mode: Mode) -> None:
     conflict = make_conflict(0)
