@@ -353,6 +353,7 @@ def plan_tables(recipe: Recipe, estimate: CalibrationEstimate) -> tuple[Table | 
             f"about {size(estimate.memory_mb * 2**20)}, of it {size(estimate.mapped_mb * 2**20)} of weights mapped "
             "from their files",
         ),
+        *((("GPU memory", f"about {size(estimate.gpu_mb * 2**20)}"),) if estimate.gpu_mb is not None else ()),
         ("disk", f"about {size(estimate.disk_mb * 2**20)}"),
         ("export", f"about {size(estimate.export_mb * 2**20)} of memory, weights in files left out"),
     ]

@@ -104,9 +104,7 @@ def ensure_blocks(
     finished = set(checkpoint.steps)
     remaining = [i for i, b in enumerate(blocks) if _planned(b, layers) and _step(i, b) not in finished]
     last = remaining[-1] if remaining else -1
-    replay = Replay(
-        session.denoiser, session.graph, session.split.samples, folder, session.recipe.calibration.memory_mb
-    )
+    replay = Replay(session.denoiser, session.graph, session.split.samples, folder, session.memory_mb)
     session.report.stage(RECONSTRUCT, len(blocks), _costs(session, set(remaining)))
     learned: set[int] = set()
     history: list[BlockRecord] = []

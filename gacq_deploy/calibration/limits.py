@@ -6,7 +6,6 @@ from gacq_deploy.calibration.replay import first_order_bytes, second_order_bytes
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import ModelGraph
 from gacq_deploy.recipe.calibration import WeightedStage
-from gacq_deploy.recipe.sections import CalibrationSection
 from gacq_deploy.spec import QuantPlan
 
 
@@ -27,16 +26,16 @@ def quantized_weights(denoiser: Denoiser, plan: QuantPlan) -> int:
 
 
 def too_large_to_learn(
-    settings: CalibrationSection, denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan
+    denoiser: Denoiser, graph: ModelGraph, plan: QuantPlan, memory_mb: int
 ) -> dict[WeightedStage, str]:
     """Return the stages whose sample weights cannot be learned, with the reason.
 
     Learning them in the polish differentiates the whole model twice: one sample has to fit in ``memory_mb``.
     """
     needed = (second_order_bytes(graph) + weight_graph_bytes(denoiser, plan)) // 2**20
-    if needed <= settings.memory_mb:
+    if needed <= memory_mb:
         return {}
     return {
         "polish": f"Weights are the objective's own: learning them would hold {needed} MB a sample, "
-        f"calibration.memory_mb is {settings.memory_mb}."
+        f"one pass may take {memory_mb} MB."
     }

@@ -25,8 +25,7 @@ def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
         return
     old = directory.load_recipe()
     began = old.calibration.device_class
-    if recipe.calibration.device == "auto":
-        recipe = recipe.on_device(began)
+    recipe = as_begun(recipe, old)
     if old.calibration_digest != recipe.calibration_digest:
         relevant = _differences(old.decisive(), recipe.decisive())
         if all(c.startswith(_RELEARNED) for c in relevant):
@@ -37,6 +36,14 @@ def check_same_recipe(recipe: Recipe, directory: RunDirectory) -> None:
             f"{directory.root} holds a run of another recipe; it differs in {', '.join(relevant)}.",
             "Choose another directory with -o.",
         )
+
+
+def as_begun(recipe: Recipe, old: Recipe) -> Recipe:
+    """Return the recipe with what it leaves open of the device as the run began."""
+    asked, begun = recipe.calibration, old.calibration
+    kind = begun.device_class if asked.device == "auto" else asked.device
+    memory = begun.gpu_memory_mb if asked.gpu_memory_mb is None else asked.gpu_memory_mb
+    return recipe.on_device(kind, memory)
 
 
 def refuse_device(directory: RunDirectory, began: str, now: str) -> NoReturn:

@@ -27,23 +27,25 @@ class Session:
     weighting: Weighting
     trajectories: Trajectories
     report: Reporter
+    memory_mb: int
+    """What the activations of one pass may take (:mod:`gacq_deploy.calibration.budget`)."""
 
     @property
     def chunk(self) -> int:
         """How many samples may be in memory at once."""
-        return chunk_size(self.graph, self.recipe.calibration.memory_mb)
+        return chunk_size(self.graph, self.memory_mb)
 
     @property
     def graph_chunk(self) -> int:
         """How many samples may be in memory at once with the whole model's graph."""
-        return graph_chunk_size(self.graph, self.recipe.calibration.memory_mb, by_block=self.is_checkpointed)
+        return graph_chunk_size(self.graph, self.memory_mb, by_block=self.is_checkpointed)
 
     @property
     def second_order_rows(self) -> int:
         """How many samples may be in memory at once with the whole model's graph of second order."""
-        return second_order_rows(self.graph, self.recipe.calibration.memory_mb)
+        return second_order_rows(self.graph, self.memory_mb)
 
     @property
     def is_checkpointed(self) -> bool:
         """Whether the whole model's graph is made again block by block when gradients are due."""
-        return needs_checkpoints(self.denoiser, self.graph, self.plan, self.recipe.calibration.memory_mb)
+        return needs_checkpoints(self.denoiser, self.graph, self.plan, self.memory_mb)

@@ -199,7 +199,7 @@ class _Measurement:
         return alphas
 
     def _portions(self, ranges: Mapping[str, Tensor]) -> Iterator[list[tuple[str, ...]]]:
-        room = self.session.recipe.calibration.memory_mb * 2**20 // 2
+        room = self.session.memory_mb * 2**20 // 2
         portion: list[tuple[str, ...]] = []
         used = 0
         for names in self.groups:

@@ -18,6 +18,7 @@ from gacq_deploy.artifact.artifact import CalibrationArtifact, RetrainedParamete
 from gacq_deploy.artifact.diagnostics import Diagnostics
 from gacq_deploy.artifact.smoothing import InputSmoothing
 from gacq_deploy.calibration.blocks import BlocksOutcome, Rounding, ensure_blocks
+from gacq_deploy.calibration.budget import activation_mb, settled
 from gacq_deploy.calibration.checkpoint import Checkpoint
 from gacq_deploy.calibration.cost.estimate import CalibrationEstimate, estimate_planned
 from gacq_deploy.calibration.limits import too_large_to_learn
@@ -32,7 +33,7 @@ from gacq_deploy.calibration.resume import (
     save_recipe,
     work_key,
 )
-from gacq_deploy.calibration.same_recipe import check_same_recipe, refuse_device
+from gacq_deploy.calibration.same_recipe import as_begun, check_same_recipe, refuse_device
 from gacq_deploy.calibration.session import Session
 from gacq_deploy.calibration.smoothing import ensure_smoothing
 from gacq_deploy.calibration.stage_gains import StageGains
@@ -149,9 +150,10 @@ def calibrate(  # noqa: PLR0913 (a public function: each argument is one choice 
         samples = load_samples(directory.samples_path, sha256=samples_sha256)
         check_samples(samples, denoiser, where=str(directory.samples_path))
         split = Split(samples, recipe.calibration.weighting.groups)
-        too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
+        memory_mb = activation_mb(recipe.calibration, denoiser, plan)
+        too_large = too_large_to_learn(denoiser, graph, plan, memory_mb)
         weighting = Weighting(recipe.calibration, split, weights, too_large)
-        session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report)
+        session = Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report, memory_mb)
         blocks = Checkpoint(directory.work, blocks_key(recipe, denoiser, samples_sha256, weights))
         artifact = _learn(session, blocks, Checkpoint(directory.work / "polish", key), samples_sha256)
         artifact.save(directory.artifact)
@@ -167,13 +169,13 @@ def _settled(recipe: Recipe, directory: RunDirectory, device: torch.device, *, f
     Raises:
         RecipeError: an unfinished run began on another kind of device.
     """
-    kind = device_class(device)
-    if fresh or recipe.calibration.device != "auto" or not directory.recipe_path.is_file():
-        return recipe.on_device(kind)
-    began = directory.load_recipe().calibration.device_class
+    if not fresh and directory.recipe_path.is_file():
+        recipe = as_begun(recipe, directory.load_recipe())
+    recipe = settled(recipe, device)
+    began, kind = recipe.calibration.device_class, device_class(device)
     if began != kind and not (directory.artifact / "manifest.json").is_file():
         refuse_device(directory, began, kind)
-    return recipe.on_device(began)
+    return recipe
 
 
 def _written(directory: RunDirectory) -> int:

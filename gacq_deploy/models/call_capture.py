@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact.call import Place
 from gacq_deploy.models.base import first_tensor
+from gacq_deploy.models.placement import home_of, map_leaves
 
 Replacement = Callable[[dict[str, Any]], Any]
 
@@ -57,12 +58,12 @@ class CallCapture:
             given = dict(signature.bind(*args, **kwargs).arguments)
             # what **kwargs took is an argument as any other
             given |= given.pop(_rest(signature), {})
-            arguments = _map(given, self._to_own_dtype)
+            arguments = map_leaves(given, self._to_own)
             output = (self.replacement or (lambda named: original(**named)))(arguments)
             self.last_output = output
             call = CapturedCall(dict(flatten(arguments)), first_tensor(output))
             (self.keep or self.calls.append)(call)
-            return _map(output, _to_dtype_of(given))
+            return map_leaves(output, _as_given(given))
 
         self.module.__dict__["forward"] = forward
         try:
@@ -70,9 +71,12 @@ class CallCapture:
         finally:
             del self.module.__dict__["forward"]
 
-    def _to_own_dtype(self, value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(_dtype(self.module)) if is_float else value
+    def _to_own(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(
+            home_of(self.module), _dtype(self.module) if value.is_floating_point() else value.dtype
+        )
 
 
 def flatten(tree: Any, path: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -97,7 +101,7 @@ def blank(output: Any, before: int, rows: int) -> Any:
         shape = (rows, *value.shape[1:]) if value.ndim and value.shape[0] == before else tuple(value.shape)
         return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
-    return _map(output, zeros)
+    return map_leaves(output, zeros)
 
 
 def _rest(signature: inspect.Signature) -> str:
@@ -108,24 +112,9 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _to_dtype_of(given: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Return a cast to the dtype that the caller's first float tensor had: text encoders may compute in half."""
-    dtype = next(
-        (
-            v.dtype
-            for _, v in flatten(given)
-            if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1
-        ),
-        torch.float32,
-    )
-    return lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
-
-
-def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Apply a change to every value of nested containers; diffusers' output classes are dicts, and stay themselves."""
-    if isinstance(tree, Mapping):
-        changed = {k: _map(v, change) for k, v in tree.items()}
-        return type(tree)(**changed) if type(tree) is not dict and isinstance(tree, dict) else changed
-    if isinstance(tree, list | tuple):
-        return type(tree)(_map(v, change) for v in tree)
-    return change(tree)
+def _as_given(given: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return a change to dtype and device of the caller's first float tensor: text encoders may compute in half."""
+    tensors = (v for _, v in flatten(given) if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1)
+    like = next(tensors, None)
+    dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
+    return lambda v: v.to(device, dtype) if isinstance(v, Tensor) and v.is_floating_point() else v

@@ -55,6 +55,11 @@ def device_class(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else "cuda"
 
 
+def card_mb(device: torch.device) -> int:
+    """Return the memory of a GPU, in megabytes (2^20 bytes)."""
+    return int(torch.cuda.get_device_properties(device).total_memory) >> 20
+
+
 def device_facts(device: torch.device) -> dict[str, str]:
     """Return what a result's last bits depend on beside torch: the card's name, CUDA and cuDNN; of a CPU nothing."""
     if device.type != "cuda":

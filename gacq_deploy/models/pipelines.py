@@ -16,7 +16,7 @@ from gacq_deploy.models.components import check_components, check_finite, name_c
 from gacq_deploy.models.folders import INSTALL_TEXT, check_pipeline, locate_root, read_pipeline
 from gacq_deploy.models.loading import FAILURES, first_line, named_class, quiet_loading
 from gacq_deploy.models.lora import fuse_text_parts
-from gacq_deploy.models.placement import home_of, move
+from gacq_deploy.models.placement import home_of, move, visit
 from gacq_deploy.models.source import Source
 from gacq_deploy.recipe.sections import SamplesSection
 from gacq_deploy.storage.memory import lack_of_memory
@@ -28,6 +28,10 @@ _CLOSED = {
     "image_encoder": None,
 }
 """What a pipeline is opened without: it censors images, or encodes those that nobody gives."""
+
+
+_TEXT_ENCODERS = "transformers."
+"""What the modules begin with that define them."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +193,18 @@ def _check_class(kind: type[Any], samples: SamplesSection) -> None:
 
 
 def _beside(pipeline: Any, denoiser: nn.Module) -> Any:
-    """Return the pipeline, silent, with all that it computes with where its denoiser lies."""
+    """Return the pipeline, silent, ready for a denoiser on another device.
+
+    What a pipeline takes for its device is that of its first module. There lies what it computes with; text encoders
+    visit the denoiser's device for each call, and the denoiser's own calls bring their tensors there.
+    """
+    device = home_of(denoiser)
+    home = getattr(pipeline, "device", device)
     for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            move(component, home_of(denoiser))
+        if not isinstance(component, nn.Module) or component is denoiser:
+            continue
+        move(component, home)
+        if device != home and type(component).__module__.startswith(_TEXT_ENCODERS):
+            visit(component, device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

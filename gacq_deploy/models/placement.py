@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -40,6 +42,41 @@ def move(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:
     return HalfStored(value.stored.to(device)) if isinstance(value, HalfStored) else value.to(device)
+
+
+def visit(component: nn.Module, device: torch.device) -> None:
+    """Let a module compute on the device from now on, and lie where it lies: it goes there for each of its calls.
+
+    What it returns comes back to where its arguments came from. Text encoders are needed for a moment, and may weigh
+    more than the denoiser.
+    """
+    original = component.forward
+
+    @functools.wraps(original)  # pipelines look at the signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        kept = [(owner, dict(owner._parameters), dict(owner._buffers)) for owner in component.modules()]
+        came_from = home_of(component)
+        try:
+            move(component, device)
+            there = map_leaves((args, kwargs), lambda v: v.to(device) if isinstance(v, Tensor) else v)
+            result = original(*there[0], **there[1])
+        finally:
+            for owner, parameters, buffers in kept:
+                owner._parameters.update(parameters)
+                owner._buffers.update(buffers)
+        return map_leaves(result, lambda v: v.to(came_from) if isinstance(v, Tensor) else v)
+
+    component.__dict__["forward"] = forward
+
+
+def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply a change to every value of nested containers; output classes are dicts, and stay themselves."""
+    if isinstance(tree, Mapping):
+        changed = {k: map_leaves(v, change) for k, v in tree.items()}
+        return type(tree)(**changed) if type(tree) is not dict and isinstance(tree, dict) else changed
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_leaves(v, change) for v in tree)
+    return change(tree)
 
 
 def to_tensor(rows: NDArray[Any], device: torch.device = HOST) -> Tensor:

@@ -109,6 +109,9 @@ class CalibrationSection(Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")
     """Where torch computes: `auto` takes the first GPU, or the CPU where there is none; `cpu`, `cuda` (the first GPU)
     or `cuda:N`. A run goes on where it began, on a CPU or on a GPU."""
+    gpu_memory_mb: int | None = Field(default=None, ge=256, le=MEGABYTES_MAX)
+    """How much of a GPU may be taken: the model lies there, and what it leaves stands for `memory_mb`. Default: 85 % of
+    the card, whatever else runs on it; a run keeps what it began with, because it decides how sums are cut."""
     threads: int = Field(default=2, ge=1, le=THREADS_MAX)
     """CPU threads; part of the recipe because it changes the last bits of float sums."""
     seed: int = Field(default=0, ge=0, le=SEED_MAX)
@@ -279,19 +282,22 @@ class Recipe(Section):
     def decisive(self) -> dict[str, Any]:
         """Return the sections that decide what calibration learns, as plain data.
 
-        Of the device counts whether it is a GPU: sums come out otherwise in the last bits there. A CPU is not named:
-        runs from before there was a choice name nothing.
+        Of the device counts whether it is a GPU, and how much of it is taken: sums come out otherwise there. A CPU is
+        not named: runs from before there was a choice name nothing.
         """
         document = self.document()
         sections = {k: document[k] for k in ("model", "samples", "quantization", "calibration")}
-        del sections["calibration"]["device"]
-        if (kind := self.calibration.device_class) == "cuda":
-            sections["calibration"]["device"] = kind
+        calibration = sections["calibration"]
+        if self.calibration.device_class == "cuda":
+            calibration["device"] = "cuda"
+        else:
+            del calibration["device"], calibration["gpu_memory_mb"]
         return sections
 
-    def on_device(self, kind: str) -> Recipe:
-        """Return the recipe with another ``calibration.device``."""
-        calibration = self.calibration.model_copy(update={"device": kind})
+    def on_device(self, kind: str, gpu_memory_mb: int | None) -> Recipe:
+        """Return the recipe with another ``calibration.device`` and ``calibration.gpu_memory_mb``."""
+        changes = {"device": kind, "gpu_memory_mb": gpu_memory_mb}
+        calibration = self.calibration.model_copy(update=changes)
         return self.model_copy(update={"calibration": calibration})
 
     def allowing_python(self, allowed: bool = True) -> Recipe:

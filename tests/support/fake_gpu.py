@@ -80,8 +80,7 @@ class Ledger:
             self.alive -= size
 
     def restart(self) -> None:
-        """Begin anew: events are forgotten, and the peak is what is alive."""
-        self.events.clear()
+        """Begin anew: what waited is forgotten, and the peak is what is alive."""
         self.waits.clear()
         self.peak = self.alive
 

@@ -160,7 +160,7 @@ def _step_in_passes(
     section = counts.recipe.calibration.reconstruction
     batch = min(section.batch, counts.training)
     samples = _noise(counts.denoiser, batch)
-    replay = Replay(counts.denoiser, counts.graph, samples, folder, counts.recipe.calibration.memory_mb)
+    replay = Replay(counts.denoiser, counts.graph, samples, folder, counts.memory_mb)
     data = replay.prepare(counts.graph.blocks.index(block))
     learnable = new_quantizers(layers, set())
     settings = section.model_copy(update={"iterations": _TIMED_STEPS, "warmup": 0.0})

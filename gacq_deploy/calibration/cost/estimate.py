@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gacq_deploy.calibration.budget import activation_mb, settled
 from gacq_deploy.calibration.cost.duration import ENOUGH_S, estimate_stages
-from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, memory_bytes
+from gacq_deploy.calibration.cost.memory import Counts, disk_bytes, export_bytes, gpu_bytes, memory_bytes
 from gacq_deploy.calibration.limits import too_large_to_learn
 from gacq_deploy.calibration.planning import checked_plan
 from gacq_deploy.models.base import Denoiser
@@ -43,6 +44,8 @@ class CalibrationEstimate:
     """Largest resident memory."""
     mapped_mb: float
     """What of it are weights mapped from their files, which the kernel may drop and read again."""
+    gpu_mb: float | None
+    """Largest memory of the GPU; None: it computes on the CPU."""
     disk_mb: float
     export_mb: float
     """Largest memory of the export that follows, weights in files left out."""
@@ -67,6 +70,7 @@ def estimate_calibration(
         GacqError: whatever :func:`gacq_deploy.calibration.stage.calibrate` would raise before its first sample.
     """
     device = find_device(recipe.calibration.device)
+    recipe = settled(recipe, device)
     with computing_on(device, recipe.calibration.threads):
         denoiser, branches = record_denoiser(find_model(recipe, source), recipe, device)
         graph, plan = checked_plan(recipe, denoiser)
@@ -96,8 +100,11 @@ def estimate_planned(
     held = int(validation_trajectories(recipe.samples).sum()) * kept * branches
     total = recipe.samples.trajectories * kept * branches
     layers = {s.module for s in graph.sites}
-    too_large = too_large_to_learn(recipe.calibration, denoiser, graph, plan)
-    counts = Counts(recipe, denoiser, graph, plan, branches, total - held, held, frozenset(too_large))
+    memory_mb = activation_mb(recipe.calibration, denoiser, plan)
+    too_large = too_large_to_learn(denoiser, graph, plan, memory_mb)
+    counts = Counts(
+        recipe, denoiser, graph, plan, branches, total - held, held, memory_mb, frozenset(too_large)
+    )
     sites = tuple(_describe(e) for e in plan)
     blocks = tuple(b.name for b in graph.blocks if _is_planned(b, plan))
     return CalibrationEstimate(
@@ -115,6 +122,7 @@ def estimate_planned(
         stages=estimate_stages(counts, enough_s),
         memory_mb=memory_bytes(counts) / 2**20,
         mapped_mb=counts.stored_bytes / 2**20,
+        gpu_mb=gpu_bytes(counts) / 2**20 if recipe.calibration.device_class == "cuda" else None,
         disk_mb=disk_bytes(counts) / 2**20,
         export_mb=export_bytes(counts) / 2**20,
     )

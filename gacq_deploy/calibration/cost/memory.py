@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from gacq_deploy.calibration.budget import resident_mb
 from gacq_deploy.calibration.limits import needs_checkpoints, quantized_weights, weight_graph_bytes
 from gacq_deploy.calibration.replay import (
     block_bytes,
@@ -39,7 +40,8 @@ _EXPORT_BYTES = 0.3
 class Counts:
     """One calibration in numbers: ``branches`` rows an image, ``training`` rows learned from, ``held`` rows held out.
 
-    ``too_large`` are the stages whose weights are not learned after all.
+    ``memory_mb`` is what the activations of one pass may take; ``too_large`` are the stages whose weights are not
+    learned after all.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class Counts:
     branches: int
     training: int
     held: int
+    memory_mb: int
     too_large: frozenset[WeightedStage] = frozenset()
 
     @property
@@ -59,7 +62,7 @@ class Counts:
     @property
     def chunk(self) -> int:
         """Rows that run together in a pass over the samples."""
-        return min(self.rows, chunk_size(self.graph, self.recipe.calibration.memory_mb))
+        return min(self.rows, chunk_size(self.graph, self.memory_mb))
 
     @property
     def probe_rows(self) -> int:
@@ -74,7 +77,7 @@ class Counts:
     @cached_property
     def is_checkpointed(self) -> bool:
         """Whether the polish runs block by block."""
-        return needs_checkpoints(self.denoiser, self.graph, self.plan, self.recipe.calibration.memory_mb)
+        return needs_checkpoints(self.denoiser, self.graph, self.plan, self.memory_mb)
 
     def is_learning(self, stage: WeightedStage) -> bool:
         """Whether the recipe asks for learned weights in a stage."""
@@ -128,6 +131,24 @@ def memory_bytes(counts: Counts) -> float:
     return _BASE + counts.stored_bytes + counts.quantized + max(stages) + 2 * counts.rows * counts.row_bytes
 
 
+def gpu_bytes(counts: Counts) -> float:
+    """Return the largest memory of a GPU that a calibration takes: what always lies there, and its largest stage.
+
+    Samples, the cache of the blocks and the artifact lie on the host.
+    """
+    settings, graph = counts.recipe.calibration, counts.graph
+    largest = max(sum(map(counts.weights_of, counts.layers_of(block))) for block in graph.blocks)
+    stages: list[float] = [
+        counts.chunk * graph.bytes_per_sample,
+        _SEARCH * max(map(counts.weights_of, counts.plan.modules)),
+    ]
+    if settings.reconstruction.iterations:
+        stages.append(_ROUNDING * largest + settings.reconstruction.batch * block_bytes(graph))
+    if counts.is_polished:
+        stages.append(_polish_bytes(counts, largest))
+    return resident_mb(counts.denoiser, counts.plan) * 2**20 + max(stages)
+
+
 def disk_bytes(counts: Counts) -> float:
     """Return the largest size of the run directory: samples, cache and checkpoint, or checkpoint and artifact."""
     samples = (counts.rows + counts.probe_rows) * counts.row_bytes
@@ -143,7 +164,7 @@ def export_bytes(counts: Counts) -> float:
 def _polish_bytes(counts: Counts, largest_block: int) -> float:
     settings, graph = counts.recipe.calibration, counts.graph
     batch = min(settings.polish.batch, counts.training)
-    fitting = graph_chunk_size(graph, settings.memory_mb, by_block=counts.is_checkpointed)
+    fitting = graph_chunk_size(graph, counts.memory_mb, by_block=counts.is_checkpointed)
     if counts.is_checkpointed:
         return min(batch, fitting) * checkpointed_bytes(graph) + 2 * 4 * largest_block
     held = weight_graph_bytes(counts.denoiser, counts.plan)

@@ -107,6 +107,8 @@ def tiny_bench(
     scales = estimate_activation_scales(denoiser.module, plan, run)
     layers = insert_quantizers(denoiser.module, plan, scales)
     split = Split(samples, recipe.calibration.weighting.groups)
-    weighting = Weighting(recipe.calibration, split)
+    weighting, memory_mb = Weighting(recipe.calibration, split), recipe.calibration.memory_mb
     trajectories = DrawnTrajectories(denoiser, recipe, RunDirectory(Path("nowhere")))
-    return Bench(Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report), layers)
+    return Bench(
+        Session(recipe, denoiser, graph, plan, split, weighting, trajectories, report, memory_mb), layers
+    )

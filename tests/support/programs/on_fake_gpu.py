@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from gacq_deploy.artifact.artifact import CalibrationArtifact, load_artifact
-from gacq_deploy.calibration import stage
+from gacq_deploy.calibration import budget, stage
+from gacq_deploy.calibration.cost.memory import Counts, gpu_bytes
+from gacq_deploy.calibration.session import Session
 from gacq_deploy.errors import RecipeError
 from gacq_deploy.progress import SILENT, Reporter, SilentReporter
 from gacq_deploy.recipe.load import load_recipe
@@ -37,6 +39,7 @@ _SMALL = (
     "calibration.polish={steps: 4, batch: 4, save_every: 2}",
     "parity.probe={trajectories: 1, local_samples: 2}",
 )
+CARD_MB = 8192
 _NEAREST = ("calibration.reconstruction.iterations=0", "calibration.polish.steps=0")
 
 
@@ -67,6 +70,9 @@ class _Stages(SilentReporter):
 
     def __init__(self) -> None:
         self.waits: dict[str, Counter[str]] = defaultdict(Counter)
+        self.peaks: dict[str, int] = {}
+        self.alive: dict[str, int] = {}
+        """Bytes when a stage ends."""
         self._name = "before"
 
     def stage(self, name: str, total: int, costs: Any = ()) -> None:
@@ -77,12 +83,41 @@ class _Stages(SilentReporter):
         """End the running stage."""
         for line, kinds in fake_gpu.LEDGER.waits.items():
             self.waits[self._name][line.rpartition(" ")[0]] += sum(kinds.values())
-        fake_gpu.LEDGER.waits.clear()
+        ledger = fake_gpu.LEDGER
+        self.peaks[self._name] = max(ledger.peak, self.peaks.get(self._name, 0))
+        self.alive[self._name] = ledger.alive
+        ledger.restart()
 
 
 @contextmanager
 def _device(name: str) -> Iterator[None]:
-    with mock.patch.object(stage, "find_device", return_value=torch.device(name)):
+    with (
+        mock.patch.object(stage, "find_device", return_value=torch.device(name)),
+        mock.patch.object(budget, "card_mb", return_value=CARD_MB),
+    ):
+        yield
+
+
+@contextmanager
+def _foreseeing(said: list[float]) -> Iterator[None]:
+    """Note what is foreseen of the GPU's memory when a session begins, the driver's own part left out."""
+
+    def begin(*args: Any) -> Session:
+        session = Session(*args)
+        counts = Counts(
+            session.recipe,
+            session.denoiser,
+            session.graph,
+            session.plan,
+            session.trajectories.branches,
+            len(session.split.training),
+            len(session.split.held_out),
+            session.memory_mb,
+        )
+        said.append(gpu_bytes(counts) - budget.CONTEXT_MB * 2**20)
+        return session
+
+    with mock.patch.object(stage, "Session", begin):
         yield
 
 
@@ -103,16 +138,19 @@ def _whole(folder: Path, name: str) -> dict[str, Any]:
     """Calibrate on the device, in every stage."""
     fake_gpu.LEDGER.restart()
     report = _Stages()
-    artifact = _calibrate(folder / name, name, fake_gpu.DEVICE, report=report)
+    said: list[float] = []
+    with _foreseeing(said):
+        artifact = _calibrate(folder / name, name, fake_gpu.DEVICE, report=report)
     report.close()
     ledger = fake_gpu.LEDGER
     return {
         "blocks": len(artifact.history),
         "polish": artifact.polish is not None,
-        "recipe": artifact.recipe["calibration"].get("device"),
+        "recipe": {k: artifact.recipe["calibration"].get(k) for k in ("device", "gpu_memory_mb")},
         "waits": report.waits,
-        "events": dict(ledger.events),
-        "peak": ledger.peak,
+        "peaks": report.peaks,
+        "said": said[0],
+        "between": report.alive,
         "left": ledger.alive,
     }
 

@@ -146,7 +146,9 @@ def session_of(denoiser: Denoiser, asked: Recipe) -> Session:
     split = Split(samples, 2)
     weighting = Weighting(asked.calibration, split)
     trajectories = DrawnTrajectories(denoiser, asked, RunDirectory(Path("nowhere")))
-    return Session(asked, denoiser, graph, make_plan(asked, graph), split, weighting, trajectories, SILENT)
+    return Session(
+        asked, denoiser, graph, make_plan(asked, graph), split, weighting, trajectories, SILENT, 2048
+    )
 
 
 def chosen(denoiser: Denoiser, asked: Recipe, folder: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_time_memory_and_disk_are_said_ahead(monkeypatch: pytest.MonkeyPatch) ->
         family="UNet2DModel", parameters=1, sites=({}, {}), quantized_modules=1, float_modules=1, unused_modules=(),
         blocks=("a",), samples=160, validation_samples=2, weights="uniform", polish="none",
         stages=(PlannedStage("collect samples", 100.0), PlannedStage("polish", 20.0)),
-        memory_mb=1.0, mapped_mb=0.5, disk_mb=1.0, export_mb=1.0,
+        memory_mb=1.0, mapped_mb=0.5, gpu_mb=None, disk_mb=1.0, export_mb=1.0,
     )  # fmt: skip
     notes: Any = _Notes()
     announce(notes, "nearest", estimate)

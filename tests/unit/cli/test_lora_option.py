@@ -43,7 +43,7 @@ def test_the_plan_names_every_lora() -> None:
     estimate = CalibrationEstimate(
         family="UNet2DModel", parameters=1, sites=(), quantized_modules=3, float_modules=1, unused_modules=(),
         blocks=("a",), samples=8, validation_samples=2, weights="uniform", polish="none", stages=(),
-        memory_mb=1.0, mapped_mb=0.5, disk_mb=1.0, export_mb=1.0,
+        memory_mb=1.0, mapped_mb=0.5, gpu_mb=None, disk_mb=1.0, export_mb=1.0,
     )  # fmt: skip
     table, summary = plan_tables(recipe, estimate)
     shown = " ".join(table.text(120).split()) if isinstance(table, Table) else ""

@@ -40,7 +40,7 @@ def test_a_block_is_learned_and_the_model_is_as_it_was(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     denoiser, recipe = tiny_denoiser(), tiny_settings()
     graph = trace_model(denoiser)
-    counts = Counts(recipe, denoiser, graph, make_plan(recipe, graph), 1, 40, 10)
+    counts = Counts(recipe, denoiser, graph, make_plan(recipe, graph), 1, 40, 10, 2048)
     before = {name: value.clone() for name, value in denoiser.module.state_dict().items()}
     found = time_block(counts)
     assert found.step > 1, "a step runs the block forward, and more"
