@@ -35,7 +35,9 @@ def took_lines() -> Iterator[str]:
     for key, row in load_rows(OUT).items():
         for step, stage in STAGES.items():
             if step in row["steps"]:
-                yield _row(_model(key), stage, *_took(row["steps"][step]))
+                took = row["steps"][step]
+                failed = f", failed with {took['code']}" if took["code"] else ""
+                yield _row(_model(key), f"{stage}{failed}", *_took(took))
 
 
 def foreseen_lines() -> Iterator[str]:
