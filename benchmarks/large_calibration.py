@@ -2,15 +2,16 @@
 
 Usage::
 
-    python -m benchmarks.large_calibration [--work FOLDER] [--latent 16] [--model sd15|sdxl] [--keep]
+    python -m benchmarks.large_calibration [--work FOLDER] [--latent 16] [--model sd15|sdxl] [--half] [--keep]
 
 Writes ``results/large_calibration.jsonl``. The pipelines are those of :mod:`benchmarks.large_pipelines`: the UNet at
 full size with random weights, the rest structure only. Every command is the installed program's, in a process of its
 own, one thread, preset ``ci`` and ``SETTINGS``:
 
-sd15    calibrate --dry-run, calibrate, export --onnx --target tensorrt (which lints)
+sd15    calibrate --dry-run, calibrate
 sdxl    calibrate --dry-run
 
+What comes behind it is :mod:`benchmarks.large_export`'s question. The page on large models shows both.
 :mod:`benchmarks.watched` reads the memory: ``anon_mb`` is a process's own, ``file_mb`` what it has mapped of files
 (weights, caches), which the kernel drops and reads again when memory is short, ``peak_mb`` both together; each is the
 highest seen.
@@ -48,7 +49,7 @@ SETTINGS = (
     "parity.probe.trajectories=1",
     "parity.probe.local_samples=2",
 )
-STEPS = ("dry-run", "calibrate", "export")
+STEPS = ("dry-run", "calibrate")
 LIMIT_MB = 16_000
 
 
@@ -57,31 +58,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, help="Folder for the files (16 GB); default: a temporary one.")
+    parser.add_argument("--work", type=Path, help="Folder for the files (6 GB); default: a temporary one.")
     parser.add_argument("--latent", type=int, default=16, help="Height and width of a latent.")
     parser.add_argument("--model", choices=MAKERS, default="sd15")
+    parser.add_argument("--half", action="store_true", help="Store the weights as float16.")
     parser.add_argument("--keep", action="store_true", help="Keep the files.")
     parser.add_argument("--only", choices=STEPS, help="Run this step again; the others' figures stay.")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="large-calibration-"))
-    steps = load_rows(OUT).get(arguments.model, {}).get("steps", {}) if arguments.only else {}
+    key = f"{arguments.model}{'-half' if arguments.half else ''}"
+    steps = load_rows(OUT).get(key, {}).get("steps", {}) if arguments.only else {}
     wanted = (arguments.only,) if arguments.only else STEPS if arguments.model == "sd15" else STEPS[:1]
     try:
         for step in wanted:
-            steps[step] = _measure(arguments.model, step, work, arguments.latent)
+            steps[step] = _measure(arguments.model, step, work, arguments.latent, half=arguments.half)
             facts = _compared(steps, arguments.latent)
-            keep_row(OUT, arguments.model, facts, ABOUT)
+            keep_row(OUT, key, facts, ABOUT)
     finally:
         if not arguments.keep:
             shutil.rmtree(work)
     sys.stdout.write(f"{json.dumps(facts['compared'])}\n{OUT}\n")
 
 
-def _measure(model: str, step: str, work: Path, latent: int) -> Facts:
+def _measure(model: str, step: str, work: Path, latent: int, *, half: bool) -> Facts:
     """Run one command and return what is kept of its answer, and what it took."""
     folder = work / model
     if not (folder / "model_index.json").is_file():
-        MAKERS[model](folder)
+        MAKERS[model](folder, half=half)
     recipe = _write_recipe(work / f"{model}.yaml", f"{model}-w8a8")
     run = work / f"run-{model}"
     settings = [f"model.source={folder.resolve()}", f"model.sample_size={latent}", *SETTINGS]
@@ -95,13 +98,9 @@ def _measure(model: str, step: str, work: Path, latent: int) -> Facts:
             facts, answer = _run([*calibrate, "--dry-run", "-o", str(nowhere)], nowhere)
             assert facts.pop("disk_mb") == 0
             kept = {k: v for k, v in answer["estimate"].items() if k not in ("sites", "blocks")}
-        case "calibrate":
+        case _:
             facts, answer = _run(calibrate, run)
             kept = {k: answer[k] for k in ("output_sqnr_db", "notes")}
-        case _:
-            facts, answer = _run(["export", str(run), "--onnx", "--target", "tensorrt", "--json"], run)
-            kept = {k: answer[k] for k in ("lint", "self_check")}
-            kept["files_mb"] = {k: v["bytes"] // 2**20 for k, v in answer["files"].items()}
     return {**facts, "load_average": load, "answer": kept}
 
 

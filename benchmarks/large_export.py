@@ -19,7 +19,8 @@ build-plan  build-trt --dry-run: what it foresees
 build       build-trt --backend tensorrt-rtx --no-fp16-baseline, the builder's memory included
 
 ``results/large_export.jsonl`` has a row a model: highest sum of the process's own memory (RssAnon) and of all its
-descendants', CPU seconds by the stages that the progress announces, and disk. The bounds are those of ``LIMITS``.
+descendants', CPU seconds by the stages that the progress announces, and disk. The bounds are those of ``LIMITS``. A
+step that fails is kept with its error and is the last.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def main() -> None:
             steps[step] = _measure(step, asked.model, work, half=asked.half, rows=rows)
             facts = {"host": describe_host().model_dump(mode="json"), "half": asked.half, "probe_rows": rows}
             keep_row(OUT, key, {**facts, "limits": _limits(steps), "steps": steps}, ABOUT)
+            if steps[step]["code"]:
+                raise SystemExit(f"{asked.model}, {step}: it ended with {steps[step]['code']}, see {OUT}")
     finally:
         if not asked.keep:
             shutil.rmtree(work)
@@ -164,21 +167,22 @@ def _measure(step: str, name: str, work: Path, *, half: bool, rows: int) -> Fact
     if step == MAKE:
         options = ["--child", "--work", str(work), "--rows", str(rows), *(["--half"] if half else [])]
         made = watch([name, *options], work, module=("-m", "benchmarks.large_export"))
-        if made.code:
-            raise SystemExit("the model could not be made")
-        return {**made.facts, "load_average": load, "model_mb": folder_bytes(work / "model") >> 20}
+        size = folder_bytes(work / "model") >> 20
+        return {**made.facts, "load_average": load, "code": made.code, "model_mb": size}
     arguments, kept = COMMANDS[step](work)
     found = watch([*arguments, "--json"], work / "none" if step == DRY_RUN else work / "run")
-    facts = {**found.facts, "load_average": load, "code": found.code, "answer": kept(found.document())}
+    document = found.document()
+    answer = document if "error" in document else kept(document)
+    facts = {**found.facts, "load_average": load, "code": found.code, "answer": answer}
     sys.stdout.write(f"{json.dumps(facts)}\n")
     return facts
 
 
 def _limits(steps: Facts) -> Facts:
-    """Hold the export against its bounds."""
-    if "export" not in steps:
+    """Hold an export that was made against its bounds."""
+    took = steps.get("export")
+    if took is None or took["code"]:
         return {}
-    took = steps["export"]
     counted = sum(v["cpu_s"] for k, v in took["stages"].items() if not k.startswith(SELF_CHECK))
     found = {"anon_mb": took["anon_mb"], "cpu_s": round(counted, 1)}
     return {k: {"limit": LIMITS[k], "found": found[k], "held": found[k] < LIMITS[k]} for k in LIMITS}

@@ -9,10 +9,12 @@ from gacq_deploy.graph.files import data_path
 from gacq_deploy.graph.header import read_header
 
 _SECONDS = 1.0
-_SECONDS_A_LAYER = 0.12
+_SECONDS_A_LAYER = 0.03
+_SECONDS_A_BYTE = 7.4e-9
 _MEMORY_MB = 350
 _MEMORY_A_BYTE = 3.7
-"""Measured with TensorRT-RTX, which times no kernels: a 50-layer and a 282-layer UNet (benchmarks/large_export.py)."""
+"""Measured with TensorRT-RTX, which times no kernels: UNets of 0.3 to 2.6 billion weights (benchmarks/large_export.py).
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def estimate_build(graph: Path) -> Estimate:
     data = data_path(graph)
     size = graph.stat().st_size + (data.stat().st_size if data.is_file() else 0)
     return Estimate(
-        seconds=_SECONDS + _SECONDS_A_LAYER * layers,
+        seconds=_SECONDS + _SECONDS_A_LAYER * layers + _SECONDS_A_BYTE * size,
         memory_mb=_MEMORY_MB + round(_MEMORY_A_BYTE * size / 2**20),
         layers=layers,
     )

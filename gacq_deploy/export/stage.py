@@ -32,7 +32,7 @@ from gacq_deploy.graph.files import FindValues, read_graph, weight_store, write_
 from gacq_deploy.graph.index import opset_of
 from gacq_deploy.graph.weights import Store, with_values
 from gacq_deploy.metrics.arrays import euclidean_error
-from gacq_deploy.processes.freed_memory import give_back_memory
+from gacq_deploy.processes.freed_memory import give_back_memory, large_blocks_apart
 from gacq_deploy.progress import SILENT, Reporter
 from gacq_deploy.recipe.sections import Recipe
 from gacq_deploy.run_directory import AnyRun, RunDirectory, as_run
@@ -94,7 +94,7 @@ def export_onnx(
             return current
         artifact = load_artifact(directory.artifact)
         probe = _checked_probe(recipe, artifact, directory)
-        with scratch(directory.onnx, folder=True) as staging:
+        with scratch(directory.onnx, folder=True) as staging, large_blocks_apart():
             return _Export(directory, recipe, artifact, probe, wanted, staging, report).run()
 
 

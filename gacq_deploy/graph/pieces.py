@@ -60,7 +60,8 @@ def cut_into_pieces(
         model: its weights may lie in another file.
         weight_bytes: what the weights of a piece may take; more where no cut can be made in between.
         attention_apart: make the products of each attention a piece of their own.
-        watched: tensors that are outputs, too, of the piece that computes them.
+        watched: tensors that are outputs, too, of the piece that computes them, and end it where a cut can be made:
+            else all of a piece would be held together.
     """
     return _Cutting(model, weight_bytes, attention_apart, frozenset(watched)).pieces()
 
@@ -96,6 +97,7 @@ class _Cutting:
         self._flow = _gathered(moving, self._attentions)
         self._place = {name: i for i, node in enumerate(self._flow) for name in node.output if name}
         self._last = self._last_read(watched)
+        self._watched = watched
         self._kept = watched | frozenset(index.outputs)
 
     def pieces(self) -> tuple[Piece, ...]:
@@ -115,7 +117,8 @@ class _Cutting:
         """Return the places of the cuts, each the number of nodes before it."""
         barred, crossing = self._barred(), self._crossing()
         held = list(accumulate(self._weights(), initial=0))
-        forced = {p for a in self._attentions for p in self._edges(a)} - barred
+        behind = {self._place[name] + 1 for name in self._watched & self._place.keys()}
+        forced = behind.union(*map(self._edges, self._attentions)) - barred
         cuts, start, candidates = list[int](), 0, list[int]()
         for place in range(1, len(self._flow)):
             if place in forced:

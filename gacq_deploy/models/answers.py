@@ -53,9 +53,9 @@ def other_rounding(module: nn.Module) -> Iterator[None]:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
-        return output * (
-            1 + _LAST_BIT * (2 * torch.rand(output.shape, generator=generator).to(output.device) - 1)
-        )
+        # in place: a large model's tensor is there twice already
+        factors = torch.rand(output.shape, generator=generator).mul_(2).sub_(1).mul_(_LAST_BIT).add_(1)
+        return output * factors.to(output.device)
 
     with ExitStack() as stack:
         for layer in module.modules():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,7 @@ from gacq_deploy.calibration.polish import POLISH_STAGE, START, WARM, WEIGH
 from gacq_deploy.calibration.probe import PROBE
 from gacq_deploy.calibration.ranges import RANGES
 from gacq_deploy.calibration.reconstruction import BlockTask, reconstruct_block, sample_losses
-from gacq_deploy.calibration.replay import Replay
+from gacq_deploy.calibration.replay import BlockData, Replay
 from gacq_deploy.calibration.smoothing import SEARCH, SEARCHED_STATES, SMOOTH
 from gacq_deploy.calibration.stage_gains import MEASURE
 from gacq_deploy.calibration.weighting.objective import TRAJECTORIES, gain_passes
@@ -37,6 +38,8 @@ from gacq_deploy.spec import QuantPlan
 
 _SLOW_S = 0.5
 """A call this long is not repeated, and not made on a larger batch: rows cost the same."""
+_LONG_S = 20.0
+"""A call this long is not even made on two rows: what it costs beside its rows is nothing against them."""
 ENOUGH_S, _LEAST_CALLS, _MOST_CALLS = 0.2, 4, 20
 """A call is repeated so long, or so often: a tenth of a second is free of other work on a busy machine, too."""
 _TIMED_STEPS = 4
@@ -105,7 +108,7 @@ def estimate_stages(counts: Counts, enough_s: float = ENOUGH_S) -> tuple[Planned
 
 
 class TimeOfRows:
-    """Seconds of a call by its number of rows, measured; where many are slow, from those of one and two rows."""
+    """Seconds of a call by its number of rows, measured; where many are slow, from those of one, or of two rows."""
 
     def __init__(self, run: Callable[[int], Callable[[], Any]], enough_s: float) -> None:
         self._run = run
@@ -117,6 +120,8 @@ class TimeOfRows:
         rows = max(1, rows)
         if rows * self._timed(1) < _SLOW_S or rows == 1:
             return self._timed(rows)
+        if self._timed(1) > _LONG_S:
+            return rows * self._timed(1)
         return self._timed(1) + (rows - 1) * max(0.0, self._timed(2) - self._timed(1))
 
     def _timed(self, rows: int) -> float:
@@ -147,9 +152,11 @@ def time_block(counts: Counts, enough_s: float = ENOUGH_S) -> BlockTime:
     with ExitStack() as stack:
         for name in names:
             stack.callback(module.set_submodule, name, module.get_submodule(name))
-        started = time.perf_counter()
-        layers = insert_quantizers(module, mine, {e.tie: 1.0 for e in mine})
-        preparing = (time.perf_counter() - started) / weights
+        layers = dict[str, QuantizedLayer]()
+        seconds = _own_seconds(
+            lambda: layers.update(insert_quantizers(module, mine, {e.tie: 1.0 for e in mine}))
+        )
+        preparing = seconds / weights
         folder = Path(stack.enter_context(TemporaryDirectory()))
         return BlockTime(_step_in_passes(counts, block, layers, folder, enough_s), preparing)
 
@@ -159,19 +166,24 @@ def _step_in_passes(
 ) -> float:
     section = counts.recipe.calibration.reconstruction
     batch = min(section.batch, counts.training)
-    samples = _noise(counts.denoiser, batch)
-    replay = Replay(counts.denoiser, counts.graph, samples, folder, counts.memory_mb)
-    data = replay.prepare(counts.graph.blocks.index(block))
     learnable = new_quantizers(layers, set())
     settings = section.model_copy(update={"iterations": _TIMED_STEPS, "warmup": 0.0})
 
+    @cache  # no more rows than are timed: a whole batch of a large model takes minutes
+    def data(rows: int) -> BlockData:
+        own = folder / str(rows)
+        own.mkdir()
+        samples = _noise(counts.denoiser, rows)
+        replay = Replay(counts.denoiser, counts.graph, samples, own, counts.memory_mb)
+        return replay.prepare(counts.graph.blocks.index(block))
+
     def learn(rows: int) -> Callable[[], Any]:
         ones = np.ones(rows)
-        task = BlockTask(block.name, layers, learnable, data, np.arange(rows), ones, ones, seed=0)
+        task = BlockTask(block.name, layers, learnable, data(rows), np.arange(rows), ones, ones, seed=0)
         return lambda: reconstruct_block(task, settings)
 
     def forward(rows: int) -> Callable[[], Any]:
-        return lambda: sample_losses(data, np.arange(rows), rows)
+        return lambda: sample_losses(data(rows), np.arange(rows), rows)
 
     return TimeOfRows(learn, enough_s)(batch) / _TIMED_STEPS / TimeOfRows(forward, enough_s)(batch)
 
@@ -195,16 +207,23 @@ def _noise(denoiser: Denoiser, rows: int) -> CalibrationSet:
 def _fastest(call: Callable[[], Any], enough_s: float) -> float:
     """Return the fastest of several runs after a warm-up, or the first if it is slow.
 
-    What else the machine does makes a short call many times as slow: the fastest is the call's own time.
+    What else the machine does makes a call many times as slow: the fastest is a short call's own time, and a long one
+    counts no more than what this process computed.
     """
     times: list[float] = []
     while len(times) < _LEAST_CALLS or (len(times) < _MOST_CALLS and sum(times) < enough_s):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
+        times.append(_own_seconds(call))
         if times[0] > _SLOW_S:
             return times[0]
     return min(times[1:])
+
+
+def _own_seconds(call: Callable[[], Any]) -> float:
+    """Return how long a call takes on a machine that does nothing else: time that other processes took is left out."""
+    wall, computed = time.perf_counter(), time.process_time()
+    call()
+    # threads together compute more than the time that passes
+    return min(time.perf_counter() - wall, time.process_time() - computed)
 
 
 def _in_blocks(counts: Counts, block: BlockTime, forward: TimeOfRows, meta: float) -> float:

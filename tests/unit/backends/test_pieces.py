@@ -185,6 +185,23 @@ def test_300_million_parameters_take_little_memory(tmp_path: Path) -> None:
     assert 10 < found["peak"] < MOST_MB
 
 
+def test_many_watched_tensors_are_not_held_together(tmp_path: Path) -> None:
+    """As all modules of a model are asked: they have no weights that would make pieces of them."""
+    nodes = [helper.make_node("Tanh", [f"x{i}"], [f"x{i + 1}"], f"tanh{i}") for i in range(30)]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1 << 21]) for name in ("x0", "x30")
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    path = tmp_path / "chain.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    feeds = {"x0": np.ones((1, 1 << 21), np.float32)}
+    watched = [f"x{i + 1}" for i in range(29)]
+    with sampled_peak() as found, PieceEngine(path, threads=1, watched=watched) as engine:
+        seen = [name for name, _ in engine.watch(feeds)]
+    assert seen == [*watched, "x30"]
+    assert found["peak"] - found["before"] < 10 * 8, "of 30 tensors of 8 MB each"
+
+
 def test_a_tensor_that_is_read_right_behind_its_node_is_not_kept(tmp_path: Path) -> None:
     """As its extremes are measured: they are the graph's outputs, and of each the tensor is another."""
     nodes, ends = [], []

@@ -65,8 +65,13 @@ def test_what_is_read_later_stays_and_what_is_watched_is_an_output() -> None:
     s = _chain(3)
     s.node("Add", ["y2", "y0"], "y")
     pieces = cut_into_pieces(s.model(), weight_bytes=1, watched=["y1", "y2"])
-    assert [p.outputs for p in pieces] == [("y0",), ("y1",), ("y2", "y")]
-    assert [p.dropped for p in pieces] == [("x",), (), ("y0", "y1", "y2")]
+    assert [p.outputs for p in pieces] == [("y0",), ("y1",), ("y2",), ("y",)]
+    assert [p.dropped for p in pieces] == [("x",), (), ("y1",), ("y0", "y2")]
+
+
+def test_a_piece_ends_behind_what_is_watched() -> None:
+    pieces = cut_into_pieces(_chain(4).model("y3"), weight_bytes=10**9, watched=["y0", "y2"])
+    assert [_names(p.model.graph.node) for p in pieces] == [["y0"], ["y1", "y2"], ["y3"]]
 
 
 def test_what_is_computed_from_weights_alone_goes_where_it_is_read() -> None:

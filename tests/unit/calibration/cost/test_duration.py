@@ -13,8 +13,10 @@ from gacq_deploy.calibration.cost import duration
 from gacq_deploy.calibration.cost.duration import TimeOfRows, forward_time, time_block
 from gacq_deploy.calibration.cost.memory import Counts
 from gacq_deploy.calibration.planning import make_plan
+from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.structure.graph import trace_model
 from gacq_deploy.quant.layers import quantized_layers
+from gacq_deploy.samples.calibration_set import CalibrationSet
 from tests.support.artifacts.quantized import tiny_settings
 from tests.support.models.tiny import tiny_denoiser
 
@@ -32,6 +34,11 @@ def test_a_slow_call_is_not_made_on_many_rows(monkeypatch: pytest.MonkeyPatch) -
     slow = TimeOfRows(run, 0.02)
     assert slow(100) == pytest.approx(slow(1) + 99 * max(0.0, slow(2) - slow(1)))
     assert made == [1, 2], "nor twice"
+    made.clear()
+    monkeypatch.setattr(duration, "_LONG_S", 0.0)
+    long = TimeOfRows(run, 0.02)
+    assert long(100) == pytest.approx(100 * long(1))
+    assert made == [1]
 
 
 def test_a_block_is_learned_and_the_model_is_as_it_was(
@@ -51,3 +58,20 @@ def test_a_block_is_learned_and_the_model_is_as_it_was(
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not list(tmp_path.iterdir())
     assert forward_time(denoiser)(4) > 0
+
+
+def test_no_more_rows_are_prepared_than_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser, recipe = tiny_denoiser(), tiny_settings()
+    graph = trace_model(denoiser)
+    counts = Counts(recipe, denoiser, graph, make_plan(recipe, graph), 1, 40, 10)
+    made: list[int] = []
+    noise = duration._noise
+
+    def counted(model: Denoiser, rows: int) -> CalibrationSet:
+        made.append(rows)
+        return noise(model, rows)
+
+    monkeypatch.setattr(duration, "_noise", counted)
+    monkeypatch.setattr(duration, "_SLOW_S", 0.0)
+    assert time_block(counts).step > 0
+    assert made == [1, 2]
