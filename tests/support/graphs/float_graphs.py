@@ -7,6 +7,7 @@ real one.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import json
@@ -47,6 +48,7 @@ def weightless_graph(
     capture.check_untouched(denoiser.module)
 
     def export(file: Path) -> None:
+        gc.freeze()  # a capture looks for garbage among all objects: those of other tests cost more than its own
         made = _capture(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
         file.write_bytes(pickle.dumps((made.model.SerializeToString(), made.views)))
 
