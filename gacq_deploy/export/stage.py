@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import numpy as np
 import onnx
@@ -126,8 +127,10 @@ class _Export:
         self.report.advance()
         self.report.stage(EXPORT_STAGES[1], 1)
         self.reference = float_reference(denoiser, *self.checked)
+        weights = [ref(parameter) for parameter in denoiser.module.parameters()]
         del denoiser  # the graphs need no model beside them
-        gc.collect()
+        if any(weight() is not None for weight in weights):
+            gc.collect()  # the model refers to itself; for others it would look through all objects for nothing
         give_back_memory()
         self.report.advance()
         self.report.stage(EXPORT_STAGES[2], len(self.wanted) - 1)

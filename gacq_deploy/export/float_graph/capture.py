@@ -28,6 +28,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import config as fx_config
 
 from gacq_deploy.errors import ExportError
 from gacq_deploy.graph.dimensions import BATCH, HEIGHT, WIDTH
@@ -49,6 +50,7 @@ _COSMETIC = (
     r".*The axis name: (batch|.*height|.*width) will not be used.*",
 )
 """Warnings of the exporter about itself; dimensions get their names afterwards."""
+_TRACES_SWITCH = "do_not_emit_stack_traces"
 REPORT_IT = "Please report the model's class; nothing was written."
 
 
@@ -124,7 +126,7 @@ def _export(
     # as the call module's signature: sample, timestep, *conditioning
     conditioning = (rows,) * (len(inputs) - 2)
     shapes = (sample, rows, conditioning) if conditioning else (sample, rows)
-    with _quiet():
+    with _quiet(), _no_stack_traces():
         try:
             program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
             _drop_idle_squeezes(program)
@@ -169,6 +171,20 @@ def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
 def _size(name: str, multiple: int) -> Any:
     """Return torch's symbol of a height or width."""
     return torch.export.Dim(name) if multiple == 1 else multiple * torch.export.Dim(f"_{name}")
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Keep torch from noting the lines of Python that made each node: the graph drops them, and a twentieth goes there.
+
+    Versions of torch that know no such switch note them.
+    """
+    before = getattr(fx_config, _TRACES_SWITCH, False)
+    setattr(fx_config, _TRACES_SWITCH, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, _TRACES_SWITCH, before)
 
 
 @contextmanager

@@ -7,7 +7,9 @@ real one.
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import inspect
 import json
 import os
 import pickle
@@ -19,11 +21,13 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from gacq_deploy.artifact.call import CallRecord
 from gacq_deploy.calibration import exportable
 from gacq_deploy.export.float_graph import capture, graph
 from gacq_deploy.export.float_graph.graph import FloatGraph
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.half_storage import stored_type
+from gacq_deploy.storage.digests import canonical_json
 from tests.support.programs.made_once import made_once
 
 FOLDER = "GACQ_TEST_FLOAT_GRAPHS"
@@ -44,6 +48,7 @@ def weightless_graph(
     capture.check_untouched(denoiser.module)
 
     def export(file: Path) -> None:
+        gc.freeze()  # a capture looks for garbage among all objects: those of other tests cost more than its own
         made = _capture(denoiser, opset=opset, dynamic_resolution=dynamic_resolution)
         file.write_bytes(pickle.dumps((made.model.SerializeToString(), made.views)))
 
@@ -63,7 +68,8 @@ def _key(denoiser: Denoiser, opset: int, dynamic_resolution: bool) -> str:
         [_facts(part) for part in module.modules()],
         str(module),
         json.dumps(config, sort_keys=True, default=str),  # a saved one has lists for tuples
-        (denoiser.family.name, denoiser.call, record.sample_shape, record.conditioning),
+        (denoiser.family.name, record.sample_shape, record.conditioning),
+        _told(denoiser),
         (denoiser.num_train_timesteps, opset, dynamic_resolution),
         [(name, stored_type(p), tuple(p.shape), first[id(p)]) for name, p in parameters],
     )
@@ -72,6 +78,17 @@ def _key(denoiser: Denoiser, opset: int, dynamic_resolution: bool) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _told(denoiser: Denoiser) -> bytes | str:
+    """Return the call: in one order, and without the constants that ``forward`` takes where it is told nothing."""
+    call: CallRecord | str = denoiser.call  # a wrapped module names its function
+    if isinstance(call, str):
+        return call
+    taken = {name: p.default for name, p in inspect.signature(denoiser.module.forward).parameters.items()}
+    # the same object: 0 and False are equal, and code may tell them apart
+    told = {k: v for k, v in call.constants.items() if k not in taken or v is not taken[k]}
+    return canonical_json({**call.model_dump(mode="json"), "constants": told})
 
 
 def _facts(part: nn.Module) -> tuple[type, type, dict[str, object]]:

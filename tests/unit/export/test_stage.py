@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -10,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 import yaml
 from onnx import helper, numpy_helper
+from torch import nn
 
 from gacq_deploy.artifact.artifact import load_artifact
 from gacq_deploy.engines.open import open_engine
@@ -22,7 +25,8 @@ from gacq_deploy.errors import ArtifactError, ExportError, ResourceError
 from gacq_deploy.export.float_graph import graph
 from gacq_deploy.export.float_graph.graph import float_graph
 from gacq_deploy.export.record import ExportRecord, load_export
-from gacq_deploy.export.stage import export_onnx
+from gacq_deploy.export.stage import EXPORT_STAGES, export_onnx
+from gacq_deploy.models import source
 from gacq_deploy.models.base import Denoiser
 from gacq_deploy.models.source import load_float_denoiser
 from gacq_deploy.progress import SilentReporter
@@ -335,6 +339,35 @@ def test_a_function_that_the_exporter_changed_is_refused(
     ):
         export_onnx(run)
     assert _state(run) == before
+
+
+@pytest.mark.parametrize("refers_to_itself", [False, True])
+def test_no_weight_of_the_model_is_in_memory_while_graphs_are_quantized(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, refers_to_itself: bool
+) -> None:
+    weights: list[ref[nn.Parameter]] = []
+    alive: dict[str, int] = {}
+
+    def load(*names: Any, **settings: Any) -> Denoiser:
+        denoiser = load_float_denoiser(*names, **settings)
+        weights.extend(ref(parameter) for parameter in denoiser.module.parameters())
+        if refers_to_itself:
+            vars(denoiser.module)["kept"] = [denoiser.module]
+        return denoiser
+
+    class Watching(SilentReporter):
+        def stage(self, name: str, total: int, costs: Sequence[float] = ()) -> None:
+            alive[name] = sum(weight() is not None for weight in weights)
+
+    monkeypatch.setattr(source, "load_float_denoiser", load)
+    shutil.rmtree(run.onnx)
+    gc.disable()
+    try:
+        export_onnx(run, report=Watching())
+    finally:
+        gc.enable()
+    assert [alive[name] > 0 for name in EXPORT_STAGES] == [False, True, False, False]
+    assert len(weights) > 50
 
 
 def test_an_artifact_without_probe_is_refused_before_any_work(run: RunDirectory) -> None:

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto
 from torch import nn
+from torch.fx import config as fx_config
 
 from gacq_deploy.build_trt.float16.convert import to_half
 from gacq_deploy.engines.open import open_engine
@@ -133,6 +134,28 @@ def test_a_model_that_cannot_be_captured_is_refused(denoiser: Denoiser) -> None:
     broken = Denoiser(_Stubborn(denoiser.module.config), denoiser.record, denoiser.family)
     with pytest.raises(ExportError, match="torch could not export the model"):
         float_graph(broken)
+
+
+class _Asked(_Stubborn):
+    """Keeps what torch would note when it is called, and cannot be captured."""
+
+    noted: ClassVar[list[bool]] = []
+
+    def forward(self, *_: torch.Tensor, **__: object) -> tuple[torch.Tensor]:
+        self.noted.append(not fx_config.do_not_emit_stack_traces)
+        raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_no_line_is_noted_and_the_switch_is_left_as_it_was(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, off: bool
+) -> None:
+    monkeypatch.setattr(fx_config, "do_not_emit_stack_traces", off)
+    monkeypatch.setattr(_Asked, "noted", [])
+    with pytest.raises(ExportError, match="enough"):
+        float_graph(Denoiser(_Asked(denoiser.module.config), denoiser.record, denoiser.family))
+    assert _Asked.noted == [False]
+    assert fx_config.do_not_emit_stack_traces == off
 
 
 @pytest.mark.slow
