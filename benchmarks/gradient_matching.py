@@ -23,7 +23,6 @@ from torch import Tensor
 from gacq_deploy.calibration.weighting.alignment import (
     directional,
     exact_meta_gradient,
-    gradient_at,
     surrogate_meta_gradient,
 )
 from gacq_deploy.calibration.weighting.meta_learning import (
@@ -33,6 +32,7 @@ from gacq_deploy.calibration.weighting.meta_learning import (
     MetaProblem,
     learn_weights,
 )
+from gacq_deploy.calibration.weighting.parts import gradient_at
 from gacq_deploy.calibration.weighting.vectors import Vector
 from gacq_deploy.recipe.calibration import WeightingSection
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gacq_deploy.calibration.weighting.parts import (
+    InParts,
+    Losses,
+    Pull,
+    gradient_at,
+    pulled_back,
+    value_and_gradient,
+)
 from gacq_deploy.calibration.weighting.vectors import (
     ABSOLUTE_FLOOR,
     Vector,
@@ -50,25 +58,6 @@ from gacq_deploy.calibration.weighting.vectors import (
     zeros_like,
 )
 
-Losses = Callable[[Vector], Tensor]
-"""Parameters -> losses: [B] of the training rows, or a scalar of one validation group."""
-
-
-@dataclass(frozen=True)
-class InParts:
-    """Losses of rows that do not fit into memory at once, part by part, in the rows' order.
-
-    Called, it joins what the parts return: a batch's losses, or one group's loss, of which each part gives its share.
-    """
-
-    parts: tuple[Losses, ...]
-
-    def __call__(self, theta: Vector) -> Tensor:
-        """Return the losses [B], or their sum where the parts are scalars."""
-        values = [part(theta) for part in self.parts]
-        return torch.cat(values) if values[0].ndim else torch.stack(values).sum()
-
-
 DirectionalMethod = Literal["forward", "double_backward", "finite_difference"]
 HessianMethod = Literal["double_backward", "finite_difference"]
 
@@ -82,32 +71,6 @@ class Differentiation:
 
     directional: DirectionalMethod = "forward"
     hessian: HessianMethod = "double_backward"
-
-
-@dataclass(frozen=True)
-class Pull:
-    """J^T u at some theta as a graph in ``u`` [B], linear in it: its value, and J v by differentiating it along v."""
-
-    gradient: Vector
-    u: Tensor
-
-    @classmethod
-    def of(cls, losses: Losses, theta: Vector, u: Tensor | None = None) -> Pull:
-        """Return J^T u of the losses [B], of u = 0 by default; one graph serves every direction."""
-        leaves = leaves_of(theta)
-        with torch.enable_grad():
-            values = losses(leaves)
-            u = (torch.zeros_like(values) if u is None else u).detach().clone().requires_grad_()
-            return cls(gradient_of((u * values).sum(), leaves, create_graph=True), u)
-
-    def along(self, directions: Sequence[Vector]) -> list[Tensor]:
-        """Return J v [B] for every v."""
-        found = []
-        with torch.enable_grad():
-            for v in directions:
-                product = torch.stack([(g * d).sum() for g, d in zip(self.gradient, v, strict=True)]).sum()
-                found.append(gradient_of(product, (self.u,), retain_graph=True)[0])
-        return found
 
 
 @dataclass(frozen=True)
@@ -224,7 +187,7 @@ def automatic_eta(g: Vector, rms: float) -> float:
 
 def weighted_gradient(losses: Losses, theta: Vector, w: Tensor) -> Vector:
     """Return J^T w, the gradient of sum_i w_i l_i, ``w`` [B] constant."""
-    return _pulled_back(losses, theta, [w])[0]
+    return pulled_back(losses, theta, [w])[0]
 
 
 def reparametrised(losses: Losses, metric: Sequence[float]) -> Losses:
@@ -359,7 +322,7 @@ def surrogate_meta_gradient(
     Gw: list[Vector] = [(-step.eta * x,) for x in step.along(G)]
     scale = lam * (float(losses.mean()) if normalised else 1.0)
     u = _pair_derivatives(Gw, normalised=normalised)
-    curvature = groups.curvature(_pulled_back(step.train, step.theta, [one for (one,) in u]))
+    curvature = groups.curvature(pulled_back(step.train, step.theta, [one for (one,) in u]))
     (dw_gm,) = step.along([curvature])
     dw_gm = -scale * _pair_factor(len(G)) * step.eta**2 * dw_gm
     product = mean_pairwise_cosine(Gw) if normalised else mean_pairwise_product(Gw)
@@ -374,29 +337,6 @@ def softmax_weights(s: Tensor, tau: float) -> Tensor:
 def softmax_chain(dw: Tensor, w: Tensor, tau: float) -> Tensor:
     """Return dL/ds [B] from dL/dw, through w = softmax(s / tau): (w / tau) (dw - sum_j w_j dw_j)."""
     return (w / tau) * (dw - (w * dw).sum())
-
-
-def gradient_at(loss: Losses, theta: Vector) -> Vector:
-    """Return the gradient of a scalar loss at ``theta``."""
-    return _value_and_gradient(loss, theta)[1]
-
-
-def _value_and_gradient(loss: Losses, theta: Vector) -> tuple[Tensor, Vector]:
-    """Return a scalar loss and its gradient at ``theta``, with no more than one part's graph in memory."""
-    leaves = leaves_of(theta)
-    values, gradients = [], []
-    for part in _parts(loss):
-        with torch.enable_grad():
-            value = part(leaves)
-            gradients.append(gradient_of(value, leaves))
-        values.append(value.detach())
-    if len(values) == 1:
-        return values[0], gradients[0]
-    return torch.stack(values).sum(), total_of(gradients)
-
-
-def _parts(losses: Losses) -> tuple[Losses, ...]:
-    return losses.parts if isinstance(losses, InParts) else (losses,)
 
 
 class _Groups:
@@ -423,7 +363,7 @@ class _Groups:
             return value.detach(), gradient_of(value, self._leaves, create_graph=True)
 
     def _without_graph(self, loss: Losses) -> tuple[Tensor, Vector]:
-        return _value_and_gradient(loss, self._leaves)
+        return value_and_gradient(loss, self._leaves)
 
     def curvature(self, vectors: Sequence[Vector]) -> Vector:
         """Return sum_t H_t v_t."""
@@ -458,23 +398,6 @@ def _pair_derivatives(G: Sequence[Vector], *, normalised: bool) -> list[Vector]:
         r = axpy(-1.0, n_t, total)
         derivatives.append(scaled(scale, axpy(-dot(n_t, r), n_t, r)))
     return derivatives
-
-
-def _pulled_back(losses: Losses, theta: Vector, u: Sequence[Tensor]) -> list[Vector]:
-    """Return J^T u [P] for every u [B], from one forward pass."""
-    leaves, first = leaves_of(theta), 0
-    by_part = []
-    for part in _parts(losses):
-        with torch.enable_grad():
-            values = part(leaves)
-            rows = slice(first, first + len(values))
-            by_part.append([_gradient(values, one[rows], leaves) for one in u])
-        first += len(values)
-    return [total_of(vectors) if len(vectors) > 1 else vectors[0] for vectors in zip(*by_part, strict=True)]
-
-
-def _gradient(values: Tensor, u: Tensor, leaves: Vector) -> Vector:
-    return gradient_of((u * values).sum(), leaves, retain_graph=True)
 
 
 def _pair_factor(count: int) -> float:

@@ -14,10 +14,10 @@ from gacq_deploy.calibration.weighting.alignment import (
     Differentiation,
     DirectionalMethod,
     LookAhead,
-    Losses,
     directional,
     hessian_vector,
 )
+from gacq_deploy.calibration.weighting.parts import Losses
 from gacq_deploy.calibration.weighting.vectors import Vector, dot
 
 METHODS: tuple[DirectionalMethod, ...] = ("double_backward", "forward", "finite_difference")

@@ -19,11 +19,8 @@ from torch import Tensor
 
 from gacq_deploy.calibration.weighting.alignment import (
     Differentiation,
-    InParts,
     LookAhead,
-    Losses,
     MetaGradient,
-    Pull,
     automatic_eta,
     exact_meta_gradient,
     look_ahead,
@@ -40,6 +37,7 @@ from gacq_deploy.calibration.weighting.differentiation import (
     differentiable_attention,
 )
 from gacq_deploy.calibration.weighting.minibatches import Deck, stratify
+from gacq_deploy.calibration.weighting.parts import InParts, Losses, Pull
 from gacq_deploy.calibration.weighting.sample_weights import effective_samples
 from gacq_deploy.calibration.weighting.sparse_adam import SparseAdam
 from gacq_deploy.calibration.weighting.vectors import Vector, norm

@@ -15,7 +15,6 @@ from torch import Tensor
 from gacq_deploy.artifact.diagnostics import StageWeights
 from gacq_deploy.calibration.weighting.alignment import (
     cosine_matrix,
-    gradient_at,
     mean_direction,
 )
 from gacq_deploy.calibration.weighting.bounds import bounded_weights
@@ -27,6 +26,7 @@ from gacq_deploy.calibration.weighting.meta_learning import (
     learn_weights,
 )
 from gacq_deploy.calibration.weighting.objective import coefficients, step_means
+from gacq_deploy.calibration.weighting.parts import gradient_at
 from gacq_deploy.calibration.weighting.sample_weights import SampleWeights, checked_weights, effective_samples
 from gacq_deploy.calibration.weighting.vectors import Vector, axpy, zeros_like
 from gacq_deploy.models.placement import to_host

@@ -16,16 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gacq_deploy.calibration.weighting.alignment import (
     Differentiation,
-    InParts,
     LookAhead,
-    Losses,
     MetaGradient,
-    Pull,
     automatic_eta,
     cosine_matrix,
     directional,
     exact_meta_gradient,
-    gradient_at,
     hessian_vector,
     look_ahead,
     mean_pairwise_cosine,
@@ -37,6 +33,7 @@ from gacq_deploy.calibration.weighting.alignment import (
     surrogate_meta_gradient,
     weighted_gradient,
 )
+from gacq_deploy.calibration.weighting.parts import InParts, Losses, Pull, gradient_at
 from gacq_deploy.calibration.weighting.vectors import Vector
 from gacq_deploy.quant.layers import ActivationQuantizer, QuantizedLayer
 from gacq_deploy.quant.ranges import RangeMethod, weight_scale

@@ -12,11 +12,11 @@ from benchmarks.gradient_matching import TRAIN, make_conflict
 from gacq_deploy.calibration.weighting.alignment import (
     DirectionalMethod,
     LookAhead,
-    Losses,
     weighted_gradient,
 )
 from gacq_deploy.calibration.weighting.differentiation import METHODS, choose_differentiation
 from gacq_deploy.calibration.weighting.meta_learning import MetaProblem
+from gacq_deploy.calibration.weighting.parts import Losses
 from gacq_deploy.calibration.weighting.vectors import Vector
 
 ROWS: NDArray[np.int64] = np.arange(TRAIN)
