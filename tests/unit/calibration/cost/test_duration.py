@@ -63,7 +63,7 @@ def test_a_block_is_learned_and_the_model_is_as_it_was(
 def test_no_more_rows_are_prepared_than_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser, recipe = tiny_denoiser(), tiny_settings()
     graph = trace_model(denoiser)
-    counts = Counts(recipe, denoiser, graph, make_plan(recipe, graph), 1, 40, 10)
+    counts = Counts(recipe, denoiser, graph, make_plan(recipe, graph), 1, 40, 10, 2048)
     made: list[int] = []
     noise = duration._noise
 
