@@ -380,7 +380,7 @@ def _state(trainables: Trainables, optimizer: torch.optim.Adam) -> dict[str, Arr
     """Return values and Adam's moments, all that the next step depends on."""
     state: dict[str, Array] = {}
     for name, parameter in trainables.parameters.items():
-        state[f"value:{name}"] = to_host(parameter).copy()
+        state[f"value:{name}"] = to_host(parameter.detach()).copy()
         moments = optimizer.state.get(parameter)
         if moments:  # none where the output does not depend on the parameter
             state[f"mean:{name}"] = to_host(moments["exp_avg"]).copy()

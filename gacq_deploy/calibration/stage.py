@@ -192,7 +192,7 @@ def _learn(
     polish.folder.mkdir(exist_ok=True)
     module = session.denoiser.module
     # first: wrapped layers and norms have other names, and the polish changes values
-    sources = {name: digest_array(to_host(value)) for name, value in module.named_parameters()}
+    sources = {name: digest_array(to_host(value.detach())) for name, value in module.named_parameters()}
     errors = StageGains(session)
     smoothing = ensure_smoothing(session, blocks)
     scales = ensure_ranges(session, blocks, smoothing)
@@ -258,7 +258,7 @@ def _retrained(
 ) -> dict[str, RetrainedParameter]:
     """Return what differs from the float model: a layer that never runs has no constant to replace in the graph."""
     learned = {
-        f"{name}.{kind}": to_host(value)
+        f"{name}.{kind}": to_host(value.detach())
         for name, norm in retrained_norms(module).items()
         for kind, value in norm.affine.items()
     }

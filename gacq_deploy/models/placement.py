@@ -89,6 +89,9 @@ def to_tensor(rows: NDArray[Any], device: torch.device = HOST) -> Tensor:
 
 
 def to_host(value: Tensor) -> NDArray[Any]:
-    """Return a tensor's numbers; of one on the CPU not a copy."""
-    array: NDArray[Any] = value.detach().cpu().numpy()
+    """Return a tensor's numbers; of one on the CPU not a copy.
+
+    One that a gradient is to be taken of is refused by torch, so that no graph is made by oversight.
+    """
+    array: NDArray[Any] = value.cpu().numpy()
     return array

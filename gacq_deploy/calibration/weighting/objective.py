@@ -70,12 +70,12 @@ def nearest_gains(gains: Mapping[int, float], timesteps: Iterable[int]) -> dict[
     return {t: gains[min(gains, key=lambda other: abs(other - t))] for t in timesteps}
 
 
-@torch.no_grad()
 def gain_passes(steps: int) -> int:
     """Return how many predictions :func:`trajectory_gains` makes: to the end from every step, and two at each."""
     return 2 * steps + steps * (steps - 1) // 2
 
 
+@torch.no_grad()
 def trajectory_gains(
     denoiser: Denoiser,
     steps: int,

@@ -91,6 +91,15 @@ def test_gains_are_positive_deterministic_and_one_a_step() -> None:
     assert quantized_layers(denoiser.module) == layers
 
 
+def test_gains_are_measured_while_scales_are_being_learned() -> None:
+    denoiser, layers = quantized_tiny()
+    frozen = trajectory_gains(denoiser, 2, seed=3)
+    for layer in layers.values():
+        assert layer.input_quantizer is not None
+        layer.input_quantizer.log_gain.requires_grad_(True)
+    assert trajectory_gains(denoiser, 2, seed=3) == frozen
+
+
 def test_a_model_that_answers_as_the_float_one_has_no_gains() -> None:
     assert set(trajectory_gains(tiny_denoiser(), 3, seed=0).values()) == {0.0}
 
