@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from gacq_deploy.artifact.call import Place
 from gacq_deploy.models.base import first_tensor
-from gacq_deploy.models.placement import home_of, map_leaves
+from gacq_deploy.models.placement import home_of
+from gacq_deploy.models.pytree import mapped
 
 Replacement = Callable[[dict[str, Any]], Any]
 
@@ -58,12 +59,12 @@ class CallCapture:
             given = dict(signature.bind(*args, **kwargs).arguments)
             # what **kwargs took is an argument as any other
             given |= given.pop(_rest(signature), {})
-            arguments = map_leaves(given, self._to_own)
+            arguments = mapped(given, self._to_own)
             output = (self.replacement or (lambda named: original(**named)))(arguments)
             self.last_output = output
             call = CapturedCall(dict(flatten(arguments)), first_tensor(output))
             (self.keep or self.calls.append)(call)
-            return map_leaves(output, _as_given(given))
+            return mapped(output, _as_given(given))
 
         self.module.__dict__["forward"] = forward
         try:
@@ -101,7 +102,7 @@ def blank(output: Any, before: int, rows: int) -> Any:
         shape = (rows, *value.shape[1:]) if value.ndim and value.shape[0] == before else tuple(value.shape)
         return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
-    return map_leaves(output, zeros)
+    return mapped(output, zeros)
 
 
 def _rest(signature: inspect.Signature) -> str:

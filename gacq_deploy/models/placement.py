@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from gacq_deploy.models.devices import HOST
 from gacq_deploy.models.half_storage import HalfStored
+from gacq_deploy.models.pytree import mapped
 
 
 def home_of(module: nn.Module) -> torch.device:
@@ -58,25 +58,15 @@ def visit(component: nn.Module, device: torch.device) -> None:
         came_from = home_of(component)
         try:
             move(component, device)
-            there = map_leaves((args, kwargs), lambda v: v.to(device) if isinstance(v, Tensor) else v)
-            result = original(*there[0], **there[1])
+            given, named = mapped((args, kwargs), lambda v: v.to(device) if isinstance(v, Tensor) else v)
+            result = original(*given, **named)
         finally:
             for owner, parameters, buffers in kept:
                 owner._parameters.update(parameters)
                 owner._buffers.update(buffers)
-        return map_leaves(result, lambda v: v.to(came_from) if isinstance(v, Tensor) else v)
+        return mapped(result, lambda v: v.to(came_from) if isinstance(v, Tensor) else v)
 
     component.__dict__["forward"] = forward
-
-
-def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Apply a change to every value of nested containers; output classes are dicts, and stay themselves."""
-    if isinstance(tree, Mapping):
-        changed = {k: map_leaves(v, change) for k, v in tree.items()}
-        return type(tree)(**changed) if type(tree) is not dict and isinstance(tree, dict) else changed
-    if isinstance(tree, list | tuple):
-        return type(tree)(map_leaves(v, change) for v in tree)
-    return change(tree)
 
 
 def to_tensor(rows: NDArray[Any], device: torch.device = HOST) -> Tensor:

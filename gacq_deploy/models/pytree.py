@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ def replaced(value: Any, leaves_by_path: Mapping[Place, Any], path: Place = ()) 
             copied[key] = part
         return copied
     return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return ``value`` with every leaf changed; containers are copied, nothing is changed."""
+    return replaced(value, {path: change(leaf) for path, leaf in leaves(value)})
 
 
 def call_with(
