@@ -85,18 +85,10 @@ def computing_on(device: torch.device, threads: int) -> Iterator[None]:
             stack.enter_context(
                 torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
             )
-            _keep(stack, torch.backends.cuda.matmul.allow_tf32)
-            torch.backends.cuda.matmul.allow_tf32 = False
+            products = torch.backends.cuda.matmul
+            stack.callback(setattr, products, "allow_tf32", products.allow_tf32)
+            products.allow_tf32 = False
             stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
             torch.use_deterministic_algorithms(True, warn_only=True)
             stack.enter_context(torch.cuda.device(device))
         yield
-
-
-def _keep(stack: ExitStack, allowed: bool) -> None:
-    """Give back TF32 of matrix products when the stack ends."""
-
-    def restore() -> None:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-
-    stack.callback(restore)

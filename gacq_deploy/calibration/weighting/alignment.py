@@ -351,8 +351,9 @@ class _Groups:
         self._validation = validation
         self._leaves = leaves_of(step.theta_star)
         keep = second_order and step.together and step.how.hessian == "double_backward"
-        find = self._with_graph if keep else self._without_graph
-        found = [find(loss) for loss in validation]
+        found = [
+            self._with_graph(loss) if keep else value_and_gradient(loss, self._leaves) for loss in validation
+        ]
         self.losses = torch.stack([value for value, _ in found]).cpu().double()
         self.G = tuple(_detached(gradient) for _, gradient in found)
         self._graphs = [gradient for _, gradient in found] if keep else None
@@ -361,9 +362,6 @@ class _Groups:
         with torch.enable_grad():
             value = loss(self._leaves)
             return value.detach(), gradient_of(value, self._leaves, create_graph=True)
-
-    def _without_graph(self, loss: Losses) -> tuple[Tensor, Vector]:
-        return value_and_gradient(loss, self._leaves)
 
     def curvature(self, vectors: Sequence[Vector]) -> Vector:
         """Return sum_t H_t v_t."""

@@ -287,23 +287,24 @@ class _Loop:
         """Return one loss per group, on rows drawn for one iteration."""
         size = self.settings.validation_batch
         rows = [np.sort(deck.draw(size, self._generator)) for deck in self._validation_decks]
-        return [self._wrap(self._in_parts(self._validation_on, r)) for r in rows]
+        return [self._in_parts(partial(self._validation_on, of=len(r)), r) for r in rows]
 
-    def _validation_on(self, theta: Vector, rows: RowNumbers, share: float) -> Tensor:
+    def _validation_on(self, theta: Vector, rows: RowNumbers, of: int) -> Tensor:
+        """Return what some rows give to the mean over ``of`` rows."""
         loss = self.problem.validation_loss(theta, rows)
-        return loss if share == 1 else share * loss
+        return loss if len(rows) == of else len(rows) / of * loss
 
-    def _train_on(self, theta: Vector, rows: RowNumbers, share: float) -> Tensor:  # noqa: ARG002 (rows stand apart)
+    def _train_on(self, theta: Vector, rows: RowNumbers) -> Tensor:
         return self.problem.train_losses(theta, rows)
 
     def _train(self, index: RowNumbers) -> Losses:
-        return self._wrap(self._in_parts(self._train_on, index))
+        return self._in_parts(self._train_on, index)
 
     def _in_parts(self, losses: Callable[..., Tensor], rows: RowNumbers) -> Losses:
-        """Return the losses of so many rows at once as memory holds, each part with its share of them."""
+        """Return the losses of so many rows at once as memory holds, in the renamed parameters."""
         parts = [rows[first : first + self._room] for first in range(0, len(rows), self._room)]
-        found = [partial(losses, rows=part, share=len(part) / len(rows)) for part in parts]
-        return found[0] if len(found) == 1 else InParts(tuple(found))
+        found = [partial(losses, rows=part) for part in parts]
+        return self._wrap(found[0] if len(found) == 1 else InParts(tuple(found)))
 
     def _softmax(self, s: Tensor) -> Tensor:
         return softmax_weights(s, self.settings.temperature).to(self._phi[0])
